@@ -1,0 +1,237 @@
+"""Layers shared by every network: norms, projections, convolutions, attention, pixel shuffles.
+
+Channels are last everywhere ([batch, height, width, channels]). Parameters are stored in
+`param_dtype` (float32) and used in `dtype`; norms and the softmax are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from paella_jax.ops.attention import dot_product_attention
+from paella_jax.ops.depthwise import depthwise_conv
+from paella_jax.ops.linear import dense, strided_conv, transposed_conv
+
+Array = jax.Array
+Dtype = jnp.dtype
+Initializer = Callable[..., Array]
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def scaled_xavier(scale: float) -> Initializer:
+    """Xavier uniform times a constant factor (torch's `gain`)."""
+    return nn.initializers.variance_scaling(scale**2, "fan_avg", "uniform")
+
+
+def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
+    """Layer norm over the last axis without scale and bias, biased variance, in float32."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+
+
+def gelu(x: Array) -> Array:
+    """The exact (erf) GELU; flax's default is the tanh approximation."""
+    return nn.gelu(x, approximate=False)
+
+
+def pixel_unshuffle(x: Array, factor: int) -> Array:
+    """[B, H, W, C] -> [B, H/f, W/f, C*f*f], channel order (channel, dy, dx) as in PyTorch."""
+    return rearrange(x, "b (h p) (w q) c -> b h w (c p q)", p=factor, q=factor)
+
+
+def pixel_shuffle(x: Array, factor: int) -> Array:
+    """The inverse of `pixel_unshuffle`."""
+    return rearrange(x, "b h w (c p q) -> b (h p) (w q) c", p=factor, q=factor)
+
+
+def timestep_embedding(t: Array, width: int, max_period: float = 10000.0) -> Array:
+    """Sinusoids of the noise level: all sines, then all cosines (reference/paella.md 2.2.1).
+
+    Args:
+      t: float32 [batch] in [0, 1]. Stays float32: the angles reach 10 000 rad.
+      width: embedding width, at least 4; an odd width ends in a zero column.
+
+    Returns:
+      float32 [batch, width].
+    """
+    half = width // 2
+    exponents = np.arange(half, dtype=np.float32) * np.float32(-np.log(max_period) / (half - 1))
+    # The exponents are float32 as in the reference, their exp correctly rounded: with numpy's own
+    # float32 exp the last bit differs, which the angles turn into errors of 2e-4.
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (t.astype(jnp.float32) * max_period)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, width - 2 * half)))
+
+
+class Dense(nn.Module):
+    """Linear layer on the last axis: [..., C] -> [..., features]."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer = xavier
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        x = dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            x = x + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return x
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN over the whole spatial extent of each sample, statistics in float32 (paella.md 2.3)."""
+
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],)
+        gamma = self.param("gamma", nn.initializers.zeros, shape, self.param_dtype)
+        beta = self.param("beta", nn.initializers.zeros, shape, self.param_dtype)
+        squares = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
+        # A channel that is zero everywhere has an infinite slope at sqrt(0): give it slope zero.
+        norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+        response = norm / (norm.mean(-1, keepdims=True) + 1e-6)
+        scale = 1.0 + gamma.reshape(1, 1, 1, -1) * response
+        return x * scale.astype(x.dtype) + beta.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+class DepthwiseConv(nn.Module):
+    """k x k depthwise convolution; with `inputs_per_group` 2 it halves the channels of x."""
+
+    kernel_size: int = 3
+    inputs_per_group: int = 1
+    padding: str = "zero"
+    implementation: str = "auto"
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1] // self.inputs_per_group
+        shape = (self.kernel_size, self.kernel_size, self.inputs_per_group, channels)
+        kernel = self.param("kernel", xavier, shape, self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        x = depthwise_conv(
+            x.astype(self.dtype), kernel, padding=self.padding, implementation=self.implementation
+        )
+        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution, kernel size 2 or 4: [B, H, W, C] -> [B, H/2, W/2, features]."""
+
+    features: int
+    kernel_size: int = 2
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", xavier, shape, self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x = strided_conv(x.astype(self.dtype), kernel)
+        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+class Upsample(nn.Module):
+    """Transposed stride-2 convolution: [B, H, W, C] -> [B, 2H, 2W, features]."""
+
+    features: int
+    kernel_size: int = 2
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        # The reference leaves these at torch's default: U(-b, b), b = 1/sqrt(features * k * k).
+        bound = 1.0 / np.sqrt(self.features * self.kernel_size**2)
+        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,), self.param_dtype).astype(self.dtype)
+        return transposed_conv(x.astype(self.dtype), kernel) + bias.reshape(1, 1, 1, -1)
+
+
+class MultiHeadAttention(nn.Module):
+    """torch's MultiheadAttention with one joint input projection (joint Xavier, paella.md 2.5).
+
+    Queries come from `x`; keys and values from `x` followed by `context` (self_attention) or from
+    `context` alone.
+    """
+
+    num_heads: int
+    self_attention: bool = True
+    dropout: float = 0.0
+    implementation: str | None = None
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        context: Array,
+        context_mask: Array | None = None,
+        value_weights: Array | None = None,
+        deterministic: bool = True,
+    ) -> Array:
+        """x [B, N, C], context [B, L, C], context_mask bool [B, L] -> [B, N, C].
+
+        `value_weights` [L'] multiplies the attention probabilities of the last L' keys without
+        renormalising (paella.md 2.4); scaling those keys' values is the same thing.
+        """
+        channels = x.shape[-1]
+        kernel = self.param("in_kernel", xavier, (channels, 3 * channels), self.param_dtype)
+        bias = self.param("in_bias", nn.initializers.zeros, (3 * channels,), self.param_dtype)
+        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype).reshape(1, 1, -1)
+
+        if self.self_attention:
+            joint = dense(x, kernel) + bias
+            query, image_kv = joint[..., :channels], joint[..., channels:]
+        else:
+            query = dense(x, kernel[:, :channels]) + bias[..., :channels]
+            image_kv = x[:, :0, :1].repeat(2 * channels, axis=-1)
+        context_kv = dense(context, kernel[:, channels:]) + bias[..., channels:]
+        key_value = jnp.concatenate([image_kv, context_kv], axis=1)
+        key, value = jnp.split(key_value, 2, axis=-1)
+
+        key_mask = None
+        if context_mask is not None:
+            visible = jnp.ones((x.shape[0], image_kv.shape[1]), bool)
+            key_mask = jnp.concatenate([visible, context_mask], axis=1)
+        if value_weights is not None:
+            lead = jnp.ones((value.shape[1] - value_weights.shape[0],), value.dtype)
+            weights = jnp.concatenate([lead, value_weights.astype(value.dtype)])
+            value = value * weights.reshape(1, -1, 1)
+
+        rate = 0.0 if deterministic else self.dropout
+        split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
+        y = dot_product_attention(
+            split(query),
+            split(key),
+            split(value),
+            key_mask=key_mask,
+            dropout_rate=rate,
+            dropout_key=self.make_rng("dropout") if rate > 0 else None,
+            implementation=self.implementation,
+        )
+        y = rearrange(y, "b n h d -> b n (h d)")
+        return Dense(channels, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(y)

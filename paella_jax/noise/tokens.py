@@ -1,0 +1,76 @@
+"""Forward process on tokens: replace a share of them (reference/paella.md 2.6).
+
+Every function takes one PRNG key per sample, so a sample's noise depends on its own key only: not
+on the batch around it, the number of devices, or how a batch is cut into micro-batches.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def sample_keys(key: Array, index: Array) -> Array:
+    """One key per sample: `key` folded with each sample's index. index int [batch] -> [batch]."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def random_tokens(keys: Array, grid: tuple[int, int], codebook_size: int) -> Array:
+    """Uniform tokens, keys [batch] -> int32 [batch, h, w]."""
+    draw = lambda key: jax.random.randint(key, grid, 0, codebook_size, jnp.int32)
+    return jax.vmap(draw)(keys)
+
+
+def uniform_map(keys: Array, grid: tuple[int, int]) -> Array:
+    """U[0, 1) per position, keys [batch] -> float32 [batch, h, w]."""
+    return jax.vmap(lambda key: jax.random.uniform(key, grid))(keys)
+
+
+def replace_tokens(
+    tokens: Array, replacement: Array, uniform: Array, t: Array
+) -> tuple[Array, Array]:
+    """Replaces the positions where `uniform` <= t (note: not <).
+
+    Args:
+      tokens: int [batch, h, w].
+      replacement: int [batch, h, w].
+      uniform: float [batch, h, w] in [0, 1).
+      t: float [batch] or scalar.
+
+    Returns:
+      The noised tokens and the noise mask (bool, True where replaced), both [batch, h, w].
+    """
+    noise_mask = uniform <= jnp.reshape(t, (-1, 1, 1))
+    return jnp.where(noise_mask, replacement, tokens), noise_mask
+
+
+def add_noise(keys: Array, tokens: Array, t: Array, codebook_size: int) -> tuple[Array, Array]:
+    """Replaces a share `t` of the tokens by uniform random ones.
+
+    Args:
+      keys: [batch] PRNG keys.
+      tokens: int32 [batch, h, w].
+      t: float32 [batch] in [0, 1].
+      codebook_size: the vocabulary; a replaced token can by chance equal the original.
+
+    Returns:
+      As `replace_tokens`.
+    """
+    grid = tokens.shape[1:]
+    mask_keys, token_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    replacement = random_tokens(token_keys, grid, codebook_size)
+    return replace_tokens(tokens, replacement, uniform_map(mask_keys, grid), t)
+
+
+def sample_noise_level(keys: Array, minimum: float = 0.001) -> Array:
+    """t = (1 - U) + minimum, clipped to [minimum, 1]; keys [batch] -> float32 [batch]."""
+    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
+    return jnp.clip((1.0 - uniform) + minimum, minimum, 1.0)
+
+
+def loss_weight(noise_mask: Array, t: Array, minimum: float = 0.3) -> Array:
+    """1 where noised; minimum + (1 - minimum) t elsewhere. [batch, h, w] float32."""
+    kept = 1.0 - noise_mask.astype(jnp.float32)
+    return 1.0 - kept * (1.0 - jnp.reshape(t, (-1, 1, 1))) * (1.0 - minimum)

@@ -1,0 +1,47 @@
+"""Classifier-free guidance as a wrapper around two predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# (tokens [batch, h, w], t [batch]) -> logits [batch, h, w, codes]
+Predict = Callable[[Array, Array], Array]
+# The same with a guidance scale (a float32 scalar, or None where guidance is off).
+Denoise = Callable[[Array, Array, Array | None], Array]
+
+
+def combine(conditional: Array, unconditional: Array, scale: Array | float) -> Array:
+    """conditional * w + unconditional * (1 - w); w = 1 is no guidance."""
+    return conditional * scale + unconditional * (1.0 - scale)
+
+
+def guide(conditional: Predict, unconditional: Predict | None) -> Denoise:
+    """Two separate calls: a quarter of the memory of one doubled batch, equal time on CPU."""
+
+    def denoise(tokens: Array, t: Array, scale: Array | None) -> Array:
+        logits = conditional(tokens, t)
+        if scale is None or unconditional is None:
+            return logits
+        return combine(logits, unconditional(tokens, t), scale)
+
+    return denoise
+
+
+def guide_jointly(conditional: Predict, both: Predict) -> Denoise:
+    """One call on a doubled batch: `both` takes [tokens; tokens] and gives [cond; uncond].
+
+    Fills an accelerator better at small batches. `conditional` serves the steps without guidance.
+    """
+
+    def denoise(tokens: Array, t: Array, scale: Array | None) -> Array:
+        if scale is None:
+            return conditional(tokens, t)
+        logits = both(jnp.concatenate([tokens, tokens]), jnp.concatenate([t, t]))
+        return combine(*jnp.split(logits, 2), scale)
+
+    return denoise

@@ -1,0 +1,239 @@
+"""Paella's sampler: predict every token, draw, renoise, repeat (reference/paella.md 4.1).
+
+The whole loop is `lax.scan`; its carry is the tokens, logits are never stored across steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from paella_jax.noise.tokens import random_tokens, replace_tokens, sample_keys, uniform_map
+from paella_jax.ops.categorical import draw_categorical
+from paella_jax.ops.codebook import nearest_code
+from paella_jax.sampling.guidance import Denoise
+from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.typical import typical_filter
+
+Array = jax.Array
+RENOISE_MODES = ("initial", "previous", "fresh")
+DRAWS = ("categorical", "argmax", "quantize")
+
+
+@struct.dataclass
+class RenoiseSettings:
+    """Settings of the renoise sampler; all static, the defaults are the released model's.
+
+    Attributes:
+      num_steps: predictions made.
+      t_start: noise level of the first prediction (below 1 for image-to-image).
+      t_end: noise level the last renoising would return to.
+      temperature: (first, last) step's softmax temperature, linear in between.
+      guidance_scale: (first, last) step's guidance, linear in between; 1 is no guidance.
+      guided_steps: guidance stops after this many steps; None means never.
+      renoise_steps: how many steps are followed by renoising; None means all but the last.
+      renoise_mode: where replaced tokens come from: the "initial" noise, the tokens of the
+        "previous" step, or "fresh" noise.
+      draw: "categorical", "argmax" (of the guided logits) or "quantize" (nearest code of the
+        expected code).
+      quantize_from_step: switches to "quantize" at this step; None means never.
+      typical_mass: keep this probability mass of typical tokens; None switches filtering off.
+      typical_min_tokens: always keep this many tokens.
+      draw_implementation: see ops/categorical.py.
+    """
+
+    num_steps: int = struct.field(pytree_node=False, default=12)
+    t_start: float = struct.field(pytree_node=False, default=1.0)
+    t_end: float = struct.field(pytree_node=False, default=0.0)
+    temperature: tuple[float, float] = struct.field(pytree_node=False, default=(0.7, 0.3))
+    guidance_scale: tuple[float, float] = struct.field(pytree_node=False, default=(8.0, 8.0))
+    guided_steps: int | None = struct.field(pytree_node=False, default=None)
+    renoise_steps: int | None = struct.field(pytree_node=False, default=None)
+    renoise_mode: str = struct.field(pytree_node=False, default="initial")
+    draw: str = struct.field(pytree_node=False, default="categorical")
+    quantize_from_step: int | None = struct.field(pytree_node=False, default=None)
+    typical_mass: float | None = struct.field(pytree_node=False, default=None)
+    typical_min_tokens: int = struct.field(pytree_node=False, default=1)
+    draw_implementation: str = struct.field(pytree_node=False, default="auto")
+
+    def check(self) -> None:
+        """Raises ValueError naming the first setting that makes no sense."""
+        _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
+        _require(0 <= self.t_end <= 1, "t_end", self.t_end, "in [0, 1]")
+        _require(self.t_end < self.t_start <= 1, "t_start", self.t_start, "in (t_end, 1]")
+        _require(min(self.temperature) > 0, "temperature", self.temperature, "above 0")
+        _require(
+            self.renoise_mode in RENOISE_MODES, "renoise_mode", self.renoise_mode, RENOISE_MODES
+        )
+        _require(self.draw in DRAWS, "draw", self.draw, DRAWS)
+        mass = self.typical_mass
+        _require(mass is None or 0 < mass < 1, "typical_mass", mass, "in (0, 1) or None")
+
+
+def _require(ok: bool, name: str, value: object, wanted: object) -> None:
+    if not ok:
+        raise ValueError(f"sampler setting {name}={value!r} must be {wanted}")
+
+
+class Randomness(NamedTuple):
+    """Everything random but the draws: noise [B, h, w] and mask uniforms [num_steps, B, h, w]."""
+
+    initial: Array
+    mask_uniform: Array
+
+
+class Step(NamedTuple):
+    """One step's inputs, stacked over steps for the scan."""
+
+    t: Array
+    t_next: Array
+    temperature: Array
+    guidance_scale: Array
+    renoise: Array
+    mask_uniform: Array
+    draw_keys: Array
+    fresh_keys: Array
+
+
+# (step's keys [batch], guided logits, temperature) -> tokens [batch, h, w]
+Draw = Callable[[Array, Array, Array], Array]
+
+
+def sample(
+    denoise: Denoise,
+    key: Array,
+    shape: tuple[int, int, int],
+    settings: RenoiseSettings,
+    *,
+    codebook_size: int,
+    initial_tokens: Array | None = None,
+    codebook: Array | None = None,
+    sample_index: Array | None = None,
+    randomness: Randomness | None = None,
+    trace: bool = False,
+) -> Array:
+    """Draws token maps.
+
+    Args:
+      denoise: guided prediction, see sampling/guidance.py.
+      key: PRNG key.
+      shape: (batch, h, w).
+      settings: see `RenoiseSettings`.
+      codebook_size: the vocabulary.
+      initial_tokens: tokens at level `t_start`; None starts from the noise.
+      codebook: [codes, C], needed by the "quantize" draw.
+      sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
+        Default 0..batch-1.
+      randomness: replaces the random noise and masks, for tests against recorded runs.
+      trace: also return the tokens after every step.
+
+    Returns:
+      int32 [batch, h, w]; with `trace`, a pair with int32 [num_steps, batch, h, w].
+    """
+    settings.check()
+    batch, *grid = shape
+    index = jnp.arange(batch) if sample_index is None else sample_index
+    keys = sample_keys(key, index)
+    if randomness is None:
+        randomness = _randomness(keys, tuple(grid), settings.num_steps, codebook_size)
+    steps = _steps(settings, keys, randomness)
+    tokens = randomness.initial if initial_tokens is None else initial_tokens
+    history = []
+    for start, stop, guided, draw_mode in _segments(settings):
+        body = _make_body(denoise, settings, randomness, codebook, codebook_size, guided, draw_mode)
+        part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], steps)
+        tokens, visited = lax.scan(lambda x, s: (y := body(x, s), y if trace else None), tokens, part)
+        history.append(visited)
+    return (tokens, jnp.concatenate(history)) if trace else tokens
+
+
+def _make_body(
+    denoise: Denoise,
+    settings: RenoiseSettings,
+    randomness: Randomness,
+    codebook: Array | None,
+    codebook_size: int,
+    guided: bool,
+    draw_mode: str,
+) -> Callable[[Array, Step], Array]:
+    """The loop's body: predict, draw, renoise."""
+
+    def body(tokens: Array, step: Step) -> Array:
+        t = jnp.full((tokens.shape[0],), step.t)
+        logits = denoise(tokens, t, step.guidance_scale if guided else None)
+        if settings.typical_mass is not None:
+            logits = typical_filter(logits, settings.typical_mass, settings.typical_min_tokens)
+        drawn = _draw(draw_mode, logits, step, codebook, settings.draw_implementation)
+        if settings.renoise_mode == "initial":
+            source = randomness.initial
+        elif settings.renoise_mode == "previous":
+            source = tokens
+        else:
+            source = random_tokens(step.fresh_keys, tokens.shape[1:], codebook_size)
+        renoised, _ = replace_tokens(drawn, source, step.mask_uniform, step.t_next)
+        return jnp.where(step.renoise, renoised, drawn)
+
+    return body
+
+
+def _draw(
+    mode: str, logits: Array, step: Step, codebook: Array | None, implementation: str
+) -> Array:
+    if mode == "argmax":
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / step.temperature
+    if mode == "categorical":
+        draw = lambda key, row: draw_categorical(key, row, implementation=implementation)
+        return jax.vmap(draw)(step.draw_keys, logits)
+    if codebook is None:
+        raise ValueError("the 'quantize' draw needs the tokenizer's codebook")
+    return nearest_code(jax.nn.softmax(logits, axis=-1) @ codebook, codebook)
+
+
+def _randomness(
+    keys: Array, grid: tuple[int, int], num_steps: int, codebook_size: int
+) -> Randomness:
+    noise_keys = sample_keys_at(keys, 0)
+    masks = [uniform_map(sample_keys_at(keys, 3 * i + 1), grid) for i in range(num_steps)]
+    return Randomness(random_tokens(noise_keys, grid, codebook_size), jnp.stack(masks))
+
+
+def sample_keys_at(keys: Array, count: int) -> Array:
+    """Each sample's `count`-th key. keys [batch] -> [batch]."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
+
+
+def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> Step:
+    count = settings.num_steps
+    times = linear_ramp(settings.t_start, settings.t_end, count + 1)
+    renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
+    return Step(
+        t=jnp.asarray(times[:-1]),
+        t_next=jnp.asarray(times[1:]),
+        temperature=jnp.asarray(linear_ramp(*settings.temperature, count)),
+        guidance_scale=jnp.asarray(linear_ramp(*settings.guidance_scale, count)),
+        renoise=jnp.arange(count) < renoise_steps,
+        mask_uniform=randomness.mask_uniform,
+        draw_keys=jnp.stack([sample_keys_at(keys, 3 * i + 2) for i in range(count)]),
+        fresh_keys=jnp.stack([sample_keys_at(keys, 3 * i + 3) for i in range(count)]),
+    )
+
+
+def _segments(settings: RenoiseSettings) -> list[tuple[int, int, bool, str]]:
+    """Runs of steps with the same static form: (start, stop, guided, draw)."""
+    count = settings.num_steps
+    guided = count if settings.guided_steps is None else min(settings.guided_steps, count)
+    if settings.guidance_scale == (1.0, 1.0):
+        guided = 0
+    switch = settings.quantize_from_step
+    switch = count if switch is None else min(switch, count)
+    edges = sorted({0, guided, switch, count})
+    return [
+        (a, b, a < guided, settings.draw if a < switch else "quantize")
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]

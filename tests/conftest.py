@@ -1,0 +1,30 @@
+"""Test set-up: eight simulated CPU devices, strict JAX settings, the --golden option."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--golden",
+        default=str(Path(__file__).parent / "golden"),
+        help="folder tree of recorded reference outputs (default: tests/golden)",
+    )
+
+
+@pytest.fixture
+def highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield

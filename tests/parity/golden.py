@@ -1,0 +1,88 @@
+"""Finding and comparing golden folders. A folder's role is read from its config.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file
+
+
+def folders(root: str, accepts) -> list[Path]:
+    """Folders below `root` whose config.json satisfies `accepts`."""
+    found = []
+    for config in sorted(Path(root).rglob("config.json")):
+        if accepts(json.loads(config.read_text()), config.parent):
+            found.append(config.parent)
+    return found
+
+
+def parametrize(metafunc, argument: str, accepts) -> None:
+    """One test per golden folder, its id the folder's path below --golden."""
+    if argument in metafunc.fixturenames:
+        root = metafunc.config.getoption("golden")
+        found = folders(root, accepts)
+        ids = [str(f.relative_to(root)) for f in found]
+        metafunc.parametrize(argument, found, ids=ids, scope="module")
+
+
+def is_model(name: str):
+    return lambda config, _: config.get("model") == name
+
+
+def config_of(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def arrays_of(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "io.npz") as stored:
+        return {name: stored[name] for name in stored}
+
+
+def weights_of(folder: Path, name: str = "weights.safetensors") -> dict[str, np.ndarray]:
+    return load_file(folder / name)
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, 1, -1)
+
+
+def check_close(label: str, ours, theirs, atol: float = 5e-5, rtol: float = 5e-5) -> None:
+    """Prints the largest absolute and relative error, then asserts closeness."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, f"{label}: shape {ours.shape} against {theirs.shape}"
+    error = np.abs(ours - theirs)
+    relative = error / np.maximum(np.abs(theirs), 1e-3)
+    print(f"{label}: max_abs={error.max():.2e} max_rel={relative.max():.2e}")
+    np.testing.assert_allclose(ours, theirs, atol=atol, rtol=rtol, err_msg=label)
+
+
+def check_gradients(label: str, ours: dict, theirs: dict, tolerance: float = 5e-5) -> None:
+    """Per tensor, against that tensor's largest entry; all errors are listed at once."""
+    assert set(ours) == set(theirs)
+    worst, bad = 0.0, []
+    for name, reference in theirs.items():
+        scale = np.abs(reference).max()
+        if name.endswith("in_proj_bias"):
+            # The key part has no effect (softmax shift): its true gradient is zero, rounding only.
+            third = reference.shape[0] // 3
+            keep = np.r_[0:third, 2 * third : 3 * third]
+            ours[name], reference = np.asarray(ours[name])[keep], reference[keep]
+        error = np.abs(np.asarray(ours[name]) - reference).max() / max(scale, 1e-12)
+        worst = max(worst, error)
+        if error > tolerance:
+            bad.append(f"{name}: {error:.2e}")
+    print(f"{label}: {len(theirs)} gradients, worst relative to tensor maximum {worst:.2e}")
+    assert not bad, f"{label}: gradients differ\n" + "\n".join(bad)
+
+
+def same_tensors(ours: dict, theirs: dict) -> None:
+    assert set(ours) == set(theirs)
+    for name, reference in theirs.items():
+        np.testing.assert_array_equal(ours[name], reference, err_msg=name)
+
+
+def as_jax(tree):
+    return jax.tree.map(jax.numpy.asarray, tree)
