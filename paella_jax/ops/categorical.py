@@ -17,10 +17,26 @@ from jax import lax
 Array = jax.Array
 
 
-def _groups(classes: int) -> int:
-    """The divisor of `classes` closest to its square root."""
+def _groups(classes: int) -> tuple[int, int]:
+    """Group count and group size of about the square root each, with room for every class."""
     divisors = [d for d in range(1, classes + 1) if classes % d == 0]
-    return min(divisors, key=lambda d: abs(d - math.sqrt(classes)))
+    root = math.sqrt(classes)
+    groups = min(divisors, key=lambda d: abs(d - root))
+    if 2 * groups < root:  # a prime number or nearly so: the last group is filled up instead
+        groups = math.ceil(root)
+    return groups, -(-classes // groups)
+
+
+def _first_beyond(mass: Array, ends: Array, target: Array) -> Array:
+    """First entry of non-zero mass whose running total `ends` exceeds `target`.
+
+    Rounding may leave none, then it is the last entry of non-zero mass. An entry of zero mass is
+    never chosen, though its running total may be a hair above that of the entry before it.
+    """
+    wanted = (mass > 0) & (ends > target)
+    last = mass.shape[-1] - 1 - jnp.argmax(mass[..., ::-1] > 0, -1, keepdims=True)
+    first = jnp.argmax(wanted, -1, keepdims=True)
+    return jnp.where(jnp.take_along_axis(wanted, first, -1), first, last)
 
 
 def draw_inverse_cdf(key: Array, logits: Array) -> Array:
@@ -28,29 +44,27 @@ def draw_inverse_cdf(key: Array, logits: Array) -> Array:
 
     Args:
       key: one PRNG key.
-      logits: [..., classes], any float dtype; computed in float32.
+      logits: [..., classes], any float dtype; computed in float32. At least one must be finite.
 
     Returns:
       int32 [...].
     """
     logits = logits.astype(jnp.float32)
     classes = logits.shape[-1]
-    groups = _groups(classes)
+    groups, size = _groups(classes)
     mass = jnp.exp(logits - logits.max(-1, keepdims=True))
-    mass = mass.reshape(*logits.shape[:-1], groups, classes // groups)
-    group_ends = jnp.cumsum(mass.sum(-1), -1)
-    # `target` lies in [0, total): strict comparison below never picks a class of zero mass.
+    filled = [(0, 0)] * (logits.ndim - 1) + [(0, groups * size - classes)]
+    mass = jnp.pad(mass, filled).reshape(*logits.shape[:-1], groups, size)
+    group_mass = mass.sum(-1)
+    group_ends = jnp.cumsum(group_mass, -1)
     target = jax.random.uniform(key, (*logits.shape[:-1], 1)) * group_ends[..., -1:]
-    group = jnp.minimum((group_ends <= target).sum(-1, keepdims=True), groups - 1)
+    group = _first_beyond(group_mass, group_ends, target)
     before = jnp.where(
         group > 0, jnp.take_along_axis(group_ends, jnp.maximum(group - 1, 0), -1), 0.0
     )
     inside = jnp.take_along_axis(mass, group[..., None], -2)[..., 0, :]
-    class_ends = jnp.cumsum(inside, -1)
-    # Rounding may put the target a hair past the group's last class of non-zero mass.
-    last = (classes // groups - 1) - jnp.argmax(inside[..., ::-1] > 0, -1, keepdims=True)
-    member = jnp.minimum((class_ends + before <= target).sum(-1, keepdims=True), last)
-    return (group * (classes // groups) + member)[..., 0].astype(jnp.int32)
+    member = _first_beyond(inside, jnp.cumsum(inside, -1) + before, target)
+    return (group * size + member)[..., 0].astype(jnp.int32)
 
 
 def draw_gumbel(key: Array, logits: Array) -> Array:

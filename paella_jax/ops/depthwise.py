@@ -49,7 +49,9 @@ def _shifted_backward(pad: int, saved: tuple[Array, Array], grad: Array) -> tupl
     def add_row(sums: list[Array], row: Array) -> tuple[list[Array], None]:
         grad_row = lax.dynamic_index_in_dim(grad, row, 1, keepdims=False).astype(jnp.float32)
         rows = [lax.dynamic_index_in_dim(padded, row + i, 1, keepdims=False) for i in range(k)]
-        return [s + rows[n // k][:, n % k : n % k + width] * grad_row for n, s in enumerate(sums)], None
+        return [
+            s + rows[n // k][:, n % k : n % k + width] * grad_row for n, s in enumerate(sums)
+        ], None
 
     zeros = [jnp.zeros((batch, width, channels), jnp.float32)] * (k * k)
     sums, _ = lax.scan(add_row, zeros, jnp.arange(height))

@@ -44,7 +44,9 @@ def _conv(x: Array, kernel: Array, stride: int, pad: int) -> Array:
     )
 
 
-def strided_conv(x: Array, kernel: Array, *, stride: int = 2, implementation: str = "auto") -> Array:
+def strided_conv(
+    x: Array, kernel: Array, *, stride: int = 2, implementation: str = "auto"
+) -> Array:
     """Convolution that shrinks the image by exactly `stride`.
 
     Args:
@@ -76,9 +78,7 @@ def _transposed_by_matmul(x: Array, kernel: Array, stride: int, pad: int) -> Arr
         for i in range(cells)
         for j in range(cells)
     )
-    out = rearrange(
-        out, "b h w (p q d) -> b (h p) (w q) d", p=stride, q=stride, d=channels
-    )
+    out = rearrange(out, "b h w (p q d) -> b (h p) (w q) d", p=stride, q=stride, d=channels)
     return out[:, pad : pad + height * stride, pad : pad + width * stride]
 
 

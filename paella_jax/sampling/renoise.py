@@ -6,6 +6,7 @@ The whole loop is `lax.scan`; its carry is the tokens, logits are never stored a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,8 @@ class RenoiseSettings:
       temperature: (first, last) step's softmax temperature, linear in between.
       guidance_scale: (first, last) step's guidance, linear in between; 1 is no guidance.
       guided_steps: guidance stops after this many steps; None means never.
-      renoise_steps: how many steps are followed by renoising; None means all but the last.
+      renoise_steps: how many steps are followed by renoising; None means all but the last,
+        which never is.
       renoise_mode: where replaced tokens come from: the "initial" noise, the tokens of the
         "previous" step, or "fresh" noise.
       draw: "categorical", "argmax" (of the guided logits) or "quantize" (nearest code of the
@@ -71,8 +73,13 @@ class RenoiseSettings:
             self.renoise_mode in RENOISE_MODES, "renoise_mode", self.renoise_mode, RENOISE_MODES
         )
         _require(self.draw in DRAWS, "draw", self.draw, DRAWS)
+        for name in ("guided_steps", "renoise_steps", "quantize_from_step"):
+            steps = getattr(self, name)
+            _require(steps is None or steps >= 0, name, steps, "at least 0, or None")
         mass = self.typical_mass
         _require(mass is None or 0 < mass < 1, "typical_mass", mass, "in (0, 1) or None")
+        minimum = self.typical_min_tokens
+        _require(minimum >= 1, "typical_min_tokens", minimum, "at least 1")
 
 
 def _require(ok: bool, name: str, value: object, wanted: object) -> None:
@@ -90,6 +97,7 @@ class Randomness(NamedTuple):
 class Step(NamedTuple):
     """One step's inputs, stacked over steps for the scan."""
 
+    index: Array
     t: Array
     t_next: Array
     temperature: Array
@@ -100,7 +108,7 @@ class Step(NamedTuple):
     fresh_keys: Array
 
 
-# (step's keys [batch], guided logits, temperature) -> tokens [batch, h, w]
+# (step's index, guided logits / temperature [batch, h, w, codes], keys [batch]) -> [batch, h, w]
 Draw = Callable[[Array, Array, Array], Array]
 
 
@@ -115,6 +123,7 @@ def sample(
     codebook: Array | None = None,
     sample_index: Array | None = None,
     randomness: Randomness | None = None,
+    draw: Draw | None = None,
     trace: bool = False,
 ) -> Array:
     """Draws token maps.
@@ -130,6 +139,7 @@ def sample(
       sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
         Default 0..batch-1.
       randomness: replaces the random noise and masks, for tests against recorded runs.
+      draw: replaces the settings' way of drawing in every step.
       trace: also return the tokens after every step.
 
     Returns:
@@ -145,21 +155,23 @@ def sample(
     tokens = randomness.initial if initial_tokens is None else initial_tokens
     history = []
     for start, stop, guided, draw_mode in _segments(settings):
-        body = _make_body(denoise, settings, randomness, codebook, codebook_size, guided, draw_mode)
+        implementation = settings.draw_implementation
+        choose = partial(_draw, draw or draw_mode, codebook=codebook, implementation=implementation)
+        body = _make_body(denoise, choose, settings, randomness, codebook_size, guided)
         part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], steps)
-        tokens, visited = lax.scan(lambda x, s: (y := body(x, s), y if trace else None), tokens, part)
+        one_step = lambda x, step, body=body: (y := body(x, step), y if trace else None)
+        tokens, visited = lax.scan(one_step, tokens, part)
         history.append(visited)
     return (tokens, jnp.concatenate(history)) if trace else tokens
 
 
 def _make_body(
     denoise: Denoise,
+    choose: Callable[[Array, Step], Array],
     settings: RenoiseSettings,
     randomness: Randomness,
-    codebook: Array | None,
     codebook_size: int,
     guided: bool,
-    draw_mode: str,
 ) -> Callable[[Array, Step], Array]:
     """The loop's body: predict, draw, renoise."""
 
@@ -168,7 +180,7 @@ def _make_body(
         logits = denoise(tokens, t, step.guidance_scale if guided else None)
         if settings.typical_mass is not None:
             logits = typical_filter(logits, settings.typical_mass, settings.typical_min_tokens)
-        drawn = _draw(draw_mode, logits, step, codebook, settings.draw_implementation)
+        drawn = choose(logits, step)
         if settings.renoise_mode == "initial":
             source = randomness.initial
         elif settings.renoise_mode == "previous":
@@ -182,14 +194,17 @@ def _make_body(
 
 
 def _draw(
-    mode: str, logits: Array, step: Step, codebook: Array | None, implementation: str
+    mode: str | Draw, logits: Array, step: Step, *, codebook: Array | None, implementation: str
 ) -> Array:
     if mode == "argmax":
+        # Of the logits as they are: dividing by the temperature can round two of them together.
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / step.temperature
+    if callable(mode):
+        return mode(step.index, logits, step.draw_keys)
     if mode == "categorical":
-        draw = lambda key, row: draw_categorical(key, row, implementation=implementation)
-        return jax.vmap(draw)(step.draw_keys, logits)
+        one_sample = partial(draw_categorical, implementation=implementation)
+        return jax.vmap(one_sample)(step.draw_keys, logits)
     if codebook is None:
         raise ValueError("the 'quantize' draw needs the tokenizer's codebook")
     return nearest_code(jax.nn.softmax(logits, axis=-1) @ codebook, codebook)
@@ -213,11 +228,12 @@ def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> St
     times = linear_ramp(settings.t_start, settings.t_end, count + 1)
     renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
     return Step(
+        index=jnp.arange(count),
         t=jnp.asarray(times[:-1]),
         t_next=jnp.asarray(times[1:]),
         temperature=jnp.asarray(linear_ramp(*settings.temperature, count)),
         guidance_scale=jnp.asarray(linear_ramp(*settings.guidance_scale, count)),
-        renoise=jnp.arange(count) < renoise_steps,
+        renoise=jnp.arange(count) < min(renoise_steps, count - 1),
         mask_uniform=randomness.mask_uniform,
         draw_keys=jnp.stack([sample_keys_at(keys, 3 * i + 2) for i in range(count)]),
         fresh_keys=jnp.stack([sample_keys_at(keys, 3 * i + 3) for i in range(count)]),

@@ -1,0 +1,55 @@
+"""Blocks that every configuration shares, with their units and ranges."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """Training, logging and checkpoint defaults; a family file adds model, objective and sampler."""
+    config = ConfigDict()
+    config.method = ""  # which entry of paella_jax/build.py builds this run
+    config.preset = ""
+    config.seed = 0
+    config.num_steps = 1000  # optimiser updates
+    config.batch_size = 64  # images per update, over all devices and micro-batches
+    config.precision = "float32"  # compute dtype: float32 or bfloat16 (slower on CPU)
+
+    config.data = ConfigDict()
+    config.data.source = "shapes"  # shapes (embedded) or folder (images with captions)
+    config.data.spec = "shapes"  # tiny, shapes or shapes64
+    config.data.folder = ""  # for source=folder
+    config.data.image_size = 32  # pixels, square; folder images are resized and cropped to it
+    config.data.size = 1_000_000  # index range of the embedded source
+    config.data.prefetch = 8  # batches prepared ahead
+    config.data.threads = 2  # reading threads per process
+
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 1e-4  # peak
+    config.optim.schedule = "constant"  # after warm-up: constant, or cosine to zero
+    config.optim.warmup_steps = 10_000  # linear, from zero
+    config.optim.beta1 = 0.9
+    config.optim.beta2 = 0.999
+    config.optim.epsilon = 1e-8
+    config.optim.weight_decay = 0.01  # on every parameter, as the reference
+    config.optim.clip_norm = 1.0  # global norm; 0 switches clipping off
+    config.optim.accumulation = 1  # micro-batches per update
+    config.optim.ema_decay = 0.0  # 0: no moving average
+    config.optim.ema_start = 0  # the average equals the parameters before this step
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices per axis; one axis may be -1: all the rest
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps
+    config.checkpoint.keep = 3  # newest checkpoints kept
+
+    config.log = ConfigDict()
+    config.log.every = 50  # steps between metric lines
+    config.log.preview_every = 0  # steps between sample grids; 0: only at the end
+    config.log.preview_images = 16
+    config.log.tensorboard = False  # needs the tensorboard extra
+    config.log.wandb = ""  # project name; needs the wandb extra
+    return config

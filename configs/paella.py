@@ -1,0 +1,174 @@
+"""Paella: text -> tokens of a trained VQGAN.
+
+    python -m paella_jax.train --config configs/paella.py:shapes --workdir runs/paella \
+        --config.tokenizer=runs/vqgan
+
+Presets: `tiny` (continuous integration), `shapes` (quickstart), `shapes_long` (higher accuracy),
+`shapes64`, `600m` and `1b`, the released architecture and recipe (unmeasured here: needs a pod).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(preset: str = "shapes") -> ConfigDict:
+    """Builds one preset. Raises ValueError for an unknown one."""
+    presets = {
+        "tiny": _tiny,
+        "shapes": _shapes,
+        "shapes_long": _shapes_long,
+        "shapes64": _shapes64,
+        "600m": _600m,
+        "1b": _1b,
+    }
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r} of configs/paella.py; known: {sorted(presets)}")
+    config = common.base()
+    config.method = "paella"
+    config.preset = preset
+    config.tokenizer = ""  # run folder of a trained VQGAN
+
+    config.model = ConfigDict()
+    config.model.codebook_size = 8192  # must equal the tokenizer's
+    config.model.token_width = 256  # token embedding and classifier width
+    config.model.patch_size = 2
+    config.model.time_width = 64
+    config.model.cond_width = 1024  # width of the conditioning sequence
+    config.model.widths = (640, 1280, 1280)  # channels per level
+    config.model.depths = (6, 16, 6)  # repetitions of the level's pattern, down and up
+    config.model.num_heads = (0, 16, 16)
+    config.model.patterns = ("CT", "CTA", "CTA")  # C conv, T timestep, A attention, F MLP
+    config.model.clip_tokens = 4
+    config.model.kernel_size = 3
+    config.model.dropout = 0.1
+    config.model.self_attention = True
+    config.model.remat = False  # recompute activations in the backward pass
+
+    config.text = ConfigDict()
+    config.text.folder = ""  # frozen T5/ByT5 in Hugging Face layout; empty: train one jointly
+    config.text.max_length = 768  # bytes including the end token; longer captions are cut
+    config.text.pad_to = 256  # static length of training batches
+    config.text.width = 1536  # the fields below describe a jointly trained encoder
+    config.text.num_layers = 2
+    config.text.num_heads = 4
+    config.text.hidden_dim = 256
+    config.text.dropout = 0.0
+
+    config.objective = ConfigDict()
+    config.objective.label_smoothing = 0.1
+    config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0
+    config.objective.minimum_t = 0.001
+    config.objective.text_drop = 0.05  # share of samples trained without text (per sample)
+    config.objective.loss_chunks = 1  # cuts the classifier's positions to save memory
+
+    config.sampler = ConfigDict()
+    config.sampler.num_steps = 12
+    config.sampler.temperature = (0.7, 0.3)  # first and last step
+    config.sampler.guidance_scale = (8.0, 8.0)  # first and last step; 1 is off
+    config.sampler.guided_steps = None  # guidance stops after this many steps
+    config.sampler.renoise_steps = None  # None: all steps but the last
+    config.sampler.renoise_mode = "initial"  # initial, previous or fresh
+    config.sampler.typical_mass = None
+
+    config.evaluation = ConfigDict()
+    config.evaluation.num_images = 256  # per split
+    config.evaluation.batch_size = 64
+    presets[preset](config)
+    return config
+
+
+def _shapes(config: ConfigDict) -> None:
+    config.num_steps = 1600
+    config.batch_size = 64
+    config.model.codebook_size = 512
+    config.model.token_width = 64
+    config.model.time_width = 32
+    config.model.cond_width = 96
+    config.model.widths = (128,)
+    config.model.depths = (3,)
+    config.model.num_heads = (4,)
+    config.model.patterns = ("CTA",)
+    config.model.dropout = 0.0
+    config.text.max_length = 128
+    config.text.pad_to = 128
+    config.text.width = 96
+    config.objective.label_smoothing = 0.05
+    config.objective.text_drop = 0.1
+    config.optim.learning_rate = 2e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 150
+    config.optim.beta2 = 0.98
+    config.optim.ema_decay = 0.995
+    config.sampler.guidance_scale = (3.0, 3.0)
+    config.checkpoint.every = 400
+    config.log.every = 50
+    config.log.preview_every = 400
+
+
+def _shapes_long(config: ConfigDict) -> None:
+    _shapes(config)
+    config.num_steps = 8000
+    config.checkpoint.every = 1000
+    config.log.preview_every = 1000
+
+
+def _tiny(config: ConfigDict) -> None:
+    _shapes(config)
+    config.data.spec = "tiny"
+    config.num_steps = 400
+    config.batch_size = 32
+    config.model.codebook_size = 128
+    config.model.token_width = 32
+    config.model.cond_width = 64
+    config.model.widths = (64,)
+    config.model.depths = (2,)
+    config.text.max_length = 96
+    config.text.pad_to = 64
+    config.text.width = 64
+    config.text.hidden_dim = 128
+    config.optim.warmup_steps = 50
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 200
+    config.log.preview_every = 0
+    config.evaluation.num_images = 64
+    config.evaluation.batch_size = 32
+
+
+def _shapes64(config: ConfigDict) -> None:
+    _shapes(config)
+    config.data.spec = "shapes64"
+    config.data.image_size = 64
+    config.num_steps = 6000
+    config.batch_size = 32
+    config.model.codebook_size = 1024
+    config.model.widths = (128, 192)
+    config.model.depths = (2, 4)
+    config.model.num_heads = (0, 6)
+    config.model.patterns = ("CT", "CTA")
+    config.text.max_length = 192
+    config.text.pad_to = 160
+
+
+def _1b(config: ConfigDict) -> None:
+    """The released recipe (reference/paella.md 3); ByT5-XL is read from `text.folder`."""
+    config.data.source = "folder"
+    config.data.image_size = 256
+    config.num_steps = 1_500_000
+    config.batch_size = 2048
+    config.precision = "bfloat16"
+    config.mesh.fsdp = -1
+    config.mesh.data = 1
+    config.model.remat = True
+    config.objective.loss_chunks = 16
+    config.checkpoint.every = 5000
+    config.log.preview_every = 10_000
+
+
+def _600m(config: ConfigDict) -> None:
+    """As `1b` with fewer blocks; the published 573M model is an older architecture."""
+    _1b(config)
+    config.model.widths = (512, 1024, 1024)
+    config.model.depths = (6, 14, 6)

@@ -1,0 +1,106 @@
+"""The f4 VQGAN tokenizer.
+
+    python -m paella_jax.train --config configs/vqgan.py:shapes --workdir runs/vqgan
+
+Presets: `tiny` (continuous integration), `shapes` (quickstart), `shapes64` (longer run), and
+`f4`, the released architecture with the published recipe (unmeasured here: needs a pod and images).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(preset: str = "shapes") -> ConfigDict:
+    """Builds one preset. Raises ValueError for an unknown one."""
+    presets = {"tiny": _tiny, "shapes": _shapes, "shapes64": _shapes64, "f4": _f4}
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r} of configs/vqgan.py; known: {sorted(presets)}")
+    config = common.base()
+    config.method = "vqgan"
+    config.preset = preset
+
+    config.model = ConfigDict()
+    config.model.levels = 2  # halvings: 2 gives f4
+    config.model.bottleneck_blocks = 12
+    config.model.width = 384  # channels at the deepest level
+    config.model.latent_channels = 4
+    config.model.codebook_size = 8192
+    config.model.scale_factor = 0.3764  # latents are divided by this for latent diffusion
+
+    config.objective = ConfigDict()
+    config.objective.reconstruction_weight = 1.0  # mean squared error
+    config.objective.codebook_weight = 1.0
+    config.objective.commitment_weight = 0.25
+    config.objective.unquantized_share = 0.1  # samples decoded from raw latents (for Stage B)
+    config.objective.adversarial_weight = 0.0  # 0: no discriminator is built
+    config.objective.adversarial_start = 0  # step at which the weight switches on
+    config.objective.adversarial_loss = "nonsaturating"  # the paper's sigmoid loss, or hinge
+    config.objective.discriminator_depth = 6
+    config.objective.discriminator_width = 512
+    config.objective.perceptual_weight = 0.0
+    config.objective.perceptual_file = ""  # VGG features as safetensors, supplied by the user
+    config.objective.usage_decay = 0.99  # moving average of how often each code is used
+    config.objective.revive_every = 50  # steps between replacing dead codes; 0: never
+    config.objective.revive_until = 1_000_000  # no code is replaced from this step on
+    config.objective.dead_share = 0.03  # a code used less than this share of the mean is dead
+    presets[preset](config)
+    return config
+
+
+def _shapes(config: ConfigDict) -> None:
+    config.num_steps = 900
+    config.batch_size = 64
+    config.model.width = 64
+    config.model.bottleneck_blocks = 2
+    config.model.codebook_size = 512
+    config.objective.revive_until = 500
+    config.objective.revive_every = 25
+    config.optim.learning_rate = 3e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 50
+    config.optim.beta2 = 0.99
+    config.optim.weight_decay = 0.0
+    config.checkpoint.every = 300
+    config.log.every = 50
+
+
+def _tiny(config: ConfigDict) -> None:
+    _shapes(config)
+    config.data.spec = "tiny"
+    config.num_steps = 300
+    config.batch_size = 32
+    config.model.width = 32
+    config.model.bottleneck_blocks = 1
+    config.model.codebook_size = 128
+    config.objective.revive_until = 150
+    config.checkpoint.every = 100
+
+
+def _shapes64(config: ConfigDict) -> None:
+    _shapes(config)
+    config.data.spec = "shapes64"
+    config.data.image_size = 64
+    config.num_steps = 2000
+    config.batch_size = 32
+    config.model.width = 96
+    config.model.codebook_size = 1024
+    config.objective.revive_until = 1200
+
+
+def _f4(config: ConfigDict) -> None:
+    """Würstchen appendix: 500k steps, batch 256, 128-pixel crops, adversarial loss after 10k."""
+    config.data.source = "folder"
+    config.data.image_size = 128
+    config.num_steps = 500_000
+    config.batch_size = 256
+    config.precision = "bfloat16"
+    config.optim.warmup_steps = 1000
+    config.objective.adversarial_weight = 0.01
+    config.objective.adversarial_start = 10_000
+    # 0.1 in the paper; needs objective.perceptual_file, so it is off until one is given.
+    config.objective.perceptual_weight = 0.0
+    config.checkpoint.every = 5000
+    config.log.preview_every = 5000

@@ -1,0 +1,92 @@
+"""From a random-access source to batches: shuffled, endless, sharded by process, resumable.
+
+The whole pipeline is a function of the step: its state is one number per process, which is saved
+with every checkpoint, so a resumed run sees exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import absl.flags
+import grain
+import numpy as np
+
+
+class Source(Protocol):
+    """A random-access source of samples {"image": uint8 [H, W, 3], "caption": str}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+# One sample -> the arrays the method trains on.
+Transform = Callable[[dict[str, Any]], dict[str, np.ndarray]]
+
+
+def make_iterator(
+    source: Source,
+    transform: Transform,
+    *,
+    global_batch_size: int,
+    seed: int,
+    threads: int = 2,
+    prefetch: int = 8,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """An endless iterator over this process's share of every global batch.
+
+    Args:
+      source: where samples come from.
+      transform: applied to each sample.
+      global_batch_size: samples per step over all processes; divisible by `process_count`.
+      seed: order of the samples.
+      threads: reading threads.
+      prefetch: batches prepared ahead.
+      process_index: this process.
+      process_count: all processes.
+
+    Returns:
+      An iterator of {name: array [local_batch, ...]} with `get_state` and `set_state`.
+    """
+    if global_batch_size % process_count:
+        raise ValueError(
+            f"batch_size {global_batch_size} must be divisible by the {process_count} processes"
+        )
+    # grain reads absl flags, which a notebook, a test or our own command line never parsed.
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()
+    local = global_batch_size // process_count
+    dataset = (
+        grain.MapDataset.source(source)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .slice(slice(process_index, None, process_count))
+        .map(transform)
+        .batch(local, drop_remainder=True)
+    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def image_transform(sample: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Keeps the image alone (tokenizer training)."""
+    return {"image": sample["image"]}
+
+
+class CaptionedImageTransform:
+    """Image plus tokenized caption, padded to one static length."""
+
+    def __init__(
+        self, tokenize: Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]], pad_to: int
+    ) -> None:
+        self.tokenize = tokenize
+        self.pad_to = pad_to
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, np.ndarray]:
+        ids, mask = self.tokenize([sample["caption"]], self.pad_to)
+        return {"image": sample["image"], "text_ids": ids[0], "text_mask": mask[0]}

@@ -1,0 +1,41 @@
+"""What a training objective is given and gives back; one contract for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+Tree = Any
+
+
+@struct.dataclass
+class StepInputs:
+    """One (micro-)batch and everything around it.
+
+    Attributes:
+      batch: {name: array [batch, ...]}.
+      keys: [batch] PRNG keys, one per sample, independent of how the batch is cut or sharded.
+      step: int32 scalar, the update being computed.
+      model_state: non-trainable state that training updates (batch statistics, code usage).
+      frozen: parameters of frozen networks.
+    """
+
+    batch: dict[str, Array]
+    keys: Array
+    step: Array
+    model_state: Tree
+    frozen: Tree
+
+
+# (params, inputs) -> (scalar loss, (metrics, new model_state)); the loss is a mean over samples.
+Objective = Callable[[Tree, StepInputs], tuple[Array, tuple[dict[str, Array], Tree]]]
+
+
+def images_from_batch(batch: dict[str, Array]) -> Array:
+    """uint8 images -> float32 in [0, 1]."""
+    return batch["image"].astype(jnp.float32) / 255.0

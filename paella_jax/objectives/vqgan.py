@@ -1,0 +1,147 @@
+"""Training the f4 VQGAN: reconstruction, codebook, optional adversarial and perceptual losses.
+
+Weights and switches follow reference/paella.md 5. Dead codes: how often every code is used is
+tracked as a moving average; every `revive_every` steps, codes used less than `dead_share` of the
+mean are replaced by latents of the current batch (the first time, step 0, that is all of them, so
+the codebook starts from data). Codes are left alone from `revive_until` on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from paella_jax.objectives.adversarial import discriminator_loss, generator_loss
+from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
+
+Array = jax.Array
+Tree = Any
+
+
+def code_usage(tokens: Array, codebook_size: int) -> Array:
+    """Share of positions holding each code, times the codebook size: float32 [codes], mean 1."""
+    counts = jnp.zeros((codebook_size,)).at[tokens.reshape(-1)].add(1.0)
+    return counts * (codebook_size / tokens.size)
+
+
+def perplexity(usage: Array) -> Array:
+    """exp(entropy) of the code distribution: how many codes are used as if evenly."""
+    p = usage / jnp.maximum(usage.sum(), 1e-9)
+    return jnp.exp(-(p * jnp.log(jnp.maximum(p, 1e-9))).sum())
+
+
+def initial_code_state(codebook_size: int, latent_channels: int) -> dict[str, Array]:
+    """Usage zero: every code is dead until it is seen, so all are drawn from the first batch."""
+    return {
+        "usage": jnp.zeros((codebook_size,)),
+        "candidates": jnp.zeros((codebook_size, latent_channels)),
+    }
+
+
+def _candidates(key: Array, latents: Array, count: int) -> Array:
+    """`count` latent vectors of the batch, slightly jittered so that no two codes coincide."""
+    pick_key, jitter_key = jax.random.split(key)
+    flat = latents.reshape(-1, latents.shape[-1])
+    chosen = flat[jax.random.randint(pick_key, (count,), 0, flat.shape[0])]
+    return chosen + 0.01 * jax.random.normal(jitter_key, chosen.shape)
+
+
+def vqgan_objective(
+    reconstruct: Callable[..., Any],
+    discriminate: Callable[..., tuple[Array, Tree]] | None,
+    perceptual: Callable[[Tree, Array, Array], Array] | None,
+    settings: ConfigDict,
+    codebook_size: int,
+) -> Objective:
+    """Builds the objective.
+
+    Generator and discriminator are updated together by one gradient: the generator's term sees
+    the discriminator's parameters as constants, and the other way round.
+
+    Args:
+      reconstruct: (params, state, images, quantized) -> (Reconstruction, new state).
+      discriminate: (params, state, images) -> (logits, new state); None without adversarial loss.
+      perceptual: (frozen, a, b) -> distance [batch]; None without perceptual loss.
+      settings: `config.objective` of configs/vqgan.py.
+      codebook_size: number of codes.
+    """
+
+    def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
+        images = images_from_batch(inputs.batch)
+        state = dict(inputs.model_state)
+        split = jax.vmap(lambda key: jax.random.split(key))(inputs.keys)
+        raw = jax.vmap(lambda key: jax.random.uniform(key))(split[:, 0])
+        quantized = raw >= settings.unquantized_share
+        output, state["vqgan"] = reconstruct(params["vqgan"], state["vqgan"], images, quantized)
+
+        mse = jnp.square(output.images - images).mean()
+        loss = (
+            settings.reconstruction_weight * mse
+            + settings.codebook_weight * output.codebook_loss
+            + settings.commitment_weight * output.commitment_loss
+        )
+        usage = code_usage(output.tokens, codebook_size)
+        metrics = {
+            "mse": mse,
+            "codebook_loss": output.codebook_loss,
+            "codes_used": (state["codes"]["usage"] > settings.dead_share).mean(),
+            "perplexity": perplexity(usage),
+        }
+        decay = settings.usage_decay
+        state["codes"] = {
+            "usage": decay * state["codes"]["usage"] + (1.0 - decay) * usage,
+            "candidates": _candidates(
+                split[0, 1], jax.lax.stop_gradient(output.latents), codebook_size
+            ),
+        }
+        if perceptual is not None:
+            distance = perceptual(inputs.frozen, output.images, images).mean()
+            loss += settings.perceptual_weight * distance
+            metrics["perceptual"] = distance
+        if discriminate is not None:
+            extra, state["discriminator"], extra_metrics = _adversarial_terms(
+                discriminate, params["discriminator"], state["discriminator"], images, output, inputs
+            )
+            loss += extra
+            metrics |= extra_metrics
+        return loss, (metrics, state)
+
+    def _adversarial_terms(
+        discriminate: Callable[..., tuple[Array, Tree]],
+        weights: Tree,
+        state: Tree,
+        images: Array,
+        output: Any,
+        inputs: StepInputs,
+    ) -> tuple[Array, Tree, dict[str, Array]]:
+        kind = settings.adversarial_loss
+        active = (inputs.step >= settings.adversarial_start).astype(jnp.float32)
+        fooling, _ = discriminate(jax.lax.stop_gradient(weights), state, output.images)
+        fake, _ = discriminate(weights, state, jax.lax.stop_gradient(output.images))
+        real, state = discriminate(weights, state, images)
+        generator = generator_loss(fooling, kind)
+        discriminator = discriminator_loss(real, fake, kind)
+        metrics = {"generator_loss": generator, "discriminator_loss": discriminator}
+        return (
+            active * (settings.adversarial_weight * generator + discriminator),
+            state,
+            metrics,
+        )
+
+    return objective
+
+
+def revive_dead_codes(params: Tree, model_state: Tree, step: Array, settings: ConfigDict) -> Tree:
+    """Replaces dead codes by latents of the last batch on the steps named in the settings."""
+    if not settings.revive_every:
+        return params
+    codes = model_state["codes"]
+    due = (step % settings.revive_every == 0) & (step < settings.revive_until)
+    dead = (codes["usage"] < settings.dead_share) & due
+    vqgan = params["vqgan"]
+    codebook = jnp.where(dead[:, None], codes["candidates"], vqgan["codebook"])
+    return params | {"vqgan": vqgan | {"codebook": codebook}}

@@ -1,0 +1,251 @@
+"""The one training loop, for every family.
+
+Order of things: mesh -> data -> state and shardings -> restore -> compile -> steps. In a step:
+save if due -> next batch -> update -> look at the metrics of the update before.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from paella_jax.data.loader import make_iterator
+from paella_jax.training.checkpoint import Checkpointer
+from paella_jax.training.method import Method
+from paella_jax.training.metrics import MetricWriter, Progress
+from paella_jax.training.optim import make_optimizer
+from paella_jax.training.sharding import (
+    abstract_batch,
+    check_batch,
+    make_mesh,
+    replicated,
+    shard_batch,
+    state_shardings,
+)
+from paella_jax.training.state import TrainState, create_state
+from paella_jax.training.step import make_train_step
+
+Tree = Any
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is not finite; the message names the step."""
+
+
+@dataclass
+class RunResult:
+    """How a call of `train` ended."""
+
+    state: TrainState
+    step: int
+    seconds: float
+    compile_seconds: float
+    stopped: bool  # by SIGTERM, after saving
+
+
+def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
+    """Trains up to `config.num_steps`, resuming from the newest checkpoint in `workdir`.
+
+    Args:
+      config: see configs/.
+      workdir: an existing run folder (`checkpoint.prepare_workdir`).
+      method: from `build.py`.
+
+    Raises:
+      MeshError, CheckpointError: before anything is compiled.
+      TrainingDiverged: with the step; the last saved checkpoint is from before it.
+    """
+    workdir = Path(workdir).absolute()
+    began = time.perf_counter()
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, config.optim.accumulation, mesh)
+    with jax.set_mesh(mesh):
+        return _train(config, workdir, method, mesh, began)
+
+
+def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree, Any]:
+    """Shapes with shardings of the whole train state, and the function that creates it."""
+    optimizer = make_optimizer(config.optim, config.num_steps)
+    use_ema = config.optim.ema_decay > 0
+
+    def init(key: jax.Array) -> TrainState:
+        return create_state(*method.init(key), optimizer, use_ema)
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(shapes, mesh)
+    described = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+    return described, jax.jit(init, out_shardings=shardings)
+
+
+def _train(
+    config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
+) -> RunResult:
+    data = make_iterator(
+        method.source,
+        method.transform,
+        global_batch_size=config.batch_size,
+        seed=config.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    abstract, init = abstract_state(config, method, mesh)
+    checkpointer = Checkpointer(workdir, config.checkpoint.keep)
+    if checkpointer.latest_step() is not None:
+        state = checkpointer.restore(abstract, data)
+        logging.info("resumed %s at step %d", workdir, int(state.step))
+    else:
+        state = init(jax.random.key(config.seed))
+    start = int(state.step)
+    if start >= config.num_steps:
+        checkpointer.close()
+        return RunResult(state, start, time.perf_counter() - began, 0.0, False)
+
+    frozen = jax.device_put(method.frozen, replicated(mesh))
+    base_key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
+    step_fn, compile_seconds = _compile(config, method, data, abstract, frozen, base_key, mesh)
+    writer = MetricWriter(workdir, config.log, start)
+    progress = Progress(start, config.num_steps, config.batch_size, method.title)
+    run = _Run(config, workdir, method, checkpointer, data, writer, progress)
+    try:
+        state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
+    finally:
+        progress.close()
+        checkpointer.close()
+    if not stopped and method.preview is not None:
+        _preview(method, state, frozen, workdir, int(state.step))
+    seconds = time.perf_counter() - began
+    return RunResult(state, int(state.step), seconds, compile_seconds, stopped)
+
+
+def _compile(
+    config: ConfigDict,
+    method: Method,
+    data: grain.DatasetIterator,
+    abstract: Tree,
+    frozen: Tree,
+    base_key: jax.Array,
+    mesh: Mesh,
+) -> tuple[Any, float]:
+    """Ahead-of-time compilation of the step, from one sample's shapes."""
+    sample = method.transform(method.source[0])
+    local = config.batch_size // jax.process_count()
+    batch = abstract_batch(
+        jax.tree.map(lambda x: _repeat_shape(x, local), sample), mesh, jax.process_count()
+    )
+    began = time.perf_counter()
+    step = make_train_step(method.objective, config, method.after_update)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    compiled = jitted.lower(abstract, frozen, batch, base_key).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    peak = getattr(memory, "peak_memory_in_bytes", 0) / 2**20
+    logging.info("train step compiled in %.1f s, peak %.0f MiB per device", seconds, peak)
+    return compiled, seconds
+
+
+def _repeat_shape(x: Any, count: int) -> Any:
+    import numpy as np
+
+    return np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))
+
+
+def _preview(method: Method, state: TrainState, frozen: Tree, workdir: Path, step: int) -> None:
+    folder = workdir / "samples"
+    folder.mkdir(exist_ok=True)
+    assert method.preview is not None
+    method.preview(state, frozen, folder / f"step_{step:07d}.png")
+
+
+@contextmanager
+def _termination_flag() -> Iterator[list[bool]]:
+    """A list that turns [True] on SIGTERM (preemption, job limit) instead of the process dying."""
+    flag = [False]
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: flag.__setitem__(0, True))
+    except ValueError:  # not in the main thread (a notebook server, some tests)
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class _Run:
+    """The parts a running loop uses; `steps` is the loop."""
+
+    config: ConfigDict
+    workdir: Path
+    method: Method
+    checkpointer: Checkpointer
+    data: grain.DatasetIterator
+    writer: MetricWriter
+    progress: Progress
+
+    def steps(
+        self, state: TrainState, start: int, step_fn: Any, frozen: Tree, key: jax.Array, mesh: Mesh
+    ) -> tuple[TrainState, bool]:
+        """Runs from `start` to the end; returns the state and whether SIGTERM ended it early."""
+        config, pending = self.config, None
+        with _termination_flag() as terminated, jax.transfer_guard("disallow"):
+            for step in range(start, config.num_steps):
+                stop = self._should_stop(terminated[0], step)
+                if stop or (step > start and step % config.checkpoint.every == 0):
+                    pending = self._look_at(pending, step - 1)  # never save a broken state
+                    self.checkpointer.save(step, state, self.data)
+                if stop:
+                    logging.warning("SIGTERM: saved step %d, stopping", step)
+                    return state, True
+                batch = shard_batch(next(self.data), mesh)
+                state, metrics = step_fn(state, frozen, batch, key)
+                self._look_at(pending, step - 1)
+                pending = metrics
+                self.progress.step()
+                every = config.log.preview_every
+                if self.method.preview is not None and every and (step + 1) % every == 0:
+                    with jax.transfer_guard("allow"):
+                        _preview(self.method, state, frozen, self.workdir, step + 1)
+            self._look_at(pending, config.num_steps - 1, last=True)
+            self.checkpointer.save(config.num_steps, state, self.data)
+        return state, False
+
+    def _should_stop(self, terminated: bool, step: int) -> bool:
+        if jax.process_count() == 1:
+            return terminated
+        # Processes get the signal at different steps; jax agrees on one for all of them.
+        return self.checkpointer.manager.reached_preemption(step)
+
+    def _look_at(self, metrics: dict[str, jax.Array] | None, step: int, last: bool = False) -> None:
+        """Checks and logs the metrics of update `step`, one update late so that nothing waits."""
+        if metrics is None:
+            return None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise TrainingDiverged(
+                    f"{name} is {values[name]} at step {step}; the newest checkpoint is from before "
+                    "it. Lower optim.learning_rate, lengthen optim.warmup_steps or check the data"
+                )
+        if (step + 1) % self.config.log.every == 0 or last:
+            values["images_per_second"] = self.progress.images_per_second()
+            self.writer.write(step + 1, values)
+            self.progress.show(values)
+        return None

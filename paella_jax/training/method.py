@@ -1,0 +1,42 @@
+"""What the loop needs to know of a method; `build.py` makes one for each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from paella_jax.data.loader import Source, Transform
+from paella_jax.objectives.inputs import Objective
+from paella_jax.training.state import TrainState
+from paella_jax.training.step import AfterUpdate
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of training, ready for `training.loop`.
+
+    Attributes:
+      title: shown in the progress bar.
+      init: key -> (params, model_state); pure, so it can be evaluated abstractly.
+      objective: see objectives/inputs.py.
+      frozen: parameters of frozen networks.
+      source: training samples.
+      transform: sample -> arrays.
+      after_update: optional change of the parameters after the optimiser.
+      preview: optional (state, frozen, png path) -> writes a sample grid.
+    """
+
+    title: str
+    init: Callable[[jax.Array], tuple[Tree, Tree]]
+    objective: Objective
+    frozen: Tree
+    source: Source
+    transform: Transform
+    after_update: AfterUpdate | None = None
+    preview: Callable[[TrainState, Tree, Path], None] | None = None

@@ -1,0 +1,113 @@
+"""Metric lines: JSONL always, TensorBoard and W&B on request, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+
+class MetricWriter:
+    """Appends {"step", name: value} lines to `metrics.jsonl` on process 0."""
+
+    def __init__(self, workdir: Path, log: ConfigDict, resume_step: int = 0) -> None:
+        self.enabled = jax.process_index() == 0
+        self.file = workdir / "metrics.jsonl"
+        self.others: list[Any] = []
+        if not self.enabled:
+            return
+        _cut_after(self.file, resume_step)
+        if log.tensorboard:
+            self.others.append(_tensorboard(workdir))
+        if log.wandb:
+            self.others.append(_wandb(log.wandb, workdir))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line and hands it to the other writers."""
+        if not self.enabled:
+            return
+        with self.file.open("a") as stream:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+        for other in self.others:
+            other(step, values)
+
+
+def _cut_after(file: Path, step: int) -> None:
+    """Drops lines past the checkpoint a run resumes from, so that no step stands twice."""
+    if file.is_file():
+        rows = read_metrics(file)
+        kept = [json.dumps(row) for row in rows if row["step"] <= step]
+        file.write_text("".join(line + "\n" for line in kept))
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file; a last line cut off by a kill is left out."""
+    rows = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _tensorboard(workdir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError("log.tensorboard needs: pip install 'paella_jax[tensorboard]'") from error
+    writer = SummaryWriter(str(workdir / "tensorboard"))
+    return lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
+
+
+def _wandb(project: str, workdir: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError("log.wandb needs: pip install 'paella_jax[wandb]'") from error
+    run = wandb.init(project=project, dir=str(workdir), resume="allow", id=workdir.name)
+    return lambda step, values: run.log(dict(values), step=step)
+
+
+class Progress:
+    """Progress bar with ETA on process 0, and the rate of images since it was last asked."""
+
+    def __init__(self, start: int, total: int, batch_size: int, title: str) -> None:
+        self.batch_size = batch_size
+        self.bar = tqdm(
+            total=total,
+            initial=start,
+            desc=title,
+            unit="step",
+            disable=jax.process_index() != 0,
+            mininterval=5.0,
+            dynamic_ncols=True,
+        )
+        self._mark, self._steps = time.perf_counter(), 0
+
+    def step(self) -> None:
+        """Counts one update."""
+        self.bar.update(1)
+        self._steps += 1
+
+    def images_per_second(self) -> float:
+        """Since the last call."""
+        now = time.perf_counter()
+        rate = self._steps * self.batch_size / max(now - self._mark, 1e-9)
+        self._mark, self._steps = now, 0
+        return rate
+
+    def show(self, values: Mapping[str, float]) -> None:
+        """Puts a few numbers behind the bar."""
+        names = [n for n in ("loss", "accuracy", "mse", "images_per_second") if n in values]
+        self.bar.set_postfix_str(" ".join(f"{n}={values[n]:.4g}" for n in names), refresh=False)
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        self.bar.close()

@@ -1,0 +1,146 @@
+"""Device mesh and sharding rules; the only file that names mesh axes.
+
+The batch is sharded over ("fsdp", "data") in that order. With ("data", "fsdp") XLA returns
+silently wrong gradients on meshes whose fsdp and tensor sizes are equal (stack-facts.md 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+Tree = Any
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("fsdp", "data"))
+MIN_SHARD_SIZE = 2**14  # smaller arrays stay whole on every device
+MAX_REPLICATED_SHARE = 0.02
+
+# (path pattern, axes of the last dimensions); first match wins, a dimension that does not divide
+# stays whole. Wide projections split their outputs over "tensor", the way back their inputs.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(expand|wi_0|wi_1|query|key|value|kv_mapper)/kernel$", ("fsdp", "tensor")),
+    (r"(contract|wo|attention/out)/kernel$", ("tensor", "fsdp")),
+    (r"in_kernel$", ("fsdp", "tensor")),
+)
+
+
+class MeshError(ValueError):
+    """The mesh does not fit the devices or the batch."""
+
+
+def make_mesh(mesh: ConfigDict, devices: list[Any] | None = None) -> Mesh:
+    """The ("data", "fsdp", "tensor") mesh; one axis may be -1 for all the remaining devices.
+
+    Raises:
+      MeshError: naming the sizes, the device count and the fix.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+    shown = ", ".join(f"{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise MeshError(f"mesh ({shown}) may have one axis -1; the others must be positive")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise MeshError(
+            f"mesh ({shown}) does not fit {len(devices)} devices: the sizes must multiply to "
+            f"{len(devices)}; set --config.mesh.data=-1 to take all the rest"
+        )
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+
+
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raises MeshError where a micro-batch cannot be spread evenly over the devices."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shards * accumulation):
+        raise MeshError(
+            f"batch_size {batch_size} must be divisible by {shards} batch shards "
+            f"(data x fsdp) times {accumulation} micro-batches = {shards * accumulation}"
+        )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def spec_for(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The rule for one array; the fallback shards its largest divisible dimension over fsdp."""
+    if math.prod(shape) < MIN_SHARD_SIZE:
+        return P()
+    fits = lambda size, axis: axis is not None and size % mesh.shape[axis] == 0
+    for pattern, axes in RULES:
+        if re.search(pattern, name) and len(axes) <= len(shape):
+            padded = (None,) * (len(shape) - len(axes)) + axes
+            return P(*(a if fits(s, a) else None for s, a in zip(shape, padded, strict=True)))
+    for i in sorted(range(len(shape)), key=lambda i: -shape[i]):
+        if fits(shape[i], "fsdp"):
+            return P(*("fsdp" if j == i else None for j in range(len(shape))))
+    return P()
+
+
+def state_shardings(abstract: Tree, mesh: Mesh) -> Tree:
+    """A NamedSharding per leaf. Optimiser state and averages follow by the end of their paths.
+
+    Raises:
+      MeshError: more than 2 % of the bytes would stay whole on every device of an fsdp mesh.
+    """
+    shard = lambda path, leaf: NamedSharding(mesh, spec_for(_name(path), leaf.shape, mesh))
+    shardings = jax.tree_util.tree_map_with_path(shard, abstract)
+    if mesh.shape["fsdp"] > 1:
+        _check_replicated(abstract, shardings)
+    return shardings
+
+
+def _check_replicated(abstract: Tree, shardings: Tree) -> None:
+    sizes = jax.tree.map(lambda x: math.prod(x.shape), abstract)
+    whole = jax.tree.map(
+        lambda n, s: n if n >= MIN_SHARD_SIZE and s.is_fully_replicated else 0, sizes, shardings
+    )
+    total, replicated = sum(jax.tree.leaves(sizes)), sum(jax.tree.leaves(whole))
+    if replicated > MAX_REPLICATED_SHARE * max(total, 1):
+        raise MeshError(
+            f"{replicated / total:.1%} of the state would be copied to every device: no dimension "
+            "of the large arrays divides by the fsdp size; choose another mesh.fsdp"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The batch axis over ("fsdp", "data")."""
+    return NamedSharding(mesh, BATCH)
+
+
+def constrain_batch(batch: Tree) -> Tree:
+    """Inside a jitted function under `jax.set_mesh`: keeps the batch axis sharded."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: BATCH, batch))
+
+
+def shard_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's samples -> global arrays sharded over the mesh."""
+    sharding = batch_sharding(mesh)
+    put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    return jax.tree.map(put, local)
+
+
+def abstract_batch(local: dict[str, np.ndarray], mesh: Mesh, processes: int) -> Tree:
+    """Shapes and shardings of the global batch, for compiling before the first batch."""
+    describe = lambda x: jax.ShapeDtypeStruct(
+        (x.shape[0] * processes, *x.shape[1:]), jnp.asarray(x).dtype, sharding=batch_sharding(mesh)
+    )
+    return jax.tree.map(describe, local)
