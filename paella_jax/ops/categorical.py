@@ -88,4 +88,6 @@ def draw_categorical(key: Array, logits: Array, *, implementation: str = "auto")
         return draw_inverse_cdf(key, logits)
     if implementation == "gumbel":
         return draw_gumbel(key, logits)
+    if implementation != "auto":
+        raise ValueError(f"unknown categorical draw {implementation!r}")
     return lax.platform_dependent(key, logits, cpu=draw_inverse_cdf, default=draw_gumbel)

@@ -63,7 +63,7 @@ _shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
 def _by_shifts(x: Array, kernel: Array, pad: int) -> Array:
-    """x [B, H, W, C*I], kernel [k, k, I, C]: output channel g reads input channels g*I .. g*I+I-1."""
+    """x [B, H, W, C*I], kernel [k, k, I, C]: output channel g reads inputs g*I .. g*I+I-1."""
     inputs = kernel.shape[2]
     return sum(_shifted(x[..., i::inputs], kernel[:, :, i], pad) for i in range(inputs))
 
@@ -98,6 +98,8 @@ def depthwise_conv(
         raise ValueError(f"depthwise kernel size must be odd, got {k}")
     if padding not in ("zero", "replicate"):
         raise ValueError(f"padding must be 'zero' or 'replicate', got {padding!r}")
+    if implementation not in ("auto", "shifts", "convolution"):
+        raise ValueError(f"unknown depthwise implementation {implementation!r}")
     pad = k // 2
     if padding == "replicate":
         x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")

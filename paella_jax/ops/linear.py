@@ -6,6 +6,7 @@ XLA's (reference/stack-facts.md 7.2); on accelerators it stays the backend's con
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -17,7 +18,7 @@ Array = jax.Array
 
 
 def dense(x: Array, kernel: Array, *, precision_dtype: jnp.dtype | None = None) -> Array:
-    """x [..., C] @ kernel [C, D] -> [..., D], flattened to one matrix first (2-4x faster on CPU)."""
+    """x [..., C] @ kernel [C, D] -> [..., D], flattened to one matrix first (CPU: 2-4x faster)."""
     flat = jnp.matmul(
         x.reshape(-1, x.shape[-1]), kernel, preferred_element_type=precision_dtype or x.dtype
     )
@@ -52,6 +53,8 @@ def strided_conv(
     Args:
       x: [batch, height, width, C]; height and width divisible by `stride`.
       kernel: [k, k, C, D] with k a multiple of `stride`; zero padding (k - stride) / 2 a side.
+      stride: how much smaller the image gets.
+      implementation: "auto" (by platform), "matmul" or "convolution".
 
     Returns:
       [batch, height / stride, width / stride, D].
@@ -61,9 +64,7 @@ def strided_conv(
         "matmul": partial(_conv_by_matmul, stride=stride, pad=pad),
         "convolution": partial(_conv, stride=stride, pad=pad),
     }
-    if implementation != "auto":
-        return forms[implementation](x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=forms["matmul"], default=forms["convolution"])
+    return _dispatch(forms, implementation, x, kernel)
 
 
 def _transposed_by_matmul(x: Array, kernel: Array, stride: int, pad: int) -> Array:
@@ -103,6 +104,8 @@ def transposed_conv(
       x: [batch, height, width, C].
       kernel: [k, k, C, D], k a multiple of `stride`; output pixel stride*i + a - (k - stride)/2
         receives x[i] @ kernel[a].
+      stride: how much larger the image gets.
+      implementation: "auto" (by platform), "matmul" or "convolution".
 
     Returns:
       [batch, height * stride, width * stride, D].
@@ -112,9 +115,17 @@ def transposed_conv(
         "matmul": partial(_transposed_by_matmul, stride=stride, pad=pad),
         "convolution": partial(_transposed, stride=stride, pad=pad),
     }
-    if implementation != "auto":
-        return forms[implementation](x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=forms["matmul"], default=forms["convolution"])
+    return _dispatch(forms, implementation, x, kernel)
+
+
+def _dispatch(
+    forms: dict[str, Callable[[Array, Array], Array]], implementation: str, x: Array, kernel: Array
+) -> Array:
+    if implementation == "auto":
+        return lax.platform_dependent(x, kernel, cpu=forms["matmul"], default=forms["convolution"])
+    if implementation not in forms:
+        raise ValueError(f"unknown convolution implementation {implementation!r}")
+    return forms[implementation](x, kernel)
 
 
 def _border(kernel: Array, stride: int) -> int:

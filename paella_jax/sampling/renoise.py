@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -250,6 +251,5 @@ def _segments(settings: RenoiseSettings) -> list[tuple[int, int, bool, str]]:
     switch = count if switch is None else min(switch, count)
     edges = sorted({0, guided, switch, count})
     return [
-        (a, b, a < guided, settings.draw if a < switch else "quantize")
-        for a, b in zip(edges, edges[1:], strict=False)
+        (a, b, a < guided, settings.draw if a < switch else "quantize") for a, b in pairwise(edges)
     ]
