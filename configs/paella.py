@@ -72,6 +72,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.sampler.renoise_steps = None  # None: all steps but the last
     config.sampler.renoise_mode = "initial"  # initial, previous or fresh
     config.sampler.typical_mass = None
+    config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls
 
     config.evaluation = ConfigDict()
     config.evaluation.num_images = 256  # per split

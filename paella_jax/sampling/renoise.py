@@ -131,7 +131,7 @@ def sample(
 
     Args:
       denoise: guided prediction, see sampling/guidance.py.
-      key: PRNG key.
+      key: PRNG key, or [batch] keys, one per sample.
       shape: (batch, h, w).
       settings: see `RenoiseSettings`.
       codebook_size: the vocabulary.
@@ -149,7 +149,7 @@ def sample(
     settings.check()
     batch, *grid = shape
     index = jnp.arange(batch) if sample_index is None else sample_index
-    keys = sample_keys(key, index)
+    keys = key if key.ndim == 1 else sample_keys(key, index)
     if randomness is None:
         randomness = _randomness(keys, tuple(grid), settings.num_steps, codebook_size)
     steps = _steps(settings, keys, randomness)

@@ -17,6 +17,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -127,8 +128,6 @@ def _train(
     finally:
         progress.close()
         checkpointer.close()
-    if not stopped and method.preview is not None:
-        _preview(method, state, frozen, workdir, int(state.step))
     seconds = time.perf_counter() - began
     return RunResult(state, int(state.step), seconds, compile_seconds, stopped)
 
@@ -161,16 +160,7 @@ def _compile(
 
 
 def _repeat_shape(x: Any, count: int) -> Any:
-    import numpy as np
-
     return np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))
-
-
-def _preview(method: Method, state: TrainState, frozen: Tree, workdir: Path, step: int) -> None:
-    folder = workdir / "samples"
-    folder.mkdir(exist_ok=True)
-    assert method.preview is not None
-    method.preview(state, frozen, folder / f"step_{step:07d}.png")
 
 
 @contextmanager
@@ -219,13 +209,21 @@ class _Run:
                 self._look_at(pending, step - 1)
                 pending = metrics
                 self.progress.step()
-                every = config.log.preview_every
-                if self.method.preview is not None and every and (step + 1) % every == 0:
-                    with jax.transfer_guard("allow"):
-                        _preview(self.method, state, frozen, self.workdir, step + 1)
+                self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
             self.checkpointer.save(config.num_steps, state, self.data)
         return state, False
+
+    def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
+        every = self.config.log.preview_every
+        last = step == self.config.num_steps
+        if self.method.preview is None or not (last or (every and step % every == 0)):
+            return
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        with jax.transfer_guard("allow"):
+            scores = self.method.preview(state, frozen, folder / f"step_{step:07d}.png")
+        self.writer.write(step, scores)
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
         if jax.process_count() == 1:

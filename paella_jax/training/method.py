@@ -29,7 +29,8 @@ class Method:
       source: training samples.
       transform: sample -> arrays.
       after_update: optional change of the parameters after the optimiser.
-      preview: optional (state, frozen, png path) -> writes a sample grid.
+      preview: optional (state, frozen, png path) -> writes a sample grid and returns
+        scores for the metrics file.
     """
 
     title: str
@@ -39,4 +40,4 @@ class Method:
     source: Source
     transform: Transform
     after_update: AfterUpdate | None = None
-    preview: Callable[[TrainState, Tree, Path], None] | None = None
+    preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None

@@ -1,0 +1,33 @@
+"""From a config's data block to a source of captioned images."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.data.folder import FolderSource
+from paella_jax.data.loader import Source
+from paella_jax.data.shapes import get_spec
+from paella_jax.data.sources import ShapesSource
+
+
+def make_source(data: ConfigDict, split: str, seed: int) -> Source:
+    """The training or validation source.
+
+    Raises:
+      ConfigError: unknown source or spec, wrong image size, or a folder without images.
+    """
+    try:
+        if data.source == "folder":
+            return FolderSource(data.folder, data.image_size, split)
+        if data.source == "shapes":
+            spec = get_spec(data.spec)
+            if spec.image_size != data.image_size:
+                raise ValueError(
+                    f"data.image_size {data.image_size} does not fit spec {spec.name!r}, whose "
+                    f"images have {spec.image_size} pixels"
+                )
+            return ShapesSource(data.spec, split, data.size, seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    raise ConfigError(f"data.source must be 'shapes' or 'folder', got {data.source!r}")

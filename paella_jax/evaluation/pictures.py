@@ -1,0 +1,100 @@
+"""Sample grids and curves as PNG files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+MIN_CELL = 96  # small images are enlarged to at least this many pixels
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Float images in [0, 1] (clipped) -> uint8."""
+    return np.round(np.clip(images, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def save_grid(
+    file: str | Path,
+    images: np.ndarray,
+    titles: Sequence[str] | None = None,
+    correct: Sequence[bool] | None = None,
+    columns: int | None = None,
+) -> None:
+    """Writes images [count, H, W, 3] as one PNG, each with its title below.
+
+    Args:
+      file: where to; appears whole or not at all.
+      images: float in [0, 1].
+      titles: one per image, wrapped to the image's width.
+      correct: adds a tick or a cross before each title.
+      columns: default about as many as rows.
+    """
+    from PIL import ImageDraw, ImageFont
+
+    count, height, width, _ = images.shape
+    zoom = max(1, -(-MIN_CELL // height))
+    columns = columns or int(np.ceil(np.sqrt(count)))
+    rows = -(-count // columns)
+    gap, line = 8, 12
+    cell_width = max(width * zoom, 132 if titles else 0)
+    lines = [textwrap.wrap(t, cell_width // 6)[:6] for t in titles] if titles else [[]] * count
+    text_height = line * max(len(rows_of_text) for rows_of_text in lines)
+    cell_height = height * zoom + text_height
+    canvas = Image.new(
+        "RGB", (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap)), "white"
+    )
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=10)
+    for index, image in enumerate(to_uint8(images)):
+        left = gap + (index % columns) * (cell_width + gap)
+        top = gap + (index // columns) * (cell_height + gap)
+        tile = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        canvas.paste(tile, (left, top))
+        draw.rectangle((left - 1, top - 1, left + width * zoom, top + height * zoom), outline="#888")
+        for row, text in enumerate(lines[index]):
+            draw.text((left, top + height * zoom + row * line), text, fill="black", font=font)
+        if correct is not None:
+            _mark(draw, left + width * zoom - 14, top + 3, bool(correct[index]))
+    file = Path(file)
+    part = file.with_name(file.name + ".part")
+    canvas.save(part, format="PNG")
+    part.replace(file)
+
+
+def _mark(draw: Any, x: int, y: int, correct: bool) -> None:
+    """A green tick or a red cross on a white square."""
+    draw.rectangle((x - 1, y - 1, x + 12, y + 12), fill="white", outline="#888")
+    if correct:
+        draw.line((x + 1, y + 6, x + 4, y + 10, x + 10, y + 2), fill="#0a0", width=2)
+    else:
+        draw.line((x + 2, y + 2, x + 10, y + 10), fill="#c00", width=2)
+        draw.line((x + 10, y + 2, x + 2, y + 10), fill="#c00", width=2)
+
+
+def save_curves(
+    file: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
+) -> None:
+    """Writes line plots side by side: {panel title: {label: (x, y)}}."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for label, (x, y) in curves.items():
+            axis.plot(x, y, label=label, marker="." if len(x) < 30 else None)
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        if curves:
+            axis.legend()
+    figure.tight_layout()
+    file = Path(file)
+    part = file.with_name(file.name + ".part")
+    figure.savefig(part, format="png", dpi=110)
+    pyplot.close(figure)
+    part.replace(file)

@@ -1,0 +1,1 @@
+"""One file per model family: its networks, built from a config, and its training method."""

@@ -1,0 +1,156 @@
+"""The tokenizer family: building, training and loading a VQGAN."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError, to_json
+from paella_jax.data.build import make_source
+from paella_jax.data.loader import image_transform
+from paella_jax.evaluation.pictures import save_grid
+from paella_jax.models.discriminator import Discriminator
+from paella_jax.models.perceptual import load_perceptual, perceptual_distance
+from paella_jax.models.vqgan import VQGAN
+from paella_jax.objectives.inputs import images_from_batch
+from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
+from paella_jax.training.checkpoint import CheckpointError, read_config, restore_variables
+from paella_jax.training.checkpoint import write_atomically
+from paella_jax.training.method import Method
+from paella_jax.training.state import TrainState
+from paella_jax.training.weights import load_tree, save_tree
+
+Array = jax.Array
+Tree = Any
+
+
+def make_vqgan(config: ConfigDict) -> VQGAN:
+    """The network of a config, in its compute dtype."""
+    return VQGAN(**config.model, dtype=jnp.dtype(config.precision))
+
+
+def variables_of(params: Tree, model_state: Tree) -> Tree:
+    """What `VQGAN.apply` takes, out of a train state's trees."""
+    return {"params": params["vqgan"], "batch_stats": model_state["vqgan"]}
+
+
+def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of configs/vqgan.py.
+
+    Raises:
+      ConfigError: image size that does not divide, or a perceptual weight without a file.
+    """
+    model, settings, size = make_vqgan(config), config.objective, config.data.image_size
+    if size % model.downsampling:
+        raise ConfigError(
+            f"data.image_size {size} must be a multiple of {model.downsampling} (model.levels)"
+        )
+    if settings.perceptual_weight > 0 and not settings.perceptual_file:
+        raise ConfigError("objective.perceptual_weight > 0 needs objective.perceptual_file")
+    perceptual = load_perceptual(settings.perceptual_file) if settings.perceptual_weight else None
+    adversary = (
+        Discriminator(settings.discriminator_depth, settings.discriminator_width)
+        if settings.adversarial_weight > 0
+        else None
+    )
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        first, second = jax.random.split(key)
+        images = jnp.zeros((1, size, size, 3))
+        variables = model.init(first, images)
+        params, state = {"vqgan": variables["params"]}, {"vqgan": variables["batch_stats"]}
+        state["codes"] = initial_code_state(model.codebook_size, model.latent_channels)
+        if adversary is not None:
+            variables = adversary.init(second, images)
+            params["discriminator"] = variables["params"]
+            state["discriminator"] = variables["batch_stats"]
+        return params, state
+
+    def reconstruct(params: Tree, stats: Tree, images: Array, quantized: Array) -> tuple[Any, Tree]:
+        variables = {"params": params, "batch_stats": stats}
+        output, updated = model.apply(
+            variables, images, quantized, train=True, mutable=["batch_stats"]
+        )
+        return output, updated["batch_stats"]
+
+    def discriminate(params: Tree, stats: Tree, images: Array) -> tuple[Array, Tree]:
+        assert adversary is not None
+        variables = {"params": params, "batch_stats": stats}
+        logits, updated = adversary.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, updated["batch_stats"]
+
+    source = make_source(config.data, "train", config.seed)
+    held_back = make_source(config.data, "validation", config.seed)
+    count = config.log.preview_images
+    samples = np.stack([held_back[i]["image"] for i in range(min(count, len(held_back)))])
+
+    @jax.jit
+    def round_trip(variables: Tree, images: Array) -> Array:
+        tokens = model.apply(variables, images, method="encode_tokens")
+        return model.apply(variables, tokens, method="decode_tokens")
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        """Originals and reconstructions side by side; returns their mean squared error."""
+        images = images_from_batch({"image": jnp.asarray(samples)})
+        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
+        pairs = np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2)
+        save_grid(file, pairs)
+        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
+
+    return Method(
+        title="vqgan",
+        init=init,
+        objective=vqgan_objective(
+            reconstruct,
+            None if adversary is None else discriminate,
+            None
+            if perceptual is None
+            else lambda frozen, a, b: perceptual_distance(frozen["perceptual"], a, b),
+            settings,
+            model.codebook_size,
+        ),
+        frozen={} if perceptual is None else {"perceptual": perceptual},
+        source=source,
+        transform=image_transform,
+        after_update=lambda params, state, step: revive_dead_codes(params, state, step, settings),
+        preview=preview,
+    )
+
+
+def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN, Tree]:
+    """Config, network and variables of a trained tokenizer.
+
+    Raises:
+      CheckpointError: not a tokenizer's run folder, or unreadable.
+    """
+    config = read_config(workdir)
+    if config.method != "vqgan":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a vqgan; give the run "
+            "folder of configs/vqgan.py"
+        )
+    _, restored = restore_variables(workdir)
+    return config, make_vqgan(config), variables_of(restored["params"], restored["model_state"])
+
+
+def carry_tokenizer(source: str, workdir: Path) -> None:
+    """Copies a trained tokenizer into another run's folder, so that the run is self-contained."""
+    config, _, variables = load_vqgan_run(source)
+    save_tree(workdir / "frozen" / "vqgan.safetensors", variables)
+    # The config is written last: its presence says that the weights are complete.
+    write_atomically(workdir / "frozen" / "vqgan.json", to_json(config))
+
+
+def load_carried_tokenizer(workdir: Path) -> tuple[VQGAN, Tree]:
+    """The tokenizer that `carry_tokenizer` left in a run's folder."""
+    file = workdir / "frozen" / "vqgan.json"
+    if not file.is_file():
+        raise CheckpointError(f"{workdir} carries no tokenizer (missing {file})")
+    config = ConfigDict(json.loads(file.read_text()))
+    return make_vqgan(config), load_tree(workdir / "frozen" / "vqgan.safetensors")

@@ -1,0 +1,52 @@
+"""Train one method: `python -m paella_jax.train --config configs/NAME.py:preset --workdir DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from paella_jax.launch import run, setup_jax
+
+TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
+
+
+def main() -> int:
+    """Parses the command line and trains; `--config.a.b=value` overrides a field."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
+    parser.add_argument("--workdir", required=True, help="run folder; an existing run resumes")
+    arguments, overrides = parser.parse_known_args()
+
+    from paella_jax.config import load_config
+    from paella_jax.training.checkpoint import prepare_workdir
+
+    config = load_config(arguments.config, overrides)
+    workdir = prepare_workdir(arguments.workdir, config)
+    setup_jax()
+
+    from paella_jax.build import build_method
+    from paella_jax.training.loop import train
+
+    result = train(config, workdir, build_method(config, workdir))
+    note = {
+        "steps": result.step,
+        "seconds": round(result.seconds, 1),
+        "compile_seconds": round(result.compile_seconds, 1),
+    }
+    record_seconds(workdir, note)
+    print(f"{workdir}: {json.dumps(note)}" + (" (stopped by SIGTERM)" if result.stopped else ""))
+    return TERMINATED if result.stopped else 0
+
+
+def record_seconds(workdir: Path, note: dict[str, float]) -> None:
+    """Adds this call's time to the run's `timing.json`, one entry per call."""
+    from paella_jax.training.checkpoint import write_atomically
+
+    file = workdir / "timing.json"
+    calls = json.loads(file.read_text()) if file.is_file() else []
+    write_atomically(file, json.dumps([*calls, note], indent=2))
+
+
+if __name__ == "__main__":
+    run(main)
