@@ -89,13 +89,14 @@ def _shapes(config: ConfigDict) -> None:
     config.model.time_width = 32
     config.model.cond_width = 96
     config.model.widths = (128,)
-    config.model.depths = (3,)
+    config.model.depths = (2,)
     config.model.num_heads = (4,)
     config.model.patterns = ("CTA",)
     config.model.dropout = 0.0
     config.text.max_length = 128
-    config.text.pad_to = 128
+    config.text.pad_to = 120
     config.text.width = 96
+    config.text.num_heads = 2
     config.objective.label_smoothing = 0.05
     config.objective.text_drop = 0.1
     config.optim.learning_rate = 2e-3

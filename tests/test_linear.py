@@ -13,7 +13,7 @@ from paella_jax.ops.linear import dense, strided_conv, transposed_conv
 
 CONVOLUTIONS = (strided_conv, transposed_conv)
 # (kernel size, stride): the released models use (2, 2) and (4, 2).
-FORMS = ((2, 2), (4, 2), (4, 4), (8, 4), (6, 2), (1, 1), (3, 3))
+FORMS = ((2, 2), (4, 2), (4, 4), (8, 4), (3, 3))
 
 
 def random(seed, *shape):

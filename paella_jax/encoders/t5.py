@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paella_jax.ops.attention import attend_heads_first
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
@@ -95,15 +97,15 @@ class Attention(nn.Module):
 
         def project(name: str, std: float) -> jax.Array:
             y = Dense(inner, std, self.dtype, self.param_dtype, name=name)(x)
-            return y.reshape(batch, length, self.num_heads, self.head_dim)
+            return y.reshape(batch, length, self.num_heads, self.head_dim).swapaxes(1, 2)
 
         # The query's smaller start takes the place of 1/sqrt(head_dim).
         query = project("query", (width * self.head_dim) ** -0.5)
         key, value = project("key", width**-0.5), project("value", width**-0.5)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores + jnp.broadcast_to(bias, scores.shape), axis=-1)
-        weights = nn.Dropout(self.dropout)(weights.astype(self.dtype), deterministic=deterministic)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, length, inner)
+        rate = 0.0 if deterministic else self.dropout
+        dropout_key = self.make_rng("dropout") if rate > 0.0 else None
+        y = attend_heads_first(query, key, value, bias, rate, dropout_key)
+        y = y.swapaxes(1, 2).reshape(batch, length, inner)
         return Dense(width, inner**-0.5, self.dtype, self.param_dtype, name="out")(y)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Array = jax.Array
 
@@ -33,16 +36,54 @@ def dot_product_attention(
       [batch, queries, heads, head_dim] in the dtype of `query`.
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    if dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask, implementation=implementation
-        )
-    # Fused kernels offer no dropout on the probabilities, so that case is written out.
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores / jnp.sqrt(jnp.float32(query.shape[-1]))
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    explicit = partial(_attend, dropout_rate=dropout_rate, dropout_key=dropout_key)
+    if dropout_rate > 0.0:
+        return explicit(query, key, value, mask)  # fused kernels drop no probabilities
+    fused = partial(_fused, implementation=implementation)
+    return lax.platform_dependent(query, key, value, mask, cpu=explicit, default=fused)
+
+
+def attend_heads_first(
+    query: Array,
+    key: Array,
+    value: Array,
+    bias: Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Array:
+    """softmax(q k^T + bias) v on [batch, heads, length, head_dim]; no scaling.
+
+    With the heads in front XLA:CPU runs plain matrix products, up to three times faster than the
+    same einsum on [batch, length, heads, head_dim].
+    """
+    scores = jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + bias
     probabilities = jax.nn.softmax(scores, axis=-1)
-    keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probabilities.shape)
-    probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
-    return jnp.einsum("bhqk,bkhd->bqhd", probabilities.astype(value.dtype), value)
+    if dropout_rate > 0.0:
+        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probabilities.shape)
+        probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
+    return jnp.matmul(probabilities.astype(value.dtype), value)
+
+
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None,
+    dropout_rate: float,
+    dropout_key: Array | None,
+) -> Array:
+    heads_first = lambda x: jnp.swapaxes(x, 1, 2)
+    query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    bias = None if mask is None else jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+    out = attend_heads_first(
+        *map(heads_first, (query, key, value)), bias, dropout_rate, dropout_key
+    )
+    return heads_first(out)
+
+
+def _fused(
+    query: Array, key: Array, value: Array, mask: Array | None, implementation: str | None
+) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)

@@ -60,6 +60,9 @@ def strided_conv(
       [batch, height / stride, width / stride, D].
     """
     pad = _border(kernel, stride)
+    height, width = x.shape[1:3]
+    if height % stride or width % stride:
+        raise ValueError(f"an image of {height} x {width} cannot shrink by exactly {stride}")
     forms = {
         "matmul": partial(_conv_by_matmul, stride=stride, pad=pad),
         "convolution": partial(_conv, stride=stride, pad=pad),

@@ -1,0 +1,42 @@
+"""Score a run: `python -m paella_jax.evaluate --checkpoint RUN [--out DIR]`.
+
+Writes report.json, samples.png (prompts with a tick or cross) and training.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from paella_jax.launch import run, setup_jax
+
+
+def main() -> int:
+    """Parses the command line and evaluates a run of configs/paella.py."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="run folder of configs/paella.py")
+    parser.add_argument("--out", help="folder for the report (default: the run folder)")
+    parser.add_argument("--num_images", type=int, help="per split (default: the config's)")
+    parser.add_argument("--steps", default="4,8,12,24", help="step counts to compare")
+    parser.add_argument(
+        "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
+    )
+    arguments = parser.parse_args()
+    setup_jax()
+
+    from paella_jax.evaluation.report import evaluate_run, show
+
+    stages = {name: float(value) for name, value in (s.split("=") for s in arguments.seconds)}
+    report = evaluate_run(
+        Path(arguments.checkpoint),
+        Path(arguments.out or arguments.checkpoint),
+        num_images=arguments.num_images,
+        step_counts=[int(s) for s in arguments.steps.split(",") if s],
+        stage_seconds=stages,
+    )
+    print(show(report))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,327 @@
+"""The renoise sampler against a plain Python loop, and its invariances, with a made-up network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from paella_jax.ops.categorical import draw_categorical
+from paella_jax.ops.codebook import nearest_code
+from paella_jax.sampling.guidance import combine, guide, guide_jointly
+from paella_jax.sampling.renoise import Randomness, RenoiseSettings, sample
+from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.typical import typical_filter
+
+GRID, CODES, BATCH = (4, 6), 24, 3
+SHAPE = (BATCH, *GRID)
+CODEBOOK = jax.random.normal(jax.random.key(70), (CODES, 4))
+BASE = RenoiseSettings(num_steps=5, temperature=(1.0, 0.5), guidance_scale=(3.0, 2.0))
+
+
+def network(seed):
+    """A fixed table per position plus terms that depend on the tokens, their neighbours and t."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    table = jax.random.normal(keys[0], (1, *GRID, CODES))
+    embedding, next_to = (jax.random.normal(k, (CODES, CODES)) for k in keys[1:])
+
+    def predict(tokens, t):
+        around = embedding[tokens] + next_to[jnp.roll(tokens, 1, axis=2)]
+        return table + around * (1.5 - t).reshape(-1, 1, 1, 1)
+
+    return predict
+
+
+CONDITIONAL, UNCONDITIONAL = network(71), network(72)
+
+
+@partial(jax.jit, static_argnames=("settings", "trace", "shape"))
+def run(key, settings, shape=SHAPE, trace=False, **options):
+    denoise = guide(CONDITIONAL, UNCONDITIONAL)
+    options = {"codebook": CODEBOOK, "codebook_size": CODES, "trace": trace} | options
+    return sample(denoise, key, shape, settings, **options)
+
+
+def recorded(settings, seed=0):
+    rng = np.random.default_rng(seed)
+    masks = rng.uniform(size=(settings.num_steps, *SHAPE)).astype(np.float32)
+    return Randomness(jnp.asarray(rng.integers(0, CODES, SHAPE), jnp.int32), jnp.asarray(masks))
+
+
+@partial(jax.jit, static_argnums=(5, 6))
+def predict_and_draw(tokens, t, temperature, scale, draw_keys, settings, step):
+    """One step of reference/paella.md 4.1 up to the drawn tokens."""
+    t = jnp.full(BATCH, t)
+    logits = CONDITIONAL(tokens, t)
+    if settings.guided_steps is None or step < settings.guided_steps:
+        logits = logits * scale + UNCONDITIONAL(tokens, t) * (1 - scale)
+    if settings.typical_mass is not None:
+        logits = typical_filter(logits, settings.typical_mass, settings.typical_min_tokens)
+    switch = settings.quantize_from_step
+    draw = "quantize" if switch is not None and step >= switch else settings.draw
+    if draw == "argmax":
+        return jnp.argmax(logits, -1)
+    if draw == "categorical":
+        return jax.vmap(draw_categorical)(draw_keys, logits / temperature)
+    return nearest_code(jax.nn.softmax(logits / temperature, -1) @ CODEBOOK, CODEBOOK)
+
+
+@partial(jax.jit, static_argnums=1)
+def keys_of(key, step):
+    """The sampler's documented keys: sample i's n-th is fold_in(fold_in(key, i), n)."""
+    of_sample = lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n)
+    draw = jax.vmap(lambda i: of_sample(i, 3 * step + 2))(jnp.arange(BATCH))
+    fresh = lambda i: jax.random.randint(of_sample(i, 3 * step + 3), GRID, 0, CODES, jnp.int32)
+    return draw, jax.vmap(fresh)(jnp.arange(BATCH))
+
+
+def plain_loop(key, settings, randomness, initial_tokens=None):
+    """The formula as a Python loop over numpy arrays; returns the tokens after each step."""
+    count = settings.num_steps
+    times = linear_ramp(settings.t_start, settings.t_end, count + 1)
+    temperatures = linear_ramp(*settings.temperature, count)
+    scales = linear_ramp(*settings.guidance_scale, count)
+    renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
+    x = randomness.initial if initial_tokens is None else initial_tokens
+    visited = []
+    for i in range(count):
+        draw_keys, fresh = keys_of(key, i)
+        drawn = predict_and_draw(x, times[i], temperatures[i], scales[i], draw_keys, settings, i)
+        if i < renoise_steps:
+            sources = {"initial": randomness.initial, "previous": x, "fresh": fresh}
+            noised = randomness.mask_uniform[i] <= times[i + 1]
+            drawn = np.where(noised, sources[settings.renoise_mode], drawn)
+        x = np.asarray(drawn)
+        visited.append(x)
+    return np.stack(visited)
+
+
+VARIANTS = {
+    "categorical": {},
+    "argmax": {"draw": "argmax"},
+    "quantize": {"draw": "quantize"},
+    "quantize from step 2": {"quantize_from_step": 2},
+    "previous": {"renoise_mode": "previous"},
+    "fresh": {"renoise_mode": "fresh"},
+    "argmax, fresh": {"draw": "argmax", "renoise_mode": "fresh"},
+    "guidance stops": {"guided_steps": 3},
+    "guidance stops, then quantize": {"guided_steps": 2, "quantize_from_step": 4},
+    "never guided": {"guided_steps": 0},
+    "renoise stops": {"renoise_steps": 2},
+    "never renoised": {"renoise_steps": 0},
+    "typical": {"typical_mass": 0.4, "typical_min_tokens": 2},
+    "partial": {"t_start": 0.6, "t_end": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_scan_equals_a_python_loop(name):
+    settings = replace(BASE, **VARIANTS[name])
+    key, randomness = jax.random.key(1), recorded(BASE)
+    start = None
+    if settings.t_start < 1:
+        start = jax.random.randint(jax.random.key(2), SHAPE, 0, CODES, jnp.int32)
+    final, visited = run(key, settings, trace=True, randomness=randomness, initial_tokens=start)
+    np.testing.assert_array_equal(visited, plain_loop(key, settings, randomness, start))
+    np.testing.assert_array_equal(final, visited[-1])
+    assert final.dtype == jnp.int32 and final.shape == SHAPE
+
+
+def test_variants_differ():
+    """Every setting above must change the result, or the loop test proves nothing."""
+    key, randomness = jax.random.key(1), recorded(BASE)
+    results = {
+        plain_loop(key, replace(BASE, **changes), randomness).tobytes()
+        for changes in VARIANTS.values()
+    }
+    assert len(results) == len(VARIANTS)
+
+
+def test_trace_changes_nothing_and_own_randomness_is_used():
+    plain = run(jax.random.key(3), BASE)
+    final, visited = run(jax.random.key(3), BASE, trace=True)
+    np.testing.assert_array_equal(plain, final)
+    assert visited.shape == (BASE.num_steps, *SHAPE)
+    assert not np.array_equal(plain, run(jax.random.key(4), BASE))
+
+
+def test_a_sample_depends_on_the_key_and_its_index_only():
+    key = jax.random.key(5)
+    for mode in ("initial", "fresh"):
+        settings = replace(BASE, renoise_mode=mode)
+        many = np.asarray(run(key, settings, shape=(8, *GRID)))
+        assert len(np.unique(many.reshape(8, -1), axis=0)) == 8
+        order = jnp.array([6, 1, 7])
+        picked = run(key, settings, shape=(3, *GRID), sample_index=order)
+        np.testing.assert_array_equal(picked, many[order])
+        alone = run(key, settings, shape=(1, *GRID), sample_index=jnp.array([7]))
+        np.testing.assert_array_equal(alone[0], many[7])
+
+
+@pytest.mark.parametrize("draw", ["categorical", "argmax"])
+def test_one_device_and_eight_give_the_same_tokens(draw):
+    settings = replace(BASE, draw=draw, renoise_mode="fresh")
+    key, shape, index = jax.random.key(6), (16, *GRID), jnp.arange(100, 116)
+    single = run(key, settings, shape=shape, sample_index=index)
+    devices = np.array(jax.devices()[:8]).reshape(2, 4, 1)
+    mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    by_batch = NamedSharding(mesh, P(("fsdp", "data")))
+    sharded = jax.jit(
+        lambda key, index: run(key, settings, shape=shape, sample_index=index),
+        out_shardings=by_batch,
+    )(jax.device_put(key, NamedSharding(mesh, P())), jax.device_put(index, by_batch))
+    assert len(sharded.sharding.device_set) == 8
+    np.testing.assert_array_equal(sharded, single)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, nested ones too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def jaxpr_of(settings, trace=False):
+    options = {"codebook_size": CODES, "codebook": CODEBOOK, "trace": trace}
+    denoise = guide(CONDITIONAL, UNCONDITIONAL)
+    return jax.make_jaxpr(lambda key: sample(denoise, key, SHAPE, settings, **options))(
+        jax.random.key(0)
+    ).jaxpr
+
+
+@pytest.mark.parametrize("trace", [False, True])
+def test_no_scan_carries_or_stacks_logits(trace):
+    settings = replace(BASE, guided_steps=3, quantize_from_step=4)
+    loops = [e for e in equations(jaxpr_of(settings, trace)) if e.primitive.name == "scan"]
+    loops = [e for e in loops if e.params["length"] in (3, 1) and e.params["num_carry"] == 1]
+    assert [e.params["length"] for e in loops] == [3, 1, 1]
+    for loop in loops:
+        shapes = [v.aval.shape for v in loop.outvars]
+        stacked = [(loop.params["length"], *SHAPE)] if trace else []
+        assert shapes == [SHAPE, *stacked]
+        assert all(v.aval.dtype == jnp.int32 for v in loop.outvars)
+
+
+def test_guidance_that_stops_calls_the_unconditional_network_less():
+    calls = {"conditional": 0, "unconditional": 0}
+
+    def counted(name, predict):
+        def count():
+            calls[name] += 1
+
+        def counting(tokens, t):
+            jax.debug.callback(count)
+            return predict(tokens, t)
+
+        return counting
+
+    denoise = guide(counted("conditional", CONDITIONAL), counted("unconditional", UNCONDITIONAL))
+    wanted = {None: 5, 2: 2, 0: 0, 9: 5}
+    for guided_steps, unconditional in wanted.items():
+        calls.update(conditional=0, unconditional=0)
+        settings = replace(BASE, guided_steps=guided_steps)
+        call = jax.jit(lambda key, s=settings: sample(denoise, key, SHAPE, s, codebook_size=CODES))
+        call(jax.random.key(0)).block_until_ready()
+        jax.effects_barrier()
+        assert calls == {"conditional": 5, "unconditional": unconditional}, guided_steps
+    calls.update(conditional=0, unconditional=0)
+    settings = replace(BASE, guidance_scale=(1.0, 1.0))
+    jax.jit(lambda key: sample(denoise, key, SHAPE, settings, codebook_size=CODES))(
+        jax.random.key(0)
+    ).block_until_ready()
+    jax.effects_barrier()
+    assert calls == {"conditional": 5, "unconditional": 0}
+
+
+def test_joint_guidance_gives_the_same_tokens():
+    def both(tokens, t):
+        cond, uncond = (jnp.split(a, 2) for a in (tokens, t))
+        return jnp.concatenate([CONDITIONAL(cond[0], uncond[0]), UNCONDITIONAL(cond[1], uncond[1])])
+
+    settings = replace(BASE, guided_steps=4)
+    joint = jax.jit(
+        lambda key: sample(
+            guide_jointly(CONDITIONAL, both), key, SHAPE, settings, codebook_size=CODES
+        )
+    )
+    np.testing.assert_array_equal(joint(jax.random.key(7)), run(jax.random.key(7), settings))
+
+
+def test_guidance_formula():
+    cond, uncond = jnp.array([1.0, 3.0]), jnp.array([2.0, -1.0])
+    np.testing.assert_allclose(combine(cond, uncond, 1.0), cond)
+    np.testing.assert_allclose(combine(cond, uncond, 0.0), uncond)
+    np.testing.assert_allclose(combine(cond, uncond, 8.0), uncond + 8.0 * (cond - uncond))
+
+
+@pytest.mark.parametrize("renoise_steps", [None, 5, 99])
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_the_last_step_never_renoises(num_steps, renoise_steps):
+    """Even where the last level is high: the result is a draw, not noise."""
+    settings = replace(
+        BASE, num_steps=num_steps, renoise_steps=renoise_steps, t_end=0.9, draw="argmax"
+    )
+    draw = lambda index, logits, keys: jnp.full(SHAPE, index, jnp.int32)
+    noise = Randomness(jnp.full(SHAPE, -1), jnp.zeros((num_steps, *SHAPE)))
+    _, visited = jax.jit(partial(sampled_with, settings, draw))(noise)
+    assert (visited[:-1] == -1).all() and (visited[-1] == num_steps - 1).all()
+
+
+def sampled_with(settings, draw, randomness):
+    denoise = guide(CONDITIONAL, UNCONDITIONAL)
+    options = {"codebook_size": CODES, "randomness": randomness, "draw": draw, "trace": True}
+    return sample(denoise, jax.random.key(8), SHAPE, settings, **options)
+
+
+def test_own_draw_sees_the_step_and_the_divided_logits():
+    """A draw that repeats the built-in one gives the same tokens, in every segment."""
+    settings = replace(BASE, guided_steps=2, quantize_from_step=4)
+    randomness = recorded(BASE)
+
+    def draw(index, logits, keys):
+        quantized = nearest_code(jax.nn.softmax(logits, -1) @ CODEBOOK, CODEBOOK)
+        return jnp.where(index < 4, jax.vmap(draw_categorical)(keys, logits), quantized)
+
+    _, visited = jax.jit(partial(sampled_with, settings, draw))(randomness)
+    np.testing.assert_array_equal(visited, plain_loop(jax.random.key(8), settings, randomness))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_steps": 0},
+        {"t_start": 1.2},
+        {"t_start": 0.3, "t_end": 0.4},
+        {"t_end": -0.1},
+        {"temperature": (0.7, 0.0)},
+        {"renoise_mode": "start"},
+        {"draw": "multinomial"},
+        {"guided_steps": -1},
+        {"renoise_steps": -1},
+        {"quantize_from_step": -1},
+        {"typical_mass": 1.0},
+        {"typical_mass": 0.2, "typical_min_tokens": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_named(wrong):
+    name = list(wrong)[-1] if "typical_mass" in wrong else next(iter(wrong))
+    with pytest.raises(ValueError, match=f"sampler setting {name}="):
+        run(jax.random.key(0), replace(BASE, **wrong))
+
+
+def test_quantize_needs_a_codebook():
+    settings = replace(BASE, draw="quantize")
+    with pytest.raises(ValueError, match="codebook"):
+        sample(guide(CONDITIONAL, None), jax.random.key(0), SHAPE, settings, codebook_size=CODES)

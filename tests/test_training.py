@@ -1,0 +1,206 @@
+"""The loop: resume, accumulation, averages, termination, divergence, damaged checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import small
+from paella_jax.build import build_method
+from paella_jax.config import ConfigError
+from paella_jax.families.vqgan import vqgan_method
+from paella_jax.training.checkpoint import (
+    CheckpointError,
+    prepare_workdir,
+    read_config,
+    restore_variables,
+)
+from paella_jax.training.loop import TrainingDiverged, train
+from paella_jax.training.metrics import read_metrics
+
+
+def run(workdir, preview=False, **overrides):
+    config = small.small_paella(**overrides)
+    workdir = prepare_workdir(workdir, config)
+    if not (workdir / "frozen").exists():
+        small.carry_random_tokenizer(workdir)
+    method = build_method(config, workdir)
+    if not preview:
+        object.__setattr__(method, "preview", None)
+    return train(config, workdir, method)
+
+
+def assert_same_state(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A four-step run, preview included."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, run(workdir, preview=True)
+
+
+def test_run_folder_holds_everything(finished):
+    workdir, result = finished
+    assert result.step == 4 and not result.stopped
+    assert (workdir / "samples" / "step_0000004.png").stat().st_size > 500
+    rows = read_metrics(workdir / "metrics.jsonl")
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == [1, 2, 3, 4]
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+    assert any("preview_exact" in row for row in rows)
+    assert read_config(workdir).method == "paella"
+
+
+def test_resume_equals_an_uninterrupted_run_bitwise(finished, tmp_path):
+    _, whole = finished
+    assert run(tmp_path, num_steps=2, optim__schedule="constant").step == 2
+    resumed = run(tmp_path, num_steps=4, optim__schedule="constant")
+    straight = run(tmp_path / "straight", num_steps=4, optim__schedule="constant")
+    assert_same_state(resumed.state, straight.state)
+    steps = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if "loss" in r]
+    assert steps == [1, 2, 3, 4]
+    assert whole.step == 4
+
+
+def test_finished_run_does_nothing_more(finished):
+    workdir, result = finished
+    again = run(workdir)
+    assert again.step == 4 and again.compile_seconds == 0.0
+    assert_same_state(again.state.params, result.state.params)
+
+
+def test_accumulation_equals_one_big_batch(tmp_path):
+    settings = dict(num_steps=1, batch_size=16, mesh__data=1, mesh__fsdp=-1)
+    whole = run(tmp_path / "whole", **settings)
+    cut = run(tmp_path / "cut", optim__accumulation=2, **settings)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
+    # Adam's first moment is the gradient times (1 - beta1): compares gradients, not +-lr steps.
+    jax.tree.map(close, whole.state.opt_state[1][0].mu, cut.state.opt_state[1][0].mu)
+
+
+def test_average_follows_the_parameters(tmp_path):
+    result = run(tmp_path, num_steps=2, optim__ema_decay=0.5)
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(
+            jax.tree.leaves(result.state.params), jax.tree.leaves(result.state.ema_params), strict=True
+        )
+    ]
+    assert max(moved) > 0
+
+
+def test_termination_saves_and_stops(tmp_path):
+    """SIGTERM in the middle: the step is saved and the run goes on from it."""
+
+    def send():
+        file = tmp_path / "metrics.jsonl"
+        while not (file.is_file() and len(read_metrics(file)) >= 3):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    result = run(tmp_path, num_steps=5000, checkpoint__every=100_000)
+    thread.join()
+    assert result.stopped and 3 <= result.step < 5000
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert steps == [result.step]
+    again = run(tmp_path, num_steps=result.step + 1, checkpoint__every=100_000)
+    assert again.step == result.step + 1
+
+
+def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"at step \d+"):
+        run(tmp_path, num_steps=200, optim__learning_rate=1e18, optim__clip_norm=0.0)
+    for step in [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]:
+        _, restored = restore_variables(tmp_path)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored["params"])), step
+
+
+def copy_of(finished, tmp_path):
+    target = tmp_path / "copy"
+    shutil.copytree(finished[0], target)
+    return target
+
+
+def test_truncated_checkpoint_is_refused(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    data = [p for p in (workdir / "checkpoints" / "4" / "state").rglob("*") if p.is_file()]
+    for file in data:
+        if file.stat().st_size > 500:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"checkpoints/4 cannot be read"):
+        run(workdir)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        restore_variables(workdir)
+
+
+def test_half_written_checkpoint_is_ignored(finished, tmp_path):
+    """What kill -9 leaves behind: a temporary folder that is no step."""
+    workdir = copy_of(finished, tmp_path)
+    (workdir / "checkpoints" / "6.orbax-checkpoint-tmp").mkdir()
+    assert run(workdir).step == 4
+
+
+def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"]["depths"] = [2]
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        run(workdir, model__depths="(2,)")
+
+
+def test_workdir_of_another_config_is_refused(finished):
+    with pytest.raises(ConfigError, match=r"model.depths: \(1,\) -> \(2,\)"):
+        run(finished[0], model__depths="(2,)")
+
+
+def test_unwritable_workdir(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    with pytest.raises(ConfigError, match="cannot write to workdir"):
+        prepare_workdir(file / "run", small.small_paella())
+
+
+def test_missing_run_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        read_config(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoints folder"):
+        restore_variables(tmp_path)
+
+
+def test_vqgan_trains_with_adversary_and_revives_codes(tmp_path):
+    config = small.small_vqgan(
+        num_steps=6, objective__adversarial_weight=0.01, objective__adversarial_start=3,
+        objective__discriminator_depth=3, objective__discriminator_width=32, log__every=1,
+        objective__adversarial_loss="hinge", log__preview_images=2,
+    )  # fmt: skip
+    workdir = prepare_workdir(tmp_path, config)
+    result = train(config, workdir, vqgan_method(config, workdir))
+    rows = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "loss" in r]
+    parts = ("mse", "codebook_loss")
+    before, after = rows[0], rows[-1]
+    plain = lambda r: r["mse"] + r["codebook_loss"] * 1.25
+    assert before["loss"] == pytest.approx(plain(before), rel=1e-4), parts
+    assert after["loss"] > plain(after) + 0.1  # the discriminator's hinge is about 1
+    assert rows[0]["codes_used"] == 0.0
+    codebook = np.asarray(result.state.params["vqgan"]["codebook"])
+    assert codebook.std() > 0.1  # drawn from latents, not from U(+-1/codes)
+
+
+def test_bfloat16_trains(tmp_path):
+    result = run(tmp_path, num_steps=1, precision="bfloat16")
+    assert result.step == 1
+    assert {x.dtype for x in jax.tree.leaves(result.state.params)} == {np.dtype("float32")}
