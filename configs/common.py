@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """Training, logging and checkpoint defaults; a family file adds model, objective and sampler."""
+    """Training, logging and checkpoint defaults; a family file adds its own blocks."""
     config = ConfigDict()
     config.method = ""  # which entry of paella_jax/build.py builds this run
     config.preset = ""

@@ -25,7 +25,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "1b": _1b,
     }
     if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r} of configs/paella.py; known: {sorted(presets)}")
+        raise ValueError(
+            f"unknown preset {preset!r} of configs/paella.py; known: {sorted(presets)}"
+        )
     config = common.base()
     config.method = "paella"
     config.preset = preset

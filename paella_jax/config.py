@@ -85,7 +85,9 @@ def _parse(path: str, text: str, default: Any) -> Any:
     fits = default is None or value is None or type(value) is type(default)
     if not fits:
         kind = type(default).__name__
-        raise ConfigError(f"config field {path} must be of type {kind} like {default!r}, got {text!r}")
+        raise ConfigError(
+            f"config field {path} must be of type {kind} like {default!r}, got {text!r}"
+        )
     return value
 
 

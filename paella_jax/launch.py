@@ -18,10 +18,12 @@ def setup_jax() -> None:
     import jax
 
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "paella_jax" / "xla"
-    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default)))
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
+    )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     many = any(os.environ.get(hint, "1") not in ("", "1") for hint in CLUSTER_HINTS)
-    if many or "TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]:
+    if many or ("TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]):
         jax.distributed.initialize()
 
 
@@ -29,7 +31,7 @@ def run(main: Callable[[], int]) -> None:
     """Runs an entry point; a user's mistake ends in one clear line and exit code 2."""
     from absl import logging
 
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # orbax warns about its own details
     logging.use_absl_handler()
     try:
         sys.exit(main())

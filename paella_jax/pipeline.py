@@ -63,7 +63,9 @@ class PaellaPipeline:
         Temperature and guidance take one number or a (first, last) pair.
         """
         base = {k: v for k, v in self.config.sampler.items() if k != "joint_guidance"}
-        pair = lambda v: tuple(float(x) for x in v) if isinstance(v, tuple | list) else (float(v),) * 2
+        pair = lambda v: (
+            tuple(float(x) for x in v) if isinstance(v, tuple | list) else (float(v),) * 2
+        )
         chosen = {k: v for k, v in changes.items() if v is not None}
         for name in ("temperature", "guidance_scale"):
             if name in chosen:
@@ -157,9 +159,13 @@ class PaellaPipeline:
         prompts = check_prompts(prompt, limit)
         negatives = check_prompts(negative_prompt, limit, allow_empty=True)
         negatives = _one_per_prompt(negatives, len(prompts), "negative_prompt")
-        seeds = _one_per_prompt([seed] if isinstance(seed, int) else list(seed), len(prompts), "seed")
+        seeds = _one_per_prompt(
+            [seed] if isinstance(seed, int) else list(seed), len(prompts), "seed"
+        )
         if num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}")
+            raise ValueError(
+                f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}"
+            )
         grid = self._grid(height, width)
         settings = self.settings(**sampler)
 
@@ -257,7 +263,7 @@ def _generate(
     )
     tokens, history = out if trace else (out, None)
     images = networks.decode_tokens(frozen, tokens)
-    return (images, tokens, history) if trace else (images, tokens)
+    return (images, tokens, *([history] if trace else []))
 
 
 def load(directory: str | Path) -> PaellaPipeline:

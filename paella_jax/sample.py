@@ -41,9 +41,7 @@ def main() -> int:
     pipeline = load(arguments.checkpoint)
     names = ("negative_prompt", "num_images_per_prompt", "height", "width", "num_steps",
              "guidance_scale", "temperature", "seed")  # fmt: skip
-    images = pipeline(
-        prompts, output_type="array", **{name: getattr(arguments, name) for name in names}
-    )
+    images = pipeline.generate(prompts, **{n: getattr(arguments, n) for n in names}).images
     titles = [p for p in prompts for _ in range(arguments.num_images_per_prompt)]
     if out.suffix.lower() == ".png":
         save_grid(out, images, titles)

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-import small
 from paella_jax.families.paella import paella_method
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
@@ -112,7 +112,9 @@ def test_optimiser_state_follows_the_parameters(problem):
         for p, x in jax.tree_util.tree_leaves_with_path(tree)
         if "expand" in jax.tree_util.keystr(p) and "kernel" in jax.tree_util.keystr(p)
     }
-    kinds = [set(find(t).values()) for t in (abstract.params, abstract.ema_params, abstract.opt_state)]
+    kinds = [
+        set(find(t).values()) for t in (abstract.params, abstract.ema_params, abstract.opt_state)
+    ]
     assert kinds[0] and kinds[0] == kinds[1] == kinds[2]
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import small
+
 from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.families.vqgan import vqgan_method
@@ -81,7 +81,7 @@ def test_finished_run_does_nothing_more(finished):
 
 
 def test_accumulation_equals_one_big_batch(tmp_path):
-    settings = dict(num_steps=1, batch_size=16, mesh__data=1, mesh__fsdp=-1)
+    settings = {"num_steps": 1, "batch_size": 16, "mesh__data": 1, "mesh__fsdp": -1}
     whole = run(tmp_path / "whole", **settings)
     cut = run(tmp_path / "cut", optim__accumulation=2, **settings)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
@@ -94,7 +94,9 @@ def test_average_follows_the_parameters(tmp_path):
     moved = [
         float(jnp.abs(a - b).max())
         for a, b in zip(
-            jax.tree.leaves(result.state.params), jax.tree.leaves(result.state.ema_params), strict=True
+            jax.tree.leaves(result.state.params),
+            jax.tree.leaves(result.state.ema_params),
+            strict=True,
         )
     ]
     assert max(moved) > 0

@@ -14,13 +14,18 @@ import numpy as np
 # PyTorch axis order -> ours (`transpose` axes). A 1x1 convolution is stored as a matrix by us.
 LAYOUTS: dict[str, tuple[int, ...]] = {
     "linear": (1, 0),  # [out, in] -> [in, out]
-    "conv": (2, 3, 1, 0),  # [out, in, k, k] -> [k, k, in, out]; depthwise too (in = inputs per group)
+    "conv": (
+        2,
+        3,
+        1,
+        0,
+    ),  # [out, in, k, k] -> [k, k, in, out]; depthwise too (in = inputs per group)
     "conv_transpose": (2, 3, 0, 1),  # [in, out, k, k] -> [k, k, in, out]
 }
 
 
 class ConversionError(ValueError):
-    """A state dict does not fit the model: every missing, unknown and misshapen tensor is listed."""
+    """A state dict does not fit: every missing, unknown and misshapen tensor is listed."""
 
 
 class Entry(NamedTuple):
@@ -101,8 +106,14 @@ def import_tensors(
     """
     entries = list(entries)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
-    problems = [f"unknown tensor {n}" for n in tensors if n not in {e.name for e in entries} | set(ignore)]
-    problems += [f"no tensor maps to our parameter {'/'.join(p)}" for p in shapes if p not in {e.path for e in entries}]
+    problems = [
+        f"unknown tensor {n}" for n in tensors if n not in {e.name for e in entries} | set(ignore)
+    ]
+    problems += [
+        f"no tensor maps to our parameter {'/'.join(p)}"
+        for p in shapes
+        if p not in {e.path for e in entries}
+    ]
     flat = {}
     for entry in entries:
         if entry.path not in shapes:
@@ -118,8 +129,8 @@ def import_tensors(
                 flat[entry.path] = to_ours(array, entry.layout)
     if problems:
         raise ConversionError(
-            f"the weights do not fit this model ({len(problems)} problems); check that the file and "
-            "the model config belong together:\n  " + "\n  ".join(problems)
+            f"the weights do not fit this model ({len(problems)} problems); check that the file "
+            "and the model config belong together:\n  " + "\n  ".join(problems)
         )
     return unflatten(flat)
 

@@ -28,7 +28,15 @@ def vqgan_from_reference_config(constructor: Mapping[str, Any]) -> VQGAN:
 
 
 def vqgan_from_diffusers_config(config: Mapping[str, Any]) -> VQGAN:
-    """Our module for a diffusers PaellaVQModel's config.json."""
+    """Our module for a diffusers PaellaVQModel's config.json.
+
+    Raises:
+      ValueError: an option that our network does not have.
+    """
+    fixed = {"in_channels": 3, "out_channels": 3, "up_down_scale_factor": 2}
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{name} {config[name]!r} is not supported, only {value}")
     return VQGAN(
         levels=config["levels"],
         bottleneck_blocks=config["bottleneck_blocks"],

@@ -53,7 +53,11 @@ class FolderSource:
                 continue
             try:
                 caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
-                return {"image": load_image(file, self.image_size), "caption": caption, "index": index}
+                return {
+                    "image": load_image(file, self.image_size),
+                    "caption": caption,
+                    "index": index,
+                }
             except (OSError, ValueError) as error:
                 self.broken.add(str(file))
                 print(f"skipping broken sample {file}: {error}", flush=True)

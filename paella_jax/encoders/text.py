@@ -71,7 +71,9 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
     )
 
 
-def make_tokenizer(vocab_size: int, folder: str | Path, max_length: int, **options: Any) -> Tokenizer:
+def make_tokenizer(
+    vocab_size: int, folder: str | Path, max_length: int, **options: Any
+) -> Tokenizer:
     """Bytes for a ByT5-sized vocabulary, otherwise the tokenizer files in `folder`."""
     if vocab_size == VOCAB_SIZE:
         return ByteTokenizer(max_length, **options)

@@ -52,9 +52,13 @@ def save_grid(
     for index, image in enumerate(to_uint8(images)):
         left = gap + (index % columns) * (cell_width + gap)
         top = gap + (index // columns) * (cell_height + gap)
-        tile = Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        tile = Image.fromarray(image).resize(
+            (width * zoom, height * zoom), Image.Resampling.NEAREST
+        )
         canvas.paste(tile, (left, top))
-        draw.rectangle((left - 1, top - 1, left + width * zoom, top + height * zoom), outline="#888")
+        draw.rectangle(
+            (left - 1, top - 1, left + width * zoom, top + height * zoom), outline="#888"
+        )
         for row, text in enumerate(lines[index]):
             draw.text((left, top + height * zoom + row * line), text, fill="black", font=font)
         if correct is not None:

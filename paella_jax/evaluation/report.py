@@ -120,11 +120,12 @@ def _ceiling(pipeline: PaellaPipeline, source: ShapesSource) -> dict[str, Any]:
 
 def _draw_training(checkpoint: Path, file: Path, by_steps: Mapping[str, float]) -> None:
     rows = read_metrics(checkpoint / "metrics.jsonl")
-    curve = lambda name: tuple(
-        zip(*[(row["step"], row[name]) for row in rows if name in row], strict=True)
-    ) or ((), ())
+    curve = lambda name: (
+        tuple(zip(*[(row["step"], row[name]) for row in rows if name in row], strict=True))
+        or ((), ())
+    )
     named = lambda **names: {label: curve(name) for label, name in names.items()}
-    panels = {
+    panels: dict[str, Any] = {
         "loss": named(loss="loss", **{"loss on noised tokens": "loss_noised"}),
         "token accuracy": named(all="accuracy", noised="accuracy_noised"),
         "exact match against training step": named(validation="preview_exact"),

@@ -20,8 +20,12 @@ from paella_jax.models.perceptual import load_perceptual, perceptual_distance
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
-from paella_jax.training.checkpoint import CheckpointError, read_config, restore_variables
-from paella_jax.training.checkpoint import write_atomically
+from paella_jax.training.checkpoint import (
+    CheckpointError,
+    read_config,
+    restore_variables,
+    write_atomically,
+)
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
 from paella_jax.training.weights import load_tree, save_tree

@@ -67,7 +67,7 @@ class ConvBlock(nn.Module):
 
 
 class TimestepBlock(nn.Module):
-    """T: scale and shift from the timestep embedding; zero-initialised, so it starts as identity."""
+    """T: scale and shift from the timestep embedding; zero-initialised, it starts as identity."""
 
     dtype: Dtype = jnp.float32
 

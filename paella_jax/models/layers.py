@@ -59,6 +59,7 @@ def timestep_embedding(t: Array, width: int, max_period: float = 10000.0) -> Arr
     Args:
       t: float32 [batch] in [0, 1]. Stays float32: the angles reach 10 000 rad.
       width: embedding width, at least 4; an odd width ends in a zero column.
+      max_period: t is multiplied by it, and the slowest sinusoid has this period over 2 pi.
 
     Returns:
       float32 [batch, width].

@@ -79,9 +79,7 @@ class PatchEmbedding(nn.Module):
     def __call__(self, x: Array) -> Array:
         x = pixel_unshuffle(x, self.patch_size)
         init = scaled_xavier(0.02)
-        return layer_norm(
-            Dense(self.features, kernel_init=init, dtype=self.dtype, name="proj")(x)
-        )
+        return layer_norm(Dense(self.features, kernel_init=init, dtype=self.dtype, name="proj")(x))
 
 
 class PatchOutput(nn.Module):
@@ -142,7 +140,7 @@ class Paella(nn.Module):
           return_features: stop before the classifier, for a chunked loss.
 
         Returns:
-          float32 [batch, h, w, codebook_size], or the classifier's input [batch, h, w, token_width].
+          float32 [batch, h, w, codebook_size], or the classifier's input [..., token_width].
         """
         self._check(tokens.shape)
         table_init = nn.initializers.normal(math.sqrt(1.0 / self.codebook_size))

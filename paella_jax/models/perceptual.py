@@ -36,7 +36,9 @@ def load_perceptual(path: str | Path) -> dict[str, Any]:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is not a readable safetensors file ({error})") from error
-    numbers = sorted(int(m[1]) for n in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", n)))
+    numbers = sorted(
+        int(m[1]) for n in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", n))
+    )
     if not numbers:
         raise ValueError(f"{file} has no tensors features.N.weight; export a torchvision VGG")
     stages: list[list[dict[str, np.ndarray]]] = [[]]

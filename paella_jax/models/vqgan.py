@@ -122,7 +122,9 @@ class VQGAN(nn.Module):
         self.encoder_blocks = [block() for _ in widths]
         self.encoder_out = conv(self.latent_channels, use_bias=False)
         self.latent_norm = LatentBatchNorm()
-        self.codebook = self.param("codebook", self._codebook_init, (self.codebook_size, self.latent_channels))
+        self.codebook = self.param(
+            "codebook", self._codebook_init, (self.codebook_size, self.latent_channels)
+        )
         self.decoder_in = conv(self.width)
         self.decoder_blocks = [block() for _ in range(self.bottleneck_blocks)]
         self.decoder_ups = [Upsample(w, 4, dtype=self.dtype) for w in reversed(widths[:-1])]
@@ -158,15 +160,21 @@ class VQGAN(nn.Module):
 
     def quantize(self, latents: Array) -> Quantized:
         """Latents [batch, h, w, C] -> nearest codes, tokens and losses."""
-        tokens = nearest_code(jax.lax.stop_gradient(latents), self.codebook)
-        codes = jnp.take(self.codebook, tokens, axis=0)
         fixed = jax.lax.stop_gradient
+        tokens = self._nearest(fixed(latents))
+        codes = self.lookup(tokens)
         return Quantized(
-            codes=latents + fixed(codes - latents),
+            # The bracket is exactly zero, so the value is the code itself, without rounding.
+            codes=fixed(codes) + (latents - fixed(latents)),
             tokens=tokens,
             codebook_loss=jnp.square(codes - fixed(latents)).mean(),
             commitment_loss=jnp.square(latents - fixed(codes)).mean(),
         )
+
+    def _nearest(self, latents: Array) -> Array:
+        # At an accelerator's default (bfloat16) precision close codes would be confused.
+        with jax.default_matmul_precision("highest"):
+            return nearest_code(latents, self.codebook)
 
     def lookup(self, tokens: Array) -> Array:
         """Tokens [batch, h, w] -> codes [batch, h, w, C]."""
@@ -191,7 +199,7 @@ class VQGAN(nn.Module):
 
     def encode_tokens(self, images: Array) -> Array:
         """Images -> int32 tokens [batch, h, w]."""
-        return nearest_code(self.encode(images), self.codebook)
+        return self._nearest(self.encode(images))
 
     def decode_tokens(self, tokens: Array) -> Array:
         """Tokens -> images clamped to [0, 1]."""

@@ -17,13 +17,13 @@ def sample_keys(key: Array, index: Array) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def random_tokens(keys: Array, grid: tuple[int, int], codebook_size: int) -> Array:
+def random_tokens(keys: Array, grid: tuple[int, ...], codebook_size: int) -> Array:
     """Uniform tokens, keys [batch] -> int32 [batch, h, w]."""
     draw = lambda key: jax.random.randint(key, grid, 0, codebook_size, jnp.int32)
     return jax.vmap(draw)(keys)
 
 
-def uniform_map(keys: Array, grid: tuple[int, int]) -> Array:
+def uniform_map(keys: Array, grid: tuple[int, ...]) -> Array:
     """U[0, 1) per position, keys [batch] -> float32 [batch, h, w]."""
     return jax.vmap(lambda key: jax.random.uniform(key, grid))(keys)
 
@@ -58,10 +58,10 @@ def add_noise(keys: Array, tokens: Array, t: Array, codebook_size: int) -> tuple
     Returns:
       As `replace_tokens`.
     """
-    grid = tokens.shape[1:]
+    _, *grid = tokens.shape
     mask_keys, token_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
-    replacement = random_tokens(token_keys, grid, codebook_size)
-    return replace_tokens(tokens, replacement, uniform_map(mask_keys, grid), t)
+    replacement = random_tokens(token_keys, tuple(grid), codebook_size)
+    return replace_tokens(tokens, replacement, uniform_map(mask_keys, tuple(grid)), t)
 
 
 def sample_noise_level(keys: Array, minimum: float = 0.001) -> Array:

@@ -54,9 +54,7 @@ def paella_objective(
         tokens = batch.get("tokens")
         if tokens is None:
             tokens = encode_images(inputs.frozen, images_from_batch(batch))
-        ids, mask = drop_text(
-            drop_keys, batch["text_ids"], batch["text_mask"], settings.text_drop
-        )
+        ids, mask = drop_text(drop_keys, batch["text_ids"], batch["text_mask"], settings.text_drop)
         text_key, network_key = jax.random.split(dropout_keys[0])
         cond = encode_text(params, inputs.frozen, ids, mask, text_key)
         t = sample_noise_level(level_keys, settings.minimum_t)

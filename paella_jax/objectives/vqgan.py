@@ -104,7 +104,12 @@ def vqgan_objective(
             metrics["perceptual"] = distance
         if discriminate is not None:
             extra, state["discriminator"], extra_metrics = _adversarial_terms(
-                discriminate, params["discriminator"], state["discriminator"], images, output, inputs
+                discriminate,
+                params["discriminator"],
+                state["discriminator"],
+                images,
+                output,
+                inputs,
             )
             loss += extra
             metrics |= extra_metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ def dot_product_attention(
     key_mask: Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
-    implementation: str | None = None,
+    implementation: Any = None,
 ) -> Array:
     """softmax(q k^T / sqrt(head_dim)) v with the softmax in float32.
 
@@ -61,6 +62,7 @@ def attend_heads_first(
         scores = scores + bias
     probabilities = jax.nn.softmax(scores, axis=-1)
     if dropout_rate > 0.0:
+        assert dropout_key is not None, "dropout needs a key"
         keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
     return jnp.matmul(probabilities.astype(value.dtype), value)
@@ -77,13 +79,11 @@ def _attend(
     heads_first = lambda x: jnp.swapaxes(x, 1, 2)
     query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     bias = None if mask is None else jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
-    out = attend_heads_first(
-        *map(heads_first, (query, key, value)), bias, dropout_rate, dropout_key
-    )
-    return heads_first(out)
+    query, key, value = heads_first(query), heads_first(key), heads_first(value)
+    return heads_first(attend_heads_first(query, key, value, bias, dropout_rate, dropout_key))
 
 
 def _fused(
-    query: Array, key: Array, value: Array, mask: Array | None, implementation: str | None
+    query: Array, key: Array, value: Array, mask: Array | None, implementation: Any
 ) -> Array:
     return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)

@@ -8,7 +8,7 @@ is lowered for a platform, not when it is traced.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ def _taps(x: Array, kernel: Array, pad: int) -> Array:
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     height, width = padded.shape[1] - k + 1, padded.shape[2] - k + 1
     weights = kernel[:, :, None, None, None]
-    return sum(
+    terms = (
         padded[:, i : i + height, j : j + width] * weights[i, j] for i in range(k) for j in range(k)
     )
+    return reduce(jnp.add, terms)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -65,7 +66,9 @@ _shifted.defvjp(_shifted_forward, _shifted_backward)
 def _by_shifts(x: Array, kernel: Array, pad: int) -> Array:
     """x [B, H, W, C*I], kernel [k, k, I, C]: output channel g reads inputs g*I .. g*I+I-1."""
     inputs = kernel.shape[2]
-    return sum(_shifted(x[..., i::inputs], kernel[:, :, i], pad) for i in range(inputs))
+    return reduce(
+        jnp.add, (_shifted(x[..., i::inputs], kernel[:, :, i], pad) for i in range(inputs))
+    )
 
 
 def _by_convolution(x: Array, kernel: Array, pad: int) -> Array:

@@ -6,8 +6,8 @@ XLA's (reference/stack-facts.md 7.2); on accelerators it stays the backend's con
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -77,11 +77,12 @@ def _transposed_by_matmul(x: Array, kernel: Array, stride: int, pad: int) -> Arr
     matrix = rearrange(kernel, "(m p) (n q) c d -> c (m n p q d)", p=stride, q=stride)
     parts = rearrange(dense(x, matrix), "b h w (m n r) -> m n b h w r", m=cells, n=cells)
     extra = cells - 1
-    out = sum(
+    shifted = [
         jnp.pad(parts[i, j], ((0, 0), (i, extra - i), (j, extra - j), (0, 0)))
         for i in range(cells)
         for j in range(cells)
-    )
+    ]
+    out = reduce(jnp.add, shifted)
     out = rearrange(out, "b h w (p q d) -> b (h p) (w q) d", p=stride, q=stride, d=channels)
     return out[:, pad : pad + height * stride, pad : pad + width * stride]
 
@@ -122,7 +123,10 @@ def transposed_conv(
 
 
 def _dispatch(
-    forms: dict[str, Callable[[Array, Array], Array]], implementation: str, x: Array, kernel: Array
+    forms: Mapping[str, Callable[[Array, Array], Array]],
+    implementation: str,
+    x: Array,
+    kernel: Array,
 ) -> Array:
     if implementation == "auto":
         return lax.platform_dependent(x, kernel, cpu=forms["matmul"], default=forms["convolution"])

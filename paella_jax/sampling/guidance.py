@@ -42,6 +42,7 @@ def guide_jointly(conditional: Predict, both: Predict) -> Denoise:
         if scale is None:
             return conditional(tokens, t)
         logits = both(jnp.concatenate([tokens, tokens]), jnp.concatenate([t, t]))
-        return combine(*jnp.split(logits, 2), scale)
+        conditional_logits, unconditional_logits = jnp.split(logits, 2)
+        return combine(conditional_logits, unconditional_logits, scale)
 
     return denoise

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ class Randomness(NamedTuple):
 class Step(NamedTuple):
     """One step's inputs, stacked over steps for the scan."""
 
-    index: Array
+    number: Array  # of the step, from 0
     t: Array
     t_next: Array
     temperature: Array
@@ -126,7 +126,7 @@ def sample(
     randomness: Randomness | None = None,
     draw: Draw | None = None,
     trace: bool = False,
-) -> Array:
+) -> Any:
     """Draws token maps.
 
     Args:
@@ -154,7 +154,7 @@ def sample(
         randomness = _randomness(keys, tuple(grid), settings.num_steps, codebook_size)
     steps = _steps(settings, keys, randomness)
     tokens = randomness.initial if initial_tokens is None else initial_tokens
-    history = []
+    history: list[Any] = []
     for start, stop, guided, draw_mode in _segments(settings):
         implementation = settings.draw_implementation
         choose = partial(_draw, draw or draw_mode, codebook=codebook, implementation=implementation)
@@ -202,7 +202,7 @@ def _draw(
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / step.temperature
     if callable(mode):
-        return mode(step.index, logits, step.draw_keys)
+        return mode(step.number, logits, step.draw_keys)
     if mode == "categorical":
         one_sample = partial(draw_categorical, implementation=implementation)
         return jax.vmap(one_sample)(step.draw_keys, logits)
@@ -212,7 +212,7 @@ def _draw(
 
 
 def _randomness(
-    keys: Array, grid: tuple[int, int], num_steps: int, codebook_size: int
+    keys: Array, grid: tuple[int, ...], num_steps: int, codebook_size: int
 ) -> Randomness:
     noise_keys = sample_keys_at(keys, 0)
     masks = [uniform_map(sample_keys_at(keys, 3 * i + 1), grid) for i in range(num_steps)]
@@ -229,7 +229,7 @@ def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> St
     times = linear_ramp(settings.t_start, settings.t_end, count + 1)
     renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
     return Step(
-        index=jnp.arange(count),
+        number=jnp.arange(count),
         t=jnp.asarray(times[:-1]),
         t_next=jnp.asarray(times[1:]),
         temperature=jnp.asarray(linear_ramp(*settings.temperature, count)),

@@ -163,7 +163,9 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
             wanted = "ema_params" if stored.get("ema_params") else "params"
             item = {name: stored[name] for name in (wanted, "model_state") if stored.get(name)}
             abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
-            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+            restore_args = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
+            )
             restored = reader.restore(
                 path,
                 args=ocp.args.PyTreeRestore(

@@ -18,14 +18,13 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.data.loader import make_iterator
 from paella_jax.training.checkpoint import Checkpointer
 from paella_jax.training.method import Method
-from paella_jax.training.metrics import MetricWriter, Progress
+from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
 from paella_jax.training.sharding import (
     abstract_batch,
@@ -109,7 +108,7 @@ def _train(
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     if checkpointer.latest_step() is not None:
         state = checkpointer.restore(abstract, data)
-        logging.info("resumed %s at step %d", workdir, int(state.step))
+        report(f"resuming {workdir} at step {int(state.step)}")
     else:
         state = init(jax.random.key(config.seed))
     start = int(state.step)
@@ -155,7 +154,7 @@ def _compile(
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     peak = getattr(memory, "peak_memory_in_bytes", 0) / 2**20
-    logging.info("train step compiled in %.1f s, peak %.0f MiB per device", seconds, peak)
+    report(f"train step compiled in {seconds:.1f} s, peak {peak:.0f} MiB per device")
     return compiled, seconds
 
 
@@ -199,10 +198,11 @@ class _Run:
             for step in range(start, config.num_steps):
                 stop = self._should_stop(terminated[0], step)
                 if stop or (step > start and step % config.checkpoint.every == 0):
-                    pending = self._look_at(pending, step - 1)  # never save a broken state
+                    self._look_at(pending, step - 1)  # never save a broken state
+                    pending = None
                     self.checkpointer.save(step, state, self.data)
                 if stop:
-                    logging.warning("SIGTERM: saved step %d, stopping", step)
+                    report(f"SIGTERM: saved step {step}, stopping")
                     return state, True
                 batch = shard_batch(next(self.data), mesh)
                 state, metrics = step_fn(state, frozen, batch, key)
@@ -239,8 +239,8 @@ class _Run:
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
                 raise TrainingDiverged(
-                    f"{name} is {values[name]} at step {step}; the newest checkpoint is from before "
-                    "it. Lower optim.learning_rate, lengthen optim.warmup_steps or check the data"
+                    f"{name} is {values[name]} at step {step}; the newest checkpoint is from "
+                    "before it. Lower optim.learning_rate, lengthen warmup_steps or check the data"
                 )
         if (step + 1) % self.config.log.every == 0 or last:
             values["images_per_second"] = self.progress.images_per_second()

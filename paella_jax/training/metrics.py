@@ -13,6 +13,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 
+def report(message: str) -> None:
+    """One line for the person watching, on process 0."""
+    if jax.process_index() == 0:
+        tqdm.write(message)
+
+
 class MetricWriter:
     """Appends {"step", name: value} lines to `metrics.jsonl` on process 0."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,9 @@ def loss_and_gradients(
     def micro_step(carry: tuple[Tree, Tree], part: Any) -> tuple[tuple[Tree, Tree], Metrics]:
         total, model_state = carry
         batch, keys = part
-        micro = inputs.replace(batch=constrain_batch(batch), keys=keys, model_state=model_state)
+        micro = dataclasses.replace(
+            inputs, batch=constrain_batch(batch), keys=keys, model_state=model_state
+        )
         gradients, metrics, model_state = one(micro)
         total = jax.tree.map(lambda a, g: a + g / accumulation, total, gradients)
         return (total, model_state), metrics

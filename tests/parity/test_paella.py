@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import golden
 from paella_jax.convert.paella import (
     export_paella,
     import_paella,
@@ -53,11 +53,11 @@ def predict(model, params, arrays, cond, t, attention_weights=None, capture=Fals
 
 
 CASES = {
-    "all": (dict(), "in.r"),
-    "byt5_only": (dict(text="byt5_short", clip=False, images=()), "in.r"),
-    "no_image": (dict(images=()), "in.r"),
-    "image_no_text": (dict(text="byt5_short", clip=False, images=(1,)), "in.r_edge"),
-    "two_images": (dict(images=(0, 1)), "in.r"),
+    "all": ({}, "in.r"),
+    "byt5_only": ({"text": "byt5_short", "clip": False, "images": ()}, "in.r"),
+    "no_image": ({"images": ()}, "in.r"),
+    "image_no_text": ({"text": "byt5_short", "clip": False, "images": (1,)}, "in.r_edge"),
+    "two_images": ({"images": (0, 1)}, "in.r"),
 }
 
 
@@ -78,9 +78,7 @@ def test_logits_and_conditioning(case, name):
 
 def test_every_intermediate(case):
     label, model, params, arrays = case
-    _, captured = predict(
-        model, params, arrays, conditioning(arrays), arrays["in.r"], capture=True
-    )
+    _, captured = predict(model, params, arrays, conditioning(arrays), arrays["in.r"], capture=True)
     seen = {k: v["__call__"][0] for k, v in captured["intermediates"].items() if "__call__" in v}
     levels = len(model.widths)
     last = [len(model.patterns[i]) * model.depths[i] - 1 for i in range(levels)]
@@ -129,7 +127,9 @@ def test_training_loss_and_gradients(case, folder, chunks):
     loss_of = lambda params: training_loss(params, model, arrays, chunks)
     (loss, metrics), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
     golden.check_close(f"{label} train.loss", loss[None], arrays["train.loss"])
-    golden.check_close(f"{label} train.accuracy", metrics["accuracy"][None], arrays["train.accuracy"])
+    golden.check_close(
+        f"{label} train.accuracy", metrics["accuracy"][None], arrays["train.accuracy"]
+    )
     ours = export_tensors(paella_entries(model), gradients)
     golden.check_gradients(label, ours, golden.weights_of(folder, "grads.safetensors"))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from functools import cache, partial
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import golden
 from paella_jax.convert.paella import import_paella, paella_from_reference_config
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.tokens import loss_weight, replace_tokens

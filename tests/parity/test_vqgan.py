@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import golden
 from paella_jax.convert.tensors import ConversionError
 from paella_jax.convert.vqgan import (
     export_vqgan,
@@ -94,6 +94,8 @@ def test_decoder(case):
     names = ["decoder_in", *(f"decoder_blocks_{i}" for i in range(model.bottleneck_blocks))]
     for level in range(model.levels - 1):
         names += [f"decoder_ups_{level}", f"decoder_level_blocks_{level}"]
+    stored = {int(k.removeprefix("dec.up")) for k in arrays if k.startswith("dec.up")}
+    assert stored <= set(range(len(names)))
     for index, name in enumerate(names):
         if f"dec.up{index}" in arrays:
             ours = seen[name]["__call__"][0]
@@ -162,7 +164,14 @@ def test_misfits_are_listed_together(case, folder):
     _, model, _, _ = case
     tensors = golden.weights_of(folder)
     del tensors["out_block.0.bias"]
+    tensors["surprise"] = np.zeros(3, np.float32)
     tensors["in_block.1.bias"] = tensors["in_block.1.bias"][:3]
     with pytest.raises(ConversionError, match=r"out_block\.0\.bias") as error:
         import_vqgan(tensors, model)
-    assert "in_block.1.bias" in str(error.value)
+    assert "in_block.1.bias" in str(error.value) and "surprise" in str(error.value)
+
+
+def test_unsupported_diffusers_options_are_refused(folder):
+    config = golden.config_of(folder / "diffusers") | {"up_down_scale_factor": 4}
+    with pytest.raises(ValueError, match="up_down_scale_factor 4"):
+        vqgan_from_diffusers_config(config)

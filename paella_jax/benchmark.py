@@ -1,0 +1,119 @@
+"""Measure speed: `python -m paella_jax.benchmark --config configs/paella.py:shapes [--out FILE]`.
+
+Variants are interleaved in one run and compared by the ratio of their medians, since machines are
+noisy. `--peer FILE` adds a callable from a Python file (`make(config, batch_size) -> function`,
+one forward and backward pass per call), e.g. the same network in another framework.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paella_jax.launch import run, setup_jax
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every call; one call of each variant per round, after one warm-up call each."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for function in variants.values():
+        function()
+    for _ in range(rounds):
+        for name, function in variants.items():
+            began = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def predictor_passes(config: Any, batch_size: int, depthwise: str) -> tuple[Callable[[], Any], int]:
+    """One forward and backward pass of the token predictor, and its parameter count."""
+    import jax
+    import jax.numpy as jnp
+
+    from paella_jax.families.paella import parameter_count
+    from paella_jax.models.conditioning import Conditioning
+    from paella_jax.models.paella import Paella
+
+    model = Paella(**config.model, depthwise=depthwise, dtype=jnp.dtype(config.precision))
+    side = config.data.image_size // 4
+    tokens = jax.random.randint(jax.random.key(0), (batch_size, side, side), 0, model.codebook_size)
+    t = jnp.full((batch_size,), 0.5)
+    shape = (batch_size, config.text.pad_to, config.text.width)
+    cond = Conditioning(text=jax.random.normal(jax.random.key(1), shape))
+    params = jax.jit(model.init)(jax.random.key(2), tokens, t, cond)
+
+    def loss(params: Any) -> Any:
+        return jnp.square(model.apply(params, tokens, t, cond)).mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    return lambda: jax.block_until_ready(gradient(params)), parameter_count(params)
+
+
+def matmul_ceiling(dtype: str) -> float:
+    """FLOP/s of a large square matrix product on this device, best of several."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    multiply = jax.jit(lambda a: a @ a)
+    times = interleaved({"matmul": lambda: jax.block_until_ready(multiply(a))}, 5)["matmul"]
+    return 2 * size**3 / min(times)
+
+
+def main() -> int:
+    """Runs the benchmark and prints (and writes) its numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", default="configs/paella.py:shapes")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer", help="Python file with make(config, batch_size)")
+    parser.add_argument("--out", help="JSON file")
+    arguments, overrides = parser.parse_known_args()
+
+    from paella_jax.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    setup_jax()
+    import jax
+
+    batch_size = arguments.batch_size or config.batch_size
+    tuned, parameters = predictor_passes(config, batch_size, "auto")
+    naive, _ = predictor_passes(config, batch_size, "convolution")
+    variants = {"tuned": tuned, "grouped_convolution": naive}
+    if arguments.peer:
+        spec = importlib.util.spec_from_file_location("peer", arguments.peer)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        variants["peer"] = module.make(config, batch_size)
+    times = interleaved(variants, arguments.rounds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    report = {
+        "config": arguments.config,
+        "device": str(jax.devices()[0]),
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "milliseconds": {name: round(1000 * value, 2) for name, value in medians.items()},
+        "times_slower_than_tuned": {
+            name: round(value / medians["tuned"], 2) for name, value in medians.items()
+        },
+        "images_per_second": round(batch_size / medians["tuned"], 1),
+        "matmul_ceiling_gflops": round(matmul_ceiling(config.precision) / 1e9, 1),
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.out:
+        Path(arguments.out).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

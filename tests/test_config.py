@@ -1,0 +1,88 @@
+"""Configs: every preset builds, wrong fields are refused by name, sizes are the published ones."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+import small
+
+from paella_jax.config import ConfigError, differing_fields, from_json, load_config, to_json
+from paella_jax.convert.paella import abstract_paella
+from paella_jax.families.vqgan import make_vqgan
+from paella_jax.models.discriminator import Discriminator
+from paella_jax.models.paella import Paella
+
+PRESETS = {
+    "vqgan": ["tiny", "shapes", "shapes64", "f4"],
+    "paella": ["tiny", "shapes", "shapes_long", "shapes64", "600m", "1b"],
+}
+ALL = [f"{family}:{preset}" for family, presets in PRESETS.items() for preset in presets]
+
+
+def count(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_preset_builds_and_survives_json(name):
+    config = small.config_of(name)
+    assert differing_fields(config, from_json(to_json(config))) == []
+    if config.method == "vqgan":
+        shapes = jax.eval_shape(
+            lambda: make_vqgan(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        )
+    else:
+        shapes = abstract_paella(Paella(**config.model), 32, 16)
+    assert count(shapes) > 0
+
+
+def test_published_sizes():
+    """reference/paella.md 7."""
+    model = Paella(**small.config_of("paella:1b").model)
+    assert count(abstract_paella(model, 2560, 1024)) == 1_008_350_592
+    vqgan = make_vqgan(small.config_of("vqgan:f4"))
+    shapes = jax.eval_shape(lambda: vqgan.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    assert count(shapes["params"]) == 18_406_894
+    images = jnp.zeros((1, 64, 64, 3))
+    adversary = jax.eval_shape(lambda: Discriminator().init(jax.random.key(0), images))
+    assert count(adversary["params"]) == 6_271_105
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("--config.optm.learning_rate=1", "did you mean 'optim.learning_rate'"),
+        ("--config.nonsense=1", "unknown config field 'nonsense'"),
+        ("--config.batch_size=many", "batch_size must be of type int"),
+        ("--config.model.widths=7", "widths must be of type tuple"),
+        ("--confg.batch_size=1", "unknown argument"),
+        ("--config.batch_size", "unknown argument"),
+    ],
+)
+def test_wrong_overrides(override, words):
+    with pytest.raises(ConfigError, match=words):
+        load_config(str(small.ROOT / "configs/paella.py:tiny"), [override])
+
+
+def test_overrides_keep_types():
+    config = small.config_of(
+        "paella:tiny", optim__learning_rate=1, sampler__guided_steps=3, model__widths="[32]",
+        model__remat="true", sampler__temperature="(1.0, 0.5)",
+    )  # fmt: skip
+    assert config.optim.learning_rate == 1.0 and isinstance(config.optim.learning_rate, float)
+    assert config.sampler.guided_steps == 3 and config.model.widths == (32,)
+    assert config.model.remat is True and config.sampler.temperature == (1.0, 0.5)
+
+
+def test_missing_file_and_preset():
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config("configs/nothing.py:tiny")
+    with pytest.raises(ValueError, match="unknown preset 'huge'"):
+        load_config(str(small.ROOT / "configs/paella.py:huge"))
+
+
+def test_config_is_locked():
+    config = small.config_of("paella:tiny")
+    with pytest.raises(AttributeError):
+        config.surprise = 1

@@ -1,0 +1,181 @@
+"""The pipeline: same seed same image, bad prompts and sizes, entry points' error messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+import paella_jax
+from paella_jax.build import build_method
+from paella_jax.config import ConfigError
+from paella_jax.encoders.byte_tokenizer import PromptError
+from paella_jax.evaluation.report import evaluate_run
+from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
+from paella_jax.training.loop import train
+
+RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A briefly trained run: random pictures, but everything real."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = small.small_paella(sampler__num_steps=3, optim__learning_rate=0.01, num_steps=8)
+    prepare_workdir(workdir, config)
+    small.carry_random_tokenizer(workdir)
+    train(config, workdir, build_method(config, workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def pipeline(run_folder):
+    return paella_jax.load(str(run_folder))
+
+
+def test_call_returns_pictures(pipeline):
+    images = pipeline(RED, seed=1)
+    assert len(images) == 1 and isinstance(images[0], Image.Image) and images[0].size == (32, 32)
+    arrays = pipeline([RED, BLUE], num_images_per_prompt=2, output_type="array")
+    assert arrays.shape == (4, 32, 32, 3) and arrays.dtype == np.float32
+    assert arrays.min() >= 0.0 and arrays.max() <= 1.0
+
+
+def test_image_depends_on_prompt_and_seed_only(pipeline):
+    """Not on the rest of the batch, its order, its padding, or how it is cut."""
+    tokens = lambda *args, **kwargs: pipeline.generate(*args, **kwargs).tokens
+    alone = tokens(RED, seed=7, num_images_per_prompt=2)
+    together = tokens([BLUE, RED], seed=[3, 7], num_images_per_prompt=2)
+    np.testing.assert_array_equal(alone, together[2:])
+    cut = tokens([BLUE, RED], seed=[3, 7], num_images_per_prompt=2, batch_size=1)
+    np.testing.assert_array_equal(together, cut)
+    assert (tokens(RED, seed=8) != alone[:1]).any()
+    assert (alone[0] != alone[1]).any()
+    assert (tokens(BLUE, seed=7) != alone[:1]).any()
+
+
+def test_settings_change_the_result(pipeline):
+    base = pipeline.generate(RED, seed=0).tokens
+    for change in ({"num_steps": 2}, {"guidance_scale": 9.0}, {"temperature": (3.0, 3.0)},
+                   {"negative_prompt": BLUE, "guidance_scale": 9.0}):  # fmt: skip
+        other = pipeline.generate(RED, seed=0, **change).tokens
+        assert (other != base).any(), change
+
+
+def test_other_sizes_trace_and_callback(pipeline):
+    result = pipeline.generate(RED, height=16, width=48, trace=True)
+    assert result.images.shape == (1, 16, 48, 3) and result.trace.shape == (3, 1, 4, 12)
+    np.testing.assert_array_equal(result.trace[-1], result.tokens)
+    seen = []
+    pipeline(RED, callback=lambda step, images: seen.append((step, images.shape)))
+    assert seen == [(step, (1, 32, 32, 3)) for step in range(3)]
+
+
+@pytest.mark.parametrize(
+    "prompt, words",
+    [("", "prompt 0 is empty"), (["ok", "  "], "prompt 1 is empty"), (7, "type int"),
+     (["ok", None], "prompt 1"), ([], "no prompts"), ("x" * 500, "limit")],
+)  # fmt: skip
+def test_bad_prompts(pipeline, prompt, words):
+    with pytest.raises(PromptError, match=words):
+        pipeline(prompt)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"height": 30}, "height 30 must be a positive multiple of 8; use 32"),
+        ({"width": 0}, "width 0"),
+        ({"num_steps": 0}, "num_steps=0"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"seed": [1, 2]}, "2 values of seed for 1 prompts"),
+        ({"output_type": "gif"}, "output_type"),
+        ({"renoise_mode": "sometimes"}, "renoise_mode"),
+    ],
+)
+def test_bad_arguments(pipeline, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        pipeline(RED, **arguments)
+
+
+def test_load_refuses_what_is_no_paella_run(tmp_path, run_folder):
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        paella_jax.load(tmp_path)
+    config = small.small_vqgan()
+    prepare_workdir(tmp_path / "vqgan", config)
+    with pytest.raises(CheckpointError, match="method 'vqgan'"):
+        paella_jax.load(tmp_path / "vqgan")
+
+
+def test_tokenizer_errors(tmp_path):
+    config = small.small_paella()
+    with pytest.raises(ConfigError, match=r"--config\.tokenizer=RUN"):
+        build_method(config, prepare_workdir(tmp_path / "a", config))
+    config = small.small_paella(model__codebook_size=64)
+    workdir = prepare_workdir(tmp_path / "b", config)
+    small.carry_random_tokenizer(workdir)
+    with pytest.raises(ConfigError, match=r"model\.codebook_size=32"):
+        build_method(config, workdir)
+    config = small.small_paella(data__spec="shapes64", data__image_size=60)
+    with pytest.raises(ConfigError, match="divisible by 8"):
+        workdir = prepare_workdir(tmp_path / "c", config)
+        small.carry_random_tokenizer(workdir)
+        build_method(config, workdir)
+    file = workdir / "frozen" / "vqgan.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged or cut off"):
+        build_method(small.small_paella(), workdir)
+
+
+def test_report(run_folder, tmp_path):
+    report = evaluate_run(run_folder, tmp_path, num_images=16, step_counts=[2, 3])
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored["scores"]["seen"]["exact"] == report["scores"]["seen"]["exact"]
+    assert set(stored["exact_by_steps"]) == {"2", "3"}
+    assert stored["tokenizer"]["seen"]["oracle_on_clean_exact"] == 1.0
+    for name in ("samples.png", "training.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] > 300
+
+
+def entry(*arguments):
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["paella_jax.train", "--config", "configs/paella.py:tiny", "--workdir", "/tmp/x",
+          "--config.modl.widths=1"], "unknown config field 'modl.widths'"),
+        (["paella_jax.train", "--config", "configs/paella.py:giant", "--workdir", "/tmp/x"],
+         "unknown preset 'giant'"),
+        (["paella_jax.sample", "--checkpoint", "/nowhere", "--prompt", "a"], "not a run folder"),
+        (["paella_jax.evaluate", "--checkpoint", "/nowhere"], "not a run folder"),
+    ],
+)  # fmt: skip
+def test_commands_end_in_one_clear_line(arguments, words):
+    result = entry(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_sample_command(run_folder, tmp_path):
+    out = tmp_path / "grid.png"
+    result = entry(
+        "paella_jax.sample", "--checkpoint", str(run_folder), "--prompt", RED, "--out", str(out)
+    )
+    assert result.returncode == 0, result.stderr
+    with Image.open(out) as picture:
+        assert picture.size[0] > 90
+    result = entry(
+        "paella_jax.sample", "--checkpoint", str(run_folder), "--prompt", "", "--out", str(out)
+    )
+    assert result.returncode == 2 and "prompt 0 is empty" in result.stderr
