@@ -59,7 +59,8 @@ class Discriminator(nn.Module):
                 f"{self.depth}: it is halved {halvings} times towards the pixels"
             )
         final = np.ceil(np.array(shape[1:3]) / 2**self.depth).astype(int)
-        if self.depth > 1 and final.prod() < 2:
+        # Parameter shapes do not depend on the image size: any image will do to initialise.
+        if self.depth > 1 and final.prod() < 2 and not self.is_initializing():
             raise ValueError(
                 f"image size {shape[1]}x{shape[2]} leaves a single pixel after {self.depth} "
                 "halvings, which instance norm would erase; lower the discriminator's depth or use "
