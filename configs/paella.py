@@ -84,9 +84,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
 
 def _shapes(config: ConfigDict) -> None:
-    config.num_steps = 1600
-    config.batch_size = 64
-    config.model.codebook_size = 512
+    config.num_steps = 4000
+    config.batch_size = 32  # more, smaller updates: the byte-level encoder needs many
+    config.model.codebook_size = 1024
     config.model.token_width = 64
     config.model.time_width = 32
     config.model.cond_width = 96
@@ -98,7 +98,7 @@ def _shapes(config: ConfigDict) -> None:
     config.text.max_length = 128
     config.text.pad_to = 120
     config.text.width = 96
-    config.text.num_heads = 2
+    config.text.num_heads = 4
     config.objective.label_smoothing = 0.05
     config.objective.text_drop = 0.1
     config.optim.learning_rate = 2e-3
@@ -107,15 +107,16 @@ def _shapes(config: ConfigDict) -> None:
     config.optim.beta2 = 0.98
     config.optim.ema_decay = 0.995
     config.sampler.guidance_scale = (3.0, 3.0)
-    config.checkpoint.every = 400
+    config.checkpoint.every = 1000
     config.log.every = 50
-    config.log.preview_every = 400
+    config.log.preview_every = 500
+    config.log.preview_images = 32
 
 
 def _shapes_long(config: ConfigDict) -> None:
     _shapes(config)
-    config.num_steps = 8000
-    config.checkpoint.every = 1000
+    config.num_steps = 16_000
+    config.checkpoint.every = 2000
     config.log.preview_every = 1000
 
 

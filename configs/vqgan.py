@@ -45,6 +45,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.objective.usage_decay = 0.99  # moving average of how often each code is used
     config.objective.revive_every = 50  # steps between replacing dead codes; 0: never
     config.objective.revive_until = 1_000_000  # no code is replaced from this step on
+    # From this step on the latent norm keeps to its running statistics. Small batches need it: where
+    # backgrounds differ, batch statistics wobble by more than the distance of two codes.
+    config.objective.settle_statistics_from = 1_000_000_000
     config.objective.dead_share = 0.03  # a code used less than this share of the mean is dead
     presets[preset](config)
     return config
@@ -55,10 +58,13 @@ def _shapes(config: ConfigDict) -> None:
     config.batch_size = 64
     config.model.width = 64
     config.model.bottleneck_blocks = 2
-    config.model.codebook_size = 512
-    config.objective.revive_until = 500
+    config.model.codebook_size = 1024
+    config.objective.reconstruction_weight = 10.0  # pictures are flat: their error is small
+    config.objective.unquantized_share = 0.05
+    config.objective.revive_until = 650
+    config.objective.settle_statistics_from = 300
     config.objective.revive_every = 25
-    config.optim.learning_rate = 3e-3
+    config.optim.learning_rate = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 50
     config.optim.beta2 = 0.99
@@ -75,7 +81,8 @@ def _tiny(config: ConfigDict) -> None:
     config.model.width = 32
     config.model.bottleneck_blocks = 1
     config.model.codebook_size = 128
-    config.objective.revive_until = 150
+    config.objective.revive_until = 200
+    config.objective.settle_statistics_from = 100
     config.checkpoint.every = 100
 
 
@@ -88,6 +95,7 @@ def _shapes64(config: ConfigDict) -> None:
     config.model.width = 96
     config.model.codebook_size = 1024
     config.objective.revive_until = 1200
+    config.objective.settle_statistics_from = 600
 
 
 def _f4(config: ConfigDict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable
@@ -23,12 +24,34 @@ def setup_jax() -> None:
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
     many = any(os.environ.get(hint, "1") not in ("", "1") for hint in CLUSTER_HINTS)
-    if many or ("TPU_WORKER_HOSTNAMES" in os.environ and "," in os.environ["TPU_WORKER_HOSTNAMES"]):
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    if many or "," in hosts:
         jax.distributed.initialize()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse freed memory instead of returning it to the kernel after every step.
+
+    XLA:CPU allocates its temporaries anew in each step; getting the pages back from the kernel cost
+    a quarter of the small Paella's step. Must come before any thread gets an arena of its own.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return  # not glibc: nothing to do
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
+    for option, value in (
+        (trim_threshold, 2**31 - 1),
+        (top_pad, 2**28),
+        (mmap_max, 0),
+        (arena_max, 1),
+    ):
+        mallopt(option, value)
 
 
 def run(main: Callable[[], int]) -> None:
     """Runs an entry point; a user's mistake ends in one clear line and exit code 2."""
+    _keep_freed_memory()
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # orbax warns about its own details

@@ -61,6 +61,29 @@ def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.nda
     return bucket.astype(np.int32)
 
 
+def local_bias(max_distance: int) -> Callable[..., jax.Array]:
+    """Initial relative bias [buckets, heads] that makes heads look at their neighbourhood.
+
+    Even heads look back, odd ones ahead, each further pair four times as far. Not T5's own start:
+    a small byte-level encoder has to make words of bytes first, and learns it much sooner so.
+    """
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+        buckets, heads = shape
+        table = relative_buckets(2 * max_distance + 1, buckets, max_distance)[max_distance]
+        offset = np.arange(-max_distance, max_distance + 1)
+        distance = np.array([np.abs(offset[table == b]).min(initial=10**6) for b in range(buckets)])
+        ahead = np.array([(offset[table == b] > 0).any() for b in range(buckets)])
+        bias = np.zeros(shape, np.float32)
+        for head in range(heads):
+            wrong_side = (ahead != bool(head % 2)) & (distance > 0)
+            slope = 0.5 / 4.0 ** (head // 2)
+            bias[:, head] = -slope * np.minimum(distance, max_distance) - 4.0 * wrong_side
+        return jnp.asarray(bias, dtype)
+
+    return init
+
+
 class Dense(nn.Module):
     """Bias-free matrix product on [batch, length, in], as [batch * length, in] @ [in, out].
 
@@ -181,6 +204,7 @@ class T5Encoder(nn.Module):
     relative_max_distance: int = 128
     norm_epsilon: float = 1e-6
     dropout: float = 0.0
+    local_start: bool = False  # start from heads that look at near bytes, see `local_bias`
     dtype: Any = jnp.float32  # of the matrix products and the result
     param_dtype: Any = jnp.float32
 
@@ -247,6 +271,8 @@ class T5Encoder(nn.Module):
     def _bias(self, length: int, mask: jax.Array | None) -> jax.Array:
         """Relative position bias plus the mask, float32 [batch or 1, heads, query, key]."""
         init = nn.initializers.normal(self.width**-0.5)
+        if self.local_start:
+            init = local_bias(self.relative_max_distance)
         shape = (self.relative_buckets, self.num_heads)
         table = self.param("relative_bias", init, shape, self.param_dtype).astype(jnp.float32)
         buckets = relative_buckets(length, self.relative_buckets, self.relative_max_distance)

@@ -67,6 +67,7 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
         head_dim=text.width // text.num_heads,
         hidden_dim=text.hidden_dim,
         dropout=text.dropout,
+        local_start=True,
         dtype=jnp.dtype(precision),
     )
 

@@ -76,10 +76,12 @@ def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
             state["discriminator"] = variables["batch_stats"]
         return params, state
 
-    def reconstruct(params: Tree, stats: Tree, images: Array, quantized: Array) -> tuple[Any, Tree]:
+    def reconstruct(
+        params: Tree, stats: Tree, images: Array, quantized: Array, settled: Array
+    ) -> tuple[Any, Tree]:
         variables = {"params": params, "batch_stats": stats}
         output, updated = model.apply(
-            variables, images, quantized, train=True, mutable=["batch_stats"]
+            variables, images, quantized, train=True, settled=settled, mutable=["batch_stats"]
         )
         return output, updated["batch_stats"]
 

@@ -53,7 +53,8 @@ class LatentBatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
+    def __call__(self, x: Array, train: bool = False, settled: Array | None = None) -> Array:
+        """Normalises x. `settled` (bool scalar) keeps to the running statistics in training."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -61,14 +62,18 @@ class LatentBatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         x = x.astype(jnp.float32)
         used_mean, used_variance = mean.value, variance.value
-        if train:
-            used_mean = x.mean((0, 1, 2))
-            used_variance = jnp.square(x - used_mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))
-            if not self.is_initializing():
-                count = x.size // channels
-                unbiased = used_variance * (count / max(count - 1, 1))
-                mean.value += self.momentum * (used_mean - mean.value)
-                variance.value += self.momentum * (unbiased - variance.value)
+        if train and not self.is_initializing():
+            batch_mean = x.mean((0, 1, 2))
+            batch_variance = jnp.square(x - batch_mean.reshape(1, 1, 1, -1)).mean((0, 1, 2))
+            count = x.size // channels
+            unbiased = batch_variance * (count / max(count - 1, 1))
+            moved_mean = mean.value + self.momentum * (batch_mean - mean.value)
+            moved_variance = variance.value + self.momentum * (unbiased - variance.value)
+            keep = jnp.zeros((), bool) if settled is None else settled
+            used_mean = jnp.where(keep, mean.value, batch_mean)
+            used_variance = jnp.where(keep, variance.value, batch_variance)
+            mean.value = jnp.where(keep, mean.value, moved_mean)
+            variance.value = jnp.where(keep, variance.value, moved_variance)
         full = lambda v: v.reshape(1, 1, 1, -1)
         x = (x - full(used_mean)) * full(jax.lax.rsqrt(used_variance + self.epsilon) * scale)
         return x + full(bias)
@@ -140,7 +145,7 @@ class VQGAN(nn.Module):
         """Image pixels per token side."""
         return 2**self.levels
 
-    def encode(self, images: Array, train: bool = False) -> Array:
+    def encode(self, images: Array, train: bool = False, settled: Array | None = None) -> Array:
         """Images [batch, H, W, 3] in [0, 1] -> latents float32 [batch, h, w, C].
 
         Raises:
@@ -156,7 +161,7 @@ class VQGAN(nn.Module):
         x = self.encoder_blocks[0](x)
         for down, block in zip(self.encoder_downs, self.encoder_blocks[1:], strict=True):
             x = block(down(x))
-        return self.latent_norm(self.encoder_out(x), train)
+        return self.latent_norm(self.encoder_out(x), train, settled)
 
     def quantize(self, latents: Array) -> Quantized:
         """Latents [batch, h, w, C] -> nearest codes, tokens and losses."""
@@ -206,7 +211,11 @@ class VQGAN(nn.Module):
         return jnp.clip(self.decode(self.lookup(tokens)), 0.0, 1.0)
 
     def __call__(
-        self, images: Array, quantized: Array | None = None, train: bool = False
+        self,
+        images: Array,
+        quantized: Array | None = None,
+        train: bool = False,
+        settled: Array | None = None,
     ) -> Reconstruction:
         """One training pass.
 
@@ -214,8 +223,9 @@ class VQGAN(nn.Module):
           images: [batch, H, W, 3] in [0, 1].
           quantized: bool [batch]; False samples are decoded from their raw latents.
           train: use and update batch statistics (collection "batch_stats" must be mutable).
+          settled: bool scalar; True uses the running statistics and leaves them as they are.
         """
-        latents = self.encode(images, train)
+        latents = self.encode(images, train, settled)
         result = self.quantize(latents)
         inputs = result.codes
         if quantized is not None:

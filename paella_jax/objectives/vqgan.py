@@ -2,8 +2,8 @@
 
 Weights and switches follow reference/paella.md 5. Dead codes: how often every code is used is
 tracked as a moving average; every `revive_every` steps, codes used less than `dead_share` of the
-mean are replaced by latents of the current batch (the first time, step 0, that is all of them, so
-the codebook starts from data). Codes are left alone from `revive_until` on.
+mean are replaced by badly represented latents of the current batch (the first time, step 0, that
+is all of them, so the codebook starts from data). Codes are left alone from `revive_until` on.
 """
 
 from __future__ import annotations
@@ -42,11 +42,18 @@ def initial_code_state(codebook_size: int, latent_channels: int) -> dict[str, Ar
     }
 
 
-def _candidates(key: Array, latents: Array, count: int) -> Array:
-    """`count` latent vectors of the batch, slightly jittered so that no two codes coincide."""
+def _candidates(key: Array, latents: Array, tokens: Array, codebook: Array) -> Array:
+    """One latent vector of the batch per code, drawn in proportion to its squared distance.
+
+    That is k-means++'s rule: most positions of an image look alike, so drawn evenly nearly all
+    candidates would repeat a code that is there already. A little jitter keeps two codes apart.
+    """
     pick_key, jitter_key = jax.random.split(key)
     flat = latents.reshape(-1, latents.shape[-1])
-    chosen = flat[jax.random.randint(pick_key, (count,), 0, flat.shape[0])]
+    nearest = jnp.take(codebook, tokens.reshape(-1), axis=0)
+    mass = jnp.cumsum(jnp.square(flat - nearest).sum(-1) + 1e-12)
+    targets = jax.random.uniform(pick_key, (codebook.shape[0],)) * mass[-1]
+    chosen = flat[jnp.minimum(jnp.searchsorted(mass, targets), flat.shape[0] - 1)]
     return chosen + 0.01 * jax.random.normal(jitter_key, chosen.shape)
 
 
@@ -63,7 +70,7 @@ def vqgan_objective(
     the discriminator's parameters as constants, and the other way round.
 
     Args:
-      reconstruct: (params, state, images, quantized) -> (Reconstruction, new state).
+      reconstruct: (params, state, images, quantized, settled) -> (Reconstruction, new state).
       discriminate: (params, state, images) -> (logits, new state); None without adversarial loss.
       perceptual: (frozen, a, b) -> distance [batch]; None without perceptual loss.
       settings: `config.objective` of configs/vqgan.py.
@@ -76,7 +83,10 @@ def vqgan_objective(
         split = jax.vmap(lambda key: jax.random.split(key))(inputs.keys)
         raw = jax.vmap(lambda key: jax.random.uniform(key))(split[:, 0])
         quantized = raw >= settings.unquantized_share
-        output, state["vqgan"] = reconstruct(params["vqgan"], state["vqgan"], images, quantized)
+        settled = inputs.step >= settings.settle_statistics_from
+        output, state["vqgan"] = reconstruct(
+            params["vqgan"], state["vqgan"], images, quantized, settled
+        )
 
         mse = jnp.square(output.images - images).mean()
         loss = (
@@ -95,7 +105,10 @@ def vqgan_objective(
         state["codes"] = {
             "usage": decay * state["codes"]["usage"] + (1.0 - decay) * usage,
             "candidates": _candidates(
-                split[0, 1], jax.lax.stop_gradient(output.latents), codebook_size
+                split[0, 1],
+                jax.lax.stop_gradient(output.latents),
+                output.tokens,
+                jax.lax.stop_gradient(params["vqgan"]["codebook"]),
             ),
         }
         if perceptual is not None:

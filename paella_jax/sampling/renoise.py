@@ -215,13 +215,18 @@ def _randomness(
     keys: Array, grid: tuple[int, ...], num_steps: int, codebook_size: int
 ) -> Randomness:
     noise_keys = sample_keys_at(keys, 0)
-    masks = [uniform_map(sample_keys_at(keys, 3 * i + 1), grid) for i in range(num_steps)]
-    return Randomness(random_tokens(noise_keys, grid, codebook_size), jnp.stack(masks))
+    masks = jax.vmap(partial(uniform_map, grid=grid))(_step_keys(keys, num_steps, 1))
+    return Randomness(random_tokens(noise_keys, grid, codebook_size), masks)
 
 
-def sample_keys_at(keys: Array, count: int) -> Array:
+def sample_keys_at(keys: Array, count: int | Array) -> Array:
     """Each sample's `count`-th key. keys [batch] -> [batch]."""
     return jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
+
+
+def _step_keys(keys: Array, num_steps: int, which: int) -> Array:
+    """One key per step and sample, of three a step. keys [batch] -> [num_steps, batch]."""
+    return jax.vmap(partial(sample_keys_at, keys))(3 * jnp.arange(num_steps) + which)
 
 
 def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> Step:
@@ -236,8 +241,8 @@ def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> St
         guidance_scale=jnp.asarray(linear_ramp(*settings.guidance_scale, count)),
         renoise=jnp.arange(count) < min(renoise_steps, count - 1),
         mask_uniform=randomness.mask_uniform,
-        draw_keys=jnp.stack([sample_keys_at(keys, 3 * i + 2) for i in range(count)]),
-        fresh_keys=jnp.stack([sample_keys_at(keys, 3 * i + 3) for i in range(count)]),
+        draw_keys=_step_keys(keys, count, 2),
+        fresh_keys=_step_keys(keys, count, 3),
     )
 
 
