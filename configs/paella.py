@@ -84,7 +84,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
 
 def _shapes(config: ConfigDict) -> None:
-    config.num_steps = 4000
+    config.num_steps = 2600
     config.batch_size = 32  # more, smaller updates: the byte-level encoder needs many
     config.model.codebook_size = 1024
     config.model.token_width = 64
@@ -115,7 +115,7 @@ def _shapes(config: ConfigDict) -> None:
 
 def _shapes_long(config: ConfigDict) -> None:
     _shapes(config)
-    config.num_steps = 16_000
+    config.num_steps = 12_000
     config.checkpoint.every = 2000
     config.log.preview_every = 1000
 

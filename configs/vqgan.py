@@ -45,8 +45,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.objective.usage_decay = 0.99  # moving average of how often each code is used
     config.objective.revive_every = 50  # steps between replacing dead codes; 0: never
     config.objective.revive_until = 1_000_000  # no code is replaced from this step on
-    # From this step on the latent norm keeps to its running statistics. Small batches need it: where
-    # backgrounds differ, batch statistics wobble by more than the distance of two codes.
+    # From this step on the latent norm keeps to its running statistics. Small batches need it:
+    # where backgrounds differ, batch statistics wobble by more than the distance of two codes.
     config.objective.settle_statistics_from = 1_000_000_000
     config.objective.dead_share = 0.03  # a code used less than this share of the mean is dead
     presets[preset](config)

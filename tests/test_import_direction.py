@@ -104,3 +104,28 @@ def test_importing_the_package_loads_nothing_heavy():
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=small.ROOT)
     assert result.stdout.strip() == "[]"
+
+
+# room -> the packages outside the standard library it may use
+OUTSIDE = {
+    "ops": {"jax", "einops"},
+    "noise": {"jax"},
+    "sampling": {"jax", "numpy", "flax"},
+    "convert": {"jax", "numpy", "safetensors"},
+}
+
+
+@pytest.mark.parametrize("room", OUTSIDE)
+def test_pure_rooms_use_few_packages(room):
+    for name, file in modules().items():
+        if name.startswith(f"{room}."):
+            roots = {target.split(".")[0] for target in imported(file)}
+            extra = roots - OUTSIDE[room] - {"paella_jax"} - sys.stdlib_module_names
+            assert not extra, f"paella_jax.{name} imports {sorted(extra)}"
+
+
+def test_imports_are_absolute():
+    """Relative imports would escape every test above."""
+    for name, file in modules().items():
+        nodes = ast.walk(ast.parse(file.read_text()))
+        assert not [n for n in nodes if isinstance(n, ast.ImportFrom) and n.level], name

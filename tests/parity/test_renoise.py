@@ -24,12 +24,12 @@ from paella_jax.sampling.typical import typical_filter
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 
+# Small networks run a few times: compiling without optimising is faster in total.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def is_sampler(config, _):
     return {"traces", "weights", "codebook"} <= set(config)
-
-
-def traces(config):
-    return sorted(config["traces"])
 
 
 def pytest_generate_tests(metafunc):
@@ -56,6 +56,12 @@ def load(folder):
     path, tensor = config["codebook"].rsplit(":", 1)
     codebook = jnp.asarray(load_file(folder / path)[tensor])
     return folder.name, model, params, codebook, golden.arrays_of(folder)
+
+
+@cache
+def compiled(model):
+    """The network alone, compiled once per kind of input for every trace of a folder."""
+    return quick_jit(model.apply)
 
 
 def values_in(arrays, pattern):
@@ -167,19 +173,18 @@ class Recording:
         )
         return cond, Conditioning(text=uncond_text, text_pooled=pick("uncond.clip"))
 
-    def predictions(self):
-        """(conditional, unconditional) as callables of the sampler."""
+    def predictions(self, alone=False):
+        """(conditional, unconditional) callables: for the sampler, or compiled and `alone`."""
         cond, uncond = self.conditionings()
         weights = None
         if "attn_weights" in self.config:
             weights = jnp.asarray(self.arrays["trace.attn_weights"])
-        return (
-            lambda tokens, t: self.apply(tokens, t, cond, attention_weights=weights),
-            lambda tokens, t: self.apply(tokens, t, uncond),
-        )
+        return self.predict_with(cond, weights, alone=alone), self.predict_with(uncond, alone=alone)
 
-    def apply(self, tokens, t, cond, **options):
-        return self.model.apply({"params": self.params}, tokens, t, cond, **options)
+    def predict_with(self, cond, weights=None, alone=False):
+        apply = compiled(self.model) if alone else self.model.apply
+        variables = {"params": self.params}
+        return lambda tokens, t: apply(variables, tokens, t, cond, attention_weights=weights)
 
     def joint_prediction(self):
         """Both halves in one call: the shorter half is padded and masked."""
@@ -201,7 +206,7 @@ class Recording:
             image_pooled=images,
             image_mask=image_mask,
         )
-        return lambda tokens, t: self.apply(tokens, t, both)
+        return self.predict_with(both)
 
     def inputs(self):
         """Randomness and first tokens of the run."""
@@ -214,7 +219,7 @@ class Recording:
     def sample(self, denoise, draw=None):
         randomness, first = self.inputs()
         shape = randomness.initial.shape
-        call = jax.jit(
+        call = quick_jit(
             lambda randomness, first: sample(
                 denoise,
                 jax.random.key(0),
@@ -249,11 +254,10 @@ def test_logits_of_every_step(recording):
     settings = recording.settings
     times = linear_ramp(settings.t_start, settings.t_end, recording.steps + 1)
     entering = jnp.asarray(recording.array("x_in"), jnp.int32)
-    both = zip(recording.predictions(), recorded_logits(recording), strict=True)
+    both = zip(recording.predictions(alone=True), recorded_logits(recording), strict=True)
     for name, (predict, theirs) in zip(("cond", "uncond"), both, strict=True):
-        run = jax.jit(predict)
         steps = zip(entering, times, strict=False)
-        ours = [run(x, jnp.full(x.shape[0], t)) for x, t in list(steps)[: len(theirs)]]
+        ours = [predict(x, jnp.full(x.shape[0], t)) for x, t in list(steps)[: len(theirs)]]
         golden.check_close(f"{recording.label}.logits_{name}", np.stack(ours), theirs)
 
 
