@@ -76,14 +76,14 @@ def _shapes(config: ConfigDict) -> None:
 def _tiny(config: ConfigDict) -> None:
     _shapes(config)
     config.data.spec = "tiny"
-    config.num_steps = 300
+    config.num_steps = 600
     config.batch_size = 32
-    config.model.width = 32
+    config.model.width = 48
     config.model.bottleneck_blocks = 1
     config.model.codebook_size = 128
-    config.objective.revive_until = 200
-    config.objective.settle_statistics_from = 100
-    config.checkpoint.every = 100
+    config.objective.revive_until = 400
+    config.objective.settle_statistics_from = 150
+    config.checkpoint.every = 300
 
 
 def _shapes64(config: ConfigDict) -> None:

@@ -122,8 +122,8 @@ def test_tokenizer_errors(tmp_path):
     small.carry_random_tokenizer(workdir)
     with pytest.raises(ConfigError, match=r"model\.codebook_size=32"):
         build_method(config, workdir)
-    config = small.small_paella(data__spec="shapes64", data__image_size=60)
-    with pytest.raises(ConfigError, match="divisible by 8"):
+    config = small.small_paella(data__spec="shapes64", data__image_size=64, model__patch_size=3)
+    with pytest.raises(ConfigError, match="divisible by 12"):
         workdir = prepare_workdir(tmp_path / "c", config)
         small.carry_random_tokenizer(workdir)
         build_method(config, workdir)

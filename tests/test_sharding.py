@@ -30,7 +30,7 @@ from paella_jax.training.sharding import (
 )
 from paella_jax.training.step import loss_and_gradients
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (4, 1, 2), (1, 2, 2), (2, 1, 2), (1, 4, 2)]
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2), (4, 1, 2), (1, 2, 2)]
 
 
 def mesh_of(sizes):

@@ -90,7 +90,7 @@ def make_train_step(
         if after_update is not None:
             params = after_update(params, model_state, state.step)
         metrics |= {
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         ema = state.ema_params
