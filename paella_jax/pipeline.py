@@ -49,6 +49,9 @@ class PaellaPipeline:
         self.config = config
         self.mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
         self.set_params(params, frozen)
+        # Made once: a new jit of a bound method at every call would trace and compile again.
+        self._decode = jax.jit(networks.decode_tokens)
+        self._encode = jax.jit(networks.encode_images)
         self._generate = jax.jit(
             partial(_generate, networks), static_argnames=("settings", "grid", "joint", "trace")
         )
@@ -134,12 +137,11 @@ class PaellaPipeline:
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens [count, h, w] -> images float32 [count, H, W, 3] in [0, 1]."""
-        decode = jax.jit(self.networks.decode_tokens)
-        return np.asarray(decode(self.frozen, jnp.asarray(tokens)))
+        return np.asarray(self._decode(self.frozen, jnp.asarray(tokens)))
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images float [count, H, W, 3] in [0, 1] -> tokens."""
-        return np.asarray(jax.jit(self.networks.encode_images)(self.frozen, jnp.asarray(images)))
+        return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
 
     def generate(
         self,

@@ -19,7 +19,7 @@ class FolderSource:
     """Images resized by their short side and centre-cropped to `image_size` pixels.
 
     An unreadable image is replaced by the next readable one and counted; when more than one image
-    in ten of those asked for is broken, the run stops. A missing caption counts as broken.
+    in ten of the folder is broken, the run stops. A missing caption counts as broken.
 
     Raises:
       ValueError: no such folder, or no images in it.
@@ -39,14 +39,12 @@ class FolderSource:
         self.files = [f for f in files if (f in held) == (self.split != "train")] or files
         if not files:
             raise ValueError(f"data.folder {self.folder} has no images ({sorted(SUFFIXES)})")
-        self._asked = 0
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int."""
-        self._asked += 1
         for offset in range(len(self.files)):
             file = self.files[(int(index) + offset) % len(self.files)]
             if str(file) in self.broken:

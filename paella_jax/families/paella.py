@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -198,4 +197,4 @@ def paella_method(
 
 def parameter_count(params: Tree) -> int:
     """Number of scalars in a tree."""
-    return sum(x.size for x in jax.tree.leaves(nn.unbox(params)))
+    return sum(x.size for x in jax.tree.leaves(params))
