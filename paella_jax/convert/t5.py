@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from paella_jax.convert.hf_folder import CONFIG, errors_name, read_config, read_weights
 from paella_jax.convert.tensors import ConversionError, Entry, export_tensors, import_tensors
 from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 # The other half of an encoder-decoder checkpoint.
 DECODER = ("decoder.", "lm_head.")
@@ -77,65 +75,9 @@ def load_t5_folder(path: str | Path) -> tuple[T5Encoder, dict[str, Any]]:
       ValueError: the config describes a model this encoder is not.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; give the one with {CONFIG} in it")
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}; download the whole model folder")
-    try:
-        module = t5_from_hf_config(_read_json(folder / CONFIG))
-    except ConversionError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from error
-    tensors: dict[str, np.ndarray] = {}
-    for file in _weight_files(folder):
-        tensors.update(_read_encoder(file))
-    try:
+    config = read_config(folder)
+    with errors_name(folder / CONFIG):
+        module = t5_from_hf_config(config)
+    tensors = read_weights(folder, lambda name: not name.startswith(DECODER), "T5EncoderModel")
+    with errors_name(folder):
         return module, import_t5(tensors, module)
-    except ConversionError as error:
-        raise ConversionError(f"{folder}: {error}") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
-        raise FileNotFoundError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}. If the model was published only as "
-            "pytorch_model.bin, convert it where torch is installed: "
-            "T5EncoderModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
-        )
-    shards = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ConversionError(f"{folder / INDEX} has no weight_map; download it again")
-    # A shard with nothing but decoder tensors is not needed, nor opened.
-    names = {file for name, file in shards.items() if not name.startswith(DECODER)}
-    absent = sorted(name for name in names if not (folder / name).is_file())
-    if absent:
-        raise FileNotFoundError(
-            f"{folder} lacks {', '.join(absent)}, named in {INDEX}; download it"
-        )
-    return [folder / name for name in sorted(names)]
-
-
-def _read_encoder(file: Path) -> dict[str, np.ndarray]:
-    """The encoder's tensors of one safetensors file; the decoder's are never read."""
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            names = [name for name in tensors.keys() if not name.startswith(DECODER)]  # noqa: SIM118
-            return {name: tensors.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise ConversionError(
-            f"cannot read {file} ({file.stat().st_size} bytes): {error}. It is cut short or not a "
-            "safetensors file; download or copy it again"
-        ) from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConversionError(f"cannot read {file}: {error}; download it again") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{file} holds no JSON object; download it again")
-    return content

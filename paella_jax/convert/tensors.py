@@ -7,6 +7,7 @@ nested dict, and how its axes move. Both directions read the same table, so a ro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,18 +15,30 @@ import numpy as np
 # PyTorch axis order -> ours (`transpose` axes). A 1x1 convolution is stored as a matrix by us.
 LAYOUTS: dict[str, tuple[int, ...]] = {
     "linear": (1, 0),  # [out, in] -> [in, out]
-    "conv": (
-        2,
-        3,
-        1,
-        0,
-    ),  # [out, in, k, k] -> [k, k, in, out]; depthwise too (in = inputs per group)
+    # [out, in, k, k] -> [k, k, in, out]; depthwise too (in = inputs per group)
+    "conv": (2, 3, 1, 0),
     "conv_transpose": (2, 3, 0, 1),  # [in, out, k, k] -> [k, k, in, out]
 }
 
 
 class ConversionError(ValueError):
     """A state dict does not fit: every missing, unknown and misshapen tensor is listed."""
+
+
+class Weights(dict[str, np.ndarray]):
+    """Tensors of a weights file by name, memory-mapped: nothing is read before it is used.
+
+    Attributes:
+      source: one line on what kind of file it was and where in it the tensors were.
+      files: the files they come from.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, np.ndarray], source: str, files: Iterable[Path] = ()
+    ) -> None:
+        super().__init__(tensors)
+        self.source = source
+        self.files = tuple(files)
 
 
 class Entry(NamedTuple):
@@ -95,6 +108,9 @@ def import_tensors(
 ) -> dict[str, Any]:
     """PyTorch tensors -> our nested parameter dict.
 
+    Only views are made: memory-mapped tensors stay on disk, and a misfit is found by name, shape
+    and dtype before any of them is read.
+
     Args:
       entries: the model's table.
       tensors: PyTorch name -> array, in PyTorch layout.
@@ -106,13 +122,10 @@ def import_tensors(
     """
     entries = list(entries)
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
-    problems = [
-        f"unknown tensor {n}" for n in tensors if n not in {e.name for e in entries} | set(ignore)
-    ]
+    known, paths = {e.name for e in entries} | set(ignore), {e.path for e in entries}
+    problems = [f"unknown tensor {name}" for name in tensors if name not in known]
     problems += [
-        f"no tensor maps to our parameter {'/'.join(p)}"
-        for p in shapes
-        if p not in {e.path for e in entries}
+        f"no tensor maps to our parameter {'/'.join(path)}" for path in shapes if path not in paths
     ]
     flat = {}
     for entry in entries:
@@ -125,6 +138,8 @@ def import_tensors(
             array = np.asarray(tensors[entry.name])
             if array.shape != wanted:
                 problems.append(f"{entry.name} has shape {array.shape}, the model needs {wanted}")
+            elif array.dtype.kind in "biu":
+                problems.append(f"{entry.name} has dtype {array.dtype}, which is no weight's")
             else:
                 flat[entry.path] = to_ours(array, entry.layout)
     if problems:
@@ -135,9 +150,14 @@ def import_tensors(
     return unflatten(flat)
 
 
-def export_tensors(entries: Iterable[Entry], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our nested parameter dict -> PyTorch tensors by name, in PyTorch layout (contiguous)."""
+def export_tensors(
+    entries: Iterable[Entry], params: Mapping[str, Any], copy: bool = True
+) -> dict[str, np.ndarray]:
+    """Our nested parameter dict -> PyTorch tensors by name, in PyTorch layout.
+
+    They are contiguous copies, as `safetensors.numpy.save_file` needs them; with `copy=False`
+    transposed views, so that a large model is not in memory twice.
+    """
     flat = flatten(params)
-    return {
-        e.name: np.ascontiguousarray(to_theirs(np.asarray(flat[e.path]), e.layout)) for e in entries
-    }
+    views = {e.name: to_theirs(np.asarray(flat[e.path]), e.layout) for e in entries}
+    return {name: np.ascontiguousarray(view) for name, view in views.items()} if copy else views

@@ -1,7 +1,15 @@
-"""The text side of a run: a tokenizer and a T5 encoder, trained jointly or frozen."""
+"""The text side of a run: tokenizers and a T5 encoder, trained jointly or frozen.
+
+Tokenizers pad to static lengths and say in a mask which ids are real. An encoder given the mask
+never looks at padding. Without it (T5Encoder's `mask=None`) padding ids are keys like any other, as
+in references that pad without a mask. CLIP's text tower needs none: its padding comes last, and it
+is causal.
+"""
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +23,7 @@ from paella_jax.encoders.byte_tokenizer import (
     ByteTokenizer,
     PromptError,
     bucket_length,
+    check_prompts,
 )
 from paella_jax.encoders.t5 import T5Encoder
 
@@ -55,6 +64,87 @@ class HubTokenizer:
             kept = row[:length]
             ids[index, : len(kept)], mask[index, : len(kept)] = kept, True
         return ids, mask
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair tokenizer: start mark, text, end mark, then padding, 77 ids in all.
+
+    Args:
+      folder: holds `tokenizer.json`, or `vocab.json` and `merges.txt`.
+      max_length: ids of every row, both marks included.
+      truncate: cut longer texts, keeping the end mark, instead of refusing them.
+
+    Raises:
+      FileNotFoundError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: str | Path, max_length: int = 77, truncate: bool = False) -> None:
+        from transformers import CLIPTokenizer
+
+        has = lambda *names: all((Path(folder) / name).is_file() for name in names)
+        if not has("tokenizer.json") and not has("vocab.json", "merges.txt"):
+            raise FileNotFoundError(
+                f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; give a folder "
+                "with CLIP's tokenizer files (ClipTokenizer.from_hub downloads them)"
+            )
+        self._set(CLIPTokenizer.from_pretrained(str(folder), local_files_only=True), max_length)
+        self.truncate = truncate
+
+    @classmethod
+    def from_hub(cls, name: str, max_length: int = 77, truncate: bool = False) -> ClipTokenizer:
+        """The tokenizer of a model on the Hugging Face hub, e.g. "openai/clip-vit-large-patch14".
+
+        Raises:
+          OSError: there is no such model, or no network and no cached copy.
+        """
+        from transformers import CLIPTokenizer
+
+        tokenizer = cls.__new__(cls)
+        tokenizer._set(CLIPTokenizer.from_pretrained(name), max_length)
+        tokenizer.truncate = truncate
+        return tokenizer
+
+    def _set(self, inner: Any, max_length: int) -> None:
+        if max_length < 2:
+            raise ValueError(f"max_length is {max_length}, but the two marks alone need 2")
+        self.inner, self.max_length = inner, max_length
+        # Some files name no padding token; the reference then pads with the end mark.
+        self.pad_id = inner.eos_token_id if inner.pad_token_id is None else inner.pad_token_id
+
+    def truncating(self) -> ClipTokenizer:
+        """The same tokenizer, cutting texts that are too long."""
+        other = copy.copy(self)
+        other.truncate = True
+        return other
+
+    def __call__(
+        self, texts: str | Sequence[str], pad_to: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 [batch, pad_to or max_length] and mask bool, True from start to end mark.
+
+        "" is the two marks alone.
+
+        Raises:
+          PromptError: no texts, one that is no valid Unicode str, or one that is too long.
+        """
+        texts = check_prompts(texts, sys.maxsize, allow_empty=True)
+        length = self.max_length if pad_to is None else pad_to
+        ids = np.full((len(texts), length), self.pad_id, np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        for position, text in enumerate(texts):
+            row = self._encode(text, position, min(length, self.max_length))
+            ids[position, : len(row)], mask[position, : len(row)] = row, True
+        return ids, mask
+
+    def _encode(self, text: str, position: int, limit: int) -> list[int]:
+        # Without `verbose` transformers would warn of what is an error or wanted here.
+        inside = self.inner(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(inside) + 2 > limit and not self.truncate:
+            raise PromptError(
+                f"prompt {position} has {len(inside) + 2} CLIP tokens (both marks included) but "
+                f"the limit is {limit}; shorten it"
+            )
+        return [self.inner.bos_token_id, *inside[: limit - 2], self.inner.eos_token_id]
 
 
 def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:

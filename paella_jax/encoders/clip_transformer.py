@@ -1,0 +1,198 @@
+"""The transformer that both CLIP towers share, and what a tower returns.
+
+Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
+section 2.4. Pre-norm blocks with affine layer norms and biases everywhere; the initial values are
+those of the released training code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paella_jax.models.layers import Dense, gelu
+from paella_jax.ops.attention import attend_heads_first
+
+Array = jax.Array
+
+# OpenAI's weights need the quick form, OpenCLIP's (ViT-H, bigG) the exact one.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+class ClipOutput(NamedTuple):
+    """What a tower computes. States are in the tower's `dtype`, the two vectors float32.
+
+    Attributes:
+      last_hidden_state: [batch, length, width]; of the text tower after its final norm, of the
+        vision tower before its last norm.
+      penultimate_hidden_state: [batch, length, width], the last block's input, without final norm.
+      pooled: [batch, width], the normed state of the end token (text) or class token (vision).
+      embedding: [batch, projection], `pooled` in the space that text and images share, not of unit
+        length; None where the tower has no projection.
+      hidden_states: on request: the first block's input and every block's output, no final norm.
+    """
+
+    last_hidden_state: Array
+    penultimate_hidden_state: Array
+    pooled: Array
+    embedding: Array | None
+    hidden_states: tuple[Array, ...] | None
+
+
+def norm(epsilon: float, param_dtype: Any, name: str) -> nn.LayerNorm:
+    """Affine layer norm, float32, with the exact two-pass variance."""
+    return nn.LayerNorm(
+        epsilon, dtype=jnp.float32, param_dtype=param_dtype, use_fast_variance=False, name=name
+    )
+
+
+class Attention(nn.Module):
+    """Self-attention; `bias` is an additive float32 mask [batch or 1, 1, query, key] or None."""
+
+    num_heads: int
+    out_std: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array | None) -> Array:
+        batch, length, width = x.shape
+        head_dim = width // self.num_heads
+
+        def dense(name: str, std: float) -> Dense:
+            init = nn.initializers.normal(std)
+            return Dense(
+                width, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
+            )
+
+        def project(name: str) -> Array:
+            y = dense(name, width**-0.5)(x)
+            return y.reshape(batch, length, self.num_heads, head_dim).swapaxes(1, 2)
+
+        query, key, value = project("query") * head_dim**-0.5, project("key"), project("value")
+        y = attend_heads_first(query, key, value, bias)
+        return dense("out", self.out_std)(y.swapaxes(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward; the residual stream stays float32."""
+
+    num_heads: int
+    hidden_dim: int
+    activation: str
+    out_std: float
+    norm_epsilon: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array | None) -> Array:
+        width, types = x.shape[-1], {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        normed = lambda name, x: norm(self.norm_epsilon, self.param_dtype, name)(x)
+        attention = Attention(self.num_heads, self.out_std, **types, name="attention")
+        x = x + attention(normed("attention_norm", x), bias).astype(jnp.float32)
+
+        init = nn.initializers.normal
+        expand = Dense(
+            self.hidden_dim, kernel_init=init((2 * width) ** -0.5), **types, name="mlp_in"
+        )
+        contract = Dense(width, kernel_init=init(self.out_std), **types, name="mlp_out")
+        hidden = ACTIVATIONS[self.activation](expand(normed("mlp_norm", x)))
+        return x + contract(hidden).astype(jnp.float32)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks: float32 [batch, length, width] -> its input and every block's output."""
+
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    activation: str
+    norm_epsilon: float
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, bias: Array | None = None) -> list[Array]:
+        width = x.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"width {width} is not divisible by num_heads {self.num_heads}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {self.activation!r}, not in {sorted(ACTIVATIONS)}")
+        states = [x]
+        for i in range(self.num_layers):
+            block = Block(
+                self.num_heads,
+                self.hidden_dim,
+                self.activation,
+                out_std=(2 * width * self.num_layers) ** -0.5,
+                norm_epsilon=self.norm_epsilon,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"block_{i}",
+            )
+            states.append(block(states[-1], bias))
+        return states
+
+
+def to_embedding(
+    pooled: Array, projection: int | None, dtype: Any, param_dtype: Any
+) -> Array | None:
+    """Projects into the shared space, for use inside a tower: [batch, width] float32 -> float32."""
+    if projection is None:
+        return None
+    dense = Dense(
+        projection,
+        use_bias=False,
+        kernel_init=nn.initializers.normal(pooled.shape[-1] ** -0.5),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name="to_embedding",
+    )
+    return dense(pooled).astype(jnp.float32)
+
+
+def tower_config(config: dict[str, Any], tower: str) -> tuple[dict[str, Any], int | None]:
+    """One tower's fields of a Hugging Face `config.json`, and its projection's width.
+
+    Args:
+      config: of a tower (model type clip_text_model, clip_vision_model) or of both (clip).
+      tower: "text" or "vision".
+
+    Returns:
+      The tower's fields, and the projection's width where the config says that there is one.
+
+    Raises:
+      ValueError: another model type.
+    """
+    single = f"clip_{tower}_model"
+    kind = config.get("model_type", single)
+    if kind not in (single, "clip"):
+        raise ValueError(f"model_type is {kind!r}; the {tower} tower reads {single} and clip")
+    if kind == "clip":
+        # Old files have both, and the second wins; the inner projection_dim is not in use.
+        parts = [config.get(f"{tower}_config"), config.get(f"{tower}_config_dict")]
+        fields = {name: value for part in parts for name, value in (part or {}).items()}
+        return fields, config.get("projection_dim", 512)
+    names = config.get("architectures") or []
+    projects = any(name.endswith("WithProjection") for name in names)
+    return config, config.get("projection_dim", 512) if projects else None
+
+
+def hidden_activation(fields: dict[str, Any]) -> str:
+    """A tower's activation by its Hugging Face name.
+
+    Raises:
+      ValueError: we have no such activation.
+    """
+    name = fields.get("hidden_act", "quick_gelu")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act is {name!r}, not in {sorted(ACTIVATIONS)}")
+    return name
