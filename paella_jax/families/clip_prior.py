@@ -1,0 +1,171 @@
+"""The CLIP prior family: text embedding -> image embedding, trained on precomputed pairs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.data.embeddings import EmbeddingSource, embedding_transform
+from paella_jax.models.clip_prior import ClipPrior
+from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.objectives.clip_prior import clip_prior_objective
+from paella_jax.sampling.ddpm import DDPMSettings, sample
+from paella_jax.sampling.guidance import guide
+from paella_jax.training.checkpoint import CheckpointError, read_config, restore_variables
+from paella_jax.training.method import Method
+from paella_jax.training.state import TrainState
+
+Array = jax.Array
+Tree = Any
+
+
+def make_clip_prior(config: ConfigDict) -> ClipPrior:
+    """The network of a config, in its compute dtype."""
+    return ClipPrior(**config.model, dtype=jnp.dtype(config.precision))
+
+
+class ClipPriorSampler:
+    """Image embeddings for text embeddings. Calls with the same shapes share one program."""
+
+    def __init__(self, config: ConfigDict, params: Tree) -> None:
+        """`params` is a run's tree, {"prior": ...}."""
+        self.model = make_clip_prior(config)
+        self.schedule = CosineSchedule(**config.schedule)
+        self.settings = DDPMSettings(**config.sampler)
+        self.set_params(params)
+        self._sample = jax.jit(self._draw, static_argnames="settings")
+
+    def set_params(self, params: Tree) -> None:
+        """Replaces the weights; nothing is compiled again."""
+        self.params = jax.device_put(params["prior"])
+
+    def __call__(
+        self,
+        text_embeddings: Array | np.ndarray,
+        key: Array,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        sample_index: Array | None = None,
+    ) -> Array:
+        """Draws one image embedding per text.
+
+        Args:
+          text_embeddings: float [batch, clip_width], pooled and projected, not normalised.
+          key: PRNG key, or [batch] keys, one per sample.
+          num_steps: predictions; default the run's (60 as released).
+          guidance_scale: 1 switches guidance off; default the run's (3 as released).
+          sample_index: int [batch], see sampling/ddpm.py.
+
+        Returns:
+          float32 [batch, clip_width].
+
+        Raises:
+          ValueError: embeddings of another shape or not finite, or settings without sense.
+        """
+        texts = np.asarray(text_embeddings, np.float32)
+        if texts.ndim != 2 or texts.shape[1] != self.model.clip_width:
+            raise ValueError(
+                f"text_embeddings have shape {texts.shape}, this prior needs "
+                f"[batch, {self.model.clip_width}]"
+            )
+        if not np.isfinite(texts).all():
+            raise ValueError("text_embeddings hold values that are not finite")
+        settings = self.settings
+        if num_steps is not None:
+            settings = replace(settings, num_steps=num_steps)
+        if guidance_scale is not None:
+            settings = replace(settings, guidance_scale=guidance_scale)
+        settings.check()
+        index = jnp.arange(len(texts)) if sample_index is None else sample_index
+        return self._sample(self.params, jnp.asarray(texts), key, index, settings=settings)
+
+    def _draw(
+        self, params: Tree, texts: Array, key: Array, index: Array, settings: DDPMSettings
+    ) -> Array:
+        predict = lambda text: lambda x, t: self.model.apply({"params": params}, x, t, text)
+        denoise = guide(predict(texts), predict(jnp.zeros_like(texts)))
+        shape = (texts.shape[0], self.model.clip_width)
+        return sample(denoise, key, shape, settings, schedule=self.schedule, sample_index=index)
+
+
+def clip_prior_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of configs/clip_prior.py; `workdir` is not read, nothing is frozen.
+
+    Raises:
+      ConfigError: unknown source, unusable embeddings, or a schedule or sampler without sense.
+    """
+    if config.data.source != "embeddings":
+        raise ConfigError(
+            f"data.source must be 'embeddings' for a clip_prior, got {config.data.source!r}"
+        )
+    model = make_clip_prior(config)
+    try:
+        schedule = CosineSchedule(**config.schedule)
+        DDPMSettings(**config.sampler).check()
+        source = EmbeddingSource(config.data.folder, model.clip_width, "train")
+        held_back = EmbeddingSource(config.data.folder, model.clip_width, "validation")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        embedding = jnp.zeros((1, model.clip_width))
+        return {"prior": model.init(key, embedding, jnp.zeros((1,)), embedding)["params"]}, {}
+
+    return Method(
+        title="clip_prior",
+        init=init,
+        objective=clip_prior_objective(
+            lambda params, x, t, text: model.apply({"params": params["prior"]}, x, t, text),
+            schedule,
+            config.objective,
+        ),
+        frozen={},
+        source=source,
+        transform=embedding_transform,
+        preview=_preview(config, held_back),
+    )
+
+
+def _preview(config: ConfigDict, source: EmbeddingSource) -> Any:
+    """Samples validation texts; the score is the mean cosine with their images' embeddings."""
+    pairs = [source[i] for i in range(min(config.log.preview_images, len(source)))]
+    samplers: list[ClipPriorSampler] = []
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        if not samplers:
+            samplers.append(ClipPriorSampler(config, state.eval_params))
+        samplers[0].set_params(state.eval_params)
+        texts, images = (np.stack([pair[name] for pair in pairs]) for name in pairs[0])
+        drawn = samplers[0](texts, jax.random.key(0))
+        return {"preview_cosine": mean_cosine(np.asarray(drawn), images)}
+
+    return preview
+
+
+def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over rows of the cosine between [batch, width] and [batch, width]."""
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(1) / np.maximum(norms, 1e-12)).mean())
+
+
+def load_clip_prior(workdir: str | Path) -> ClipPriorSampler:
+    """A trained or converted prior, ready to sample.
+
+    Raises:
+      CheckpointError: not a clip_prior's run folder, or unreadable.
+    """
+    config = read_config(workdir)
+    if config.method != "clip_prior":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a clip_prior; give the run "
+            "folder of configs/clip_prior.py"
+        )
+    _, restored = restore_variables(workdir)
+    return ClipPriorSampler(config, restored["params"])

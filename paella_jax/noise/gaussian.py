@@ -1,0 +1,97 @@
+"""Forward process on real values: Gaussian noise, cosine schedule (reference/wuerstchen.md 5.3).
+
+Noise levels t are float32 in [0, 1], 1 = all noise; any shape of values [batch, ...]. A level's
+`alpha_bar` is the share of the signal's variance that is left. Everything is float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class CosineSchedule:
+    """The continuous cosine schedule.
+
+    Attributes:
+      offset: keeps the slope at t = 0 away from zero (the reference's `s`).
+      scaler: bends t first. Above 1: 1 - (1 - t)^scaler, more noise at the same t; below 1:
+        t^scaler, likewise.
+      minimum: alpha_bar is clipped to [minimum, 1 - minimum]. At t = 1 it would be zero, so that
+        the first step would divide by it; at t = 0 the result keeps a trace of noise.
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+
+    offset: float = 0.008
+    scaler: float = 1.0
+    minimum: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.offset < 0:
+            raise ValueError(f"schedule offset {self.offset} must be at least 0")
+        if self.scaler <= 0:
+            raise ValueError(f"schedule scaler {self.scaler} must be above 0 (1 is off)")
+        if not 0 < self.minimum < 0.5:
+            raise ValueError(f"schedule minimum {self.minimum} must be in (0, 0.5)")
+
+    def alpha_bar(self, t: Array) -> Array:
+        """float32, the shape of t."""
+        t = jnp.asarray(t, jnp.float32)
+        if self.scaler > 1:
+            t = 1.0 - (1.0 - t) ** self.scaler
+        elif self.scaler < 1:
+            t = t**self.scaler
+        angle = lambda level: (level + self.offset) / (1.0 + self.offset) * (math.pi / 2)
+        alpha_bar = jnp.square(jnp.cos(angle(t))) / math.cos(angle(0.0)) ** 2
+        return jnp.clip(alpha_bar, self.minimum, 1.0 - self.minimum)
+
+
+def per_sample(values: Array, like: Array) -> Array:
+    """A scalar or [batch] reshaped to multiply `like` [batch, ...]."""
+    return values if jnp.ndim(values) == 0 else values.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Array:
+    """Unit noise, keys [batch] -> float32 [batch, *shape]; each sample's from its own key."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def diffuse(clean: Array, noise: Array, alpha_bar: Array) -> Array:
+    """sqrt(alpha_bar) clean + sqrt(1 - alpha_bar) noise.
+
+    Args:
+      clean: float [batch, ...].
+      noise: float [batch, ...], unit variance.
+      alpha_bar: float32 [batch] or scalar.
+
+    Returns:
+      float32 [batch, ...].
+    """
+    alpha_bar = per_sample(alpha_bar, clean)
+    clean, noise = clean.astype(jnp.float32), noise.astype(jnp.float32)
+    return jnp.sqrt(alpha_bar) * clean + jnp.sqrt(1.0 - alpha_bar) * noise
+
+
+def clean_from_noise(noised: Array, noise: Array, alpha_bar: Array) -> Array:
+    """What was noised, given the noise in it: solves `diffuse` for `clean`."""
+    alpha_bar = per_sample(alpha_bar, noised)
+    return (noised - jnp.sqrt(1.0 - alpha_bar) * noise) / jnp.sqrt(alpha_bar)
+
+
+def noise_from_clean(noised: Array, clean: Array, alpha_bar: Array) -> Array:
+    """The noise in it, given what was noised: solves `diffuse` for `noise`."""
+    alpha_bar = per_sample(alpha_bar, noised)
+    return (noised - jnp.sqrt(alpha_bar) * clean) / jnp.sqrt(1.0 - alpha_bar)
+
+
+def p2_weight(alpha_bar: Array, k: float = 1.0, gamma: float = 1.0) -> Array:
+    """Loss weight (k + signal-to-noise)^-gamma; k = gamma = 1 gives 1 - alpha_bar."""
+    return (k + alpha_bar / (1.0 - alpha_bar)) ** -gamma
