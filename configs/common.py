@@ -10,6 +10,7 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.method = ""  # which entry of paella_jax/build.py builds this run
     config.preset = ""
+    config.init_from = ""  # run folder to train on from; empty: from scratch
     config.seed = 0
     config.num_steps = 1000  # optimiser updates
     config.batch_size = 64  # images per update, over all devices and micro-batches
@@ -18,8 +19,12 @@ def base() -> ConfigDict:
     config.data = ConfigDict()
     config.data.source = "shapes"  # shapes (embedded) or folder (images with captions)
     config.data.spec = "shapes"  # tiny, shapes or shapes64
-    config.data.folder = ""  # for source=folder
+    config.data.folder = ""  # for source=folder; layouts: paella_jax/data/captions.py
     config.data.image_size = 32  # pixels, square; folder images are resized and cropped to it
+    config.data.crop = "center"  # of folder images in training: center or random
+    config.data.resize = 0  # pixels of their short side before the crop; 0: image_size
+    config.data.flip = False  # mirror half of them (not where captions say left and right)
+    config.data.captions = True  # False: images alone, for a tokenizer
     config.data.size = 1_000_000  # index range of the embedded source
     config.data.prefetch = 8  # batches prepared ahead
     config.data.threads = 2  # reading threads per process
@@ -36,6 +41,14 @@ def base() -> ConfigDict:
     config.optim.accumulation = 1  # micro-batches per update
     config.optim.ema_decay = 0.0  # 0: no moving average
     config.optim.ema_start = 0  # the average equals the parameters before this step
+
+    config.lora = ConfigDict()  # with init_from: train low-rank changes of some layers only
+    config.lora.rank = 0  # 0: every parameter is trained
+    config.lora.alpha = 16.0  # a change is scaled by alpha / rank
+    config.lora.pattern = (  # regex on the paths of the matrices to change
+        r"^predictor/.*(in_kernel|attention/out/kernel|mapper/kernel"
+        r"|conditioning/(text|clip_text|clip_image)/kernel)$"
+    )
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices per axis; one axis may be -1: all the rest

@@ -3,8 +3,9 @@
     python -m paella_jax.train --config configs/paella.py:shapes --workdir runs/paella \
         --config.tokenizer=runs/vqgan
 
-Presets: `tiny` (continuous integration), `shapes` (quickstart), `shapes_long` (higher accuracy),
-`shapes64`, `600m` and `1b`, the released architecture and recipe (unmeasured here: needs a pod).
+Presets: `tiny` (continuous integration), `shapes` (quickstart), `shapes_long` (more steps),
+`shapes_tasks` (images, labels and maps as conditions too), `shapes64`, `finetune` (trains on from
+another run), `600m` and `1b` (released architecture and recipe; unmeasured here, needs a pod).
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "shapes": _shapes,
         "shapes_long": _shapes_long,
         "shapes64": _shapes64,
+        "shapes_tasks": _shapes_tasks,
         "600m": _600m,
         "1b": _1b,
+        "finetune": _finetune,
     }
     if preset not in presets:
         raise ValueError(
@@ -44,6 +47,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.num_heads = (0, 16, 16)
     config.model.patterns = ("CT", "CTA", "CTA")  # C conv, T timestep, A attention, F MLP
     config.model.clip_tokens = 4
+    config.model.num_classes = 0  # condition on class labels (data must have them)
+    config.model.num_segments = 0  # condition on segmentation maps (data must have them)
     config.model.kernel_size = 3
     config.model.dropout = 0.1
     config.model.self_attention = True
@@ -59,11 +64,26 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.text.hidden_dim = 256
     config.text.dropout = 0.0
 
+    config.clip = ConfigDict()
+    config.clip.folder = ""  # frozen CLIP text and vision towers in Hugging Face layout
+    config.image_encoder = ConfigDict()
+    config.image_encoder.kind = "none"  # none, clip (of clip.folder) or joint (fields below)
+    config.image_encoder.patch_size = 8
+    config.image_encoder.width = 96
+    config.image_encoder.num_layers = 2
+    config.image_encoder.num_heads = 4
+    config.image_encoder.projection = 96  # width of the embedding
+
     config.objective = ConfigDict()
     config.objective.label_smoothing = 0.1
     config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0
     config.objective.minimum_t = 0.001
-    config.objective.text_drop = 0.05  # share of samples trained without text (per sample)
+    # Shares of samples trained without a condition, each kind by its own draw per sample.
+    config.objective.text_drop = 0.05
+    config.objective.clip_text_drop = 0.9
+    config.objective.image_drop = 0.9
+    config.objective.label_drop = 0.5
+    config.objective.segmentation_drop = 0.5
     config.objective.loss_chunks = 1  # cuts the classifier's positions to save memory
 
     config.sampler = ConfigDict()
@@ -120,6 +140,19 @@ def _shapes_long(config: ConfigDict) -> None:
     config.log.preview_every = 1000
 
 
+def _shapes_tasks(config: ConfigDict) -> None:
+    """`shapes` with every kind of condition, for the image tasks of `sample.py`."""
+    _shapes(config)
+    config.num_steps = 4000
+    config.model.num_classes = 4  # the shapes
+    config.model.num_segments = 5  # background and the shapes
+    config.image_encoder.kind = "joint"
+    config.objective.text_drop = 0.3  # so that the other conditions learn to stand alone
+    config.objective.image_drop = 0.6
+    config.objective.label_drop = 0.6
+    config.objective.segmentation_drop = 0.6
+
+
 def _tiny(config: ConfigDict) -> None:
     _shapes(config)
     config.data.spec = "tiny"
@@ -168,6 +201,8 @@ def _1b(config: ConfigDict) -> None:
     config.mesh.data = 1
     config.model.remat = True
     config.objective.loss_chunks = 16
+    config.image_encoder.kind = "clip"
+    config.text.width = 2560  # ByT5-XL's
     config.checkpoint.every = 5000
     config.log.preview_every = 10_000
 
@@ -177,3 +212,23 @@ def _600m(config: ConfigDict) -> None:
     _1b(config)
     config.model.widths = (512, 1024, 1024)
     config.model.depths = (6, 14, 6)
+
+
+def _finetune(config: ConfigDict) -> None:
+    """Trains on from `init_from` on a folder of images; what is None here is that run's.
+
+    For LoRA add `--config.lora.rank=16 --config.optim.learning_rate=8e-4`.
+    """
+    blocks = (config.model, config.text, config.clip, config.image_encoder)
+    for block in (*blocks, config.objective, config.sampler):
+        for name in block:
+            block[name] = None
+    config.precision = None
+    config.data.image_size = None
+    config.data.source = "folder"
+    config.num_steps = 1000
+    config.batch_size = 8
+    config.optim.warmup_steps = 50
+    config.checkpoint.every = 250
+    config.log.every = 10
+    config.log.preview_every = 250

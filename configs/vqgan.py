@@ -102,6 +102,9 @@ def _f4(config: ConfigDict) -> None:
     """Würstchen appendix: 500k steps, batch 256, 128-pixel crops, adversarial loss after 10k."""
     config.data.source = "folder"
     config.data.image_size = 128
+    config.data.resize = 256  # 128-pixel crops out of 256-pixel images
+    config.data.crop = "random"
+    config.data.captions = False
     config.num_steps = 500_000
     config.batch_size = 256
     config.precision = "bfloat16"

@@ -3,6 +3,7 @@
 Variants are interleaved in one run and compared by the ratio of their medians, since machines are
 noisy. `--peer FILE` adds a callable from a Python file (`make(config, batch_size) -> function`,
 one forward and backward pass per call), e.g. the same network in another framework.
+`--sample` instead draws one 256-pixel image with random weights and tells time and memory.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer", help="Python file with make(config, batch_size)")
+    parser.add_argument("--sample", action="store_true", help="draw one image, random weights")
+    parser.add_argument("--image_size", type=int, default=256, help="with --sample")
+    parser.add_argument("--params_dtype", default="float32", help="with --sample")
     parser.add_argument("--out", help="JSON file")
     arguments, overrides = parser.parse_known_args()
 
@@ -83,6 +87,15 @@ def main() -> int:
     config = load_config(arguments.config, overrides)
     setup_jax()
     import jax
+
+    if arguments.sample:
+        from paella_jax.evaluation.sampling_speed import sampling_cost
+
+        report = sampling_cost(
+            config, image_size=arguments.image_size, params_dtype=arguments.params_dtype
+        )
+        write(report | {"config": arguments.config}, arguments.out)
+        return 0
 
     batch_size = arguments.batch_size or config.batch_size
     tuned, parameters = predictor_passes(config, batch_size, "auto")
@@ -108,11 +121,16 @@ def main() -> int:
         "images_per_second": round(batch_size / medians["tuned"], 1),
         "matmul_ceiling_gflops": round(matmul_ceiling(config.precision) / 1e9, 1),
     }
+    write(report, arguments.out)
+    return 0
+
+
+def write(report: dict[str, Any], out: str | None) -> None:
+    """Prints the report, and writes it where asked."""
     text = json.dumps(report, indent=2)
     print(text)
-    if arguments.out:
-        Path(arguments.out).write_text(text)
-    return 0
+    if out:
+        Path(out).write_text(text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.evaluation.pictures import save_grid
 from paella_jax.evaluation.shapes_report import score_images
+from paella_jax.families.clip_prior import clip_prior_method
+from paella_jax.families.finetune import carry_frozen, fine_tuned
 from paella_jax.families.paella import load_networks, paella_method, prepare_frozen
 from paella_jax.families.vqgan import vqgan_method
 from paella_jax.pipeline import PaellaPipeline
@@ -27,12 +29,20 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
     Raises:
       ConfigError: unknown method, or parts that do not fit together.
     """
+    carry_frozen(config, workdir)
+    return fine_tuned(config, workdir, _fresh_method(config, workdir))
+
+
+def _fresh_method(config: ConfigDict, workdir: Path) -> Method:
+    """The method starting from random parameters."""
     if config.method == "vqgan":
         return vqgan_method(config, workdir)
     if config.method == "paella":
         prepare_frozen(config, workdir)
         return paella_method(config, workdir, _paella_preview(config, workdir))
-    raise ConfigError(f"method must be 'vqgan' or 'paella', got {config.method!r}")
+    if config.method == "clip_prior":
+        return clip_prior_method(config, workdir)
+    raise ConfigError(f"method must be 'vqgan', 'paella' or 'clip_prior', got {config.method!r}")
 
 
 def _paella_preview(config: ConfigDict, workdir: Path) -> Any:

@@ -1,6 +1,8 @@
 """Score a run: `python -m paella_jax.evaluate --checkpoint RUN [--out DIR]`.
 
-Writes report.json, samples.png (prompts with a tick or cross) and training.png.
+Writes report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
+sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
+renoised.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ def main() -> int:
     parser.add_argument("--checkpoint", required=True, help="run folder of configs/paella.py")
     parser.add_argument("--out", help="folder for the report (default: the run folder)")
     parser.add_argument("--num_images", type=int, help="per split (default: the config's)")
-    parser.add_argument("--steps", default="4,8,12,24", help="step counts to compare")
+    parser.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
+    parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
+    parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
     )
@@ -35,6 +39,12 @@ def main() -> int:
         stage_seconds=stages,
     )
     print(show(report))
+    if arguments.sweep:
+        from paella_jax.evaluation.sweep import show_sweep, sweep
+        from paella_jax.pipeline import load
+
+        out = Path(arguments.out or arguments.checkpoint)
+        print(show_sweep(sweep(load(arguments.checkpoint), out, arguments.sweep_images)))
     return 0
 
 

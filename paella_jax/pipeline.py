@@ -1,4 +1,4 @@
-"""Prompt -> text encoder -> sampler -> VQGAN decoder -> images: what `paella_jax.load` returns."""
+"""Conditions -> encoders -> sampler -> VQGAN decode -> images: what `paella_jax.load` returns."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from ml_collections import ConfigDict
 from PIL import Image
 
-from paella_jax.encoders.byte_tokenizer import bucket_length, check_prompts
+from paella_jax.conditions import Condition, as_conditions, build_inputs, clip_ids, tokenize
+from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.evaluation.pictures import to_uint8
-from paella_jax.families.paella import PaellaNetworks, load_networks
-from paella_jax.models.conditioning import Conditioning
-from paella_jax.sampling.guidance import guide, guide_jointly
-from paella_jax.sampling.renoise import RenoiseSettings, sample
-from paella_jax.training.checkpoint import CheckpointError, read_config, restore_variables
+from paella_jax.families.finetune import restore_trained
+from paella_jax.families.paella import load_networks
+from paella_jax.families.paella_networks import PaellaNetworks
+from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
+from paella_jax.sampling.guidance import guide, guide_jointly, mix
+from paella_jax.sampling.renoise import Known, Ramps, RenoiseSettings, sample
+from paella_jax.training.checkpoint import CheckpointError, read_config
 from paella_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 Array = jax.Array
 Tree = Any
+# A text, a Condition, a list of pictures, or a list of lists of conditions to mix.
+Prompt = str | Condition | Sequence[Any]
 
 
 class Generation(NamedTuple):
@@ -41,8 +47,33 @@ class Generation(NamedTuple):
     trace: np.ndarray | None
 
 
+@struct.dataclass
+class Request:
+    """Everything a batch of pictures is made from; arrays with the pictures in front.
+
+    Attributes:
+      conditions: one or more, mixed by `weights`.
+      unconditional: what guidance steers away from.
+      weights: float32 [batch, conditions(, h, w)]; None with a single condition.
+      keys: [batch] PRNG keys.
+      image_tokens: int32 [batch, h, w], clean tokens to start from; None starts from noise.
+      known: tokens to keep; None draws everywhere.
+    """
+
+    conditions: tuple[ConditionInputs, ...]
+    unconditional: ConditionInputs
+    weights: Leaf | None
+    keys: Leaf
+    image_tokens: Leaf | None = None
+    known: Known | None = None
+
+
 class PaellaPipeline:
-    """Text-to-image with one trained run. Calls with the same shapes reuse one compiled program."""
+    """Text-to-image with one trained run.
+
+    Calls with the same shapes and step count reuse one compiled program, whatever their prompts,
+    seeds, temperatures and guidance.
+    """
 
     def __init__(self, networks: PaellaNetworks, params: Tree, frozen: Tree, config: ConfigDict):
         self.networks = networks
@@ -52,6 +83,7 @@ class PaellaPipeline:
         # Made once: a new jit of a bound method at every call would trace and compile again.
         self._decode = jax.jit(networks.decode_tokens)
         self._encode = jax.jit(networks.encode_images)
+        self._embed = jax.jit(networks.embed_images)
         self._generate = jax.jit(
             partial(_generate, networks), static_argnames=("settings", "grid", "joint", "trace")
         )
@@ -79,7 +111,7 @@ class PaellaPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompt,
         *,
         negative_prompt: str | Sequence[str] = "",
         height: int | None = None,
@@ -96,7 +128,7 @@ class PaellaPipeline:
         """Generates images.
 
         Args:
-          prompt: one text or several.
+          prompt: one text or several; `Condition`s (conditions.py) say more than text.
           negative_prompt: what to steer away from; one text, or one per prompt.
           height: pixels; default the training size. So is width.
           width: pixels.
@@ -108,7 +140,7 @@ class PaellaPipeline:
           num_images_per_prompt: images of each prompt; they follow one another in the result.
           output_type: "pil" or "array" (float32 [count, height, width, 3] in [0, 1]).
           callback: called as (step, images so far) for every step once sampling is done.
-          **sampler: further fields of `RenoiseSettings`.
+          **sampler: further fields of `RenoiseSettings`, and arguments of `generate`.
 
         Raises:
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
@@ -143,10 +175,17 @@ class PaellaPipeline:
         """Images float [count, H, W, 3] in [0, 1] -> tokens."""
         return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
 
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Images float [count, H, W, 3] in [0, 1] -> embeddings [count, width] for `Condition`."""
+        if self.networks.image_encoder is None:
+            raise ValueError("this run has no image encoder (image_encoder.kind is none)")
+        return np.asarray(self._embed(self.params, self.frozen, jnp.asarray(images)))
+
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: Prompt,
         *,
+        weights: np.ndarray | Sequence[Any] | None = None,
         negative_prompt: str | Sequence[str] = "",
         height: int | None = None,
         width: int | None = None,
@@ -154,59 +193,96 @@ class PaellaPipeline:
         num_images_per_prompt: int = 1,
         batch_size: int = 64,
         trace: bool = False,
+        image_tokens: np.ndarray | None = None,
+        known: Known | None = None,
         **sampler: Any,
     ) -> Generation:
-        """As calling the pipeline, with the tokens. `batch_size` bounds the images per program."""
+        """As calling the pipeline, with the tokens and with what editing.py needs.
+
+        Args:
+          prompt: as in a call; `[[a, b], [c, d]]` makes two pictures that mix two conditions each.
+          weights: of the mixed conditions, [conditions], [pictures, conditions] or
+            [pictures, conditions, h, w] (a region each); default equal shares.
+          negative_prompt: as in a call. So are height, width, seed and num_images_per_prompt.
+          height: pixels.
+          width: pixels.
+          seed: one, or one per picture.
+          num_images_per_prompt: images of each picture's conditions.
+          batch_size: bounds the images per program.
+          trace: also return the tokens after every step.
+          image_tokens: clean tokens [pictures, h, w] to start from at level `t_start`.
+          known: tokens to keep and where to draw, [pictures, h, w] each.
+          **sampler: fields of `RenoiseSettings`.
+
+        Raises:
+          PromptError, ValueError: naming the value and the fix, before anything is compiled.
+        """
         limit = self.networks.text_tokenizer.max_length
-        prompts = check_prompts(prompt, limit)
+        rows = as_conditions(prompt, limit)
+        count, copies = len(rows), num_images_per_prompt
         negatives = check_prompts(negative_prompt, limit, allow_empty=True)
-        negatives = _one_per_prompt(negatives, len(prompts), "negative_prompt")
-        seeds = _one_per_prompt(
-            [seed] if isinstance(seed, int) else list(seed), len(prompts), "seed"
-        )
-        if num_images_per_prompt < 1:
-            raise ValueError(
-                f"num_images_per_prompt must be at least 1, got {num_images_per_prompt}"
-            )
+        negatives = _one_per_prompt(negatives, count, "negative_prompt")
+        seeds = _one_per_prompt([seed] if isinstance(seed, int) else list(seed), count, "seed")
+        if copies < 1:
+            raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
         grid = self._grid(height, width)
         settings = self.settings(**sampler)
-
-        copies = num_images_per_prompt
-        repeated = lambda values: [v for v in values for _ in range(copies)]
-        prompts, negatives, seeds = repeated(prompts), repeated(negatives), repeated(seeds)
-        keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
-            jnp.asarray(seeds), jnp.tile(jnp.arange(copies), len(prompts) // copies)
+        if image_tokens is None and known is None:
+            _require_noise_start(settings)
+        conditions = tuple(
+            build_inputs(self.networks, self.config, column, grid, self.embed)
+            for column in zip(*rows, strict=True)
         )
-        text, negative = self._tokenize(prompts), self._tokenize(negatives)
-        devices = self.mesh.size
-        size = min(batch_size, len(prompts))
-        size = -(-size // devices) * devices
-        parts = []
-        for start in range(0, len(prompts), size):
-            # The last batch is filled up with repeats, so that one program serves all of them.
-            rows = np.arange(start, start + size) % len(prompts)
-            put = lambda x, rows=rows: jax.device_put(x[rows], batch_sharding(self.mesh))
-            inputs = (*map(put, text), *map(put, negative), put(keys))
-            joint = bool(self.config.sampler.get("joint_guidance", False))
-            out = self._generate(
-                self.params, self.frozen, *inputs,
-                settings=settings, grid=grid, joint=joint, trace=trace,
-            )  # fmt: skip
-            keep = min(size, len(prompts) - start)
-            parts.append(jax.tree.map(lambda x, n=keep: np.asarray(x)[..., :n, :, :], out[1:]))
-            parts[-1] = (np.asarray(out[0])[:keep], *parts[-1])
-        images, tokens = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
-        history = np.concatenate([p[2] for p in parts], axis=1) if trace else None
-        return Generation(images, tokens, history)
+        ids, mask = tokenize(self.networks, self.config, negatives)
+        request = Request(
+            conditions=conditions,
+            unconditional=ConditionInputs(ids, mask, clip_ids=clip_ids(self.networks, negatives)),
+            weights=_weights(weights, count, len(conditions), grid),
+            keys=np.asarray(seeds),
+            image_tokens=None
+            if image_tokens is None
+            else _tokens(image_tokens, count, grid, "image_tokens"),
+            known=None if known is None else _known(known, count, grid),
+        )
+        request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request)
+        keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
+            jnp.asarray(request.keys), jnp.tile(jnp.arange(copies), count)
+        )
+        return self._in_batches(request.replace(keys=keys), settings, grid, batch_size, trace)
 
-    def _tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask, padded to the training length where they fit, so that one shape serves."""
-        tokenizer = self.networks.text_tokenizer
-        _, mask = tokenizer(texts)
-        longest = int(mask.sum(1).max())
-        usual = min(self.config.text.pad_to, tokenizer.max_length)
-        pad_to = usual if longest <= usual else bucket_length(longest, tokenizer.max_length)
-        return tokenizer(texts, pad_to)
+    def _in_batches(
+        self,
+        request: Request,
+        settings: RenoiseSettings,
+        grid: tuple[int, int],
+        batch_size: int,
+        trace: bool,
+    ) -> Generation:
+        """Runs the program on pieces of the request; the last one is filled up with repeats."""
+        count, devices = len(request.keys), self.mesh.size
+        size = -(-min(batch_size, count) // devices) * devices
+        joint = bool(self.config.sampler.get("joint_guidance", False))
+        parts: list[tuple[np.ndarray, ...]] = []
+        for start in range(0, count, size):
+            rows = np.arange(start, start + size) % count
+            piece = jax.tree.map(lambda x, rows=rows: x[rows], request)
+            out = self._generate(
+                self.params,
+                self.frozen,
+                jax.device_put(piece, batch_sharding(self.mesh)),
+                settings.ramps(),
+                settings=settings.without_ramps(),
+                grid=grid,
+                joint=joint,
+                trace=trace,
+            )
+            keep = min(size, count - start)
+            images, *tokens = (np.asarray(x) for x in out)
+            parts.append((images[:keep], *(x[..., :keep, :, :] for x in tokens)))
+        history = np.concatenate([p[2] for p in parts], axis=1) if trace else None
+        return Generation(
+            np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), history
+        )
 
     def _grid(self, height: int | None, width: int | None) -> tuple[int, int]:
         pixels = self.networks.vqgan.downsampling
@@ -230,15 +306,56 @@ def _one_per_prompt(values: list[Any], count: int, name: str) -> list[Any]:
     return values
 
 
+def _require_noise_start(settings: RenoiseSettings) -> None:
+    if settings.t_start < 1.0:
+        raise ValueError(
+            f"t_start {settings.t_start} below 1 starts from an image; give image_tokens"
+        )
+
+
+def _weights(
+    given: Any, pictures: int, conditions: int, grid: tuple[int, int]
+) -> np.ndarray | None:
+    """Checks mixing weights; float32 [pictures, conditions(, h, w)]."""
+    if given is None:
+        if conditions == 1:
+            return None
+        return np.full((pictures, conditions), 1.0 / conditions, np.float32)
+    weights = np.asarray(given, np.float32)
+    if weights.ndim == 1:
+        weights = np.broadcast_to(weights, (pictures, *weights.shape))
+    shapes = ((pictures, conditions), (pictures, conditions, *grid))
+    if weights.shape not in shapes:
+        raise ValueError(
+            f"weights have shape {np.shape(given)}; {conditions} conditions in {pictures} pictures "
+            f"need one weight per condition: [{conditions}], {shapes[0]} or {shapes[1]}"
+        )
+    if not np.isfinite(weights).all() or not (weights.sum(1) > 0).all():
+        raise ValueError("weights must be finite and have a positive sum")
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _known(known: Known, pictures: int, grid: tuple[int, int]) -> Known:
+    kept = _tokens(known.tokens, pictures, grid, "known.tokens")
+    return Known(kept, _tokens(known.generate, pictures, grid, "known.generate"))
+
+
+def _tokens(given: Any, pictures: int, grid: tuple[int, int], name: str) -> np.ndarray:
+    array = np.asarray(given)
+    if array.shape != (pictures, *grid):
+        raise ValueError(
+            f"{name} has shape {array.shape}; {pictures} pictures of {grid[0]}x{grid[1]} tokens "
+            f"need {(pictures, *grid)}"
+        )
+    return array
+
+
 def _generate(
     networks: PaellaNetworks,
     params: Tree,
     frozen: Tree,
-    ids: Array,
-    mask: Array,
-    negative_ids: Array,
-    negative_mask: Array,
-    keys: Array,
+    request: Request,
+    ramps: Ramps,
     *,
     settings: RenoiseSettings,
     grid: tuple[int, int],
@@ -246,26 +363,37 @@ def _generate(
     trace: bool,
 ) -> tuple[Array, ...]:
     """One compiled program: encode, sample, decode. Returns (images, tokens[, trace])."""
-    cond = networks.encode_text(params, frozen, ids, mask)
-    uncond = networks.encode_text(params, frozen, negative_ids, negative_mask)
+    encode = lambda inputs: networks.condition(params, frozen, inputs)
     predict = lambda c: lambda tokens, t: networks.logits(params, tokens, t, c)
-    if joint and ids.shape == negative_ids.shape:
-        both: Conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, uncond)
-        denoise = guide_jointly(predict(cond), predict(both))
+    conds, uncond = [encode(c) for c in request.conditions], encode(request.unconditional)
+    conditional = predict(conds[0])
+    if request.weights is not None:
+        conditional = mix([predict(c) for c in conds], request.weights)
+    if joint and len(conds) == 1 and _same_shapes(conds[0], uncond):
+        both: Conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conds[0], uncond)
+        denoise = guide_jointly(conditional, predict(both))
     else:
-        denoise = guide(predict(cond), predict(uncond))
+        denoise = guide(conditional, predict(uncond))
     out = sample(
         denoise,
-        keys,
-        (ids.shape[0], *grid),
+        request.keys,
+        (request.keys.shape[0], *grid),
         settings,
         codebook_size=networks.predictor.codebook_size,
+        image_tokens=request.image_tokens,
+        known=request.known,
         codebook=frozen["vqgan"]["params"]["codebook"],
+        ramps=ramps,
         trace=trace,
     )
     tokens, history = out if trace else (out, None)
     images = networks.decode_tokens(frozen, tokens)
     return (images, tokens, *([history] if trace else []))
+
+
+def _same_shapes(first: Tree, second: Tree) -> bool:
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    return shapes(first) == shapes(second)
 
 
 def load(directory: str | Path) -> PaellaPipeline:
@@ -282,5 +410,4 @@ def load(directory: str | Path) -> PaellaPipeline:
             "give the run folder of configs/paella.py"
         )
     networks, frozen = load_networks(config, workdir)
-    _, restored = restore_variables(workdir)
-    return PaellaPipeline(networks, restored["params"], frozen, config)
+    return PaellaPipeline(networks, restore_trained(workdir, config), frozen, config)

@@ -1,21 +1,41 @@
-"""Draw images: `python -m paella_jax.sample --checkpoint RUN --prompt "..." --out grid.png`."""
+"""Draw images: `python -m paella_jax.sample --checkpoint RUN --prompt "..." --out grid.png`.
+
+Without further flags this is text-to-image. One of these flags chooses an image task:
+  --image FILE --strength 0.6              draw the prompt over the image
+  --image FILE --mask FILE                 draw the mask's white part anew
+  --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right
+  --image FILE --morph 8                   keep the layout: enter a 24-step run at this step
+  --like FILE [--like FILE ...]            variations of one image, or a mix of several
+  --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5
+  --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
+and --emphasis "PHRASE=1.5", --label N, --segmentation FILE.npy add conditions to the prompt.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from paella_jax.launch import run, setup_jax
 
+if TYPE_CHECKING:
+    from paella_jax.pipeline import Generation, PaellaPipeline
 
-def main() -> int:
-    """Parses the command line, samples, and writes one grid (or one file per image)."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
+           "temperature", "seed")  # fmt: skip
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="run folder of configs/paella.py")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", help="text file with one prompt per line")
     parser.add_argument("--negative_prompt", default="")
-    parser.add_argument("--out", default="grid.png", help="PNG grid, or a folder for single images")
+    parser.add_argument("--out", default="grid.png", help=".png grid, .gif, or a folder")
     parser.add_argument("--num_images_per_prompt", type=int, default=1)
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
@@ -23,35 +43,161 @@ def main() -> int:
     parser.add_argument("--guidance_scale", type=float)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    tasks = parser.add_argument_group("image tasks")
+    tasks.add_argument("--image")
+    tasks.add_argument("--strength", type=float)
+    tasks.add_argument("--mask")
+    tasks.add_argument("--outpaint", metavar="TOP,BOTTOM,LEFT,RIGHT")
+    tasks.add_argument("--morph", type=int, metavar="STEP")
+    tasks.add_argument("--like", action="append", default=[], metavar="FILE")
+    tasks.add_argument("--mix", action="append", default=[], metavar="PROMPT")
+    tasks.add_argument("--weights", help="of --prompt and every --mix, with commas")
+    tasks.add_argument("--to", metavar="PROMPT")
+    tasks.add_argument("--frames", type=int, default=8)
+    tasks.add_argument("--emphasis", action="append", default=[], metavar="PHRASE=FACTOR")
+    tasks.add_argument("--label", type=int)
+    tasks.add_argument("--segmentation", metavar="FILE.npy")
+    return parser.parse_args()
 
+
+def numbers(text: str, name: str, kind: type = float) -> list[Any]:
+    """Comma-separated numbers. Raises ValueError naming the flag."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} {text!r} is not a list of numbers with commas") from None
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    """The prompts of --prompt and --prompts."""
     prompts = list(arguments.prompt)
     if arguments.prompts:
-        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
+        file = Path(arguments.prompts)
+        if not file.is_file():
+            raise ValueError(f"--prompts {file} is not a file")
+        lines = file.read_text(encoding="utf-8").splitlines()
         prompts += [line for line in lines if line.strip()]
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    setup_jax()
+    return prompts
 
+
+def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[Any]:
+    """One condition per prompt, with the flags that add to a prompt."""
+    import numpy as np
+
+    from paella_jax.conditions import Condition
+
+    emphasis = {}
+    for text in arguments.emphasis:
+        phrase, equals, factor = text.rpartition("=")
+        if not equals:
+            raise ValueError(f"--emphasis {text!r} must be PHRASE=FACTOR, e.g. 'red circle=1.5'")
+        emphasis[phrase] = numbers(factor, "emphasis")[0]
+    segmentation = None
+    if arguments.segmentation:
+        try:
+            segmentation = np.load(arguments.segmentation, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--segmentation {arguments.segmentation}: {error}") from None
+    if not prompts and (arguments.like or arguments.label is not None or arguments.segmentation):
+        prompts = [""]
+    return [
+        Condition(prompt, label=arguments.label, segmentation=segmentation, emphasis=dict(emphasis))
+        for prompt in prompts
+    ]
+
+
+def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generation, list[str]]:
+    """Runs the task the flags ask for; returns the pictures and their titles."""
+    from paella_jax import editing
+
+    prompts = read_prompts(arguments)
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in OPTIONS}
+    size = {"height": arguments.height, "width": arguments.width}
+    copies = arguments.num_images_per_prompt
+    conditions = read_conditions(arguments, prompts)
+    single = arguments.image or arguments.like or arguments.to or arguments.mix
+    if single and len(conditions) != 1:
+        raise ValueError(f"this task takes one --prompt, got {len(conditions)}")
+    if arguments.image is None and (arguments.mask or arguments.outpaint or arguments.morph):
+        raise ValueError("--mask, --outpaint and --morph need --image FILE")
+    if arguments.image:
+        return _draw_over(pipe, arguments, conditions[0], options), prompts * copies
+    if arguments.like:
+        images = [editing.read_image(file) for file in arguments.like]
+        return editing.variations(pipe, images, conditions[0], **size, **options), [
+            f"like {', '.join(Path(f).name for f in arguments.like)} {' '.join(prompts)}"
+        ] * copies
+    if arguments.to:
+        options.pop("num_images_per_prompt")
+        strip = editing.interpolate(
+            pipe, conditions[0], arguments.to, frames=arguments.frames, **size, **options
+        )
+        return strip, [prompts[0], *[""] * (arguments.frames - 2), arguments.to]
+    if arguments.mix:
+        weights = numbers(arguments.weights, "weights") if arguments.weights else None
+        mixed = [[conditions[0], *arguments.mix]]
+        title = " + ".join([*prompts, *arguments.mix])
+        return pipe.generate(mixed, weights=weights, **size, **options), [title] * copies
+    titles = [c.prompt for c in conditions for _ in range(copies)]
+    return pipe.generate(conditions, **size, **options), titles
+
+
+def _draw_over(
+    pipe: PaellaPipeline, arguments: argparse.Namespace, condition: Any, options: dict[str, Any]
+) -> Generation:
+    from paella_jax import editing
+
+    if arguments.mask:
+        return editing.inpaint(pipe, arguments.image, arguments.mask, condition, **options)
+    if arguments.outpaint:
+        margins = numbers(arguments.outpaint, "outpaint", int)
+        if len(margins) != 4:
+            raise ValueError(f"--outpaint {arguments.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
+        sides = dict(zip(("top", "bottom", "left", "right"), margins, strict=True))
+        return editing.outpaint(pipe, arguments.image, condition, **sides, **options)
+    if arguments.morph is not None:
+        steps = options.pop("num_steps") or 24
+        return editing.morph(
+            pipe,
+            arguments.image,
+            condition,
+            start_step=arguments.morph,
+            num_steps=steps,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+    strength = 0.6 if arguments.strength is None else arguments.strength
+    return editing.image_to_image(pipe, arguments.image, condition, strength=strength, **options)
+
+
+def write(out: Path, images: Any, titles: list[str]) -> None:
+    """Writes a grid (.png), a movie (.gif) or a folder of single images."""
     from PIL import Image
 
-    from paella_jax.evaluation.pictures import save_grid, to_uint8
+    from paella_jax.evaluation.pictures import save_gif, save_grid, to_uint8
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() == ".gif":
+        save_gif(out, images)
+    elif out.suffix.lower() == ".png":
+        save_grid(out, images, titles)
+    else:
+        out.mkdir(exist_ok=True)
+        for index, image in enumerate(to_uint8(images)):
+            Image.fromarray(image).save(out / f"{index:05d}.png")
+        (out / "prompts.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Parses the command line, samples and writes."""
+    arguments = parse()
+    setup_jax()
+
     from paella_jax.pipeline import load
 
-    pipeline = load(arguments.checkpoint)
-    names = ("negative_prompt", "num_images_per_prompt", "height", "width", "num_steps",
-             "guidance_scale", "temperature", "seed")  # fmt: skip
-    images = pipeline.generate(prompts, **{n: getattr(arguments, n) for n in names}).images
-    titles = [p for p in prompts for _ in range(arguments.num_images_per_prompt)]
-    if out.suffix.lower() == ".png":
-        save_grid(out, images, titles)
-        print(f"wrote {out} ({len(images)} images)")
-        return 0
-    out.mkdir(exist_ok=True)
-    for index, image in enumerate(to_uint8(images)):
-        Image.fromarray(image).save(out / f"{index:05d}.png")
-    (out / "prompts.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
-    print(f"wrote {len(images)} images to {out}")
+    pipe = load(arguments.checkpoint)
+    result, titles = draw(pipe, arguments)
+    write(Path(arguments.out), result.images, titles)
+    print(f"wrote {arguments.out} ({len(result.images)} images)")
     return 0
 
 

@@ -19,9 +19,10 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
+    from paella_jax.families.finetune import settle_config
     from paella_jax.training.checkpoint import prepare_workdir
 
-    config = load_config(arguments.config, overrides)
+    config = settle_config(load_config(arguments.config, overrides), arguments.workdir)
     workdir = prepare_workdir(arguments.workdir, config)
     setup_jax()
 

@@ -24,7 +24,11 @@ ALLOWED = {
     "evaluation": {"data"},
     "training": {"data", "noise", "objectives"},
 }
-TOP_LEVEL_USERS = {"evaluation.report": {"pipeline", "training"}}
+TOP_LEVEL_USERS = {
+    "evaluation.report": {"pipeline", "training"},
+    "evaluation.sweep": {"pipeline", "training"},
+    "evaluation.sampling_speed": {"models", "sampling"},
+}
 ENTRIES = {"train", "sample", "evaluate", "benchmark"}
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 

@@ -15,11 +15,19 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
     """The training or validation source.
 
     Raises:
-      ConfigError: unknown source or spec, wrong image size, or a folder without images.
+      ConfigError: unknown source or spec, wrong image size, or a folder without images or captions.
     """
     try:
         if data.source == "folder":
-            return FolderSource(data.folder, data.image_size, split)
+            return FolderSource(
+                data.folder,
+                data.image_size,
+                split,
+                crop=data.crop,
+                resize=data.resize,
+                flip=data.flip,
+                captions=data.captions,
+            )
         if data.source == "shapes":
             spec = get_spec(data.spec)
             if spec.image_size != data.image_size:

@@ -1,78 +1,165 @@
-"""A folder of images with captions beside them: `name.png` and `name.txt`."""
+"""A folder of images with captions (captions.py), cropped square for training."""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, list_images
+
 VALIDATION_EVERY = 20  # one image in twenty is kept for validation
 MAX_BROKEN_SHARE = 0.1
+CROPS = ("center", "random")
+# What PIL raises for damaged files, and what a caption that is no text raises.
+UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass
 class FolderSource:
-    """Images resized by their short side and centre-cropped to `image_size` pixels.
+    """Images whose short side becomes `resize` pixels, cropped to `image_size` pixels.
 
-    An unreadable image is replaced by the next readable one and counted; when more than one image
-    in ten of the folder is broken, the run stops. A missing caption counts as broken.
+    `source[i]` is always cropped at the centre; `source.draw(i, rng)` is what training reads, with
+    the random crop and flip that were asked for.
+
+    An unreadable sample is replaced by the next readable one, counted and reported; when more than
+    one in ten is broken, the run stops. A missing file or caption counts as broken.
+
+    Attributes:
+      folder: see captions.py for its layout.
+      image_size: pixels of the square sample.
+      split: "train", or anything else for the validation images.
+      crop: "center" or "random".
+      resize: pixels of the short side before the crop; 0 means `image_size`.
+      flip: mirror half of the drawn samples left to right.
+      captions: False reads no captions and needs none; they are then empty.
+      broken: positions of the samples found broken so far.
 
     Raises:
-      ValueError: no such folder, or no images in it.
+      ValueError: no such folder, no images or captions in it, too many missing files, an unknown
+        crop, or a `resize` below `image_size`.
     """
 
     folder: str
     image_size: int
     split: str = "train"
-    broken: set[str] = field(default_factory=set)
+    crop: str = "center"
+    resize: int = 0
+    flip: bool = False
+    captions: bool = True
+    broken: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         root = Path(self.folder)
         if not self.folder or not root.is_dir():
             raise ValueError(f"data.folder {self.folder!r} is not a folder of images with captions")
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-        held = {f for i, f in enumerate(files) if i % VALIDATION_EVERY == VALIDATION_EVERY - 1}
-        self.files = [f for f in files if (f in held) == (self.split != "train")] or files
-        if not files:
+        if self.crop not in CROPS:
+            raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        if self.resize and self.resize < self.image_size:
+            raise ValueError(
+                f"data.resize {self.resize} is smaller than data.image_size {self.image_size}; "
+                "0 resizes to the image size"
+            )
+        found = list_captioned(root) if self.captions else list_images(root)
+        if not found:
             raise ValueError(f"data.folder {self.folder} has no images ({sorted(SUFFIXES)})")
+        held = lambda i: i % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        chosen = [s for i, s in enumerate(found) if held(i) == (self.split != "train")]
+        self.samples = chosen or found
+        self._find_missing()
+
+    def _find_missing(self) -> None:
+        """Counts what is known to be missing before anything is read."""
+        for position, sample in enumerate(self.samples):
+            reason = _missing(sample)
+            if reason is None:
+                continue
+            print(f"skipping broken sample {sample.image}: {reason}", flush=True)
+            self.broken.add(position)
+            if self._too_many():
+                raise ValueError(
+                    f"data.folder {self.folder}: more than {len(self.broken) - 1} of "
+                    f"{len(self.samples)} samples lack their image or caption, the last: "
+                    f"{sample.image} ({reason}); clean the folder"
+                )
+
+    def _too_many(self) -> bool:
+        limit = max(MAX_BROKEN_SHARE * len(self.samples), 3)
+        return len(self.broken) > limit or len(self.broken) == len(self.samples)
+
+    @property
+    def files(self) -> list[Path]:
+        """The images of this split."""
+        return [sample.image for sample in self.samples]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int."""
-        for offset in range(len(self.files)):
-            file = self.files[(int(index) + offset) % len(self.files)]
-            if str(file) in self.broken:
+        return self._sample(int(index), None)
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        return self._sample(int(index), rng)
+
+    def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        for offset in range(len(self.samples)):
+            position = (index + offset) % len(self.samples)
+            if position in self.broken:
                 continue
+            sample = self.samples[position]
             try:
-                caption = file.with_suffix(".txt").read_text(encoding="utf-8").strip()
-                return {
-                    "image": load_image(file, self.image_size),
-                    "caption": caption,
-                    "index": index,
-                }
-            except (OSError, ValueError) as error:
-                self.broken.add(str(file))
-                print(f"skipping broken sample {file}: {error}", flush=True)
-                if len(self.broken) > max(MAX_BROKEN_SHARE * len(self.files), 3):
-                    raise RuntimeError(
-                        f"{len(self.broken)} of {len(self.files)} samples in {self.folder} are "
-                        f"broken, the last: {file} ({error}); clean the folder"
-                    ) from error
+                caption = sample.read_caption()
+                image = read_image(sample.image, self.resize or self.image_size)
+            except UNREADABLE as error:
+                self._skip(position, error)
+                continue
+            pixels = crop_square(image, self.image_size, rng if self.crop == "random" else None)
+            if self.flip and rng is not None and rng.random() < 0.5:
+                pixels = np.ascontiguousarray(pixels[:, ::-1])
+            return {"image": pixels, "caption": caption, "index": index}
         raise RuntimeError(f"no readable sample in {self.folder}")
+
+    def _skip(self, position: int, error: Exception) -> None:
+        self.broken.add(position)
+        file = self.samples[position].image
+        print(f"skipping broken sample {file}: {error}", flush=True)
+        if self._too_many():
+            raise RuntimeError(
+                f"{len(self.broken)} of {len(self.samples)} samples in {self.folder} are "
+                f"broken, the last: {file} ({error}); clean the folder"
+            ) from error
+
+
+def _missing(sample: CaptionedFile) -> str | None:
+    if sample.caption is None:
+        return "no caption"
+    return None if sample.image.is_file() else "no such file"
 
 
 def load_image(file: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: short side resized to `size` (bicubic, antialiased), centre crop."""
+    """uint8 [size, size, 3]: the short side resized to `size`, cropped at the centre."""
+    return crop_square(read_image(file, size), size)
+
+
+def read_image(file: Path, short_side: int) -> Image.Image:
+    """RGB, upright, short side `short_side` pixels (bicubic, antialiased)."""
     with Image.open(file) as opened:
-        image = opened.convert("RGB")
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    scale = short_side / min(image.size)
+    width, height = (max(short_side, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def crop_square(
+    image: Image.Image, size: int, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """uint8 [size, size, 3] from the centre, or from anywhere in the image with `rng`."""
+    spare = [side - size for side in image.size]
+    left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
     return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8)

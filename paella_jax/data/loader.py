@@ -7,7 +7,7 @@ with every checkpoint, so a resumed run sees exactly the batches it would have s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import absl.flags
 import grain
@@ -20,6 +20,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class RandomSource(Source, Protocol):
+    """A source whose training samples also depend on chance (crops, flips)."""
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]: ...
 
 
 # One sample -> the arrays the method trains on.
@@ -40,10 +47,12 @@ def make_iterator(
     """An endless iterator over this process's share of every global batch.
 
     Args:
-      source: where samples come from.
+      source: where samples come from; a `RandomSource` is drawn from with a generator that depends
+        on the seed and on the sample's position in the endless stream, so that each epoch differs
+        and neither threads, processes nor a resumed run change a sample.
       transform: applied to each sample.
       global_batch_size: samples per step over all processes; divisible by `process_count`.
-      seed: order of the samples.
+      seed: order of the samples and their chance.
       threads: reading threads.
       prefetch: batches prepared ahead.
       process_index: this process.
@@ -60,12 +69,14 @@ def make_iterator(
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()
     local = global_batch_size // process_count
+    if isinstance(source, RandomSource):
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        # Before the slice: every process must number the stream's positions alike.
+        samples = order.random_map(source.draw, seed=seed)
+    else:
+        samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     dataset = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .slice(slice(process_index, None, process_count))
+        samples.slice(slice(process_index, None, process_count))
         .map(transform)
         .batch(local, drop_remainder=True)
     )

@@ -69,6 +69,20 @@ def save_grid(
     part.replace(file)
 
 
+def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> None:
+    """Writes images [count, H, W, 3] in [0, 1] as an endless movie, forth and back."""
+    zoom = max(1, -(-MIN_CELL // images.shape[1]))
+    size = (images.shape[2] * zoom, images.shape[1] * zoom)
+    frames = [Image.fromarray(i).resize(size, Image.Resampling.NEAREST) for i in to_uint8(images)]
+    frames += frames[-2:0:-1]
+    file = Path(file)
+    part = file.with_name(file.name + ".part")
+    frames[0].save(
+        part, format="GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0
+    )
+    part.replace(file)
+
+
 def _mark(draw: Any, x: int, y: int, correct: bool) -> None:
     """A green tick or a red cross on a white square."""
     draw.rectangle((x - 1, y - 1, x + 12, y + 12), fill="white", outline="#888")

@@ -1,11 +1,10 @@
-"""The Paella family: predictor, text encoder and tokenizer, built from a config."""
+"""The Paella family: its networks, frozen parts and training method, built from a config."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,97 +13,31 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
+from paella_jax.convert.clip import load_clip_text_folder, load_clip_vision_folder
 from paella_jax.convert.t5 import load_t5_folder
 from paella_jax.data.build import make_source
-from paella_jax.data.loader import CaptionedImageTransform
-from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
-from paella_jax.encoders.text import Tokenizer, joint_text_encoder, make_tokenizer
+from paella_jax.data.conditions import ConditionedImageTransform
+from paella_jax.data.loader import Source
+from paella_jax.data.shapes import get_spec
+from paella_jax.data.shapes_maps import ShapesWithMaps
+from paella_jax.data.sources import ShapesSource
+from paella_jax.encoders.t5 import t5_from_hf_config
+from paella_jax.encoders.text import ClipTokenizer, joint_text_encoder, make_tokenizer
+from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
+from paella_jax.families.paella_networks import PaellaNetworks
 from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
-from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
-from paella_jax.models.vqgan import VQGAN
 from paella_jax.objectives.paella import paella_objective
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
 from paella_jax.training.weights import load_tree, save_tree
 
-Array = jax.Array
 Tree = Any
 TEXT_CONFIG = "text_encoder.json"
 TEXT_WEIGHTS = "text_encoder.safetensors"
+CLIP = "clip"  # folder of the carried CLIP model
 TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json",
                    "special_tokens_map.json", "added_tokens.json")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PaellaNetworks:
-    """The three networks of a run and the calls between them.
-
-    Parameters come in two trees: `params` (trained: "predictor", and "text_encoder" when joint) and
-    `frozen` ("vqgan", and "text_encoder" when frozen).
-    """
-
-    predictor: Paella
-    text_encoder: T5Encoder
-    text_tokenizer: Tokenizer
-    vqgan: VQGAN
-    text_is_joint: bool
-
-    def encode_text(
-        self, params: Tree, frozen: Tree, ids: Array, mask: Array, key: Array | None = None
-    ) -> Conditioning:
-        """Token ids [batch, length] -> conditioning. `key` switches dropout on (joint only)."""
-        weights = (params if self.text_is_joint else frozen)["text_encoder"]
-        train = key is not None and self.text_is_joint
-        states = self.text_encoder.apply(
-            {"params": weights},
-            ids,
-            mask,
-            deterministic=not train,
-            rngs={"dropout": key} if train else None,
-        )
-        if not self.text_is_joint:
-            states = jax.lax.stop_gradient(states)
-        return Conditioning(text=states, text_mask=mask)
-
-    def features(
-        self, params: Tree, tokens: Array, t: Array, cond: Conditioning, key: Array
-    ) -> Array:
-        """The predictor's classifier input, with dropout."""
-        return self.predictor.apply(
-            {"params": params["predictor"]},
-            tokens,
-            t,
-            cond,
-            deterministic=False,
-            return_features=True,
-            rngs={"dropout": key},
-        )
-
-    def logits(self, params: Tree, tokens: Array, t: Array, cond: Conditioning) -> Array:
-        """float32 [batch, h, w, codes]."""
-        return self.predictor.apply({"params": params["predictor"]}, tokens, t, cond)
-
-    def encode_images(self, frozen: Tree, images: Array) -> Array:
-        """Images in [0, 1] -> tokens."""
-        return self.vqgan.apply(frozen["vqgan"], images, method="encode_tokens")
-
-    def decode_tokens(self, frozen: Tree, tokens: Array) -> Array:
-        """Tokens -> images in [0, 1]."""
-        return self.vqgan.apply(frozen["vqgan"], tokens, method="decode_tokens")
-
-    def init(self, key: Array, grid: int) -> Tree:
-        """Fresh trainable parameters."""
-        text_key, predictor_key = jax.random.split(key)
-        ids = jnp.zeros((1, 4), jnp.int32)
-        variables = self.text_encoder.init(text_key, ids)
-        text = self.text_encoder.apply(variables, ids)
-        tokens, t = jnp.zeros((1, grid, grid), jnp.int32), jnp.zeros((1,))
-        cond = Conditioning(text=text)
-        params = {"predictor": self.predictor.init(predictor_key, tokens, t, cond)["params"]}
-        if self.text_is_joint:
-            params["text_encoder"] = variables["params"]
-        return params
 
 
 def prepare_frozen(config: ConfigDict, workdir: Path) -> None:
@@ -129,6 +62,26 @@ def prepare_frozen(config: ConfigDict, workdir: Path) -> None:
             if (folder / name).is_file():
                 shutil.copy(folder / name, workdir / "frozen" / name)
         shutil.copy(folder / "config.json", target)
+    if config.clip.folder and not (workdir / "frozen" / CLIP).is_dir():
+        carry_clip(config.clip.folder, workdir / "frozen" / CLIP)
+
+
+def carry_clip(source: str, target: Path) -> None:
+    """Copies a CLIP folder's config, weights and tokenizer; the copy appears whole or not at all.
+
+    Raises:
+      ConfigError: no such folder.
+    """
+    folder = Path(source)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"clip.folder {source} is not a model folder (no config.json)")
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for pattern in ("*.json", "*.safetensors", "*.txt"):
+        for file in folder.glob(pattern):
+            shutil.copy(file, part / file.name)
+    part.replace(target)
 
 
 def load_networks(config: ConfigDict, workdir: Path) -> tuple[PaellaNetworks, Tree]:
@@ -159,8 +112,41 @@ def load_networks(config: ConfigDict, workdir: Path) -> tuple[PaellaNetworks, Tr
         encoder = t5_from_hf_config(json.loads(file.read_text())).clone(dtype=dtype)
         frozen["text_encoder"] = load_tree(workdir / "frozen" / TEXT_WEIGHTS)
     tokenizer = make_tokenizer(encoder.vocab_size, workdir / "frozen", config.text.max_length)
-    networks = PaellaNetworks(predictor, encoder, tokenizer, vqgan, not file.is_file())
+    clip_text = clip_tokenizer = None
+    if (workdir / "frozen" / CLIP).is_dir():
+        clip_text, frozen["clip_text"] = load_clip_text_folder(workdir / "frozen" / CLIP)
+        clip_tokenizer = ClipTokenizer(workdir / "frozen" / CLIP)
+    networks = PaellaNetworks(
+        predictor,
+        encoder,
+        tokenizer,
+        vqgan,
+        text_is_joint=not file.is_file(),
+        clip_text=None if clip_text is None else clip_text.clone(dtype=dtype),
+        clip_tokenizer=clip_tokenizer,
+        image_encoder=_image_encoder(config, workdir, frozen),
+    )
     return networks, frozen
+
+
+def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEncoder | None:
+    """The encoder `config.image_encoder.kind` asks for; a frozen one's weights go into `frozen`."""
+    kind = config.image_encoder.kind
+    if kind == "joint":
+        size = config.data.image_size
+        return joint_image_encoder(config.image_encoder, size, config.precision)
+    if kind == "none":
+        return None
+    if kind != "clip":
+        raise ConfigError(f"image_encoder.kind must be none, clip or joint, got {kind!r}")
+    folder = workdir / "frozen" / CLIP
+    if not folder.is_dir():
+        raise ConfigError(
+            "image_encoder.kind=clip needs --config.clip.folder=FOLDER with both CLIP towers in "
+            "Hugging Face layout; or set --config.image_encoder.kind=none"
+        )
+    module, frozen["image_encoder"] = load_clip_vision_folder(folder)
+    return ImageEncoder(module.clone(dtype=jnp.dtype(config.precision)), is_joint=False)
 
 
 def paella_method(
@@ -170,29 +156,60 @@ def paella_method(
 ) -> Method:
     """Training of configs/paella.py in a prepared run folder."""
     networks, frozen = load_networks(config, workdir)
-    grid = config.data.image_size // networks.vqgan.downsampling
-    text = config.text
+    grid, text = config.data.image_size // networks.vqgan.downsampling, config.text
     tokenize = make_tokenizer(
         networks.text_encoder.vocab_size,
         workdir / "frozen",
         min(text.pad_to, text.max_length),
         truncate=True,
     )
+    predictor, length = networks.predictor, min(text.pad_to, text.max_length)
+    encoder, clip = networks.image_encoder, networks.clip_tokenizer
     return Method(
         title="paella",
         init=lambda key: (networks.init(key, grid), {}),
         objective=paella_objective(
             networks.features,
-            networks.encode_text,
+            networks.condition,
             networks.encode_images,
             config.objective,
-            networks.predictor.codebook_size,
+            predictor.codebook_size,
+            embed_images=None if encoder is None else networks.embed_images,
+            empty_clip_ids=None if clip is None else jnp.asarray(clip([""], 77)[0][0]),
         ),
         frozen=frozen,
-        source=make_source(config.data, "train", config.seed),
-        transform=CaptionedImageTransform(tokenize, min(text.pad_to, text.max_length)),
+        source=training_source(config),
+        transform=ConditionedImageTransform(
+            tokenize,
+            length,
+            clip_tokenize=None if clip is None else clip.truncating(),
+            labels=predictor.num_classes > 0,
+            segmentation_pixels=networks.vqgan.downsampling if predictor.num_segments else 0,
+        ),
         preview=preview,
     )
+
+
+def training_source(config: ConfigDict) -> Source:
+    """The training images, with labels and maps where the predictor is conditioned on them.
+
+    Raises:
+      ConfigError: the data has none, or more classes than the predictor.
+    """
+    source = make_source(config.data, "train", config.seed)
+    classes, segments = config.model.num_classes, config.model.num_segments
+    if not (classes or segments):
+        return source
+    if not isinstance(source, ShapesSource):
+        raise ConfigError(
+            "model.num_classes and model.num_segments need labelled data, which only "
+            "data.source=shapes has"
+        )
+    shapes = len(get_spec(source.spec_name).shapes)
+    for name, value, needed in (("classes", classes, shapes), ("segments", segments, shapes + 1)):
+        if 0 < value < needed:
+            raise ConfigError(f"model.num_{name} is {value}, the data has {needed}")
+    return ShapesWithMaps(source)
 
 
 def parameter_count(params: Tree) -> int:

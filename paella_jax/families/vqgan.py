@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,46 @@ def variables_of(params: Tree, model_state: Tree) -> Tree:
     return {"params": params["vqgan"], "batch_stats": model_state["vqgan"]}
 
 
+@dataclass(frozen=True)
+class VQGANNetworks:
+    """Tokenizer and, with an adversarial loss, its discriminator."""
+
+    vqgan: VQGAN
+    discriminator: Discriminator | None
+
+    def init(self, key: Array, size: int) -> tuple[Tree, Tree]:
+        """Fresh parameters and model state for square images of `size` pixels."""
+        first, second = jax.random.split(key)
+        images = jnp.zeros((1, size, size, 3))
+        variables = self.vqgan.init(first, images)
+        params, state = {"vqgan": variables["params"]}, {"vqgan": variables["batch_stats"]}
+        state["codes"] = initial_code_state(self.vqgan.codebook_size, self.vqgan.latent_channels)
+        if self.discriminator is not None:
+            variables = self.discriminator.init(second, images)
+            params["discriminator"] = variables["params"]
+            state["discriminator"] = variables["batch_stats"]
+        return params, state
+
+    def reconstruct(
+        self, params: Tree, stats: Tree, images: Array, quantized: Array, settled: Array
+    ) -> tuple[Any, Tree]:
+        """The objective's `reconstruct`."""
+        variables = {"params": params, "batch_stats": stats}
+        output, updated = self.vqgan.apply(
+            variables, images, quantized, train=True, settled=settled, mutable=["batch_stats"]
+        )
+        return output, updated["batch_stats"]
+
+    def discriminate(self, params: Tree, stats: Tree, images: Array) -> tuple[Array, Tree]:
+        """The objective's `discriminate`."""
+        assert self.discriminator is not None
+        variables = {"params": params, "batch_stats": stats}
+        logits, updated = self.discriminator.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        return logits, updated["batch_stats"]
+
+
 def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
     """Training of configs/vqgan.py.
 
@@ -58,63 +100,16 @@ def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
     if settings.perceptual_weight > 0 and not settings.perceptual_file:
         raise ConfigError("objective.perceptual_weight > 0 needs objective.perceptual_file")
     perceptual = load_perceptual(settings.perceptual_file) if settings.perceptual_weight else None
-    adversary = (
-        Discriminator(settings.discriminator_depth, settings.discriminator_width)
-        if settings.adversarial_weight > 0
-        else None
-    )
-
-    def init(key: Array) -> tuple[Tree, Tree]:
-        first, second = jax.random.split(key)
-        images = jnp.zeros((1, size, size, 3))
-        variables = model.init(first, images)
-        params, state = {"vqgan": variables["params"]}, {"vqgan": variables["batch_stats"]}
-        state["codes"] = initial_code_state(model.codebook_size, model.latent_channels)
-        if adversary is not None:
-            variables = adversary.init(second, images)
-            params["discriminator"] = variables["params"]
-            state["discriminator"] = variables["batch_stats"]
-        return params, state
-
-    def reconstruct(
-        params: Tree, stats: Tree, images: Array, quantized: Array, settled: Array
-    ) -> tuple[Any, Tree]:
-        variables = {"params": params, "batch_stats": stats}
-        output, updated = model.apply(
-            variables, images, quantized, train=True, settled=settled, mutable=["batch_stats"]
-        )
-        return output, updated["batch_stats"]
-
-    def discriminate(params: Tree, stats: Tree, images: Array) -> tuple[Array, Tree]:
-        assert adversary is not None
-        variables = {"params": params, "batch_stats": stats}
-        logits, updated = adversary.apply(variables, images, train=True, mutable=["batch_stats"])
-        return logits, updated["batch_stats"]
-
-    source = make_source(config.data, "train", config.seed)
-    held_back = make_source(config.data, "validation", config.seed)
-    count = config.log.preview_images
-    samples = np.stack([held_back[i]["image"] for i in range(min(count, len(held_back)))])
-
-    @jax.jit
-    def round_trip(variables: Tree, images: Array) -> Array:
-        tokens = model.apply(variables, images, method="encode_tokens")
-        return model.apply(variables, tokens, method="decode_tokens")
-
-    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        """Originals and reconstructions side by side; returns their mean squared error."""
-        images = images_from_batch({"image": jnp.asarray(samples)})
-        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
-        pairs = np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2)
-        save_grid(file, pairs)
-        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
-
+    adversary = None
+    if settings.adversarial_weight > 0:
+        adversary = Discriminator(settings.discriminator_depth, settings.discriminator_width)
+    networks = VQGANNetworks(model, adversary)
     return Method(
         title="vqgan",
-        init=init,
+        init=lambda key: networks.init(key, size),
         objective=vqgan_objective(
-            reconstruct,
-            None if adversary is None else discriminate,
+            networks.reconstruct,
+            None if adversary is None else networks.discriminate,
             None
             if perceptual is None
             else lambda frozen, a, b: perceptual_distance(frozen["perceptual"], a, b),
@@ -122,11 +117,32 @@ def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
             model.codebook_size,
         ),
         frozen={} if perceptual is None else {"perceptual": perceptual},
-        source=source,
+        source=make_source(config.data, "train", config.seed),
         transform=image_transform,
         after_update=lambda params, state, step: revive_dead_codes(params, state, step, settings),
-        preview=preview,
+        preview=_preview(config, model),
     )
+
+
+def _preview(config: ConfigDict, model: VQGAN) -> Callable[[TrainState, Tree, Path], dict]:
+    """Validation images beside their reconstructions."""
+    source = make_source(config.data, "validation", config.seed)
+    count = min(config.log.preview_images, len(source))
+    samples = np.stack([source[i]["image"] for i in range(count)])
+
+    @jax.jit
+    def round_trip(variables: Tree, images: Array) -> Array:
+        tokens = model.apply(variables, images, method="encode_tokens")
+        return model.apply(variables, tokens, method="decode_tokens")
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        """Writes the pairs; returns their mean squared error."""
+        images = images_from_batch({"image": jnp.asarray(samples)})
+        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
+        save_grid(file, np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2))
+        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
+
+    return preview
 
 
 def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN, Tree]:

@@ -1,11 +1,12 @@
-"""What an image is conditioned on, as one pytree that every family reads."""
+"""What an image is conditioned on, before and after the encoders, as pytrees every family reads."""
 
 from __future__ import annotations
 
-import jax
+from typing import Any
+
 from flax import struct
 
-Array = jax.Array
+Leaf = Any  # a jax or numpy array, or the abstract shape of one
 
 
 @struct.dataclass
@@ -15,13 +16,45 @@ class Conditioning:
     Attributes:
       text: float [batch, length, text_width], one vector per text token.
       text_mask: bool [batch, length]; None means every position is real.
+      text_weights: float32 [batch, length], multiplies the attention each text position gets;
+        None means 1.
       text_pooled: float [batch, clip_width], one vector per caption.
       image_pooled: float [batch, images, clip_width], zero or more image embeddings per sample.
       image_mask: bool [batch, images]; None means every embedding is real.
+      labels: int32 [batch], a class per sample, -1 for none.
+      segmentation: int32 [batch, h, w], a class per token position, -1 for none.
     """
 
-    text: Array | None = None
-    text_mask: Array | None = None
-    text_pooled: Array | None = None
-    image_pooled: Array | None = None
-    image_mask: Array | None = None
+    text: Leaf | None = None
+    text_mask: Leaf | None = None
+    text_weights: Leaf | None = None
+    text_pooled: Leaf | None = None
+    image_pooled: Leaf | None = None
+    image_mask: Leaf | None = None
+    labels: Leaf | None = None
+    segmentation: Leaf | None = None
+
+
+@struct.dataclass
+class ConditionInputs:
+    """What `Conditioning` is made from: ids where it has states. Every field may be None.
+
+    Attributes:
+      text_ids: int32 [batch, length].
+      text_mask: bool [batch, length].
+      text_weights: as in `Conditioning`.
+      clip_ids: int32 [batch, 77], the caption as CLIP's tokens.
+      image_pooled: as in `Conditioning`; images are embedded beforehand.
+      image_mask: as in `Conditioning`.
+      labels: as in `Conditioning`.
+      segmentation: as in `Conditioning`.
+    """
+
+    text_ids: Leaf | None = None
+    text_mask: Leaf | None = None
+    text_weights: Leaf | None = None
+    clip_ids: Leaf | None = None
+    image_pooled: Leaf | None = None
+    image_mask: Leaf | None = None
+    labels: Leaf | None = None
+    segmentation: Leaf | None = None

@@ -196,8 +196,8 @@ class MultiHeadAttention(nn.Module):
     ) -> Array:
         """x [B, N, C], context [B, L, C], context_mask bool [B, L] -> [B, N, C].
 
-        `value_weights` [L'] multiplies the attention probabilities of the last L' keys without
-        renormalising (paella.md 2.4); scaling those keys' values is the same thing.
+        `value_weights` [L'] or [B, L'] multiplies the attention probabilities of the last L' keys
+        without renormalising (paella.md 2.4); scaling those keys' values is the same thing.
         """
         channels = x.shape[-1]
         kernel = self.param("in_kernel", xavier, (channels, 3 * channels), self.param_dtype)
@@ -219,9 +219,10 @@ class MultiHeadAttention(nn.Module):
             visible = jnp.ones((x.shape[0], image_kv.shape[1]), bool)
             key_mask = jnp.concatenate([visible, context_mask], axis=1)
         if value_weights is not None:
-            lead = jnp.ones((value.shape[1] - value_weights.shape[0],), value.dtype)
-            weights = jnp.concatenate([lead, value_weights.astype(value.dtype)])
-            value = value * weights.reshape(1, -1, 1)
+            weights = jnp.atleast_2d(value_weights).astype(value.dtype)
+            lead = value.shape[1] - weights.shape[1]
+            weights = jnp.pad(weights, ((0, 0), (lead, 0)), constant_values=1.0)
+            value = value * weights[:, :, None]
 
         rate = 0.0 if deterministic else self.dropout
         split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)

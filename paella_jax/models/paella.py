@@ -32,13 +32,14 @@ class ConditioningSequence(nn.Module):
 
     width: int
     clip_tokens: int
+    num_classes: int = 0
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, cond: Conditioning) -> tuple[Array, Array | None]:
         """Returns the sequence [B, L, width] and its mask bool [B, L] (None: all real).
 
-        The order is text, pooled text, pooled images; an absent input shortens the sequence.
+        The order is text, pooled text, pooled images, label; an absent input shortens the sequence.
         """
         init = nn.initializers.normal(0.02)
         project = lambda name, tokens: Dense(
@@ -58,8 +59,13 @@ class ConditioningSequence(nn.Module):
             mask = cond.image_mask
             mask = None if mask is None else repeat(mask, "b i -> b (i n)", n=self.clip_tokens)
             masks.append((mask, parts[-1].shape[:2]))
+        if cond.labels is not None:
+            shape = (self.num_classes, self.width)
+            table = self.param("label_table", nn.initializers.normal(1.0), shape)
+            parts.append(jnp.take(table, jnp.maximum(cond.labels, 0), axis=0)[:, None])
+            masks.append((cond.labels[:, None] >= 0, parts[-1].shape[:2]))
         if not parts:
-            raise ValueError("Paella needs at least one of text, text_pooled and image_pooled")
+            raise ValueError("Paella needs at least one of text, pooled text, images and labels")
         sequence = layer_norm(jnp.concatenate(parts, axis=1))
         if all(mask is None for mask, _ in masks):
             return sequence, None
@@ -110,6 +116,8 @@ class Paella(nn.Module):
     num_heads: tuple[int, ...] = (0, 16, 16)  # per level; ignored without A
     patterns: tuple[str, ...] = ("CT", "CTA", "CTA")  # blocks of one repetition: C, T, A, F
     clip_tokens: int = 4  # sequence positions made from one pooled vector
+    num_classes: int = 0  # class labels; not in the released model
+    num_segments: int = 0  # classes of a segmentation map; not in the released model
     kernel_size: int = 3  # depthwise convolution
     dropout: tuple[float, ...] | float = 0.1
     self_attention: bool = True
@@ -136,7 +144,8 @@ class Paella(nn.Module):
           t: float32 [batch], share of replaced tokens in [0, 1].
           cond: conditioning; at least one input must be present.
           deterministic: switches dropout off.
-          attention_weights: [L], multiplies the attention of the last L conditioning positions.
+          attention_weights: [L] or [batch, L], multiplies the attention of the last L conditioning
+            positions; `cond.text_weights` does the same by text position.
           return_features: stop before the classifier, for a chunked loss.
 
         Returns:
@@ -150,12 +159,17 @@ class Paella(nn.Module):
 
         time = timestep_embedding(t, self.time_width)
         sequence = ConditioningSequence(
-            self.cond_width, self.clip_tokens, self.dtype, name="conditioning"
+            self.cond_width, self.clip_tokens, self.num_classes, self.dtype, name="conditioning"
         )(cond)
+        if cond.text_weights is not None:
+            rest = sequence[0].shape[1] - cond.text_weights.shape[1]  # what follows the text
+            attention_weights = jnp.pad(cond.text_weights, ((0, 0), (0, rest)), constant_values=1.0)
         run = lambda x, skip, side, level: self._level(
             x, skip, side, level, time, sequence, attention_weights, deterministic
         )
         x = layer_norm(jnp.take(table, tokens, axis=0)).astype(self.dtype)
+        if cond.segmentation is not None:
+            x = x + self._segments(cond.segmentation).astype(self.dtype)
         x = PatchEmbedding(self.widths[0], self.patch_size, self.dtype, name="embedding")(x)
 
         skips = []
@@ -177,6 +191,16 @@ class Paella(nn.Module):
         if return_features:
             return features
         return dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
+
+    def _segments(self, segmentation: Array) -> Array:
+        """What a segmentation map adds to the token embeddings: zero at first and where it is -1.
+
+        The first generation took a condition per position; this brings that back for maps.
+        """
+        shape = (self.num_segments, self.token_width)
+        table = self.param("segment_table", nn.initializers.zeros, shape)
+        added = jnp.take(table, jnp.maximum(segmentation, 0), axis=0)
+        return jnp.where((segmentation >= 0)[..., None], added, 0.0)
 
     def _level(
         self,

@@ -29,7 +29,7 @@ def uniform_map(keys: Array, grid: tuple[int, ...]) -> Array:
 
 
 def replace_tokens(
-    tokens: Array, replacement: Array, uniform: Array, t: Array
+    tokens: Array, replacement: Array, uniform: Array, t: Array | float
 ) -> tuple[Array, Array]:
     """Replaces the positions where `uniform` <= t (note: not <).
 

@@ -3,48 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.conditioning import Conditioning, ConditionInputs
 from paella_jax.noise.tokens import add_noise, sample_noise_level
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.objectives.tokens import weighted_token_loss
 
 Array = jax.Array
 Tree = Any
+CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation")  # in a batch
 
 
-def drop_text(keys: Array, ids: Array, mask: Array, share: float) -> tuple[Array, Array]:
-    """Replaces a share of the captions by the empty one: a single end token.
+def drop_conditions(
+    keys: Array, inputs: ConditionInputs, settings: ConfigDict, empty_clip_ids: Array | None
+) -> ConditionInputs:
+    """Takes conditions away from a share of the samples, each kind by its own draw.
+
+    Text becomes the empty one (a single end token), CLIP text the empty one's ids; images, labels
+    and maps become absent.
 
     Per sample, by its own key. The reference decides once per per-process batch, which makes the
-    gradient of a small batch all or nothing; the expected share is the same (paella.md 3).
+    gradient of a small batch all or nothing; the expected shares are the same (paella.md 3). It
+    also skips the image encoder where the whole batch drops it; here it always runs.
     """
-    drop = jax.vmap(lambda key: jax.random.uniform(key) < share)(keys)[:, None]
-    first = jnp.arange(ids.shape[1])[None, :] == 0
-    empty_ids = jnp.broadcast_to(first.astype(ids.dtype), ids.shape)  # end token 1, then padding 0
-    return jnp.where(drop, empty_ids, ids), jnp.where(drop, first, mask)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
+    shares = (settings.text_drop, settings.clip_text_drop, settings.image_drop,
+              settings.label_drop, settings.segmentation_drop)  # fmt: skip
+    text, clip_text, image, label, segmentation = (uniform < jnp.asarray(shares)[None, :]).T
+    changes: dict[str, Any] = {}
+    if inputs.text_ids is not None and inputs.text_mask is not None:
+        ids, mask = inputs.text_ids, inputs.text_mask
+        first = jnp.arange(ids.shape[1])[None, :] == 0
+        empty = jnp.broadcast_to(first.astype(ids.dtype), ids.shape)  # end token 1, padding 0
+        changes["text_ids"] = jnp.where(text[:, None], empty, ids)
+        changes["text_mask"] = jnp.where(text[:, None], first, mask)
+    if inputs.clip_ids is not None and empty_clip_ids is not None:
+        empty = jnp.broadcast_to(empty_clip_ids[None, :], inputs.clip_ids.shape)
+        changes["clip_ids"] = jnp.where(clip_text[:, None], empty, inputs.clip_ids)
+    if inputs.image_pooled is not None:
+        changes["image_mask"] = jnp.broadcast_to(~image[:, None], inputs.image_pooled.shape[:2])
+    if inputs.labels is not None:
+        changes["labels"] = jnp.where(label, -1, inputs.labels)
+    if inputs.segmentation is not None:
+        absent = segmentation[:, None, None]
+        changes["segmentation"] = jnp.where(absent, -1, inputs.segmentation)
+    return replace(inputs, **changes)
 
 
 def paella_objective(
     predict: Callable[..., Array],
-    encode_text: Callable[..., Conditioning],
+    condition: Callable[..., Conditioning],
     encode_images: Callable[[Tree, Array], Array],
     settings: ConfigDict,
     codebook_size: int,
+    embed_images: Callable[[Tree, Tree, Array], Array] | None = None,
+    empty_clip_ids: Array | None = None,
 ) -> Objective:
     """Builds the objective.
 
     Args:
       predict: (params, tokens, t, cond, dropout_key) -> features before the classifier.
-      encode_text: (params, frozen, ids, mask, dropout_key) -> Conditioning.
+      condition: (params, frozen, ConditionInputs, dropout_key) -> Conditioning.
       encode_images: (frozen, images) -> tokens, the frozen tokenizer.
       settings: `config.objective` of configs/paella.py.
       codebook_size: vocabulary.
+      embed_images: (params, frozen, images) -> image embeddings [batch, width]; None: no image
+        conditioning.
+      empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
@@ -54,9 +85,15 @@ def paella_objective(
         tokens = batch.get("tokens")
         if tokens is None:
             tokens = encode_images(inputs.frozen, images_from_batch(batch))
-        ids, mask = drop_text(drop_keys, batch["text_ids"], batch["text_mask"], settings.text_drop)
+        given = ConditionInputs(
+            **{name: batch.get(name) for name in CONDITIONS},
+            image_pooled=None
+            if embed_images is None
+            else embed_images(params, inputs.frozen, images_from_batch(batch))[:, None],
+        )
+        given = drop_conditions(drop_keys, given, settings, empty_clip_ids)
         text_key, network_key = jax.random.split(dropout_keys[0])
-        cond = encode_text(params, inputs.frozen, ids, mask, text_key)
+        cond = condition(params, inputs.frozen, given, text_key)
         t = sample_noise_level(level_keys, settings.minimum_t)
         noised, noise_mask = add_noise(noise_keys, tokens, t, codebook_size)
         features = predict(params, noised, t, cond, network_key)

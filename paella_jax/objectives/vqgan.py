@@ -87,70 +87,66 @@ def vqgan_objective(
         output, state["vqgan"] = reconstruct(
             params["vqgan"], state["vqgan"], images, quantized, settled
         )
-
-        mse = jnp.square(output.images - images).mean()
-        loss = (
-            settings.reconstruction_weight * mse
-            + settings.codebook_weight * output.codebook_loss
-            + settings.commitment_weight * output.commitment_loss
-        )
         usage = code_usage(output.tokens, codebook_size)
+        mse = jnp.square(output.images - images).mean()
         metrics = {
             "mse": mse,
             "codebook_loss": output.codebook_loss,
             "codes_used": (state["codes"]["usage"] > settings.dead_share).mean(),
             "perplexity": perplexity(usage),
         }
-        decay = settings.usage_decay
-        state["codes"] = {
-            "usage": decay * state["codes"]["usage"] + (1.0 - decay) * usage,
-            "candidates": _candidates(
-                split[0, 1],
-                jax.lax.stop_gradient(output.latents),
-                output.tokens,
-                jax.lax.stop_gradient(params["vqgan"]["codebook"]),
-            ),
-        }
+        loss = (
+            settings.reconstruction_weight * mse
+            + settings.codebook_weight * output.codebook_loss
+            + settings.commitment_weight * output.commitment_loss
+        )
+        codebook = params["vqgan"]["codebook"]
+        state["codes"] = _code_state(state["codes"], usage, split[0, 1], output, codebook, settings)
         if perceptual is not None:
-            distance = perceptual(inputs.frozen, output.images, images).mean()
-            loss += settings.perceptual_weight * distance
-            metrics["perceptual"] = distance
+            metrics["perceptual"] = perceptual(inputs.frozen, output.images, images).mean()
+            loss += settings.perceptual_weight * metrics["perceptual"]
         if discriminate is not None:
-            extra, state["discriminator"], extra_metrics = _adversarial_terms(
-                discriminate,
-                params["discriminator"],
-                state["discriminator"],
-                images,
-                output,
-                inputs,
+            weights, before = params["discriminator"], state["discriminator"]
+            extra, state["discriminator"], losses = _adversarial_terms(
+                discriminate, weights, before, images, output.images, inputs.step, settings
             )
             loss += extra
-            metrics |= extra_metrics
+            metrics |= losses
         return loss, (metrics, state)
 
-    def _adversarial_terms(
-        discriminate: Callable[..., tuple[Array, Tree]],
-        weights: Tree,
-        state: Tree,
-        images: Array,
-        output: Any,
-        inputs: StepInputs,
-    ) -> tuple[Array, Tree, dict[str, Array]]:
-        kind = settings.adversarial_loss
-        active = (inputs.step >= settings.adversarial_start).astype(jnp.float32)
-        fooling, _ = discriminate(jax.lax.stop_gradient(weights), state, output.images)
-        fake, _ = discriminate(weights, state, jax.lax.stop_gradient(output.images))
-        real, state = discriminate(weights, state, images)
-        generator = generator_loss(fooling, kind)
-        discriminator = discriminator_loss(real, fake, kind)
-        metrics = {"generator_loss": generator, "discriminator_loss": discriminator}
-        return (
-            active * (settings.adversarial_weight * generator + discriminator),
-            state,
-            metrics,
-        )
-
     return objective
+
+
+def _code_state(
+    codes: Tree, usage: Array, key: Array, output: Any, codebook: Array, settings: ConfigDict
+) -> Tree:
+    """The running usage of every code, and latents that could replace a dead one."""
+    decay, stop = settings.usage_decay, jax.lax.stop_gradient
+    return {
+        "usage": decay * codes["usage"] + (1.0 - decay) * usage,
+        "candidates": _candidates(key, stop(output.latents), output.tokens, stop(codebook)),
+    }
+
+
+def _adversarial_terms(
+    discriminate: Callable[..., tuple[Array, Tree]],
+    weights: Tree,
+    state: Tree,
+    images: Array,
+    rebuilt: Array,
+    step: Array,
+    settings: ConfigDict,
+) -> tuple[Array, Tree, dict[str, Array]]:
+    """Both sides' losses, zero before `adversarial_start`; the discriminator's new state."""
+    kind = settings.adversarial_loss
+    active = (step >= settings.adversarial_start).astype(jnp.float32)
+    fooling, _ = discriminate(jax.lax.stop_gradient(weights), state, rebuilt)
+    fake, _ = discriminate(weights, state, jax.lax.stop_gradient(rebuilt))
+    real, state = discriminate(weights, state, images)
+    generator = generator_loss(fooling, kind)
+    discriminator = discriminator_loss(real, fake, kind)
+    metrics = {"generator_loss": generator, "discriminator_loss": discriminator}
+    return active * (settings.adversarial_weight * generator + discriminator), state, metrics
 
 
 def revive_dead_codes(params: Tree, model_state: Tree, step: Array, settings: ConfigDict) -> Tree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,25 @@ Denoise = Callable[[Array, Array, Array | None], Array]
 def combine(conditional: Array, unconditional: Array, scale: Array | float) -> Array:
     """conditional * w + unconditional * (1 - w); w = 1 is no guidance."""
     return conditional * scale + unconditional * (1.0 - scale)
+
+
+def mix(predictions: Sequence[Predict], weights: Array) -> Predict:
+    """Weighted sum of several conditions' logits: several texts or images in one picture.
+
+    Args:
+      predictions: one per condition.
+      weights: float32 [batch, conditions], or [batch, conditions, h, w] where each condition has
+        its own region. Weights that sum to one keep the logits' scale.
+    """
+
+    def predict(tokens: Array, t: Array) -> Array:
+        total: Array | float = 0.0
+        for index, one in enumerate(predictions):
+            weight = weights[:, index].reshape(weights.shape[0], *weights.shape[2:] or (1, 1), 1)
+            total = total + weight * one(tokens, t)
+        return jnp.asarray(total)
+
+    return predict
 
 
 def guide(conditional: Predict, unconditional: Predict | None) -> Denoise:

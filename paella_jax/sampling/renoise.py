@@ -5,6 +5,7 @@ The whole loop is `lax.scan`; its carry is the tokens, logits are never stored a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
@@ -24,7 +26,16 @@ from paella_jax.sampling.typical import typical_filter
 
 Array = jax.Array
 RENOISE_MODES = ("initial", "previous", "fresh")
+RENOISE_CHOICES = ("random", "confidence")
 DRAWS = ("categorical", "argmax", "quantize")
+START_KEY = 2**31 - 1  # beyond the keys of any step
+
+
+class Ramps(NamedTuple):
+    """Per-step values that may change without compiling again; float32 [num_steps] each."""
+
+    temperature: Any
+    guidance_scale: Any
 
 
 @struct.dataclass
@@ -42,6 +53,8 @@ class RenoiseSettings:
         which never is.
       renoise_mode: where replaced tokens come from: the "initial" noise, the tokens of the
         "previous" step, or "fresh" noise.
+      renoise_choice: which tokens are replaced: "random" ones, or those drawn with the lowest
+        "confidence" (as masked transformers choose), for comparison.
       draw: "categorical", "argmax" (of the guided logits) or "quantize" (nearest code of the
         expected code).
       quantize_from_step: switches to "quantize" at this step; None means never.
@@ -58,6 +71,7 @@ class RenoiseSettings:
     guided_steps: int | None = struct.field(pytree_node=False, default=None)
     renoise_steps: int | None = struct.field(pytree_node=False, default=None)
     renoise_mode: str = struct.field(pytree_node=False, default="initial")
+    renoise_choice: str = struct.field(pytree_node=False, default="random")
     draw: str = struct.field(pytree_node=False, default="categorical")
     quantize_from_step: int | None = struct.field(pytree_node=False, default=None)
     typical_mass: float | None = struct.field(pytree_node=False, default=None)
@@ -73,6 +87,8 @@ class RenoiseSettings:
         _require(
             self.renoise_mode in RENOISE_MODES, "renoise_mode", self.renoise_mode, RENOISE_MODES
         )
+        choice = self.renoise_choice
+        _require(choice in RENOISE_CHOICES, "renoise_choice", choice, RENOISE_CHOICES)
         _require(self.draw in DRAWS, "draw", self.draw, DRAWS)
         for name in ("guided_steps", "renoise_steps", "quantize_from_step"):
             steps = getattr(self, name)
@@ -82,6 +98,20 @@ class RenoiseSettings:
         minimum = self.typical_min_tokens
         _require(minimum >= 1, "typical_min_tokens", minimum, "at least 1")
 
+    def ramps(self) -> Ramps:
+        """Temperature and guidance of every step."""
+        return Ramps(
+            linear_ramp(*self.temperature, self.num_steps),
+            linear_ramp(*self.guidance_scale, self.num_steps),
+        )
+
+    def without_ramps(self) -> RenoiseSettings:
+        """The same for every temperature and guidance: a program compiled for it serves them all,
+        given `ramps` as an argument."""
+        guided = self.guidance_scale != (1.0, 1.0)
+        scale = (2.0, 2.0) if guided else (1.0, 1.0)
+        return dataclasses.replace(self, temperature=(1.0, 1.0), guidance_scale=scale)
+
 
 def _require(ok: bool, name: str, value: object, wanted: object) -> None:
     if not ok:
@@ -89,10 +119,34 @@ def _require(ok: bool, name: str, value: object, wanted: object) -> None:
 
 
 class Randomness(NamedTuple):
-    """Everything random but the draws: noise [B, h, w] and mask uniforms [num_steps, B, h, w]."""
+    """Everything random but the draws.
+
+    Attributes:
+      initial: int32 [batch, h, w], the noise.
+      mask_uniform: float32 [num_steps, batch, h, w], decides what a step renoises.
+      start_uniform: float32 [batch, h, w], decides what of an image is noised before the first
+        step; only needed with `image_tokens`.
+    """
 
     initial: Array
     mask_uniform: Array
+    start_uniform: Array | None = None
+
+
+class Known(NamedTuple):
+    """Tokens that stay as they are: inpainting, outpainting.
+
+    Attributes:
+      tokens: int [batch, h, w]; only read where they are kept.
+      generate: bool [batch, h, w], True where the sampler draws.
+    """
+
+    tokens: Array | np.ndarray
+    generate: Array | np.ndarray
+
+    def hold(self, tokens: Array) -> Array:
+        """`tokens` with the kept ones put back."""
+        return jnp.where(self.generate, tokens, self.tokens)
 
 
 class Step(NamedTuple):
@@ -121,8 +175,11 @@ def sample(
     *,
     codebook_size: int,
     initial_tokens: Array | None = None,
+    image_tokens: Array | None = None,
+    known: Known | None = None,
     codebook: Array | None = None,
     sample_index: Array | None = None,
+    ramps: Ramps | None = None,
     randomness: Randomness | None = None,
     draw: Draw | None = None,
     trace: bool = False,
@@ -136,9 +193,13 @@ def sample(
       settings: see `RenoiseSettings`.
       codebook_size: the vocabulary.
       initial_tokens: tokens at level `t_start`; None starts from the noise.
+      image_tokens: clean tokens to start from instead: a share `t_start` of them is replaced by
+        the noise here, so that t_start = 1 is the same as starting from the noise.
+      known: tokens to keep and where to draw; None draws everywhere.
       codebook: [codes, C], needed by the "quantize" draw.
       sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
         Default 0..batch-1.
+      ramps: replaces the settings' temperature and guidance ramps.
       randomness: replaces the random noise and masks, for tests against recorded runs.
       draw: replaces the settings' way of drawing in every step.
       trace: also return the tokens after every step.
@@ -152,13 +213,16 @@ def sample(
     keys = key if key.ndim == 1 else sample_keys(key, index)
     if randomness is None:
         randomness = _randomness(keys, tuple(grid), settings.num_steps, codebook_size)
-    steps = _steps(settings, keys, randomness)
-    tokens = randomness.initial if initial_tokens is None else initial_tokens
+    # Kept tokens enter the initial noise as well: renoising with it leaves them alone.
+    hold = (lambda tokens: tokens) if known is None else known.hold
+    randomness = randomness._replace(initial=hold(randomness.initial))
+    steps = _steps(settings, ramps or settings.ramps(), keys, randomness)
+    tokens = hold(_start(settings, randomness, initial_tokens, image_tokens))
     history: list[Any] = []
     for start, stop, guided, draw_mode in _segments(settings):
         implementation = settings.draw_implementation
         choose = partial(_draw, draw or draw_mode, codebook=codebook, implementation=implementation)
-        body = _make_body(denoise, choose, settings, randomness, codebook_size, guided)
+        body = _make_body(denoise, choose, hold, settings, randomness, codebook_size, guided)
         part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], steps)
         one_step = lambda x, step, body=body: (y := body(x, step), y if trace else None)
         tokens, visited = lax.scan(one_step, tokens, part)
@@ -169,12 +233,17 @@ def sample(
 def _make_body(
     denoise: Denoise,
     choose: Callable[[Array, Step], Array],
+    hold: Callable[[Array], Array],
     settings: RenoiseSettings,
     randomness: Randomness,
     codebook_size: int,
     guided: bool,
 ) -> Callable[[Array, Step], Array]:
-    """The loop's body: predict, draw, renoise."""
+    """The loop's body: predict, draw, renoise, put kept tokens back.
+
+    The reference puts them back after the draw only; with "initial" and "previous" noise that is
+    the same, since both hold them. With "fresh" noise it would lose them.
+    """
 
     def body(tokens: Array, step: Step) -> Array:
         t = jnp.full((tokens.shape[0],), step.t)
@@ -188,10 +257,45 @@ def _make_body(
             source = tokens
         else:
             source = random_tokens(step.fresh_keys, tokens.shape[1:], codebook_size)
-        renoised, _ = replace_tokens(drawn, source, step.mask_uniform, step.t_next)
-        return jnp.where(step.renoise, renoised, drawn)
+        order = step.mask_uniform
+        if settings.renoise_choice == "confidence":
+            order = confidence_order(logits, drawn)
+        renoised, _ = replace_tokens(drawn, source, order, step.t_next)
+        return hold(jnp.where(step.renoise, renoised, drawn))
 
     return body
+
+
+def confidence_order(logits: Array, drawn: Array) -> Array:
+    """Each position's rank by the probability of its drawn token, least confident first.
+
+    Args:
+      logits: [batch, h, w, codes].
+      drawn: int [batch, h, w].
+
+    Returns:
+      float32 [batch, h, w]: ranks over h * w, in [0, 1); it replaces the uniform map.
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, drawn[..., None], -1)[..., 0]
+    confidence = (chosen - jax.nn.logsumexp(logits, axis=-1)).reshape(drawn.shape[0], -1)
+    ranks = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
+    return (ranks / confidence.shape[-1]).astype(jnp.float32).reshape(drawn.shape)
+
+
+def _start(
+    settings: RenoiseSettings,
+    randomness: Randomness,
+    initial_tokens: Array | None,
+    image_tokens: Array | None,
+) -> Array:
+    """Tokens at level `t_start`."""
+    if image_tokens is not None:
+        uniform = randomness.start_uniform
+        if initial_tokens is not None or uniform is None:
+            raise ValueError("image_tokens exclude initial_tokens and need start_uniform")
+        return replace_tokens(image_tokens, randomness.initial, uniform, settings.t_start)[0]
+    return randomness.initial if initial_tokens is None else initial_tokens
 
 
 def _draw(
@@ -214,9 +318,10 @@ def _draw(
 def _randomness(
     keys: Array, grid: tuple[int, ...], num_steps: int, codebook_size: int
 ) -> Randomness:
-    noise_keys = sample_keys_at(keys, 0)
+    noise_keys, start_keys = sample_keys_at(keys, 0), sample_keys_at(keys, START_KEY)
     masks = jax.vmap(partial(uniform_map, grid=grid))(_step_keys(keys, num_steps, 1))
-    return Randomness(random_tokens(noise_keys, grid, codebook_size), masks)
+    initial = random_tokens(noise_keys, grid, codebook_size)
+    return Randomness(initial, masks, uniform_map(start_keys, grid))
 
 
 def sample_keys_at(keys: Array, count: int | Array) -> Array:
@@ -229,7 +334,7 @@ def _step_keys(keys: Array, num_steps: int, which: int) -> Array:
     return jax.vmap(partial(sample_keys_at, keys))(3 * jnp.arange(num_steps) + which)
 
 
-def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> Step:
+def _steps(settings: RenoiseSettings, ramps: Ramps, keys: Array, randomness: Randomness) -> Step:
     count = settings.num_steps
     times = linear_ramp(settings.t_start, settings.t_end, count + 1)
     renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
@@ -237,8 +342,8 @@ def _steps(settings: RenoiseSettings, keys: Array, randomness: Randomness) -> St
         number=jnp.arange(count),
         t=jnp.asarray(times[:-1]),
         t_next=jnp.asarray(times[1:]),
-        temperature=jnp.asarray(linear_ramp(*settings.temperature, count)),
-        guidance_scale=jnp.asarray(linear_ramp(*settings.guidance_scale, count)),
+        temperature=jnp.asarray(ramps.temperature),
+        guidance_scale=jnp.asarray(ramps.guidance_scale),
         renoise=jnp.arange(count) < min(renoise_steps, count - 1),
         mask_uniform=randomness.mask_uniform,
         draw_keys=_step_keys(keys, count, 2),

@@ -1,7 +1,8 @@
 """Saving and restoring runs with orbax; a failing restore is an error, never a fresh start.
 
 A run folder holds `config.json` and `checkpoints/<step>` with three items: the state, the data
-iterator of every process, and a small JSON note.
+iterator of every process, and a small JSON note. A folder of converted weights has
+`weights.safetensors` in their place.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
+from paella_jax.training.weights import CheckpointError, load_tree
 
 Tree = Any
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
 # What a resumed run may change; everything else would make it another run.
 RESUMABLE = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
              "data.prefetch", "tokenizer", "text.folder", "preset")  # fmt: skip
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
 
 
 def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
@@ -143,13 +142,19 @@ def _reason(error: Exception) -> str:
 def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     """Sampling weights of a run's newest checkpoint, as numpy: no optimiser state is read.
 
+    A folder without checkpoints may hold converted weights instead; they are memory-mapped.
+
     Returns:
-      The step, and {"params": averaged if the run has an average, "model_state": …}.
+      The step (0 of converted weights), and
+      {"params": averaged if the run has an average, "model_state": …}.
 
     Raises:
       CheckpointError: as `Checkpointer.restore`.
     """
     directory = Path(workdir).absolute() / "checkpoints"
+    file = directory.parent / WEIGHTS_FILE
+    if not directory.is_dir() and file.is_file():
+        return 0, _sampling_weights(load_tree(file))
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")
     manager = ocp.CheckpointManager(directory)
@@ -179,4 +184,9 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
         ) from error
     finally:
         manager.close()
-    return step, {"params": restored[wanted], "model_state": restored.get("model_state", {})}
+    return step, _sampling_weights(restored)
+
+
+def _sampling_weights(tree: Tree) -> Tree:
+    params = tree.get("ema_params") or tree.get("params", {})
+    return {"params": params, "model_state": tree.get("model_state", {})}

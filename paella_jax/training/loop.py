@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.data.loader import make_iterator
 from paella_jax.training.checkpoint import Checkpointer
+from paella_jax.training.lora import frozen_shardings
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
@@ -116,7 +117,7 @@ def _train(
         checkpointer.close()
         return RunResult(state, start, time.perf_counter() - began, 0.0, False)
 
-    frozen = jax.device_put(method.frozen, replicated(mesh))
+    frozen = jax.device_put(method.frozen, frozen_shardings(method.frozen, mesh))
     base_key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
     step_fn, compile_seconds = _compile(config, method, data, abstract, frozen, base_key, mesh)
     writer = MetricWriter(workdir, config.log, start)

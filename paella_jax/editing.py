@@ -1,0 +1,299 @@
+"""Image tasks: each one turns its inputs into arguments of the one sampler.
+
+Keep-masks, start levels and mixing weights are all there is; nothing here loops over steps.
+Facts: reference/paella.md 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from paella_jax.conditions import Condition
+from paella_jax.pipeline import Generation, PaellaPipeline
+from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.schedule import linear_ramp
+
+ImageLike = str | Path | Image.Image | np.ndarray
+
+
+class ImageError(ValueError):
+    """An image or mask cannot be used; the message says what is wrong and what to do."""
+
+
+def read_image(image: ImageLike) -> np.ndarray:
+    """A file, a PIL image or an array -> float32 [height, width, 3] in [0, 1].
+
+    Raises:
+      ImageError: not an image, or an array of another shape or range.
+    """
+    if isinstance(image, str | Path):
+        image = _open(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"), np.float32) / 255.0
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[-1] != 3:
+        raise ImageError(f"an image array has shape {array.shape}; give [height, width, 3]")
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255.0
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
+        raise ImageError(
+            f"an image array has values from {array.min()} to {array.max()}; give uint8, or float "
+            "in [0, 1]"
+        )
+    return array
+
+
+def read_mask(mask: ImageLike) -> np.ndarray:
+    """A file, a PIL image or an array -> bool [height, width]; white or True is drawn anew."""
+    if isinstance(mask, str | Path):
+        mask = _open(Path(mask))
+    if isinstance(mask, Image.Image):
+        return np.asarray(mask.convert("L")) >= 128
+    array = np.asarray(mask)
+    if array.ndim != 2:
+        raise ImageError(f"a mask array has shape {array.shape}; give [height, width]")
+    return array if array.dtype == bool else array > array.max() / 2
+
+
+def _open(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            return opened
+    except FileNotFoundError:
+        raise ImageError(f"there is no image {file}") from None
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise ImageError(f"{file} is not a readable image: {error}; convert it to PNG") from error
+
+
+def encode_image(pipe: PaellaPipeline, image: ImageLike) -> np.ndarray:
+    """An image -> its tokens int32 [h, w].
+
+    Raises:
+      ImageError: its sides do not divide.
+    """
+    pixels = read_image(image)
+    divisor = pipe.networks.vqgan.downsampling * pipe.networks.predictor.grid_divisor
+    height, width = pixels.shape[:2]
+    if height % divisor or width % divisor:
+        nearest = [max(divisor, round(side / divisor) * divisor) for side in (height, width)]
+        raise ImageError(
+            f"the image is {height}x{width} pixels (height x width), both must be multiples of "
+            f"{divisor}; resize or crop it to {nearest[0]}x{nearest[1]}"
+        )
+    return pipe.encode(pixels[None])[0]
+
+
+def image_to_image(
+    pipe: PaellaPipeline,
+    image: ImageLike,
+    prompt: str | Condition,
+    *,
+    strength: float = 0.6,
+    **options: Any,
+) -> Generation:
+    """Draws the prompt over an image.
+
+    Args:
+      pipe: from `paella_jax.load`.
+      image: sides must divide by the grid.
+      prompt: what to draw.
+      strength: share of the tokens noised at the start: 0 returns the image's own tokens, 1 is
+        text-to-image.
+      **options: of `PaellaPipeline.generate`.
+
+    Raises:
+      ImageError, ValueError: unusable image, strength outside [0, 1].
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength must be in [0, 1], got {strength}")
+    tokens = encode_image(pipe, image)[None]
+    if strength == 0.0:
+        return Generation(pipe.decode(tokens), tokens, None)
+    return pipe.generate(
+        [prompt], image_tokens=tokens, t_start=strength, **_size(pipe, tokens), **options
+    )
+
+
+def inpaint(
+    pipe: PaellaPipeline,
+    image: ImageLike,
+    mask: ImageLike,
+    prompt: str | Condition,
+    **options: Any,
+) -> Generation:
+    """Draws the masked part of an image anew; every other token stays as it is.
+
+    A token is drawn where the mask (white or True) touches any of its pixels.
+
+    Raises:
+      ImageError: unusable image, a mask of another size, one that marks nothing or everything.
+    """
+    pixels, marked = read_image(image), read_mask(mask)
+    if marked.shape != pixels.shape[:2]:
+        raise ImageError(
+            f"the mask is {marked.shape[0]}x{marked.shape[1]} pixels, the image "
+            f"{pixels.shape[0]}x{pixels.shape[1]}; make them equal"
+        )
+    if not marked.any():
+        raise ImageError("the mask marks nothing; paint white what is to be drawn anew")
+    if marked.all():
+        raise ImageError("the mask marks the whole image; use text-to-image instead")
+    tokens = encode_image(pipe, pixels)
+    cell = pipe.networks.vqgan.downsampling
+    blocks = marked.reshape(tokens.shape[0], cell, tokens.shape[1], cell)
+    known = Known(tokens[None], np.asarray(blocks.any(axis=(1, 3)))[None])
+    return pipe.generate([prompt], known=known, **_size(pipe, tokens[None]), **options)
+
+
+def outpaint(
+    pipe: PaellaPipeline,
+    image: ImageLike,
+    prompt: str | Condition,
+    *,
+    top: int = 0,
+    bottom: int = 0,
+    left: int = 0,
+    right: int = 0,
+    **options: Any,
+) -> Generation:
+    """Puts an image on a larger canvas and draws what is around it.
+
+    Args:
+      pipe: from `paella_jax.load`.
+      image: stays as it is (its tokens do).
+      prompt: describes the whole canvas.
+      top: pixels to add, a multiple of the token size. So are bottom, left and right.
+      bottom: pixels.
+      left: pixels.
+      right: pixels.
+      **options: of `PaellaPipeline.generate`.
+
+    Raises:
+      ImageError, ValueError: unusable image or sizes.
+    """
+    cell = pipe.networks.vqgan.downsampling
+    margins = {"top": top, "bottom": bottom, "left": left, "right": right}
+    for name, margin in margins.items():
+        if margin < 0 or margin % cell:
+            raise ValueError(f"{name} is {margin} pixels; give a multiple of {cell} of at least 0")
+    if not any(margins.values()):
+        raise ValueError("outpainting needs at least one of top, bottom, left and right")
+    tokens = encode_image(pipe, image)
+    border = ((top // cell, bottom // cell), (left // cell, right // cell))
+    generate = np.pad(np.zeros(tokens.shape, bool), border, constant_values=True)
+    canvas = np.pad(tokens, border)[None]
+    known = Known(canvas, generate[None])
+    return pipe.generate([prompt], known=known, **_size(pipe, canvas), **options)
+
+
+def morph(
+    pipe: PaellaPipeline,
+    image: ImageLike,
+    prompt: str | Condition,
+    *,
+    start_step: int = 8,
+    num_steps: int = 24,
+    **options: Any,
+) -> Generation:
+    """Structural morphing: keeps an image's layout and draws the prompt in it.
+
+    Enters a run of `num_steps` at `start_step` with the image noised to that level, and renoises
+    with the tokens of the step before, so that structure carries over.
+    """
+    if not 0 <= start_step < num_steps:
+        raise ValueError(f"start_step {start_step} must be in [0, num_steps {num_steps})")
+    full = pipe.settings(num_steps=num_steps, temperature=options.pop("temperature", None))
+    ramp = linear_ramp(*full.temperature, num_steps)
+    tokens = encode_image(pipe, image)[None]
+    chosen: dict[str, Any] = {
+        "t_start": 1.0 - start_step / num_steps,
+        "num_steps": num_steps - start_step,
+        "temperature": (float(ramp[start_step]), float(ramp[-1])),
+        "renoise_mode": "previous",
+    }
+    return pipe.generate([prompt], image_tokens=tokens, **_size(pipe, tokens), **(chosen | options))
+
+
+def variations(
+    pipe: PaellaPipeline,
+    images: Sequence[ImageLike],
+    prompt: str | Condition = "",
+    **options: Any,
+) -> Generation:
+    """New pictures with the content of one or several images, by their embeddings.
+
+    Raises:
+      ImageError, ValueError: unusable images, or a run without an image encoder.
+    """
+    base = prompt if isinstance(prompt, Condition) else Condition(prompt=prompt)
+    pixels = [read_image(image) for image in images]
+    return pipe.generate([replace(base, images=tuple(pixels))], **options)
+
+
+def interpolate(
+    pipe: PaellaPipeline,
+    first: str | Condition,
+    second: str | Condition,
+    *,
+    frames: int = 8,
+    seed: int = 0,
+    **options: Any,
+) -> Generation:
+    """A strip of pictures from one condition to another, all from the same noise.
+
+    Frame i mixes the two conditions' predictions with weights (1 - a, a), a = i / (frames - 1);
+    the ends equal the single conditions' pictures.
+    """
+    if frames < 2:
+        raise ValueError(f"an interpolation needs at least 2 frames, got {frames}")
+    share = np.linspace(0.0, 1.0, frames, dtype=np.float32)
+    weights = np.stack([1.0 - share, share], axis=1)
+    return pipe.generate([[first, second]] * frames, weights=weights, seed=seed, **options)
+
+
+def interpolate_images(
+    pipe: PaellaPipeline,
+    first: ImageLike,
+    second: ImageLike,
+    *,
+    prompt: str = "",
+    frames: int = 8,
+    seed: int = 0,
+    **options: Any,
+) -> Generation:
+    """A strip between two images by spherical interpolation of their embeddings."""
+    if frames < 2:
+        raise ValueError(f"an interpolation needs at least 2 frames, got {frames}")
+    ends = [pipe.embed(read_image(image)[None])[0] for image in (first, second)]
+    share = np.linspace(0.0, 1.0, frames)
+    path = [slerp(ends[0], ends[1], float(a)) for a in share]
+    conditions = [Condition(prompt=prompt, images=(vector,)) for vector in path]
+    return pipe.generate(conditions, seed=seed, **options)
+
+
+def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """Spherical interpolation of two vectors, lengths interpolated linearly; exact at the ends."""
+    if share in (0.0, 1.0):
+        return second if share else first
+    lengths = np.linalg.norm(first), np.linalg.norm(second)
+    cosine = np.clip(np.dot(first, second) / max(lengths[0] * lengths[1], 1e-12), -1.0, 1.0)
+    angle = np.arccos(cosine)
+    if np.sin(angle) < 1e-4:
+        return ((1.0 - share) * first + share * second).astype(np.float32)
+    length = (1.0 - share) * lengths[0] + share * lengths[1]
+    direction = np.sin((1.0 - share) * angle) * first / lengths[0]
+    direction = (direction + np.sin(share * angle) * second / lengths[1]) / np.sin(angle)
+    return (length * direction).astype(np.float32)
+
+
+def _size(pipe: PaellaPipeline, tokens: np.ndarray) -> dict[str, Any]:
+    cell = pipe.networks.vqgan.downsampling
+    return {"height": tokens.shape[1] * cell, "width": tokens.shape[2] * cell}

@@ -1,0 +1,278 @@
+"""Image tasks: the invariants of keep-masks, start levels and mixing, and their bad inputs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+import paella_jax
+from paella_jax import editing
+from paella_jax.build import build_method
+from paella_jax.conditions import Condition
+from paella_jax.data.sources import ShapesSource
+from paella_jax.encoders.byte_tokenizer import ByteTokenizer, PromptError
+from paella_jax.encoders.emphasis import text_weights
+from paella_jax.sampling.guidance import mix
+from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
+from paella_jax.training.checkpoint import prepare_workdir
+from paella_jax.training.loop import train
+
+RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
+SHAPE, CODES = (2, 4, 6), 12
+
+
+def predict(tokens, t):
+    table = jax.random.normal(jax.random.key(0), (CODES, CODES))
+    return table[tokens] + table[jnp.roll(tokens, 1, 2)] * (1.5 - t).reshape(-1, 1, 1, 1)
+
+
+def draw(settings, seed=0, **options):
+    denoise = lambda tokens, t, scale: predict(tokens, t)
+    return sample(denoise, jax.random.key(seed), SHAPE, settings, codebook_size=CODES, **options)
+
+
+def random_map(seed):
+    return jax.random.randint(jax.random.key(seed), SHAPE, 0, CODES, jnp.int32)
+
+
+@pytest.mark.parametrize("mode", ["initial", "previous", "fresh"])
+def test_kept_tokens_stay_at_every_step(mode):
+    tokens, generate = random_map(1), jax.random.bernoulli(jax.random.key(2), 0.5, SHAPE)
+    settings = RenoiseSettings(num_steps=4, renoise_mode=mode)
+    final, visited = draw(settings, known=Known(tokens, generate), trace=True)
+    for step in visited:
+        np.testing.assert_array_equal(step[~generate], tokens[~generate])
+    free = draw(settings)
+    assert (final[generate] != tokens[generate]).any()
+    assert (free[~generate] != tokens[~generate]).any()
+
+
+def test_a_mask_that_generates_everything_changes_nothing():
+    settings = RenoiseSettings(num_steps=4)
+    everywhere = Known(random_map(1), jnp.ones(SHAPE, bool))
+    np.testing.assert_array_equal(draw(settings, known=everywhere), draw(settings))
+
+
+def test_image_start_noises_the_right_share():
+    """Exactly the positions at or below t_start hold the initial noise; the network sees that."""
+    uniform = jax.random.uniform(jax.random.key(3), SHAPE)
+    noise, image, seen = random_map(4), random_map(5), []
+    randomness = Randomness(noise, jnp.zeros((1, *SHAPE)), uniform)
+
+    def spy(tokens, t, scale):
+        seen.append((tokens, t))
+        return predict(tokens, t)
+
+    with jax.disable_jit():
+        sample(
+            spy,
+            jax.random.key(0),
+            SHAPE,
+            RenoiseSettings(num_steps=1, t_start=0.4, draw="argmax"),
+            codebook_size=CODES,
+            randomness=randomness,
+            image_tokens=image,
+        )
+    (tokens, t), *_ = seen
+    np.testing.assert_array_equal(tokens, np.where(uniform <= 0.4, noise, image))
+    np.testing.assert_allclose(t, 0.4)
+
+
+def test_mixing_weights():
+    one, other = (lambda tokens, t, s=s: s * predict(tokens, t) for s in (1.0, -2.0))
+    tokens, t = random_map(6), jnp.full(SHAPE[0], 0.5)
+    weights = jnp.array([[1.0, 0.0], [0.25, 0.75]])
+    mixed = mix([one, other], weights)(tokens, t)
+    base = predict(tokens, t)
+    np.testing.assert_array_equal(mixed[0], base[0])
+    np.testing.assert_allclose(mixed[1], (0.25 - 1.5) * base[1], rtol=1e-5)
+    regions = jnp.zeros((2, 2, *SHAPE[1:])).at[:, 0, :, :3].set(1.0).at[:, 1, :, 3:].set(1.0)
+    mixed = mix([one, other], regions)(tokens, t)
+    np.testing.assert_array_equal(mixed[:, :, :3], base[:, :, :3])
+    np.testing.assert_array_equal(mixed[:, :, 3:], -2.0 * base[:, :, 3:])
+
+
+def test_emphasis_finds_the_bytes_of_a_phrase():
+    tokenizer, text = ByteTokenizer(64), "é red, red"
+    weights = text_weights(tokenizer, text, {"red": 1.5, "é": 0.5}, 16)
+    ids = np.array(tokenizer.encode(text))
+    assert [tokenizer.decode([i]) for i in ids[weights[: len(ids)] == 1.5]] == list("redred")
+    assert (weights == 0.5).sum() == 2  # two bytes
+    assert (weights[len(ids) - 1 :] == 1.0).all()
+    for wrong, words in (({"blue": 2.0}, "not in the prompt"), ({"red": -1.0}, "at least 0")):
+        with pytest.raises(PromptError, match=words):
+            text_weights(tokenizer, text, wrong, 16)
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    """A briefly trained run with images, labels and maps as conditions: everything real."""
+    workdir = tmp_path_factory.mktemp("run")
+    config = small.small_paella(
+        sampler__num_steps=3,
+        optim__learning_rate=0.01,
+        sampler__temperature="(1.5,1.5)",
+        num_steps=8,
+        model__num_classes=2,
+        model__num_segments=3,
+        image_encoder__kind="joint",
+        image_encoder__width=16,
+        image_encoder__num_heads=2,
+        image_encoder__projection=12,
+        objective__image_drop=0.2,
+        log__preview_images=1,
+    )
+    prepare_workdir(workdir, config)
+    small.carry_random_tokenizer(workdir)
+    train(config, workdir, build_method(config, workdir))
+    return paella_jax.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return ShapesSource("tiny", "train", 8)[0]["image"]
+
+
+def test_strength_zero_returns_the_image_and_one_is_text_to_image(pipe, picture):
+    tokens = pipe.encode(np.asarray(picture, np.float32)[None] / 255.0)
+    same = editing.image_to_image(pipe, picture, RED, strength=0.0)
+    np.testing.assert_array_equal(same.tokens, tokens)
+    full = editing.image_to_image(pipe, picture, RED, strength=1.0, seed=3)
+    plain = pipe.generate(RED, seed=3)
+    np.testing.assert_array_equal(full.tokens, plain.tokens)
+    half = editing.image_to_image(pipe, picture, RED, strength=0.5, seed=3)
+    assert (half.tokens != plain.tokens).any() and (half.tokens != tokens).any()
+
+
+def test_inpainting_keeps_the_rest(pipe, picture):
+    mask = np.zeros((32, 32), bool)
+    mask[5:18, 9:20] = True  # touches token rows 1-4 and columns 2-4
+    tokens = pipe.encode(np.asarray(picture, np.float32)[None] / 255.0)[0]
+    result = editing.inpaint(pipe, picture, mask, RED, num_images_per_prompt=2)
+    drawn = np.zeros((8, 8), bool)
+    drawn[1:5, 2:5] = True
+    for image in result.tokens:
+        np.testing.assert_array_equal(image[~drawn], tokens[~drawn])
+        assert (image[drawn] != tokens[drawn]).any()
+
+
+def test_outpainting_keeps_the_image(pipe, picture):
+    tokens = pipe.encode(np.asarray(picture, np.float32)[None] / 255.0)[0]
+    result = editing.outpaint(pipe, picture, RED, left=16, right=16, top=8)
+    assert result.images.shape == (1, 40, 64, 3)
+    np.testing.assert_array_equal(result.tokens[0, 2:, 4:12], tokens)
+
+
+def test_morphing_starts_from_the_noised_image(pipe, picture):
+    result = editing.morph(pipe, picture, RED, start_step=2, num_steps=5, trace=True)
+    assert result.trace.shape[0] == 3
+    other = editing.morph(pipe, 255 - picture, RED, start_step=2, num_steps=5)
+    assert (result.tokens != other.tokens).any()
+
+
+def test_interpolation_ends_equal_the_single_prompts(pipe):
+    strip = editing.interpolate(pipe, RED, BLUE, frames=4, seed=5)
+    assert strip.images.shape[0] == 4
+    np.testing.assert_array_equal(strip.tokens[0], pipe.generate(RED, seed=5).tokens[0])
+    np.testing.assert_array_equal(strip.tokens[-1], pipe.generate(BLUE, seed=5).tokens[0])
+
+
+def test_a_wider_canvas_needs_no_new_parameters(pipe):
+    assert pipe.generate(RED, width=64).images.shape == (1, 32, 64, 3)
+
+
+def test_image_conditions(pipe, picture):
+    """Variations, a mix of two images, and the strip between their embeddings."""
+    other = 255 - picture
+    result = editing.variations(pipe, [picture], guidance_scale=9.0)
+    unlike = editing.variations(pipe, [other], guidance_scale=9.0)
+    assert (result.tokens != unlike.tokens).any()
+    both = editing.variations(pipe, [picture, other], RED)
+    assert both.images.shape == (1, 32, 32, 3)
+    strip = editing.interpolate_images(pipe, picture, other, frames=3, seed=2)
+    ends = [editing.variations(pipe, [image], seed=2).tokens[0] for image in (picture, other)]
+    np.testing.assert_array_equal(strip.tokens[0], ends[0])
+    np.testing.assert_array_equal(strip.tokens[-1], ends[1])
+
+
+def test_an_absent_image_is_the_same_as_none(pipe, picture):
+    """A masked image condition equals no image: the unconditional branch needs no null token."""
+    mixed = [Condition(RED), Condition(RED, images=(picture,))]
+    result = pipe.generate(mixed, seed=[4, 4])
+    np.testing.assert_array_equal(result.tokens[0], pipe.generate(RED, seed=4).tokens[0])
+
+
+def test_labels_maps_and_emphasis_steer(pipe, picture):
+    strong = {"seed": 6, "guidance_scale": 9.0}
+    tokens = lambda condition: pipe.generate([condition], **strong).tokens
+    base = tokens(Condition(RED))
+    assert (tokens(Condition(RED, label=0)) != tokens(Condition(RED, label=1))).any()
+    ones = np.ones((32, 32), np.int32)
+    assert (tokens(Condition(RED, segmentation=ones)) != base).any()
+    assert (tokens(Condition(RED, emphasis={"red": 4.0})) != base).any()
+    np.testing.assert_array_equal(tokens(Condition(RED, emphasis={"red": 1.0})), base)
+    open_map = np.full((8, 8), -1)
+    np.testing.assert_array_equal(tokens(Condition(RED, segmentation=open_map)), base)
+
+
+def test_slerp():
+    a, b = np.array([2.0, 0.0], np.float32), np.array([0.0, 4.0], np.float32)
+    np.testing.assert_allclose(editing.slerp(a, b, 0.5), 3.0 * np.sqrt([0.5, 0.5]), rtol=1e-6)
+    assert editing.slerp(a, b, 0.0) is a and editing.slerp(a, b, 1.0) is b
+    np.testing.assert_allclose(editing.slerp(a, 3 * a, 0.5), 2 * a)
+
+
+def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    cut = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    empty, mask = np.zeros((32, 32), bool), np.eye(32, dtype=bool)
+    cases = [
+        (lambda: editing.image_to_image(pipe, text, RED), "not a readable image"),
+        (lambda: editing.image_to_image(pipe, cut, RED), "not a readable image"),
+        (lambda: editing.image_to_image(pipe, tmp_path / "no.png", RED), "there is no image"),
+        (lambda: editing.image_to_image(pipe, picture[:30], RED), "resize or crop it to 32x32"),
+        (lambda: editing.image_to_image(pipe, picture[..., 0], RED), "shape"),
+        (lambda: editing.image_to_image(pipe, picture * 2.0, RED), "values from"),
+        (lambda: editing.image_to_image(pipe, picture, RED, strength=1.5), "strength"),
+        (lambda: editing.inpaint(pipe, picture, mask[:16], RED), "make them equal"),
+        (lambda: editing.inpaint(pipe, picture, empty, RED), "marks nothing"),
+        (lambda: editing.inpaint(pipe, picture, ~empty, RED), "whole image"),
+        (lambda: editing.outpaint(pipe, picture, RED), "at least one of"),
+        (lambda: editing.outpaint(pipe, picture, RED, left=3), "multiple of 4"),
+        (lambda: editing.morph(pipe, picture, RED, start_step=24), "start_step 24"),
+        (lambda: editing.interpolate(pipe, RED, BLUE, frames=1), "at least 2 frames"),
+        (lambda: pipe.generate([[RED, BLUE]], weights=[1.0]), "2 conditions in 1 pictures"),
+        (lambda: pipe.generate([[RED, BLUE]], weights=[0.0, 0.0]), "positive sum"),
+        (lambda: pipe.generate([[RED, BLUE], [RED]]), "same number of conditions"),
+        (lambda: pipe.generate(RED, t_start=0.5), "give image_tokens"),
+        (lambda: pipe.generate([Condition(RED, label=2)]), "labels are 0 to 1"),
+        (lambda: pipe.generate([Condition(RED, segmentation=mask[:8] * 1)]), "resize the map"),
+        (lambda: pipe.generate([Condition(RED, segmentation=mask * 7)]), "classes are 0 to 2"),
+        (lambda: pipe.generate([Condition(RED, images=(picture[0],))]), "image condition"),
+        (lambda: pipe.generate([Condition()]), "prompt 0 is empty"),
+    ]
+    for call, words in cases:
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_conditions_the_run_was_not_trained_with(tmp_path, picture):
+    config = small.small_paella(sampler__num_steps=1, num_steps=1)
+    prepare_workdir(tmp_path, config)
+    small.carry_random_tokenizer(tmp_path)
+    train(config, tmp_path, build_method(config, tmp_path))
+    plain = paella_jax.load(tmp_path)
+    for condition, words in (
+        (Condition(RED, label=0), "not trained with labels"),
+        (Condition(RED, images=(picture,)), "not trained with image conditions"),
+        (Condition(RED, segmentation=np.zeros((8, 8))), "not trained with segmentation"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            plain.generate([condition])

@@ -1,0 +1,286 @@
+"""Training on from another run, fully and with LoRA: start, loss, resume, sharding, loading."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small
+from flax.traverse_util import flatten_dict
+from PIL import Image
+
+import paella_jax
+from paella_jax.build import build_method
+from paella_jax.config import ConfigError
+from paella_jax.data.sources import ShapesSource
+from paella_jax.families.finetune import restore_trained, save_merged, settle_config
+from paella_jax.training import sharding
+from paella_jax.training.checkpoint import (
+    Checkpointer,
+    prepare_workdir,
+    read_config,
+    restore_variables,
+)
+from paella_jax.training.loop import train
+from paella_jax.training.metrics import read_metrics
+
+CAPTION = "a large red circle at the top left"
+LORA = {"lora__rank": 4, "lora__alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A run of a few steps, with averaged weights."""
+    workdir = tmp_path_factory.mktemp("base")
+    config = small.small_paella(optim__learning_rate=0.01, num_steps=8, sampler__num_steps=2)
+    prepare_workdir(workdir, config)
+    small.carry_random_tokenizer(workdir)
+    method = build_method(config, workdir)
+    object.__setattr__(method, "preview", None)
+    train(config, workdir, method)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve captioned images, larger than the network's and not square."""
+    folder = tmp_path_factory.mktemp("photos")
+    source = ShapesSource("tiny")
+    for index in range(12):
+        sample = source[index]
+        image = Image.fromarray(sample["image"]).resize((56, 44))
+        image.save(folder / f"{index:02d}.jpg", quality=95)
+        (folder / f"{index:02d}.txt").write_text(sample["caption"])
+    return folder
+
+
+def settled(workdir, init_from, photos, **overrides):
+    values = {
+        "init_from": init_from, "data__folder": photos, "data__crop": "random",
+        "data__resize": 36, "data__flip": True, "num_steps": 30, "optim__learning_rate": 0.01,
+        "optim__warmup_steps": 1, "log__every": 1, "log__preview_every": 0,
+        "log__preview_images": 2, "checkpoint__every": 1000,
+    } | overrides  # fmt: skip
+    return settle_config(small.config_of("paella:finetune", **values), workdir)
+
+
+def built(workdir, *arguments, **overrides):
+    config = settled(workdir, *arguments, **overrides)
+    return config, build_method(config, prepare_workdir(workdir, config))
+
+
+def run(workdir, *arguments, preview=False, **overrides):
+    config, method = built(workdir, *arguments, **overrides)
+    if not preview:
+        object.__setattr__(method, "preview", None)
+    return train(config, workdir, method)
+
+
+@pytest.fixture(scope="module")
+def lora_run(base, photos, tmp_path_factory):
+    """Thirty steps of adapters, with the sample grid at the end."""
+    workdir = tmp_path_factory.mktemp("lora")
+    return workdir, run(workdir, base, photos, preview=True, **LORA)
+
+
+def same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
+
+
+def losses(workdir):
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
+    return [row["step"] for row in rows], np.asarray([row["loss"] for row in rows])
+
+
+def assert_learned(workdir):
+    """The loss at random noise levels is itself noisy: compare averages."""
+    steps, values = losses(workdir)
+    assert steps == list(range(1, 31))
+    assert values[-8:].mean() < values[:4].mean() - 0.1
+
+
+def averaged(base):
+    return restore_variables(base)[1]["params"]
+
+
+def test_networks_and_settings_come_from_the_other_run(base, photos, tmp_path):
+    config, source = settled(tmp_path, base, photos), read_config(base)
+    for block in ("model", "text", "clip", "image_encoder", "objective", "sampler"):
+        assert config[block].to_dict() == source[block].to_dict(), block
+    assert (config.precision, config.data.image_size) == ("float32", 32)
+    config = settled(tmp_path, base, photos, model__dropout=0.25, text__pad_to=32)
+    assert (config.model.dropout, config.text.pad_to) == (0.25, 32)
+
+
+def test_full_fine_tuning(base, photos, tmp_path):
+    config, _ = built(tmp_path, base, photos)
+    start = averaged(base)
+    same(restore_trained(tmp_path, config), start)  # already saved, as step 0
+    moved = lambda: [
+        float(np.abs(a - b).max())
+        for a, b in zip(
+            jax.tree.leaves(restore_trained(tmp_path, config)), jax.tree.leaves(start), strict=True
+        )
+    ]
+    assert max(moved()) == 0.0
+    assert run(tmp_path, base, photos).step == 30
+    assert_learned(tmp_path)
+    assert min(moved()) > 0.0
+    assert paella_jax.load(tmp_path)(CAPTION)[0].size == (32, 32)
+
+
+def test_the_average_starts_at_the_weights(base, photos, tmp_path):
+    built(tmp_path, base, photos, optim__ema_decay=0.9)
+    same(restore_variables(tmp_path)[1]["params"], averaged(base))
+
+
+def test_lora_learns_and_leaves_the_base_alone(base, photos, lora_run):
+    workdir, result = lora_run
+    assert_learned(workdir)
+    assert {path[-1] for path in flatten_dict(result.state.params)} == {"down", "up"}
+    same(built(workdir, base, photos, **LORA)[1].frozen["base"], averaged(base))
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert count(result.state) < count(averaged(base))
+    assert (workdir / "samples" / "step_0000030.png").stat().st_size > 500
+
+
+def test_lora_starts_as_the_base(base, photos, tmp_path):
+    """The first loss equals that of full fine-tuning: same weights, data and noise."""
+    first = []
+    for name, overrides in (("full", {}), ("lora", LORA)):
+        run(tmp_path / name, base, photos, num_steps=1, **overrides)
+        first.append(losses(tmp_path / name)[1][0])
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
+def test_lora_resumes_bitwise_without_the_base_run(base, photos, tmp_path, lora_run):
+    elsewhere = tmp_path / "source"
+    shutil.copytree(base, elsewhere)
+    run(tmp_path / "cut", elsewhere, photos, num_steps=13, **LORA)
+    shutil.rmtree(elsewhere)
+    resumed = run(tmp_path / "cut", "", photos, num_steps=30, **LORA)
+    same(resumed.state, lora_run[1].state)
+    assert losses(tmp_path / "cut")[0] == list(range(1, 31))
+
+
+def test_full_run_resumes_without_the_base_run(base, photos, tmp_path):
+    elsewhere = tmp_path / "source"
+    shutil.copytree(base, elsewhere)
+    built(tmp_path / "cut", elsewhere, photos)  # stopped before the first step
+    shutil.rmtree(elsewhere)
+    run(tmp_path / "cut", "", photos, num_steps=1)
+    run(tmp_path / "whole", base, photos, num_steps=1)
+    same(*(restore_variables(tmp_path / name)[1] for name in ("cut", "whole")))
+
+
+def test_lora_run_loads_and_merges(base, lora_run, tmp_path):
+    workdir, _ = lora_run
+    pipeline = paella_jax.load(workdir)
+    tokens = pipeline.generate(CAPTION, seed=3).tokens
+    same(jax.device_get(pipeline.params), restore_trained(workdir, read_config(workdir)))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), pipeline.params, averaged(base))
+    changed = flatten_dict(changed)
+    adapted = {p for p, x in changed.items() if x}
+    assert adapted == {p[:-1] for p in flatten_dict(restore_variables(workdir)[1]["params"])}
+
+    merged = save_merged(workdir, tmp_path / "merged")
+    assert not (merged / "frozen" / "base.safetensors").exists()
+    assert read_config(merged).lora.rank == 0 and read_config(merged).init_from == ""
+    np.testing.assert_array_equal(paella_jax.load(merged).generate(CAPTION, seed=3).tokens, tokens)
+    with pytest.raises(ConfigError, match="is not empty"):
+        save_merged(workdir, merged)
+
+
+def test_a_lora_run_can_be_trained_on(photos, lora_run, tmp_path):
+    workdir, _ = lora_run
+    config, _ = built(tmp_path, workdir, photos)
+    same(restore_trained(tmp_path, config), restore_trained(workdir, read_config(workdir)))
+    assert not (tmp_path / "frozen" / "base.safetensors").exists()
+
+
+def test_sharded_lora_equals_unsharded(base, photos, tmp_path, monkeypatch, lora_run):
+    """Base and adapters cut over fsdp and tensor: the same losses."""
+    monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 64)
+    mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    result = run(tmp_path, base, photos, num_steps=4, **mesh, **LORA)
+    cut = [not x.sharding.is_fully_replicated for x in jax.tree.leaves(result.state.params)]
+    assert sum(cut) > len(cut) / 2
+    np.testing.assert_allclose(losses(tmp_path)[1], losses(lora_run[0])[1][:4], atol=1e-4)
+
+
+def test_a_given_tokenizer_replaces_the_other_runs(base, photos, tmp_path):
+    config = small.small_vqgan()
+    vqgan = prepare_workdir(tmp_path / "vqgan", config)
+    shutil.copytree(base / "frozen", tmp_path / "frozen")
+    from paella_jax.training.weights import load_tree
+
+    variables = load_tree(base / "frozen" / "vqgan.safetensors")
+    codebook = np.flip(variables["params"]["codebook"], 0).copy()
+    state = {
+        "params": {"vqgan": {**variables["params"], "codebook": codebook}}, "ema_params": {},
+        "model_state": {"vqgan": variables["batch_stats"]},
+    }  # fmt: skip
+    checkpointer = Checkpointer(vqgan)
+    checkpointer.save(1, state, None)
+    checkpointer.close()
+    _, method = built(tmp_path / "run", base, photos, tokenizer=vqgan, **LORA)
+    np.testing.assert_array_equal(method.frozen["vqgan"]["params"]["codebook"], codebook)
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"init_from": ""}, r"preset 'finetune' trains on .* --config\.init_from=RUN"),
+        ({"init_from": "/nowhere"}, "init_from: /nowhere is not a run folder"),
+        ({"model__widths": "(64,)", "text__width": 64},
+         r"(?s)other networks.*model\.widths: \(32,\) -> \(64,\)\n  text\.width: 32 -> 64"),
+        ({"lora__rank": -2}, "lora.rank must be 0 .* got -2"),
+        ({"lora__rank": 2, "lora__pattern": "nothing"}, "'nothing' fits no matrix"),
+        ({"data__folder": "/nowhere"}, "'/nowhere' is not a folder"),
+    ],
+)  # fmt: skip
+def test_clear_errors(base, photos, tmp_path, overrides, words):
+    values = {"init_from": base, "photos": photos} | overrides
+    if "data__folder" in values:
+        values["photos"] = values.pop("data__folder")
+    with pytest.raises(ConfigError, match=words):
+        built(tmp_path, **values)
+
+
+def test_another_family_is_refused(photos, tmp_path):
+    vqgan = prepare_workdir(tmp_path / "vqgan", small.small_vqgan())
+    with pytest.raises(ConfigError, match="holds a run of method 'vqgan', this one is 'paella'"):
+        settled(tmp_path / "run", vqgan, photos)
+
+
+def test_folder_without_captions(base, photos, tmp_path):
+    shutil.copy(photos / "00.jpg", tmp_path)
+    with pytest.raises(ConfigError, match="1 images without captions"):
+        built(tmp_path / "run", base, tmp_path)
+
+
+def test_weights_that_do_not_fit_are_listed(base, photos, tmp_path):
+    """A folder whose config does not tell the truth."""
+    shutil.copytree(base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["model"]["depths"] = [2]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    words = r"(?s)does not fit.*down_0_block_3/depthwise/bias: absent -> \[32\]"
+    with pytest.raises(ConfigError, match=words):
+        built(tmp_path / "run", tmp_path / "base", photos)
+
+
+def test_lora_needs_a_base_of_its_own_family(tmp_path):
+    config = small.small_paella(lora__rank=2)
+    workdir = prepare_workdir(tmp_path, config)
+    small.carry_random_tokenizer(workdir)
+    with pytest.raises(ConfigError, match=r"lora\.rank 2 needs .*init_from=RUN"):
+        build_method(config, workdir)
+
+
+def test_a_config_that_was_never_settled_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="trains on from another run"):
+        build_method(small.config_of("paella:finetune"), tmp_path)
