@@ -36,7 +36,7 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
 def _fresh_method(config: ConfigDict, workdir: Path) -> Method:
     """The method starting from random parameters."""
     if config.method == "vqgan":
-        return vqgan_method(config, workdir)
+        return vqgan_method(config)
     if config.method == "paella":
         prepare_frozen(config, workdir)
         return paella_method(config, workdir, _paella_preview(config, workdir))

@@ -29,7 +29,7 @@ TOP_LEVEL_USERS = {
     "evaluation.sweep": {"pipeline", "training"},
     "evaluation.sampling_speed": {"models", "sampling"},
 }
-ENTRIES = {"train", "sample", "evaluate", "benchmark"}
+ENTRIES = {"train", "sample", "evaluate", "benchmark", "compile"}
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 
 

@@ -190,7 +190,7 @@ def test_vqgan_trains_with_adversary_and_revives_codes(tmp_path):
         objective__adversarial_loss="hinge", log__preview_images=2,
     )  # fmt: skip
     workdir = prepare_workdir(tmp_path, config)
-    result = train(config, workdir, vqgan_method(config, workdir))
+    result = train(config, workdir, vqgan_method(config))
     rows = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "loss" in r]
     before, after = rows[0], rows[-1]
     plain = lambda r: r["mse"] * 10.0 + r["codebook_loss"] * 1.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from paella_jax.convert.clip import load_clip_text_folder, load_clip_vision_fold
 from paella_jax.convert.t5 import load_t5_folder
 from paella_jax.data.build import make_source
 from paella_jax.data.conditions import ConditionedImageTransform
-from paella_jax.data.loader import Source
+from paella_jax.data.loader import Source, Transform
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
@@ -156,7 +157,7 @@ def paella_method(
 ) -> Method:
     """Training of configs/paella.py in a prepared run folder."""
     networks, frozen = load_networks(config, workdir)
-    grid, text = config.data.image_size // networks.vqgan.downsampling, config.text
+    text = config.text
     tokenize = make_tokenizer(
         networks.text_encoder.vocab_size,
         workdir / "frozen",
@@ -164,29 +165,54 @@ def paella_method(
         truncate=True,
     )
     predictor, length = networks.predictor, min(text.pad_to, text.max_length)
-    encoder, clip = networks.image_encoder, networks.clip_tokenizer
+    clip = networks.clip_tokenizer
+    transform = ConditionedImageTransform(
+        tokenize,
+        length,
+        clip_tokenize=None if clip is None else clip.truncating(),
+        labels=predictor.num_classes > 0,
+        segmentation_pixels=networks.vqgan.downsampling if predictor.num_segments else 0,
+    )
+    empty = None if clip is None else jnp.asarray(clip([""], 77)[0][0])
+    method = networks_method(config, networks, frozen, training_source(config), transform, empty)
+    return dataclasses.replace(method, preview=preview)
+
+
+def networks_method(
+    config: ConfigDict,
+    networks: PaellaNetworks,
+    frozen: Tree,
+    source: Source,
+    transform: Transform,
+    empty_clip_ids: jax.Array | None,
+) -> Method:
+    """Training of given networks on given data, without a preview.
+
+    Args:
+      config: of configs/paella.py.
+      networks: predictor, tokenizer and encoders.
+      frozen: parameters of the frozen ones, or their shapes.
+      source: training samples.
+      transform: sample -> arrays.
+      empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
+    """
+    grid = config.data.image_size // networks.vqgan.downsampling
+    objective = paella_objective(
+        networks.features,
+        networks.condition,
+        networks.encode_images,
+        config.objective,
+        networks.predictor.codebook_size,
+        embed_images=None if networks.image_encoder is None else networks.embed_images,
+        empty_clip_ids=empty_clip_ids,
+    )
     return Method(
         title="paella",
         init=lambda key: (networks.init(key, grid), {}),
-        objective=paella_objective(
-            networks.features,
-            networks.condition,
-            networks.encode_images,
-            config.objective,
-            predictor.codebook_size,
-            embed_images=None if encoder is None else networks.embed_images,
-            empty_clip_ids=None if clip is None else jnp.asarray(clip([""], 77)[0][0]),
-        ),
+        objective=objective,
         frozen=frozen,
-        source=training_source(config),
-        transform=ConditionedImageTransform(
-            tokenize,
-            length,
-            clip_tokenize=None if clip is None else clip.truncating(),
-            labels=predictor.num_classes > 0,
-            segmentation_pixels=networks.vqgan.downsampling if predictor.num_segments else 0,
-        ),
-        preview=preview,
+        source=source,
+        transform=transform,
     )
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, to_json
 from paella_jax.data.build import make_source
-from paella_jax.data.loader import image_transform
+from paella_jax.data.loader import Source, image_transform
 from paella_jax.evaluation.pictures import save_grid
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.perceptual import load_perceptual, perceptual_distance
@@ -86,8 +86,8 @@ class VQGANNetworks:
         return logits, updated["batch_stats"]
 
 
-def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
-    """Training of configs/vqgan.py.
+def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
+    """Training of configs/vqgan.py, on `config.data` unless a source is given.
 
     Raises:
       ConfigError: image size that does not divide, or a perceptual weight without a file.
@@ -117,7 +117,7 @@ def vqgan_method(config: ConfigDict, workdir: Path) -> Method:
             model.codebook_size,
         ),
         frozen={} if perceptual is None else {"perceptual": perceptual},
-        source=make_source(config.data, "train", config.seed),
+        source=make_source(config.data, "train", config.seed) if source is None else source,
         transform=image_transform,
         after_update=lambda params, state, step: revive_dead_codes(params, state, step, settings),
         preview=_preview(config, model),

@@ -17,18 +17,17 @@ from typing import Any
 
 import grain
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.data.loader import make_iterator
 from paella_jax.training.checkpoint import Checkpointer
+from paella_jax.training.compiled_step import compile_step
 from paella_jax.training.lora import frozen_shardings
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
 from paella_jax.training.sharding import (
-    abstract_batch,
     check_batch,
     make_mesh,
     replicated,
@@ -36,7 +35,6 @@ from paella_jax.training.sharding import (
     state_shardings,
 )
 from paella_jax.training.state import TrainState, create_state
-from paella_jax.training.step import make_train_step
 
 Tree = Any
 
@@ -119,7 +117,9 @@ def _train(
 
     frozen = jax.device_put(method.frozen, frozen_shardings(method.frozen, mesh))
     base_key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
-    step_fn, compile_seconds = _compile(config, method, data, abstract, frozen, base_key, mesh)
+    step_fn, compile_seconds = compile_step(config, method, abstract, frozen, base_key, mesh)
+    peak = getattr(step_fn.memory_analysis(), "peak_memory_in_bytes", 0) / 2**20
+    report(f"train step compiled in {compile_seconds:.1f} s, peak {peak:.0f} MiB per device")
     writer = MetricWriter(workdir, config.log, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
     run = _Run(config, workdir, method, checkpointer, data, writer, progress)
@@ -130,37 +130,6 @@ def _train(
         checkpointer.close()
     seconds = time.perf_counter() - began
     return RunResult(state, int(state.step), seconds, compile_seconds, stopped)
-
-
-def _compile(
-    config: ConfigDict,
-    method: Method,
-    data: grain.DatasetIterator,
-    abstract: Tree,
-    frozen: Tree,
-    base_key: jax.Array,
-    mesh: Mesh,
-) -> tuple[Any, float]:
-    """Ahead-of-time compilation of the step, from one sample's shapes."""
-    sample = method.transform(method.source[0])
-    local = config.batch_size // jax.process_count()
-    batch = abstract_batch(
-        jax.tree.map(lambda x: _repeat_shape(x, local), sample), mesh, jax.process_count()
-    )
-    began = time.perf_counter()
-    step = make_train_step(method.objective, config, method.after_update)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    compiled = jitted.lower(abstract, frozen, batch, base_key).compile()
-    seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    peak = getattr(memory, "peak_memory_in_bytes", 0) / 2**20
-    report(f"train step compiled in {seconds:.1f} s, peak {peak:.0f} MiB per device")
-    return compiled, seconds
-
-
-def _repeat_shape(x: Any, count: int) -> Any:
-    return np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Compile a preset's train step without running it or needing any file:
+
+    python -m paella_jax.compile --config configs/paella.py:1b --devices 8
+
+prints parameters, memory per device and collectives as JSON. `--devices` simulates that many
+devices on a CPU; without it the machine's own are used. Memory is XLA's account for the platform it
+compiles for: a CPU's differs from a TPU's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from paella_jax.launch import run
+
+
+def main() -> int:
+    """Parses the command line and compiles."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
+    parser.add_argument("--devices", type=int, help="simulated devices (CPU)")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.devices:  # must come before jax looks for devices
+        flag = f"--xla_force_host_platform_device_count={arguments.devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        os.environ["JAX_PLATFORMS"] = "cpu"
+
+    from paella_jax.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    print(json.dumps(compile_preset(config), indent=2))
+    return 0
+
+
+def compile_preset(config: Any) -> dict[str, Any]:
+    """Compiles one step of a config for all devices; returns what `compile` prints."""
+    import jax
+
+    from paella_jax.families.abstract import abstract_frozen, abstract_method
+    from paella_jax.training.compiled_step import compile_step, describe
+    from paella_jax.training.loop import abstract_state
+    from paella_jax.training.sharding import check_batch, make_mesh, replicated
+
+    method = abstract_method(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config.batch_size, config.optim.accumulation, mesh)
+    with jax.set_mesh(mesh):
+        state, _ = abstract_state(config, method, mesh)
+        frozen = abstract_frozen(method.frozen, mesh)
+        key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
+        compiled, seconds = compile_step(config, method, state, frozen, key, mesh)
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    return {
+        "preset": config.preset,
+        "mesh": dict(mesh.shape),
+        "batch_size": config.batch_size,
+        "trained_parameters": count(state.params),
+        "frozen_parameters": count(frozen),
+        "compile_seconds": round(seconds, 1),
+        **describe(compiled),
+    }
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""Ahead-of-time compilation of the train step: for the loop, and for `paella_jax.compile`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from paella_jax.training.method import Method
+from paella_jax.training.sharding import abstract_batch, replicated
+from paella_jax.training.step import make_train_step
+
+Tree = Any
+MIB = 2**20
+COLLECTIVE = re.compile(
+    r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def compile_step(
+    config: ConfigDict, method: Method, state: Tree, frozen: Tree, base_key: Any, mesh: Mesh
+) -> tuple[Any, float]:
+    """Compiles the step for shapes; nothing is computed. Returns (compiled, seconds).
+
+    Args:
+      config: of the run.
+      method: its first sample gives the batch's shapes.
+      state: abstract train state with shardings (`loop.abstract_state`).
+      frozen: frozen networks, or their shapes with shardings.
+      base_key: PRNG key, or its shape with sharding.
+      mesh: the current mesh.
+    """
+    sample = method.transform(method.source[0])
+    processes = jax.process_count()
+    local = config.batch_size // processes
+    batch = jax.tree.map(lambda x: _repeat_shape(x, local), sample)
+    began = time.perf_counter()
+    step = make_train_step(method.objective, config, method.after_update)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    abstract = abstract_batch(batch, mesh, processes)
+    compiled = jitted.lower(state, frozen, abstract, base_key).compile()
+    return compiled, time.perf_counter() - began
+
+
+def describe(compiled: Any) -> dict[str, Any]:
+    """Memory per device in MiB, as XLA accounts for it, and how often each collective is called."""
+    memory = compiled.memory_analysis()
+    text = "\n".join(module.to_string() for module in compiled.runtime_executable().hlo_modules())
+    return {
+        "arguments_mib": round(memory.argument_size_in_bytes / MIB),
+        "temporaries_mib": round(memory.temp_size_in_bytes / MIB),
+        "peak_mib": round(getattr(memory, "peak_memory_in_bytes", 0) / MIB),
+        "collectives": dict(sorted(Counter(COLLECTIVE.findall(text)).items())),
+    }
+
+
+def _repeat_shape(x: Any, count: int) -> Any:
+    return np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))
