@@ -84,6 +84,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.objective.image_drop = 0.9
     config.objective.label_drop = 0.5
     config.objective.segmentation_drop = 0.5
+    # False: padding up to the batch's longest caption is seen as text, as in the released models'
+    # training. Sampling never sees it: a prompt is drawn as if it were alone in its batch.
+    config.objective.mask_padding = True
     config.objective.loss_chunks = 1  # cuts the classifier's positions to save memory
 
     config.sampler = ConfigDict()
@@ -201,6 +204,7 @@ def _1b(config: ConfigDict) -> None:
     config.mesh.data = 1
     config.model.remat = True
     config.objective.loss_chunks = 16
+    config.objective.mask_padding = False
     config.image_encoder.kind = "clip"
     config.text.width = 2560  # ByT5-XL's
     config.checkpoint.every = 5000

@@ -40,7 +40,7 @@ def compile_preset(config: Any) -> dict[str, Any]:
     import jax
 
     from paella_jax.families.abstract import abstract_frozen, abstract_method
-    from paella_jax.training.compiled_step import compile_step, describe
+    from paella_jax.training.compiled_step import FOR_LOOKING, compile_step, describe
     from paella_jax.training.loop import abstract_state
     from paella_jax.training.sharding import check_batch, make_mesh, replicated
 
@@ -51,7 +51,8 @@ def compile_preset(config: Any) -> dict[str, Any]:
         state, _ = abstract_state(config, method, mesh)
         frozen = abstract_frozen(method.frozen, mesh)
         key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
-        compiled, seconds = compile_step(config, method, state, frozen, key, mesh)
+        options = FOR_LOOKING if jax.default_backend() == "cpu" else None
+        compiled, seconds = compile_step(config, method, state, frozen, key, mesh, options)
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     return {
         "preset": config.preset,

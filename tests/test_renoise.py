@@ -74,6 +74,19 @@ def predict_and_draw(tokens, t, temperature, scale, draw_keys, *, guided, draw, 
     return nearest_code(jax.nn.softmax(logits / temperature, -1) @ CODEBOOK, CODEBOOK)
 
 
+def least_confident(tokens, drawn, t, scale, share):
+    """Where the drawn token is among the `share` least probable of its sample, by sorting."""
+    t = jnp.full(BATCH, t)
+    logits = CONDITIONAL(tokens, t) * scale + UNCONDITIONAL(tokens, t) * (1 - scale)
+    log_p = np.asarray(jax.nn.log_softmax(logits, -1))
+    chosen = np.take_along_axis(log_p, np.asarray(drawn)[..., None], -1).reshape(BATCH, -1)
+    noised = np.zeros(chosen.shape, bool)
+    for row, order in enumerate(np.argsort(chosen, axis=1, kind="stable")):
+        # ranks are counted from 0: rank / positions <= share
+        noised[row, order[: int(np.floor(share * order.size + 1e-6)) + 1]] = True
+    return noised.reshape(SHAPE)
+
+
 @quick_jit
 def keys_of(key, step):
     """The sampler's documented keys: sample i's n-th is fold_in(fold_in(key, i), n)."""
@@ -108,6 +121,8 @@ def plain_loop(key, settings, randomness, initial_tokens=None):
         if i < limit(settings.renoise_steps, count - 1):
             sources = {"initial": randomness.initial, "previous": x, "fresh": fresh}
             noised = randomness.mask_uniform[i] <= times[i + 1]
+            if settings.renoise_choice == "confidence":
+                noised = least_confident(x, drawn, times[i], scales[i], times[i + 1])
             drawn = np.where(noised, sources[settings.renoise_mode], drawn)
         x = np.asarray(drawn, np.int32)
         visited.append(x)
@@ -129,6 +144,7 @@ VARIANTS = {
     "never renoised": {"renoise_steps": 0},
     "typical": {"typical_mass": 0.4, "typical_min_tokens": 2},
     "partial": {"t_start": 0.6, "t_end": 0.1},
+    "lowest confidence": {"renoise_choice": "confidence"},
 }
 
 
@@ -259,6 +275,17 @@ def test_joint_guidance_gives_the_same_tokens():
     joint = partial(sample, guide_jointly(CONDITIONAL, both), codebook_size=CODES)
     call = quick_jit(lambda: joint(key, SHAPE, settings, randomness=randomness))
     np.testing.assert_array_equal(call(), plain_loop(key, settings, randomness)[-1])
+
+
+def test_one_program_serves_all_ramps():
+    """Temperatures and guidance weights given as an array equal those of the settings."""
+    for changes in ({"temperature": (0.9, 0.2)}, {"guidance_scale": (1.0, 6.0)}):
+        settings = replace(BASE, **changes)
+        shared = run(jax.random.key(5), settings.without_ramps(), ramps=settings.ramps())
+        np.testing.assert_array_equal(run(jax.random.key(5), settings), shared)
+        assert settings.without_ramps() == BASE.without_ramps()
+    unguided = replace(BASE, guidance_scale=(1.0, 1.0))
+    assert unguided.without_ramps() != BASE.without_ramps()
 
 
 def test_guidance_formula():

@@ -56,6 +56,18 @@ def drop_conditions(
     return replace(inputs, **changes)
 
 
+def unmasked_padding(inputs: ConditionInputs) -> ConditionInputs:
+    """Shows the networks the padding up to the batch's longest text, as the reference does.
+
+    It pads a batch to its longest caption and gives no mask (paella.md 3). Samples whose own text
+    was dropped are padded along with the others, since we drop per sample.
+    """
+    if inputs.text_mask is None:
+        return inputs
+    used = inputs.text_mask.any(axis=0)[None, :]
+    return replace(inputs, text_mask=jnp.broadcast_to(used, inputs.text_mask.shape))
+
+
 def paella_objective(
     predict: Callable[..., Array],
     condition: Callable[..., Conditioning],
@@ -92,6 +104,8 @@ def paella_objective(
             else embed_images(params, inputs.frozen, images_from_batch(batch))[:, None],
         )
         given = drop_conditions(drop_keys, given, settings, empty_clip_ids)
+        if not settings.mask_padding:
+            given = unmasked_padding(given)
         text_key, network_key = jax.random.split(dropout_keys[0])
         cond = condition(params, inputs.frozen, given, text_key)
         t = sample_noise_level(level_keys, settings.minimum_t)

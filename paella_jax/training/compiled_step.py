@@ -18,13 +18,21 @@ from paella_jax.training.step import make_train_step
 
 Tree = Any
 MIB = 2**20
+# For a program that is only looked at: no machine code worth running, the same partitioning.
+FOR_LOOKING = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 COLLECTIVE = re.compile(
-    r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r" = .*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 
 
 def compile_step(
-    config: ConfigDict, method: Method, state: Tree, frozen: Tree, base_key: Any, mesh: Mesh
+    config: ConfigDict,
+    method: Method,
+    state: Tree,
+    frozen: Tree,
+    base_key: Any,
+    mesh: Mesh,
+    options: dict[str, Any] | None = None,
 ) -> tuple[Any, float]:
     """Compiles the step for shapes; nothing is computed. Returns (compiled, seconds).
 
@@ -35,6 +43,7 @@ def compile_step(
       frozen: frozen networks, or their shapes with shardings.
       base_key: PRNG key, or its shape with sharding.
       mesh: the current mesh.
+      options: of the XLA compiler.
     """
     sample = method.transform(method.source[0])
     processes = jax.process_count()
@@ -45,7 +54,7 @@ def compile_step(
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     abstract = abstract_batch(batch, mesh, processes)
-    compiled = jitted.lower(state, frozen, abstract, base_key).compile()
+    compiled = jitted.lower(state, frozen, abstract, base_key).compile(options)
     return compiled, time.perf_counter() - began
 
 

@@ -1,0 +1,97 @@
+"""Which conditions a training sample loses, what its noise level is, and who sees padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from ml_collections import ConfigDict
+
+from paella_jax.encoders.t5 import T5Encoder
+from paella_jax.models.conditioning import ConditionInputs
+from paella_jax.noise.tokens import sample_keys, sample_noise_level
+from paella_jax.objectives.paella import drop_conditions, unmasked_padding
+
+COUNT = 4000
+KEYS = sample_keys(jax.random.key(0), jnp.arange(COUNT))
+SHARES = {"text": 0.05, "clip_text": 0.9, "image": 0.7, "label": 0.5, "segmentation": 0.3}
+EMPTY_CLIP = jnp.arange(77, dtype=jnp.int32) + 100
+
+
+def inputs():
+    """Conditions no one of which equals its own absence."""
+    return ConditionInputs(
+        text_ids=jnp.full((COUNT, 6), 70, jnp.int32),
+        text_mask=jnp.ones((COUNT, 6), bool),
+        clip_ids=jnp.full((COUNT, 77), 7, jnp.int32),
+        image_pooled=jnp.ones((COUNT, 1, 3)),
+        labels=jnp.full((COUNT,), 2, jnp.int32),
+        segmentation=jnp.full((COUNT, 2, 2), 1, jnp.int32),
+    )
+
+
+def dropped(shares):
+    settings = ConfigDict({f"{name}_drop": share for name, share in shares.items()})
+    out = jax.jit(lambda: drop_conditions(KEYS, inputs(), settings, EMPTY_CLIP))()
+    return out, {
+        "text": np.asarray((out.text_mask.sum(1) == 1) & (out.text_ids[:, 0] == 1)),
+        "clip_text": np.asarray((out.clip_ids == EMPTY_CLIP[None]).all(1)),
+        "image": np.asarray(~out.image_mask[:, 0]),
+        "label": np.asarray(out.labels == -1),
+        "segmentation": np.asarray((out.segmentation == -1).all((1, 2))),
+    }
+
+
+def test_each_kind_is_dropped_per_sample_at_its_own_rate():
+    """A rate that is inverted, shared between kinds or drawn per batch would show."""
+    out, gone = dropped(SHARES)
+    for name, share in SHARES.items():
+        assert abs(gone[name].mean() - share) < 4 * np.sqrt(share * (1 - share) / COUNT), name
+    correlation = np.corrcoef(np.stack(list(gone.values())))
+    assert np.abs(correlation - np.eye(len(gone))).max() < 0.08
+    kept = ~gone["text"]
+    assert (np.asarray(out.text_ids)[kept] == 70).all() and np.asarray(out.text_mask)[kept].all()
+    assert (np.asarray(out.text_ids)[gone["text"], 1:] == 0).all()
+    assert (np.asarray(out.clip_ids)[~gone["clip_text"]] == 7).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_ends_of_the_rates(share):
+    _, gone = dropped(dict.fromkeys(SHARES, share))
+    assert all((rows == bool(share)).all() for rows in gone.values())
+
+
+def test_the_released_rates():
+    """reference/paella.md 3."""
+    objective = small.config_of("paella:1b").objective
+    assert (objective.text_drop, objective.clip_text_drop, objective.image_drop) == (0.05, 0.9, 0.9)
+    assert not objective.mask_padding and small.config_of("paella:shapes").objective.mask_padding
+
+
+def test_noise_levels():
+    t = np.sort(np.asarray(sample_noise_level(KEYS, 0.001)))
+    assert t[0] >= 0.001 and t[-1] <= 1.0
+    np.testing.assert_allclose(t, (np.arange(COUNT) + 0.5) / COUNT, atol=0.03)  # uniform
+    stretched = np.asarray(sample_noise_level(KEYS, 0.001, 1.08))
+    assert abs((stretched == 1.0).mean() - 0.081 / 1.08) < 0.015
+
+
+def test_padding_seen_like_text():
+    """With the mask widened, a short text beside a long one is what the reference computes."""
+    encoder = T5Encoder(
+        vocab_size=384, width=16, num_layers=2, num_heads=2, head_dim=8, hidden_dim=24
+    )
+    ids = jnp.array([[70, 71, 72, 73, 1, 0, 0, 0], [90, 1, 0, 0, 0, 0, 0, 0]], jnp.int32)
+    given = ConditionInputs(text_ids=ids, text_mask=jnp.arange(8)[None] < jnp.array([[5], [2]]))
+    wide = unmasked_padding(given)
+    np.testing.assert_array_equal(wide.text_mask.sum(1), [5, 5])
+    params = encoder.init(jax.random.key(0), ids)
+    ours = encoder.apply(params, wide.text_ids, wide.text_mask)[:, :5]
+    reference = encoder.apply(params, ids[:, :5])  # padded to the longest, no mask
+    np.testing.assert_allclose(ours, reference, atol=1e-5)
+    masked = encoder.apply(params, ids, given.text_mask)[1, :2]
+    assert np.abs(np.asarray(masked - reference[1, :2])).max() > 1e-3
+    nothing = ConditionInputs()
+    assert unmasked_padding(nothing) is nothing
