@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from paella_jax.conditions import Condition
+from paella_jax.families.clip_prior import ClipPriorSampler
 from paella_jax.pipeline import Generation, PaellaPipeline
 from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.schedule import linear_ramp
@@ -236,6 +238,31 @@ def variations(
     base = prompt if isinstance(prompt, Condition) else Condition(prompt=prompt)
     pixels = [read_image(image) for image in images]
     return pipe.generate([replace(base, images=tuple(pixels))], **options)
+
+
+def with_prior(
+    pipe: PaellaPipeline,
+    prior: ClipPriorSampler,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    **options: Any,
+) -> list[Condition]:
+    """Adds to each prompt the image embedding a CLIP prior draws for it (paella.md 4.3).
+
+    Args:
+      pipe: a run with both CLIP towers.
+      prior: from `families.clip_prior.load_clip_prior`.
+      prompts: texts.
+      seed: of the prior's draw.
+      **options: num_steps and guidance_scale of the prior.
+
+    Raises:
+      ValueError: a run without CLIP, or a prior of another width.
+    """
+    embeddings = prior(pipe.embed_texts(prompts), jax.random.key(seed), **options)
+    pairs = zip(prompts, np.asarray(embeddings), strict=True)
+    return [Condition(prompt=prompt, images=(embedding,)) for prompt, embedding in pairs]
 
 
 def interpolate(

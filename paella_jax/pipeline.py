@@ -84,6 +84,7 @@ class PaellaPipeline:
         self._decode = jax.jit(networks.decode_tokens)
         self._encode = jax.jit(networks.encode_images)
         self._embed = jax.jit(networks.embed_images)
+        self._embed_texts = jax.jit(networks.embed_texts)
         self._generate = jax.jit(
             partial(_generate, networks), static_argnames=("settings", "grid", "joint", "trace")
         )
@@ -180,6 +181,13 @@ class PaellaPipeline:
         if self.networks.image_encoder is None:
             raise ValueError("this run has no image encoder (image_encoder.kind is none)")
         return np.asarray(self._embed(self.params, self.frozen, jnp.asarray(images)))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Texts -> CLIP embeddings [count, width], what a CLIP prior takes."""
+        ids = clip_ids(self.networks, list(texts))
+        if ids is None:
+            raise ValueError("this run has no CLIP text tower (clip.folder was not given)")
+        return np.asarray(self._embed_texts(self.frozen, jnp.asarray(ids)))
 
     def generate(
         self,

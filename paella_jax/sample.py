@@ -8,6 +8,7 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --like FILE [--like FILE ...]            variations of one image, or a mix of several
   --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
+  --prior RUN                              add the image embedding a CLIP prior draws for the prompt
 and --emphasis "PHRASE=1.5", --label N, --segmentation FILE.npy add conditions to the prompt.
 """
 
@@ -54,6 +55,7 @@ def parse() -> argparse.Namespace:
     tasks.add_argument("--weights", help="of --prompt and every --mix, with commas")
     tasks.add_argument("--to", metavar="PROMPT")
     tasks.add_argument("--frames", type=int, default=8)
+    tasks.add_argument("--prior", help="run folder of configs/clip_prior.py")
     tasks.add_argument("--emphasis", action="append", default=[], metavar="PHRASE=FACTOR")
     tasks.add_argument("--label", type=int)
     tasks.add_argument("--segmentation", metavar="FILE.npy")
@@ -139,6 +141,11 @@ def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generatio
         title = " + ".join([*prompts, *arguments.mix])
         return pipe.generate(mixed, weights=weights, **size, **options), [title] * copies
     titles = [c.prompt for c in conditions for _ in range(copies)]
+    if arguments.prior:
+        from paella_jax.families.clip_prior import load_clip_prior
+
+        prior = load_clip_prior(arguments.prior)
+        conditions = editing.with_prior(pipe, prior, prompts, seed=arguments.seed)
     return pipe.generate(conditions, **size, **options), titles
 
 

@@ -73,6 +73,12 @@ class PaellaNetworks:
         )
         return states if self.text_is_joint else jax.lax.stop_gradient(states)
 
+    def embed_texts(self, frozen: Tree, clip_ids: Array) -> Array:
+        """CLIP's ids [batch, 77] -> pooled, projected embeddings float32 [batch, width]."""
+        assert self.clip_text is not None, "this run has no CLIP text tower"
+        output = self.clip_text.apply({"params": frozen["clip_text"]}, clip_ids)
+        return output.embedding.astype(jnp.float32)
+
     def embed_images(self, params: Tree, frozen: Tree, images: Array) -> Array:
         """Images in [0, 1] [batch, height, width, 3] -> embeddings float32 [batch, width]."""
         assert self.image_encoder is not None, "this run has no image encoder"

@@ -1,0 +1,91 @@
+"""A run with frozen CLIP towers: training, loading, image conditions, and the CLIP prior."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import small
+from small_clip import PROJECTION, write_clip_folder
+
+import paella_jax
+from paella_jax import editing
+from paella_jax.build import build_method
+from paella_jax.conditions import Condition
+from paella_jax.config import ConfigError
+from paella_jax.data.sources import ShapesSource
+from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
+from paella_jax.training.checkpoint import prepare_workdir
+from paella_jax.training.loop import train
+
+PROMPT = "a large red circle at the top left"
+
+
+def clip_config(folder, **overrides):
+    return small.small_paella(
+        image_encoder__kind="clip", clip__folder=folder, sampler__num_steps=2, num_steps=2,
+        objective__clip_text_drop=0.5, objective__image_drop=0.5, log__preview_images=1,
+        **overrides,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    base = tmp_path_factory.mktemp("clip")
+    folder, workdir = write_clip_folder(base / "clip"), base / "run"
+    config = clip_config(folder)
+    prepare_workdir(workdir, config)
+    small.carry_random_tokenizer(workdir)
+    train(config, workdir, build_method(config, workdir))
+    (folder / "model.safetensors").unlink()  # the run carries what it needs
+    return paella_jax.load(workdir)
+
+
+def prior_sampler(width):
+    config = small.config_of("clip_prior:tiny", model__clip_width=width, sampler__num_steps=3)
+    model = make_clip_prior(config)
+    zeros = np.zeros((1, width), np.float32)
+    params = model.init(jax.random.key(0), zeros, np.zeros(1, np.float32), zeros)["params"]
+    return ClipPriorSampler(config, {"prior": params})
+
+
+def test_frozen_towers_are_not_trained(pipe):
+    assert set(pipe.params) == {"text_encoder", "predictor"}
+    assert {"clip_text", "image_encoder"} <= set(pipe.frozen)
+
+
+def test_clip_text_and_images_reach_the_picture(pipe):
+    """Captions and images have embeddings of their own; an image and its embedding say the same."""
+    texts = pipe.embed_texts([PROMPT, "a small blue square", PROMPT])
+    assert texts.shape == (3, PROJECTION)
+    np.testing.assert_array_equal(texts[0], texts[2])
+    assert np.abs(texts[0] - texts[1]).max() > 1e-4
+    picture = ShapesSource("tiny")[0]["image"].astype(np.float32) / 255.0
+    embedded = pipe.embed(picture[None])
+    assert embedded.shape == (1, PROJECTION)
+    given = pipe.generate([Condition(PROMPT, images=(picture,))])
+    same = pipe.generate([Condition(PROMPT, images=(embedded[0],))])
+    np.testing.assert_array_equal(given.tokens, same.tokens)
+
+
+def test_the_prior_stands_in_for_an_image(pipe):
+    conditions = editing.with_prior(pipe, prior_sampler(PROJECTION), [PROMPT, PROMPT], seed=3)
+    assert [c.prompt for c in conditions] == [PROMPT, PROMPT]
+    first, second = (np.asarray(c.images[0]) for c in conditions)
+    assert first.shape == (PROJECTION,) and np.abs(first - second).max() > 1e-3
+    again = editing.with_prior(pipe, prior_sampler(PROJECTION), [PROMPT], seed=3)
+    # Alone or in a batch: the same draw, up to the rounding of a product of another size.
+    np.testing.assert_allclose(first, again[0].images[0], rtol=1e-4, atol=1e-5)
+    assert pipe.generate(conditions).images.shape == (2, 32, 32, 3)
+
+
+def test_what_does_not_belong_together_is_named(pipe, tmp_path):
+    with pytest.raises(ValueError, match=f"needs \\[batch, {PROJECTION + 1}\\]"):
+        editing.with_prior(pipe, prior_sampler(PROJECTION + 1), [PROMPT])
+    for folder, words in (("", "needs --config.clip.folder"), (tmp_path, "not a model folder")):
+        workdir = tmp_path / f"run{len(words)}"
+        config = clip_config(folder)
+        prepare_workdir(workdir, config)
+        small.carry_random_tokenizer(workdir)
+        with pytest.raises(ConfigError, match=words):
+            build_method(config, workdir)
