@@ -22,6 +22,9 @@ from paella_jax.training.sharding import replicated, state_shardings
 
 Array = jax.Array
 Tree = Any
+# Frozen networks above this size are sharded over "fsdp": gathering them costs less than holding
+# them whole (ByT5-XL alone is 4.6 GiB).
+LARGE_BYTES = 256 * 2**20
 BASE = "base"  # the base parameters' name among the frozen trees
 
 
@@ -78,10 +81,12 @@ def lora_merge(base: Mapping[str, Any], adapters: Mapping[str, Any], alpha: floa
 
 
 def frozen_shardings(frozen: Mapping[str, Tree], mesh: Mesh) -> dict[str, Tree]:
-    """Frozen networks whole on every device, but a LoRA base sharded as when it is trained.
+    """A LoRA base and large frozen networks sharded as if they were trained, small ones whole.
 
     Raises:
-      MeshError: the base does not divide (`state_shardings`).
+      MeshError: one does not divide (`state_shardings`).
     """
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    sharded = lambda name, tree: name == BASE or size(tree) > LARGE_BYTES
     whole = replicated(mesh)
-    return {n: state_shardings(t, mesh) if n == BASE else whole for n, t in frozen.items()}
+    return {n: state_shardings(t, mesh) if sharded(n, t) else whole for n, t in frozen.items()}
