@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import small
 
+from paella_jax.convert import wuerstchen
 from paella_jax.evaluation.sampling_speed import abstract_conditioning
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models.clip_prior import ClipPrior
+from paella_jax.models.compressor import Compressor
+from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.stage_c import StageC
 
 Shape = jax.ShapeDtypeStruct
 
@@ -82,3 +87,108 @@ def test_prior_flops():
     params = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)
     assert count(params) == 899_770_624
     assert abs(gigaflops(model.apply, params, *inputs) / 1.80 - 1) < 0.03
+
+
+# reference/wuerstchen.md 7: GFLOP at 384 and 768 px.
+@pytest.mark.parametrize(
+    "variant, backbone, references",
+    [("s", 20_177_488, (16.7, 66.9)), ("l", 117_234_272, (71.8, 287.1))],
+)
+def test_compressor_size(variant, backbone, references):
+    model = Compressor(variant=variant)
+    images = lambda side: Shape((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images(32))
+    mapper = count(variables["params"]["mapper"])
+    assert (count(variables["params"]) - mapper, mapper) == (backbone, 20_512)
+    for side, reference in zip((384, 768), references, strict=True):
+        ours = gigaflops(model.apply, variables, images(side))
+        print(f"{variant} at {side}: {ours:.1f} GFLOP, reference {reference}")
+        assert abs(ours / reference - 1) < 0.03
+
+
+STAGE_B_PARTS = {
+    "text": 1_049_600,
+    "guides": 104_448,
+    "embedding": 5_440,
+    "output": 10_272,
+    "down_0": 3_472_640,
+    "down_1": 33_992_320,
+    "down_2": 373_111_040,
+    "down_3": 112_221_440,
+    "up_3": 112_221_440,
+    "up_2": 379_664_000,
+    "up_1": 35_630_400,
+    "up_0": 3_882_240,
+}
+
+
+def stage_b_part(name):
+    """The part of the reference's table a parameter group of Stage B belongs to."""
+    if name.endswith("_guide"):
+        return "guides"
+    return "_".join(name.split("_")[:2]) if name.startswith(("down_", "up_")) else name
+
+
+def test_stage_b_parameters():
+    params = wuerstchen.abstract_stage_b(StageB(), 1024)
+    parts = dict.fromkeys(STAGE_B_PARTS, 0)
+    for name, group in params.items():
+        parts[stage_b_part(name)] += count(group)
+    assert parts == STAGE_B_PARTS
+    assert count(params) == 1_055_365_280
+
+
+def test_stage_c_parameters():
+    """The released model, the first release's and the paper's text."""
+    params = wuerstchen.abstract_stage_c(StageC(), 1280)
+    blocks = {name: group for name, group in params.items() if name.startswith("block_")}
+    assert count(blocks) == 989_233_152
+    assert count(params) == 993_636_896
+    assert count(wuerstchen.abstract_stage_c(StageC(), 1024)) == 993_243_680
+    paper = StageC(width=1280, depth=16, num_heads=16)
+    assert count(wuerstchen.abstract_stage_c(paper, 1024)) == 347_037_472
+
+
+@pytest.mark.parametrize(
+    "stage, model, text_width, names",
+    [("b", StageB(), 1024, (814, 990)), ("c", StageC(), 1280, (520, 648))],
+)
+def test_stages_are_told_from_their_files(stage, model, text_width, names):
+    """The released files' numbers of tensors, and their architecture from shapes alone."""
+    params = getattr(wuerstchen, f"abstract_stage_{stage}")(model, text_width)
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), params)
+    for diffusers, expected in zip((False, True), names, strict=True):
+        export = getattr(wuerstchen, f"export_stage_{stage}")
+        tensors = export(empty, model, diffusers=diffusers, copy=False)
+        assert len(tensors) == expected
+        fields = getattr(wuerstchen, f"infer_stage_{stage}")(tensors)
+        assert "num_heads" in fields and type(model)(**fields) == model
+
+
+# reference/wuerstchen.md 7: GFLOP of one forward pass, matrix products and convolutions alone.
+# XLA also counts norms and activations: 0.9 % more for Stage C, 1.3 % for Stage B.
+@pytest.mark.parametrize(
+    "height, width, reference",
+    [(24, 24, 1153.8), (24, 36, 1761.8)],
+)
+def test_stage_c_flops(height, width, reference):
+    model = StageC()
+    params = wuerstchen.abstract_stage_c(model, 1280)
+    cond = Conditioning(text=Shape((1, 77, 1280), jnp.float32))
+    latents = Shape((1, height, width, 16), jnp.float32)
+    inputs = (latents, Shape((1,), jnp.float32), cond)
+    ours = gigaflops(lambda p, *x: model.apply({"params": p}, *x), params, *inputs)
+    print(f"Stage C {height}x{width}: {ours:.1f} GFLOP, reference {reference}")
+    assert 0.97 * reference < ours < 1.03 * reference
+
+
+@pytest.mark.parametrize("side, reference", [(128, 641.9), (256, 2857.9)])
+def test_stage_b_flops(side, reference):
+    model = StageB()
+    params = wuerstchen.abstract_stage_b(model, 1024)
+    text, guide = Shape((1, 77, 1024), jnp.float32), Shape((1, 24, 24, 16), jnp.float32)
+    cond = Conditioning(text=text, guide=guide)
+    inputs = (Shape((1, side, side, 4), jnp.float32), Shape((1,), jnp.float32), cond)
+    ours = gigaflops(lambda p, *x: model.apply({"params": p}, *x), params, *inputs)
+    print(f"Stage B {side}x{side}: {ours:.1f} GFLOP, reference {reference}")
+    assert 0.97 * reference < ours < 1.03 * reference

@@ -25,15 +25,19 @@ Array = jax.Array
 
 
 class ResponseMlp(nn.Module):
-    """Linear C -> 4C, GELU, GRN, dropout, linear 4C -> C (its init scaled by `residual_scale`)."""
+    """Linear to 4C, GELU, GRN, dropout, linear 4C -> C (its init scaled by `residual_scale`).
+
+    C is `features`, by default the input's channels.
+    """
 
     residual_scale: float = 1.0
     dropout: float = 0.0
     dtype: Dtype = jnp.float32
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool = True) -> Array:
-        channels = x.shape[-1]
+        channels = x.shape[-1] if self.features is None else self.features
         hidden = gelu(Dense(4 * channels, dtype=self.dtype, name="expand")(x))
         hidden = GlobalResponseNorm(dtype=self.dtype, name="response_norm")(hidden)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
@@ -64,6 +68,29 @@ class ConvBlock(nn.Module):
         )(hidden)
         mlp = ResponseMlp(self.residual_scale, self.dropout, self.dtype, name="mlp")
         return x + mlp(layer_norm(hidden), deterministic)
+
+
+class LateSkipConvBlock(nn.Module):
+    """C of Würstchen's Stage B: maps of the same size join after the convolution and the norm.
+
+    They are neither convolved nor normalised (reference/wuerstchen.md 4.2).
+    """
+
+    kernel_size: int = 3
+    residual_scale: float = 1.0
+    dropout: float = 0.0
+    depthwise: str = "auto"
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, maps: tuple[Array, ...] = (), deterministic: bool = True) -> Array:
+        depthwise = DepthwiseConv(
+            self.kernel_size, implementation=self.depthwise, dtype=self.dtype, name="depthwise"
+        )
+        hidden = jnp.concatenate([layer_norm(depthwise(x)), *maps], axis=-1)
+        features = x.shape[-1]
+        mlp = ResponseMlp(self.residual_scale, self.dropout, self.dtype, features, name="mlp")
+        return x + mlp(hidden, deterministic)
 
 
 class TimestepBlock(nn.Module):

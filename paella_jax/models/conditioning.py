@@ -23,6 +23,7 @@ class Conditioning:
       image_mask: bool [batch, images]; None means every embedding is real.
       labels: int32 [batch], a class per sample, -1 for none.
       segmentation: int32 [batch, h, w], a class per token position, -1 for none.
+      guide: float [batch, h, w, 16], the compressor's latents, raw scale.
     """
 
     text: Leaf | None = None
@@ -33,6 +34,7 @@ class Conditioning:
     image_mask: Leaf | None = None
     labels: Leaf | None = None
     segmentation: Leaf | None = None
+    guide: Leaf | None = None
 
 
 @struct.dataclass

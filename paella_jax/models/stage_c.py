@@ -1,0 +1,112 @@
+"""Würstchen's Stage C, the prior: text -> the compressor's latents (reference/wuerstchen.md 5)."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paella_jax.models.blocks import AttentionBlock, ConvBlock, TimestepBlock
+from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
+
+Array = jax.Array
+
+
+class StageC(nn.Module):
+    """Predicts the noise in the compressor's latents. Defaults are the released v2 model."""
+
+    channels: int = 16  # of the latents
+    width: int = 1536
+    depth: int = 32  # repetitions of C, T, A at constant resolution
+    num_heads: int = 24
+    time_width: int = 64  # timestep embedding width
+    kernel_size: int = 3  # depthwise convolution
+    dropout: float = 0.1
+    self_attention: bool = True
+    remat: bool = False  # recompute block activations in the backward pass
+    depthwise: str = "auto"  # see ops/depthwise.py
+    attention: str | None = None  # jax.nn.dot_product_attention implementation
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        cond: Conditioning,
+        *,
+        deterministic: bool = True,
+        return_parts: bool = False,
+    ) -> Array | tuple[Array, Array]:
+        """The predicted noise (x - a) / (|1 - b| + 1e-5); x itself at initialisation.
+
+        Args:
+          x: float [batch, h, w, channels], noised latents in the scale (y + 1) / 42; any h and w.
+          t: float32 [batch] in [0, 1], 1 is all noise.
+          cond: `text` is needed; `text_mask` and `text_weights` are honoured, the rest is ignored.
+          deterministic: switches dropout off.
+          return_parts: return (a, b) instead.
+
+        Returns:
+          float32 [batch, h, w, channels], or two of them.
+
+        Raises:
+          ValueError: the text is missing, x has other channels or the heads do not fit.
+        """
+        text = self._checked_text(x.shape, cond)
+        normal = nn.initializers.normal(0.02)
+        project = lambda name: Dense(self.width, kernel_init=normal, dtype=self.dtype, name=name)
+        sequence = project("text_out")(nn.leaky_relu(project("text_in")(text), 0.2))
+        time = timestep_embedding(t, self.time_width)
+        hidden = project("projection")(x)
+        conv, timestep, attend = self._block_classes()
+        scale = math.sqrt(1.0 / self.depth)
+        for i in range(self.depth):
+            hidden = conv(
+                self.kernel_size,
+                scale,
+                self.dropout,
+                self.depthwise,
+                self.dtype,
+                name=f"block_{3 * i}",
+            )(hidden, None, deterministic)
+            hidden = timestep(self.dtype, name=f"block_{3 * i + 1}")(hidden, time)
+            hidden = attend(
+                self.num_heads,
+                self.self_attention,
+                self.dropout,
+                self.attention,
+                self.dtype,
+                name=f"block_{3 * i + 2}",
+            )(hidden, sequence, cond.text_mask, cond.text_weights, deterministic)
+        # The head divides by |1 - b|: from here on float32, whatever the compute dtype.
+        head = Dense(2 * self.channels, kernel_init=nn.initializers.zeros, name="output")
+        a, b = jnp.split(head(layer_norm(hidden.astype(jnp.float32))), 2, axis=-1)
+        return (a, b) if return_parts else (x.astype(jnp.float32) - a) / (jnp.abs(1.0 - b) + 1e-5)
+
+    def _block_classes(self) -> tuple[type, type, type]:
+        if not self.remat:
+            return ConvBlock, TimestepBlock, AttentionBlock
+        # `deterministic` is a Python bool and must stay one (its position is counted with self).
+        return (
+            nn.remat(ConvBlock, static_argnums=(3,)),
+            nn.remat(TimestepBlock),
+            nn.remat(AttentionBlock, static_argnums=(5,)),
+        )
+
+    def _checked_text(self, shape: tuple[int, ...], cond: Conditioning) -> Array:
+        if cond.text is None:
+            raise ValueError("Stage C needs a text; for no text give the embedding of an empty one")
+        if len(shape) != 4 or shape[-1] != self.channels:
+            raise ValueError(f"latents have shape {shape}, need [batch, h, w, {self.channels}]")
+        if self.num_heads < 1 or self.width % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide the width {self.width}")
+        if self.depth < 1 or self.time_width < 4:
+            raise ValueError(
+                f"depth must be at least 1 and time_width at least 4, got {self.depth} and "
+                f"{self.time_width}"
+            )
+        return cond.text
