@@ -41,7 +41,8 @@ def get_config(preset: str = "released") -> ConfigDict:
     config.objective = ConfigDict()
     config.objective.minimum_t = 0.0
     config.objective.text_drop = 0.1  # share of samples trained without text (per sample)
-    config.objective.p2_weight = False  # weigh the loss down at low noise
+    config.objective.stretch = 1.0  # of the noise levels, see noise/tokens.py
+    config.objective.loss_weight = "none"  # none, p2 or p2_paper, see noise/gaussian.py
 
     config.sampler = ConfigDict()
     config.sampler.num_steps = 60

@@ -66,3 +66,37 @@ def base() -> ConfigDict:
     config.log.tensorboard = False  # needs the tensorboard extra
     config.log.wandb = ""  # project name; needs the wandb extra
     return config
+
+
+def add_text(config: ConfigDict, kind: str) -> None:
+    """The text encoder of a diffusion stage."""
+    config.text = ConfigDict()
+    config.text.kind = kind  # clip (frozen, of `folder`), joint (fields below) or none
+    config.text.folder = ""  # CLIP text model in Hugging Face layout
+    config.text.max_length = 128  # bytes including the end token; longer captions are cut
+    config.text.pad_to = 120  # static length
+    config.text.width = 96
+    config.text.num_layers = 2
+    config.text.num_heads = 4
+    config.text.hidden_dim = 256
+    config.text.dropout = 0.0
+
+
+def add_diffusion(config: ConfigDict) -> None:
+    """Schedule, objective, sampler and evaluation of a diffusion stage."""
+    config.schedule = ConfigDict()  # noise/gaussian.py
+    config.schedule.offset = 0.008
+    config.schedule.scaler = 1.0  # above or below 1: more noise at the same t
+    config.schedule.minimum = 1e-4
+
+    config.objective = ConfigDict()
+    config.objective.minimum_t = 0.001
+    config.objective.stretch = 1.08  # 7.5 % of the samples at t = 1
+    config.objective.loss_weight = "none"  # none, p2 or p2_paper, see noise/gaussian.py
+
+    config.sampler = ConfigDict()
+    config.sampler.stepper = "ddpm"  # ddpm, ddim or dpm++
+
+    config.evaluation = ConfigDict()
+    config.evaluation.num_images = 256  # per split
+    config.evaluation.batch_size = 64

@@ -15,6 +15,7 @@ from flax import struct
 from ml_collections import ConfigDict
 from PIL import Image
 
+from paella_jax.batching import check_side, image_keys, in_batches, one_per_prompt
 from paella_jax.conditions import Condition, as_conditions, build_inputs, clip_ids, tokenize
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.evaluation.pictures import to_uint8
@@ -25,7 +26,7 @@ from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
 from paella_jax.sampling.guidance import guide, guide_jointly, mix
 from paella_jax.sampling.renoise import Known, Ramps, RenoiseSettings, sample
 from paella_jax.training.checkpoint import CheckpointError, read_config
-from paella_jax.training.sharding import batch_sharding, make_mesh, replicated
+from paella_jax.training.sharding import make_mesh, replicated
 
 Array = jax.Array
 Tree = Any
@@ -229,10 +230,8 @@ class PaellaPipeline:
         rows = as_conditions(prompt, limit)
         count, copies = len(rows), num_images_per_prompt
         negatives = check_prompts(negative_prompt, limit, allow_empty=True)
-        negatives = _one_per_prompt(negatives, count, "negative_prompt")
-        seeds = _one_per_prompt([seed] if isinstance(seed, int) else list(seed), count, "seed")
-        if copies < 1:
-            raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
+        negatives = one_per_prompt(negatives, count, "negative_prompt")
+        keys = image_keys(one_per_prompt(seed, count, "seed"), copies)
         grid = self._grid(height, width)
         settings = self.settings(**sampler)
         if image_tokens is None and known is None:
@@ -246,51 +245,27 @@ class PaellaPipeline:
             conditions=conditions,
             unconditional=ConditionInputs(ids, mask, clip_ids=clip_ids(self.networks, negatives)),
             weights=_weights(weights, count, len(conditions), grid),
-            keys=np.asarray(seeds),
+            keys=None,
             image_tokens=None
             if image_tokens is None
             else _tokens(image_tokens, count, grid, "image_tokens"),
             known=None if known is None else _known(known, count, grid),
         )
         request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request)
-        keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
-            jnp.asarray(request.keys), jnp.tile(jnp.arange(copies), count)
-        )
-        return self._in_batches(request.replace(keys=keys), settings, grid, batch_size, trace)
-
-    def _in_batches(
-        self,
-        request: Request,
-        settings: RenoiseSettings,
-        grid: tuple[int, int],
-        batch_size: int,
-        trace: bool,
-    ) -> Generation:
-        """Runs the program on pieces of the request; the last one is filled up with repeats."""
-        count, devices = len(request.keys), self.mesh.size
-        size = -(-min(batch_size, count) // devices) * devices
         joint = bool(self.config.sampler.get("joint_guidance", False))
-        parts: list[tuple[np.ndarray, ...]] = []
-        for start in range(0, count, size):
-            rows = np.arange(start, start + size) % count
-            piece = jax.tree.map(lambda x, rows=rows: x[rows], request)
-            out = self._generate(
-                self.params,
-                self.frozen,
-                jax.device_put(piece, batch_sharding(self.mesh)),
-                settings.ramps(),
-                settings=settings.without_ramps(),
-                grid=grid,
-                joint=joint,
-                trace=trace,
-            )
-            keep = min(size, count - start)
-            images, *tokens = (np.asarray(x) for x in out)
-            parts.append((images[:keep], *(x[..., :keep, :, :] for x in tokens)))
-        history = np.concatenate([p[2] for p in parts], axis=1) if trace else None
-        return Generation(
-            np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), history
+        run = lambda piece: self._generate(
+            self.params,
+            self.frozen,
+            piece,
+            settings.ramps(),
+            settings=settings.without_ramps(),
+            grid=grid,
+            joint=joint,
+            trace=trace,
         )
+        request = request.replace(keys=keys)
+        images, tokens, *history = in_batches(run, request, len(keys), batch_size, self.mesh)
+        return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if trace else None)
 
     def _grid(self, height: int | None, width: int | None) -> tuple[int, int]:
         pixels = self.networks.vqgan.downsampling
@@ -298,20 +273,8 @@ class PaellaPipeline:
         default = self.config.data.image_size
         size = [default if side is None else side for side in (height, width)]
         for name, side in zip(("height", "width"), size, strict=True):
-            if side < divisor or side % divisor:
-                nearest = max(divisor, round(side / divisor) * divisor)
-                raise ValueError(
-                    f"{name} {side} must be a positive multiple of {divisor}; use {nearest}"
-                )
+            check_side(name, side, divisor)
         return size[0] // pixels, size[1] // pixels
-
-
-def _one_per_prompt(values: list[Any], count: int, name: str) -> list[Any]:
-    if len(values) == 1:
-        return values * count
-    if len(values) != count:
-        raise ValueError(f"{len(values)} values of {name} for {count} prompts; give one or {count}")
-    return values
 
 
 def _require_noise_start(settings: RenoiseSettings) -> None:
@@ -370,7 +333,10 @@ def _generate(
     joint: bool,
     trace: bool,
 ) -> tuple[Array, ...]:
-    """One compiled program: encode, sample, decode. Returns (images, tokens[, trace])."""
+    """One compiled program: encode, sample, decode.
+
+    Returns images, tokens and with `trace` the tokens of every step [batch, steps, h, w].
+    """
     encode = lambda inputs: networks.condition(params, frozen, inputs)
     predict = lambda c: lambda tokens, t: networks.logits(params, tokens, t, c)
     conds, uncond = [encode(c) for c in request.conditions], encode(request.unconditional)
@@ -394,9 +360,10 @@ def _generate(
         ramps=ramps,
         trace=trace,
     )
-    tokens, history = out if trace else (out, None)
-    images = networks.decode_tokens(frozen, tokens)
-    return (images, tokens, *([history] if trace else []))
+    if not trace:
+        return networks.decode_tokens(frozen, out), out
+    tokens, history = out
+    return networks.decode_tokens(frozen, tokens), tokens, jnp.moveaxis(history, 0, 1)
 
 
 def _same_shapes(first: Tree, second: Tree) -> bool:

@@ -216,7 +216,7 @@ def test_objective_is_the_noise_error_with_its_weight():
 
     losses = {}
     for weighted in (False, True):
-        settings.p2_weight = weighted
+        settings.loss_weight = "p2" if weighted else "none"
         objective = clip_prior_objective(predict, schedule, settings)
         losses[weighted], (metrics, _) = jax.jit(objective)({}, inputs)
         jax.effects_barrier()

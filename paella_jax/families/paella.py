@@ -24,6 +24,7 @@ from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.t5 import t5_from_hf_config
 from paella_jax.encoders.text import ClipTokenizer, joint_text_encoder, make_tokenizer
+from paella_jax.families.clip_folder import carry_clip
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
 from paella_jax.families.paella_networks import PaellaNetworks
 from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
@@ -65,24 +66,6 @@ def prepare_frozen(config: ConfigDict, workdir: Path) -> None:
         shutil.copy(folder / "config.json", target)
     if config.clip.folder and not (workdir / "frozen" / CLIP).is_dir():
         carry_clip(config.clip.folder, workdir / "frozen" / CLIP)
-
-
-def carry_clip(source: str, target: Path) -> None:
-    """Copies a CLIP folder's config, weights and tokenizer; the copy appears whole or not at all.
-
-    Raises:
-      ConfigError: no such folder.
-    """
-    folder = Path(source)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"clip.folder {source} is not a model folder (no config.json)")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for pattern in ("*.json", "*.safetensors", "*.txt"):
-        for file in folder.glob(pattern):
-            shutil.copy(file, part / file.name)
-    part.replace(target)
 
 
 def load_networks(config: ConfigDict, workdir: Path) -> tuple[PaellaNetworks, Tree]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+LOSS_WEIGHTS = ("none", "p2", "p2_paper")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,26 @@ def noise_from_clean(noised: Array, clean: Array, alpha_bar: Array) -> Array:
     """The noise in it, given what was noised: solves `diffuse` for `noise`."""
     alpha_bar = per_sample(alpha_bar, noised)
     return (noised - jnp.sqrt(alpha_bar) * clean) / jnp.sqrt(1.0 - alpha_bar)
+
+
+def loss_weight(kind: str, alpha_bar: Array) -> Array:
+    """Weight of a sample's loss; the shape of `alpha_bar`.
+
+    Args:
+      kind: "none" is 1; "p2" is 1 - alpha_bar, what the released code does; "p2_paper" is
+        (1 - alpha_bar) / (1 + alpha_bar), what the Würstchen paper writes.
+      alpha_bar: float32.
+
+    Raises:
+      ValueError: another kind.
+    """
+    if kind == "none":
+        return jnp.ones_like(alpha_bar)
+    if kind == "p2":
+        return p2_weight(alpha_bar)
+    if kind == "p2_paper":
+        return (1.0 - alpha_bar) / (1.0 + alpha_bar)
+    raise ValueError(f"objective.loss_weight must be one of {LOSS_WEIGHTS}, got {kind!r}")
 
 
 def p2_weight(alpha_bar: Array, k: float = 1.0, gamma: float = 1.0) -> Array:

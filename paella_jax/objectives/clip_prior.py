@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise, p2_weight
-from paella_jax.noise.tokens import sample_noise_level
+from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.objectives.inputs import Objective, StepInputs
+from paella_jax.objectives.noise_prediction import noise_prediction_loss
 
 Array = jax.Array
 Tree = Any
@@ -41,18 +41,12 @@ def clip_prior_objective(
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 3))(inputs.keys)
-        level_keys, noise_keys, drop_keys = split.T
-        clean = inputs.batch["image_embedding"].astype(jnp.float32)
+        noise_keys, drop_keys = jax.vmap(lambda key: jax.random.split(key))(inputs.keys).T
         text = inputs.batch["text_embedding"].astype(jnp.float32)
         text = drop_embeddings(drop_keys, text, settings.text_drop)
-        t = sample_noise_level(level_keys, settings.minimum_t)
-        alpha_bar = schedule.alpha_bar(t)
-        noise = gaussian_noise(noise_keys, clean.shape[1:])
-        predicted = predict(params, diffuse(clean, noise, alpha_bar), t, text)
-        error = jnp.square(predicted.astype(jnp.float32) - noise).mean(-1)
-        weight = p2_weight(alpha_bar) if settings.p2_weight else jnp.ones_like(t)
-        metrics = {"noise_mse": error.mean()}
-        return (error * weight).mean(), (metrics, inputs.model_state)
+        predict_noise = lambda noised, t: predict(params, noised, t, text)
+        clean = inputs.batch["image_embedding"]
+        loss, metrics = noise_prediction_loss(predict_noise, clean, noise_keys, schedule, settings)
+        return loss, (metrics, inputs.model_state)
 
     return objective

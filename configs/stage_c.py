@@ -1,0 +1,119 @@
+"""Würstchen's Stage C: text -> the compressor's latents.
+
+    python -m paella_jax.train --config configs/stage_c.py:shapes --workdir runs/wuerstchen \
+        --config.stage_b=runs/stage_b
+
+Presets: `tiny` (continuous integration), `shapes` (embedded data), `v2`, the released architecture
+and recipe, and `paper`, the smaller network the paper describes (both unmeasured here: need a pod).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(preset: str = "shapes") -> ConfigDict:
+    """Builds one preset. Raises ValueError for an unknown one."""
+    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "paper": _paper}
+    if preset not in presets:
+        raise ValueError(
+            f"unknown preset {preset!r} of configs/stage_c.py; known: {sorted(presets)}"
+        )
+    config = common.base()
+    config.method = "stage_c"
+    config.preset = preset
+    config.stage_b = ""  # run folder of a trained Stage B
+
+    config.model = ConfigDict()
+    config.model.channels = 16  # the compressor's
+    config.model.width = 1536
+    config.model.depth = 32
+    config.model.num_heads = 24
+    config.model.time_width = 64
+    config.model.kernel_size = 3
+    config.model.dropout = 0.1
+    config.model.self_attention = True
+    config.model.remat = False
+
+    common.add_text(config, kind="clip")
+    common.add_diffusion(config)
+    config.objective.text_drop = 0.05
+    config.objective.loss_weight = "p2"  # the released code's, 1 - alpha_bar
+
+    # Levels at the ends of sampling's ranges, and the steps in each.
+    config.sampler.edges = (1.0, 2 / 3, 0.0)
+    config.sampler.segments = (20, 10)
+    config.sampler.guidance_scale = 4.0
+    presets[preset](config)
+    return config
+
+
+def _shapes(config: ConfigDict) -> None:
+    config.num_steps = 2600  # as Paella's `shapes`
+    config.batch_size = 32
+    config.model.channels = 4
+    config.model.width = 128
+    config.model.depth = 4
+    config.model.num_heads = 4
+    config.model.time_width = 32
+    config.model.dropout = 0.0
+    config.text.kind = "joint"
+    config.text.max_length = 128
+    config.text.pad_to = 120
+    config.text.width = 96
+    config.text.num_heads = 4
+    config.objective.text_drop = 0.1
+    config.optim.learning_rate = 1e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 150
+    config.optim.beta2 = 0.98
+    config.optim.ema_decay = 0.995
+    config.sampler.guidance_scale = 3.0
+    config.checkpoint.every = 1000
+    config.log.preview_every = 500
+    config.log.preview_images = 32
+
+
+def _tiny(config: ConfigDict) -> None:
+    _shapes(config)
+    config.data.spec = "tiny"
+    config.num_steps = 400
+    config.model.width = 64
+    config.model.depth = 2
+    config.text.max_length = 96
+    config.text.pad_to = 64
+    config.text.width = 64
+    config.text.hidden_dim = 128
+    config.optim.warmup_steps = 50
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 200
+    config.log.preview_every = 0
+    config.evaluation.num_images = 64
+    config.evaluation.batch_size = 32
+
+
+def _v2(config: ConfigDict) -> None:
+    """The published script and the paper's first, longest phase (512-pixel images, 12 x 12)."""
+    config.data.source = "folder"
+    config.data.image_size = 512
+    config.data.crop = "random"
+    config.num_steps = 500_000
+    config.batch_size = 1536
+    config.precision = "bfloat16"
+    config.mesh.fsdp = -1
+    config.mesh.data = 1
+    config.model.remat = True
+    # The script averages every 100 updates with 0.9; 0.9 ** (1 / 100) in every update is the same.
+    config.optim.ema_decay = 0.99895
+    config.optim.ema_start = 5000
+    config.checkpoint.every = 5000
+    config.log.preview_every = 10_000
+
+
+def _paper(config: ConfigDict) -> None:
+    _v2(config)
+    config.model.width = 1280
+    config.model.depth = 16
+    config.model.num_heads = 16

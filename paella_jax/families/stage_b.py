@@ -1,0 +1,302 @@
+"""Würstchen's Stage B family: its networks, the compressor, Stage A, and the training method."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError, to_json
+from paella_jax.data.build import make_source
+from paella_jax.encoders.compressor_preprocess import compressor_preprocess
+from paella_jax.families.text_side import TextSide, carry_text, load_text
+from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
+from paella_jax.models.compressor import Compressor
+from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.vqgan import VQGAN
+from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.objectives.wuerstchen import stage_b_objective
+from paella_jax.training.checkpoint import (
+    CheckpointError,
+    read_config,
+    restore_variables,
+    write_atomically,
+)
+from paella_jax.training.method import Method
+from paella_jax.training.state import TrainState
+from paella_jax.training.weights import load_tree, save_tree
+
+Array = jax.Array
+Tree = Any
+CLIP = "stage_b_clip"  # folder of the carried text encoder
+COMPRESSOR = "compressor"  # its parameters, in the trained or the frozen tree
+
+
+@dataclass(frozen=True)
+class StageBNetworks:
+    """Stage B with the compressor before it and Stage A behind it.
+
+    Attributes:
+      stage_b: the diffusion network.
+      compressor: image -> guide. Its parameters and statistics are in `params` and `model_state`
+        where it trains along, else both in the frozen tree.
+      vqgan: Stage A.
+      text: what the attention sees.
+      ratio: compressor pixels per image pixel; 0.75 as released (768 of 1024).
+      joint_compressor: whether it trains along.
+    """
+
+    stage_b: StageB
+    compressor: Compressor
+    vqgan: VQGAN
+    text: TextSide
+    ratio: float
+    joint_compressor: bool
+
+    @property
+    def size_divisor(self) -> int:
+        """What image sides must divide by: whole Stage C latents, whole Stage B patches."""
+        cell = Fraction(self.compressor.downsampling) / Fraction(self.ratio)
+        return math.lcm(cell.numerator, self.vqgan.downsampling * self.stage_b.grid_divisor)
+
+    def guide_side(self, pixels: int) -> int:
+        """Latents the compressor makes of an image side."""
+        return round(pixels * self.ratio) // self.compressor.downsampling
+
+    def latent_side(self, pixels: int) -> int:
+        """Stage A latents of an image side."""
+        return pixels // self.vqgan.downsampling
+
+    def compress(self, variables: Tree, images: Array) -> Array:
+        """Images in [0, 1] [batch, H, W, 3] -> raw guide [batch, h, w, C]."""
+        return self.compressor.apply(variables, self._preprocess(images))
+
+    def _preprocess(self, images: Array) -> Array:
+        height, width = images.shape[1:3]
+        size = round(min(height, width) * self.ratio)
+        return compressor_preprocess(images, size, square=height == width)
+
+    def compress_in_training(
+        self, params: Tree, frozen: Tree, model_state: Tree, images: Array, key: Array
+    ) -> tuple[Array, Tree]:
+        """As `compress`; a compressor that trains along also updates its statistics."""
+        if not self.joint_compressor:
+            return self.compress(frozen[COMPRESSOR], images), model_state
+        variables = {"params": params[COMPRESSOR], "batch_stats": model_state[COMPRESSOR]}
+        guide, updated = self.compressor.apply(
+            variables,
+            self._preprocess(images),
+            True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        return guide, {COMPRESSOR: updated["batch_stats"]}
+
+    def encode_latents(self, frozen: Tree, images: Array) -> Array:
+        """Images -> Stage A latents in Stage B's scale."""
+        encode = lambda vqgan, images: vqgan.scale(vqgan.encode(images))
+        return jax.lax.stop_gradient(self.vqgan.apply(frozen["vqgan"], images, method=encode))
+
+    def decode_latents(self, frozen: Tree, latents: Array) -> Array:
+        """The inverse: latents -> images in [0, 1]."""
+        decode = lambda vqgan, latents: jnp.clip(vqgan.decode(vqgan.unscale(latents)), 0.0, 1.0)
+        return self.vqgan.apply(frozen["vqgan"], latents, method=decode)
+
+    def noise(
+        self, params: Tree, x: Array, t: Array, cond: Conditioning, key: Array | None = None
+    ) -> Array:
+        """Predicted noise; `key` switches dropout on."""
+        return self.stage_b.apply(
+            {"params": params["stage_b"]},
+            x,
+            t,
+            cond,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+        )
+
+    def init(self, key: Array, image_size: int) -> tuple[Tree, Tree]:
+        """Fresh trainable parameters and model state."""
+        keys = jax.random.split(key, 3)
+        side = self.latent_side(image_size)
+        x = jnp.zeros((1, side, side, self.vqgan.latent_channels))
+        params = {
+            "stage_b": self.stage_b.init(keys[0], x, jnp.zeros((1,)), self.text.abstract())[
+                "params"
+            ],
+            **self.text.init(keys[1]),
+        }
+        if not self.joint_compressor:
+            return params, {}
+        pixels = round(image_size * self.ratio)
+        variables = self.compressor.init(keys[2], jnp.zeros((1, pixels, pixels, 3)))
+        params[COMPRESSOR] = variables["params"]
+        return params, {COMPRESSOR: variables["batch_stats"]}
+
+
+def make_compressor(config: ConfigDict) -> Compressor:
+    """From `config.compressor`."""
+    settings = config.compressor
+    return Compressor(
+        variant=settings.variant,
+        out_channels=config.model.guide_channels,
+        head_channels=settings.head_channels,
+        stochastic_depth=settings.stochastic_depth,
+        dtype=jnp.dtype(config.precision),
+    )
+
+
+def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tree]:
+    """Networks and frozen parameters of a folder that carries what Stage B needs.
+
+    Raises:
+      ConfigError: parts or sizes that do not belong together.
+    """
+    vqgan, variables = load_carried_tokenizer(workdir)
+    model = StageB(**config.model, dtype=jnp.dtype(config.precision))
+    if vqgan.latent_channels != model.latent_channels:
+        raise ConfigError(
+            f"model.latent_channels {model.latent_channels} differs from Stage A's "
+            f"{vqgan.latent_channels}; give the tokenizer this config belongs to"
+        )
+    frozen = {"vqgan": variables}
+    networks = StageBNetworks(
+        model,
+        make_compressor(config),
+        vqgan,
+        load_text(config, workdir, CLIP, frozen),
+        config.compressor.ratio,
+        config.compressor.train,
+    )
+    size, divisor = config.data.image_size, networks.size_divisor
+    if size % divisor:
+        raise ConfigError(f"data.image_size {size} must be a multiple of {divisor}")
+    return networks, frozen
+
+
+def stage_b_method(
+    config: ConfigDict,
+    workdir: Path,
+    preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None,
+) -> Method:
+    """Training of configs/stage_b.py.
+
+    Raises:
+      ConfigError: no tokenizer, or parts that do not belong together.
+    """
+    if not (workdir / "frozen" / "vqgan.json").is_file():
+        if not config.tokenizer:
+            raise ConfigError(
+                "Stage B needs a trained Stage A: give --config.tokenizer=RUN, the run folder of "
+                "configs/vqgan.py"
+            )
+        carry_tokenizer(config.tokenizer, workdir)
+    carry_text(config, workdir, CLIP)
+    networks, frozen = make_stage_b(config, workdir)
+    if not networks.joint_compressor:
+        frozen[COMPRESSOR] = carried_compressor(config, workdir)
+    return Method(
+        title="stage_b",
+        init=lambda key: networks.init(key, config.data.image_size),
+        objective=stage_b_objective(
+            networks.noise,
+            networks.text,
+            networks.encode_latents,
+            networks.compress_in_training,
+            networks.text.empty(),
+            CosineSchedule(**config.schedule),
+            config.objective,
+        ),
+        frozen=frozen,
+        source=make_source(config.data, "train", config.seed),
+        transform=networks.text.transform,
+        preview=preview,
+    )
+
+
+def carried_compressor(config: ConfigDict, workdir: Path) -> Tree:
+    """The frozen compressor in a run's folder, copied from `config.compressor.run` at first.
+
+    Raises:
+      ConfigError: no run given.
+    """
+    file = workdir / "frozen" / f"{COMPRESSOR}.safetensors"
+    if not file.is_file():
+        if not config.compressor.run:
+            raise ConfigError(
+                "compressor.train=False needs --config.compressor.run=RUN, a Stage B run to take "
+                "the compressor from"
+            )
+        save_tree(file, compressor_variables(config.compressor.run))
+    return load_tree(file)
+
+
+def compressor_variables(run: str | Path) -> Tree:
+    """The compressor of a Stage B run: {"params", "batch_stats"}."""
+    workdir = Path(run)
+    config, params, model_state = stage_b_weights(workdir)
+    if config.compressor.train:
+        return {"params": params[COMPRESSOR], "batch_stats": model_state[COMPRESSOR]}
+    return load_tree(workdir / "frozen" / f"{COMPRESSOR}.safetensors")
+
+
+def stage_b_weights(run: str | Path) -> tuple[ConfigDict, Tree, Tree]:
+    """Config, parameters (averaged if there is an average) and model state of a Stage B run.
+
+    Raises:
+      CheckpointError: not a Stage B run, or unreadable.
+    """
+    config = read_config(run)
+    if config.method != "stage_b":
+        raise CheckpointError(
+            f"{run} holds a run of method {config.method!r}, not of stage_b; give the run folder "
+            "of configs/stage_b.py"
+        )
+    _, restored = restore_variables(run)
+    return config, restored["params"], restored["model_state"]
+
+
+def carry_stage_b(run: str, workdir: Path) -> None:
+    """Copies a Stage B run, with Stage A and the compressor, into a Stage C run's folder."""
+    source, target = Path(run), workdir / "frozen"
+    if (target / "stage_b.json").is_file():
+        return
+    config, params, _ = stage_b_weights(source)
+    save_tree(target / f"{COMPRESSOR}.safetensors", compressor_variables(source))
+    params = {name: tree for name, tree in params.items() if name != COMPRESSOR}
+    save_tree(target / "stage_b.safetensors", params)
+    vqgan, variables = load_carried_tokenizer(source)
+    del vqgan
+    save_tree(target / "vqgan.safetensors", variables)
+    vqgan_config = json.loads((source / "frozen" / "vqgan.json").read_text())
+    write_atomically(target / "vqgan.json", json.dumps(vqgan_config, indent=2))
+    if config.text.kind == "clip":
+        settled = config.copy_and_resolve_references()
+        with settled.unlocked():
+            settled.text.folder = str(source / "frozen" / CLIP)
+        carry_text(settled, workdir, CLIP)
+    write_atomically(target / "stage_b.json", to_json(config))  # last: the rest is complete
+
+
+def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:
+    """Config, networks, parameters and frozen parameters, from a Stage B or a Stage C run."""
+    folder = Path(workdir)
+    carried = folder / "frozen" / "stage_b.json"
+    if carried.is_file():
+        config = ConfigDict(json.loads(carried.read_text()))
+        params = load_tree(folder / "frozen" / "stage_b.safetensors")
+        compressor = load_tree(folder / "frozen" / f"{COMPRESSOR}.safetensors")
+    else:
+        config, params, _ = stage_b_weights(folder)
+        compressor = compressor_variables(folder)
+    networks, frozen = make_stage_b(config, folder)
+    return config, networks, params, frozen | {COMPRESSOR: compressor}

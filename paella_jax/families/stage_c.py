@@ -1,0 +1,129 @@
+"""Würstchen's Stage C family: the prior, the frozen compressor it learns to imitate, its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.data.build import make_source
+from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
+from paella_jax.families.text_side import TextSide, carry_text, load_text
+from paella_jax.models.compressor import to_stage_c
+from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.stage_c import StageC
+from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.objectives.wuerstchen import stage_c_objective
+from paella_jax.training.method import Method
+from paella_jax.training.state import TrainState
+
+Array = jax.Array
+Tree = Any
+CLIP = "stage_c_clip"  # folder of the carried text encoder
+
+
+@dataclass(frozen=True)
+class StageCNetworks:
+    """The prior and its text encoder."""
+
+    stage_c: StageC
+    text: TextSide
+
+    def noise(
+        self, params: Tree, x: Array, t: Array, cond: Conditioning, key: Array | None = None
+    ) -> Array:
+        """Predicted noise; `key` switches dropout on."""
+        return self.stage_c.apply(
+            {"params": params["stage_c"]},
+            x,
+            t,
+            cond,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+        )
+
+    def init(self, key: Array, side: int) -> Tree:
+        """Fresh trainable parameters."""
+        first, second = jax.random.split(key)
+        x = jnp.zeros((1, side, side, self.stage_c.channels))
+        variables = self.stage_c.init(first, x, jnp.zeros((1,)), self.text.abstract())
+        return {"stage_c": variables["params"], **self.text.init(second)}
+
+
+def make_stage_c(
+    config: ConfigDict, workdir: Path, stage_b: StageBNetworks
+) -> tuple[StageCNetworks, Tree]:
+    """The prior's networks and frozen text encoder, from a prepared run folder.
+
+    Raises:
+      ConfigError: it does not belong to this Stage B.
+    """
+    model = StageC(**config.model, dtype=jnp.dtype(config.precision))
+    if model.channels != stage_b.stage_b.guide_channels:
+        raise ConfigError(
+            f"model.channels {model.channels} differs from the {stage_b.stage_b.guide_channels} "
+            "latent channels of Stage B's compressor; these stages do not belong together"
+        )
+    size, divisor = config.data.image_size, stage_b.size_divisor
+    if size % divisor:
+        raise ConfigError(
+            f"data.image_size {size} must be a multiple of {divisor} for this Stage B"
+        )
+    frozen: dict[str, Tree] = {}
+    text = load_text(config, workdir, CLIP, frozen)
+    if text.encoder is None:
+        raise ConfigError("text.kind must be joint or clip: Stage C draws from a text")
+    return StageCNetworks(model, text), frozen
+
+
+def stage_c_method(
+    config: ConfigDict,
+    workdir: Path,
+    preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None,
+) -> Method:
+    """Training of configs/stage_c.py; the run's folder then holds all three stages.
+
+    Raises:
+      ConfigError: no Stage B given, or stages that do not belong together.
+    """
+    if not (workdir / "frozen" / "stage_b.json").is_file():
+        if not config.stage_b:
+            raise ConfigError(
+                "Stage C needs a trained Stage B with its compressor: give --config.stage_b=RUN, "
+                "the run folder of configs/stage_b.py"
+            )
+        carry_stage_b(config.stage_b, workdir)
+    carry_text(config, workdir, CLIP)
+    _, stage_b, _, behind = load_stage_b(workdir)
+    networks, frozen = make_stage_c(config, workdir, stage_b)
+    frozen[COMPRESSOR] = behind[COMPRESSOR]
+
+    def compress(frozen: Tree, images: Array) -> Array:
+        latents = to_stage_c(stage_b.compress(frozen[COMPRESSOR], images))
+        return jax.lax.stop_gradient(latents)
+
+    empty = networks.text.empty()
+    assert empty is not None
+    side = stage_b.guide_side(config.data.image_size)
+    return Method(
+        title="stage_c",
+        init=lambda key: (networks.init(key, side), {}),
+        objective=stage_c_objective(
+            networks.noise,
+            networks.text,
+            compress,
+            empty,
+            CosineSchedule(**config.schedule),
+            config.objective,
+        ),
+        frozen=frozen,
+        source=make_source(config.data, "train", config.seed),
+        transform=networks.text.transform,
+        preview=preview,
+    )

@@ -1,0 +1,149 @@
+"""The text side of the diffusion stages: a small encoder that trains along, frozen CLIP, or none.
+
+Unlike Paella's (families/paella.py) it has one encoder whose last states the network attends to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.convert.clip import load_clip_text_folder
+from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
+from paella_jax.encoders.clip_text import ClipText
+from paella_jax.encoders.t5 import T5Encoder
+from paella_jax.encoders.text import (
+    ClipTokenizer,
+    Tokenizer,
+    joint_text_encoder,
+    make_tokenizer,
+)
+from paella_jax.families.clip_folder import carry_clip
+from paella_jax.models.conditioning import Conditioning
+
+Array = jax.Array
+Tree = Any
+NAME = "text_encoder"  # of its parameters, in the trained or the frozen tree
+CLIP_LENGTH = 77
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """Tokenizer and encoder; `encoder` is None for networks that see no text.
+
+    Attributes:
+      encoder: its parameters are at "text_encoder" of the trained tree if it is a T5, else of the
+        frozen one.
+      tokenizer: cuts texts that are too long.
+      length: ids of every text.
+    """
+
+    encoder: T5Encoder | ClipText | None
+    tokenizer: Tokenizer | None
+    length: int
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the encoder trains along."""
+        return isinstance(self.encoder, T5Encoder)
+
+    def ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ids int32 and mask bool [count, length]; None without text."""
+        return None if self.tokenizer is None else self.tokenizer(texts, self.length)
+
+    def empty(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Ids and mask [length] of the empty text; None without text."""
+        pair = self.ids([""])
+        return None if pair is None else (pair[0][0], pair[1][0])
+
+    def init(self, key: Array) -> Tree:
+        """Fresh trainable parameters: empty unless the encoder trains along."""
+        if not isinstance(self.encoder, T5Encoder):
+            return {}
+        return {NAME: self.encoder.init(key, jnp.zeros((1, 4), jnp.int32))["params"]}
+
+    def abstract(self) -> Conditioning:
+        """Something of the right widths to initialise a network with."""
+        width = 1 if self.encoder is None else self.encoder.width
+        return Conditioning(text=jnp.zeros((1, 1, width)))
+
+    def __call__(
+        self,
+        params: Tree,
+        frozen: Tree,
+        ids: Array | None,
+        mask: Array | None,
+        batch: int,
+        key: Array | None = None,
+    ) -> Conditioning:
+        """Text states, and for a T5 the mask of its padding; `key` switches dropout on.
+
+        CLIP's tower is given the mask, the networks are not: they attend to all 77 positions
+        (wuerstchen.md 1). Without an encoder the text is one zero vector.
+        """
+        if self.encoder is None:
+            return Conditioning(text=jnp.zeros((batch, 1, 1)))
+        if isinstance(self.encoder, T5Encoder):
+            states = self.encoder.apply(
+                {"params": params[NAME]},
+                ids,
+                mask,
+                deterministic=key is None,
+                rngs=None if key is None else {"dropout": key},
+            )
+            return Conditioning(text=states, text_mask=mask)
+        output = self.encoder.apply({"params": frozen[NAME]}, ids, mask)
+        return Conditioning(text=jax.lax.stop_gradient(output.last_hidden_state))
+
+    def transform(self, sample: dict[str, Any]) -> dict[str, np.ndarray]:
+        """A captioned sample's image and ids."""
+        arrays = {"image": sample["image"]}
+        pair = self.ids([sample["caption"]]) if self.tokenizer is not None else None
+        if pair is not None:
+            arrays["text_ids"], arrays["text_mask"] = pair[0][0], pair[1][0]
+        return arrays
+
+
+def carry_text(config: ConfigDict, workdir: Path, name: str) -> None:
+    """Copies the CLIP folder of `config.text` into a run's folder as `frozen/<name>`, once.
+
+    Raises:
+      ConfigError: kind clip without a folder.
+    """
+    target = workdir / "frozen" / name
+    if config.text.kind != "clip" or target.is_dir():
+        return
+    if not config.text.folder:
+        raise ConfigError(
+            "text.kind=clip needs --config.text.folder=FOLDER, a CLIP text model in Hugging Face "
+            "layout; or train a small encoder with --config.text.kind=joint"
+        )
+    carry_clip(config.text.folder, target)
+
+
+def load_text(config: ConfigDict, workdir: Path, name: str, frozen: Tree) -> TextSide:
+    """The text side of a prepared run folder; a frozen encoder's weights go into `frozen`.
+
+    Raises:
+      ConfigError: unknown kind.
+    """
+    text, dtype = config.text, jnp.dtype(config.precision)
+    if text.kind == "none":
+        return TextSide(None, None, 0)
+    if text.kind == "joint":
+        length = min(text.pad_to, text.max_length)
+        tokenizer = make_tokenizer(VOCAB_SIZE, "", length, truncate=True)
+        return TextSide(joint_text_encoder(text, config.precision), tokenizer, length)
+    if text.kind != "clip":
+        raise ConfigError(f"text.kind must be none, joint or clip, got {text.kind!r}")
+    module, frozen[NAME] = load_clip_text_folder(workdir / "frozen" / name)
+    tokenizer = ClipTokenizer(workdir / "frozen" / name, CLIP_LENGTH, truncate=True)
+    return TextSide(module.clone(dtype=dtype), tokenizer, CLIP_LENGTH)
