@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.tensors import Entry, export_tensors, flatten, import_tensors
+from paella_jax.convert.tensors import (
+    ConversionError,
+    Entry,
+    export_tensors,
+    flatten,
+    import_tensors,
+)
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
 
@@ -99,13 +107,110 @@ def paella_entries(model: Paella) -> list[Entry]:
     return entries
 
 
-def abstract_paella(model: Paella, text_width: int, clip_width: int) -> dict[str, Any]:
-    """Shapes of all parameters, with every conditioning input present; nothing is computed."""
+# What a block of each kind is known by: the first tensor below its name.
+_KINDS = (
+    (r"depthwise\.weight", "C"),
+    (r"mapper\.weight", "T"),
+    (r"attention\.attn\.in_proj_weight", "A"),
+    (r"channelwise\.0\.weight", "F"),
+)
+RELEASED_HEAD_WIDTH = 80
+
+
+def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of `Paella` from a state dict's names and shapes.
+
+    Not told by them: `dropout`, `self_attention`, `remat` and the number of heads. `num_heads` is
+    there only where every level with attention can have heads 80 wide, as the released model's.
+
+    Raises:
+      ConversionError: tensors that carry the sizes are missing or do not belong together.
+    """
+    shape = lambda name, rank: _shape(tensors, name, rank)
+    codes, token_width = shape("in_mapper.0.weight", 2)
+    cond_width = shape("byt5_mapper.weight", 2)[0]
+    width, patched = shape("embedding.1.weight", 4)[:2]
+    fields: dict[str, Any] = {"codebook_size": codes, "token_width": token_width}
+    fields["patch_size"] = math.isqrt(patched // token_width)
+    fields["cond_width"] = cond_width
+    clip = next((n for n in ("clip_mapper", "clip_image_mapper") if f"{n}.weight" in tensors), None)
+    if clip is not None:
+        fields["clip_tokens"] = shape(f"{clip}.weight", 2)[0] // cond_width
+    levels = _block_kinds(tensors)
+    downs = [f"down_blocks.{i}.0.1.weight" for i in range(1, len(levels))]
+    widths = (width, *(shape(name, 4)[0] for name in downs))
+    periods = [_period(kinds) for kinds in levels]
+    fields["widths"], fields["patterns"] = widths, tuple(periods)
+    fields["depths"] = tuple(len(k) // len(p) for k, p in zip(levels, periods, strict=True))
+    block = r"down_blocks\.\d+\.\d+"
+    mappers = _shapes(tensors, rf"{block}\.mapper\.weight", 2)
+    kernels = _shapes(tensors, rf"{block}\.depthwise\.weight", 4)
+    fields |= {"time_width": mappers[0][1]} if mappers else {}
+    fields |= {"kernel_size": kernels[0][3]} if kernels else {}
+    attending = [width for width, pattern in zip(widths, periods, strict=True) if "A" in pattern]
+    if all(width % RELEASED_HEAD_WIDTH == 0 for width in attending):
+        pairs = zip(widths, periods, strict=True)
+        fields["num_heads"] = tuple(w // RELEASED_HEAD_WIDTH if "A" in p else 0 for w, p in pairs)
+    return fields
+
+
+def _shapes(tensors: Mapping[str, np.ndarray], pattern: str, rank: int) -> list[tuple[int, ...]]:
+    shapes = [np.shape(x) for name, x in tensors.items() if re.fullmatch(pattern, name)]
+    return [shape for shape in shapes if len(shape) == rank]
+
+
+def _shape(tensors: Mapping[str, np.ndarray], name: str, rank: int) -> tuple[int, ...]:
+    found = np.shape(tensors[name]) if name in tensors else None
+    if found is None or len(found) != rank or 0 in found:
+        state = "is missing" if found is None else f"has shape {found}"
+        raise ConversionError(
+            f"not a whole Paella: {name}, which tells its sizes, {state}; expected the state dict "
+            "of paella_v3.pt or of a model of its kind"
+        )
+    return found
+
+
+def _block_kinds(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The blocks of every level of the way down, such as "CTCT"."""
+    found: dict[int, dict[int, str]] = {}
+    for name in tensors:
+        place = re.match(r"down_blocks\.(\d+)\.(\d+)\.(.+)", name)
+        for pattern, kind in _KINDS if place else ():
+            assert place is not None
+            blocks = found.setdefault(int(place[1]), {})
+            # A C block has a "channelwise" too, so F never replaces what is there.
+            if re.fullmatch(pattern, place[3]) and (kind != "F" or int(place[2]) not in blocks):
+                blocks[int(place[2])] = kind
+    levels = [found.get(level, {}) for level in range(max(found, default=-1) + 1)]
+    for level, blocks in enumerate(levels):
+        first = 1 if level else 0  # before it is the downsampling
+        if not blocks or sorted(blocks) != list(range(first, first + len(blocks))):
+            raise ConversionError(
+                f"not a whole Paella: down_blocks.{level} has blocks of known kinds at "
+                f"{sorted(blocks)}, they must be numbered from {first} without gaps"
+            )
+    if not levels:
+        raise ConversionError("not a whole Paella: it has no down_blocks")
+    return ["".join(blocks[i] for i in sorted(blocks)) for blocks in levels]
+
+
+def _period(kinds: str) -> str:
+    """The shortest pattern whose repetition gives `kinds`."""
+    sizes = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0)
+    return next(kinds[:n] for n in sizes if kinds[:n] * (len(kinds) // n) == kinds)
+
+
+def abstract_paella(model: Paella, text_width: int, clip_width: int | None) -> dict[str, Any]:
+    """Shapes of all parameters; nothing is computed.
+
+    Every conditioning input of the release is present; `clip_width` None leaves out CLIP's.
+    """
     size = model.grid_divisor
+    has_clip = clip_width is not None
     cond = Conditioning(
         text=jnp.zeros((1, 1, text_width)),
-        text_pooled=jnp.zeros((1, clip_width)),
-        image_pooled=jnp.zeros((1, 1, clip_width)),
+        text_pooled=jnp.zeros((1, clip_width)) if has_clip else None,
+        image_pooled=jnp.zeros((1, 1, clip_width)) if has_clip else None,
     )
     init = lambda: model.init(
         jax.random.key(0), jnp.zeros((1, size, size), jnp.int32), jnp.zeros((1,)), cond
@@ -113,15 +218,46 @@ def abstract_paella(model: Paella, text_width: int, clip_width: int) -> dict[str
     return jax.eval_shape(init)["params"]
 
 
+def condition_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
+    """Widths of the text states and of CLIP's embeddings; None for a model without CLIP."""
+    text = _shape(tensors, "byt5_mapper.weight", 2)[1]
+    if not any(name.startswith("clip_") for name in tensors):
+        return text, None
+    return text, _shape(tensors, "clip_mapper.weight", 2)[1]
+
+
 def import_paella(tensors: Mapping[str, np.ndarray], model: Paella) -> dict[str, Any]:
-    """Original state dict -> our parameters. Raises ConversionError listing every misfit."""
-    text = np.shape(tensors.get("byt5_mapper.weight", np.zeros((1, 1))))[1]
-    clip = np.shape(tensors.get("clip_mapper.weight", np.zeros((1, 1))))[1]
-    return import_tensors(paella_entries(model), tensors, abstract_paella(model, text, clip))
+    """Original state dict -> our parameters. Raises ConversionError listing every misfit.
+
+    A file without any tensor of the CLIP mappers gives a model without them.
+    """
+    has_clip = any(name.startswith("clip_") for name in tensors)
+    text, clip = (
+        (_shapes(tensors, rf"{name}\.weight", 2) or [(1, 1)])[0][1]
+        for name in ("byt5_mapper", "clip_mapper")
+    )
+    expected = abstract_paella(model, text, clip if has_clip else None)
+    present = set(flatten(expected))
+    entries = [entry for entry in paella_entries(model) if has_clip or entry.path in present]
+    return import_tensors(entries, tensors, expected)
 
 
-def export_paella(params: Mapping[str, Any], model: Paella) -> dict[str, np.ndarray]:
-    """Our parameters -> original state dict; mappers the run never used are left out."""
+def export_paella(
+    params: Mapping[str, Any], model: Paella, copy: bool = True
+) -> dict[str, np.ndarray]:
+    """Our parameters -> original state dict; mappers the run never used are left out.
+
+    Args:
+      params: of the predictor.
+      model: its network.
+      copy: False gives transposed views, see `export_tensors`.
+
+    Raises:
+      ConversionError: parameters that the original network does not have.
+    """
     present = set(flatten(params))
     entries = [entry for entry in paella_entries(model) if entry.path in present]
-    return export_tensors(entries, params)
+    extra = sorted("/".join(path) for path in present - {entry.path for entry in entries})
+    if extra:
+        raise ConversionError(f"the original Paella has no names for {', '.join(extra)}")
+    return export_tensors(entries, params, copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.tensors import Entry, export_tensors, import_tensors
+from paella_jax.convert.tensors import ConversionError, Entry, export_tensors, import_tensors
 from paella_jax.models.vqgan import VQGAN
 
 IGNORED = "num_batches_tracked"
+CODEBOOK, DIFFUSERS_CODEBOOK = "vquantizer.codebook.weight", "vquantizer.embedding.weight"
+DIFFUSERS_CLASS = "PaellaVQModel"
 
 
 def vqgan_from_reference_config(constructor: Mapping[str, Any]) -> VQGAN:
@@ -47,6 +50,53 @@ def vqgan_from_diffusers_config(config: Mapping[str, Any]) -> VQGAN:
     )
 
 
+def diffusers_config(model: VQGAN) -> dict[str, Any]:
+    """The inverse of `vqgan_from_diffusers_config`: what config.json holds."""
+    return {
+        "_class_name": DIFFUSERS_CLASS,
+        "in_channels": 3,
+        "out_channels": 3,
+        "up_down_scale_factor": 2,
+        "levels": model.levels,
+        "bottleneck_blocks": model.bottleneck_blocks,
+        "embed_dim": model.width,
+        "latent_channels": model.latent_channels,
+        "num_vq_embeddings": model.codebook_size,
+        "scale_factor": model.scale_factor,
+    }
+
+
+def has_diffusers_names(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is a diffusers PaellaVQModel's."""
+    return DIFFUSERS_CODEBOOK in tensors
+
+
+def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Fields of `VQGAN` from a state dict's names and shapes: all but `scale_factor`.
+
+    Raises:
+      ConversionError: the tensors that carry the sizes are missing.
+    """
+    count = lambda side: len([n for n in tensors if re.fullmatch(rf"{side}\.\d+\.gammas", n)])
+    levels = count("down_blocks")
+    codebook = DIFFUSERS_CODEBOOK if has_diffusers_names(tensors) else CODEBOOK
+    latents = f"down_blocks.{2 * levels - 1}.0.weight"
+    for name, rank in ((codebook, 2), (latents, 4)):
+        if np.ndim(tensors.get(name, 0)) != rank:
+            raise ConversionError(
+                f"not a whole VQGAN: {name}, which tells its sizes, is missing or has another "
+                "shape; expected the state dict of vqgan_f4.pt or of a model of its kind"
+            )
+    codes, channels = np.shape(tensors[codebook])
+    return {
+        "levels": levels,
+        "bottleneck_blocks": count("up_blocks") - (levels - 1),
+        "width": np.shape(tensors[latents])[1],
+        "latent_channels": channels,
+        "codebook_size": codes,
+    }
+
+
 def _block(name: str, path: str) -> list[Entry]:
     return [
         Entry(f"{name}.gammas", ("params", path, "gammas")),
@@ -66,7 +116,7 @@ def _pair(name: str, *path: str, layout: str = "linear") -> list[Entry]:
 def vqgan_entries(model: VQGAN, diffusers: bool = False) -> list[Entry]:
     """The name table of one configuration, over {"params", "batch_stats"}."""
     last = 2 * model.levels - 1  # the encoder's last entry: 1x1 convolution and BatchNorm
-    codebook = "vquantizer.embedding.weight" if diffusers else "vquantizer.codebook.weight"
+    codebook = DIFFUSERS_CODEBOOK if diffusers else CODEBOOK
     norm = f"down_blocks.{last}.1"
     entries = [
         *_pair("in_block.1", "encoder_in", layout="conv1x1"),
@@ -108,7 +158,10 @@ def import_vqgan(
 
 
 def export_vqgan(
-    variables: Mapping[str, Any], model: VQGAN, diffusers: bool = False
+    variables: Mapping[str, Any], model: VQGAN, diffusers: bool = False, copy: bool = True
 ) -> dict[str, np.ndarray]:
-    """Our variables -> state dict (without the batch counter, which nothing reads)."""
-    return export_tensors(vqgan_entries(model, diffusers), variables)
+    """Our variables -> state dict (without the batch counter, which nothing reads).
+
+    `copy=False` gives transposed views, see `export_tensors`.
+    """
+    return export_tensors(vqgan_entries(model, diffusers), variables, copy)

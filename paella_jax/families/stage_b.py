@@ -51,6 +51,7 @@ class StageBNetworks:
         where it trains along, else both in the frozen tree.
       vqgan: Stage A.
       text: what the attention sees.
+      schedule: of the noise.
       ratio: compressor pixels per image pixel; 0.75 as released (768 of 1024).
       joint_compressor: whether it trains along.
     """
@@ -59,6 +60,7 @@ class StageBNetworks:
     compressor: Compressor
     vqgan: VQGAN
     text: TextSide
+    schedule: CosineSchedule
     ratio: float
     joint_compressor: bool
 
@@ -174,6 +176,7 @@ def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tre
         make_compressor(config),
         vqgan,
         load_text(config, workdir, CLIP, frozen),
+        CosineSchedule(**config.schedule),
         config.compressor.ratio,
         config.compressor.train,
     )
@@ -213,7 +216,7 @@ def stage_b_method(
             networks.encode_latents,
             networks.compress_in_training,
             networks.text.empty(),
-            CosineSchedule(**config.schedule),
+            networks.schedule,
             config.objective,
         ),
         frozen=frozen,

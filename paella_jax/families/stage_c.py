@@ -34,6 +34,7 @@ class StageCNetworks:
 
     stage_c: StageC
     text: TextSide
+    schedule: CosineSchedule
 
     def noise(
         self, params: Tree, x: Array, t: Array, cond: Conditioning, key: Array | None = None
@@ -79,7 +80,7 @@ def make_stage_c(
     text = load_text(config, workdir, CLIP, frozen)
     if text.encoder is None:
         raise ConfigError("text.kind must be joint or clip: Stage C draws from a text")
-    return StageCNetworks(model, text), frozen
+    return StageCNetworks(model, text, CosineSchedule(**config.schedule)), frozen
 
 
 def stage_c_method(
@@ -119,7 +120,7 @@ def stage_c_method(
             networks.text,
             compress,
             empty,
-            CosineSchedule(**config.schedule),
+            networks.schedule,
             config.objective,
         ),
         frozen=frozen,

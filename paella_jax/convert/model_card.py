@@ -1,0 +1,104 @@
+"""The README.md of a folder of converted weights: what they are and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CHUNK = 8 * 2**20
+SAMPLE = {
+    "paella": "python -m paella_jax.sample --checkpoint {out} "
+    '--prompt "a red circle" --out grid.png',
+    "vqgan": "python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
+    "--config.tokenizer={out} --config.model.codebook_size={codes}",
+    "clip_prior": 'python -c "from paella_jax.families.clip_prior import load_clip_prior; '
+    "prior = load_clip_prior('{out}')\"",
+}
+TITLES = {
+    "paella": "Paella token predictor",
+    "vqgan": "VQGAN tokenizer",
+    "clip_prior": "CLIP prior (text embedding to image embedding)",
+}
+
+
+class SourceFile(NamedTuple):
+    """A file that weights come from."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+def describe_files(
+    files: Iterable[Path], report: Callable[[int], object] | None = None
+) -> list[SourceFile]:
+    """Name, bytes and SHA-256 of files; `report` is called with the bytes of each piece read."""
+    found = []
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                digest.update(piece)
+                if report is not None:
+                    report(len(piece))
+        found.append(SourceFile(file.name, file.stat().st_size, digest.hexdigest()))
+    return found
+
+
+def model_card(
+    family: str,
+    fields: Mapping[str, tuple[Any, str]],
+    files: Iterable[SourceFile],
+    *,
+    source: str,
+    parameters: int,
+    dtype: str,
+    lacking: str,
+    out: str,
+) -> str:
+    """The card's text.
+
+    Args:
+      family: paella, vqgan or clip_prior.
+      fields: config field -> its value and where that is from.
+      files: of the weights.
+      source: what kind of file it was.
+      parameters: number of trained scalars.
+      dtype: what they are stored in.
+      lacking: what must be added before it can sample; empty for nothing.
+      out: the folder's name, for the example.
+    """
+    rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]
+    lines = [f"- `{f.name}`, {f.size:,} bytes, SHA-256 `{f.sha256}`" for f in files]
+    codes = fields.get("model.codebook_size", ("",))[0]
+    return f"""# {TITLES[family]}, converted weights
+
+Converted by `python -m paella_jax.convert --family {family}` from a {source}:
+
+{chr(10).join(lines)}
+
+{parameters:,} parameters, stored as {dtype} in `weights.safetensors`.
+{f"{chr(10)}{lacking}{chr(10)}" if lacking else ""}
+## Architecture
+
+| field of config.json | value | taken from |
+|---|---|---|
+{chr(10).join(rows)}
+
+"default" is the released model's value, which the weights cannot confirm (of the heads: their
+width).
+
+## Use
+
+    {SAMPLE[family].format(out=out, codes=codes)}
+
+Fine-tune with `--config.init_from={out}`; write the original names back with
+`python -m paella_jax.convert --export original --checkpoint {out} --out FILE.safetensors`.
+
+## Licence
+
+To be filled in: the terms under which the weights above were published. Converting changes
+names and layout only, so those terms go on holding.
+"""
