@@ -44,7 +44,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.remat = False
 
     config.compressor = ConfigDict()
-    config.compressor.variant = "s"  # s, l, or rows of models/compressor.py's Stage
+    config.compressor.variant = "s"  # or l
+    config.compressor.stages = ()  # instead: rows of models/compressor.py's Stage
     config.compressor.head_channels = 1280
     config.compressor.stochastic_depth = 0.2
     config.compressor.ratio = 0.75  # compressor pixels per image pixel (768 of 1024)
@@ -80,7 +81,7 @@ def _shapes(config: ConfigDict) -> None:
     config.model.guide_channels = 4
     config.model.dropout = 0.0
     # 32 pixels -> 4 x 4 latents: 64 numbers for 3072.
-    config.compressor.variant = (
+    config.compressor.stages = (
         ("fused", 1, 3, 1, 24, 24, 1),
         ("fused", 4, 3, 2, 24, 48, 1),
         ("fused", 4, 3, 2, 48, 64, 2),
@@ -106,7 +107,7 @@ def _tiny(config: ConfigDict) -> None:
     config.model.num_heads = (0,)
     config.model.patterns = ("CT",)
     config.model.inject = (True,)
-    config.compressor.variant = (
+    config.compressor.stages = (
         ("fused", 1, 3, 1, 16, 16, 1),
         ("fused", 4, 3, 2, 16, 24, 1),
         ("fused", 4, 3, 2, 24, 32, 1),

@@ -14,9 +14,9 @@ from paella_jax.launch import run, setup_jax
 
 
 def main() -> int:
-    """Parses the command line and evaluates a run of configs/paella.py."""
+    """Parses the command line and evaluates a run."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="run folder of configs/paella.py")
+    parser.add_argument("--checkpoint", required=True, help="run folder")
     parser.add_argument("--out", help="folder for the report (default: the run folder)")
     parser.add_argument("--num_images", type=int, help="per split (default: the config's)")
     parser.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
@@ -41,7 +41,7 @@ def main() -> int:
     print(show(report))
     if arguments.sweep:
         from paella_jax.evaluation.sweep import show_sweep, sweep
-        from paella_jax.pipeline import load
+        from paella_jax.loading import load
 
         out = Path(arguments.out or arguments.checkpoint)
         print(show_sweep(sweep(load(arguments.checkpoint), out, arguments.sweep_images)))

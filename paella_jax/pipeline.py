@@ -371,18 +371,15 @@ def _same_shapes(first: Tree, second: Tree) -> bool:
     return shapes(first) == shapes(second)
 
 
-def load(directory: str | Path) -> PaellaPipeline:
-    """Loads a run folder's newest checkpoint as a pipeline.
+def load_paella(directory: str | Path) -> PaellaPipeline:
+    """Loads a Paella run's newest checkpoint, or a converted one.
 
     Raises:
-      CheckpointError: no run there, of another kind, or damaged.
+      CheckpointError: no run there, of another kind, incomplete or damaged.
     """
     workdir = Path(directory)
     config = read_config(workdir)
     if config.method != "paella":
-        raise CheckpointError(
-            f"{workdir} holds a run of method {config.method!r}, which draws no images from text; "
-            "give the run folder of configs/paella.py"
-        )
+        raise CheckpointError(f"{workdir} holds a run of method {config.method!r}, not of paella")
     networks, frozen = load_networks(config, workdir)
     return PaellaPipeline(networks, restore_trained(workdir, config), frozen, config)

@@ -22,6 +22,7 @@ from paella_jax.launch import run, setup_jax
 
 if TYPE_CHECKING:
     from paella_jax.pipeline import Generation, PaellaPipeline
+    from paella_jax.wuerstchen_pipeline import WuerstchenGeneration, WuerstchenPipeline
 
 OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
            "temperature", "seed")  # fmt: skip
@@ -32,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--checkpoint", required=True, help="run folder of configs/paella.py")
+    parser.add_argument("--checkpoint", required=True, help="run folder")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
     parser.add_argument("--prompts", help="text file with one prompt per line")
     parser.add_argument("--negative_prompt", default="")
@@ -149,6 +150,27 @@ def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generatio
     return pipe.generate(conditions, **size, **options), titles
 
 
+def draw_wuerstchen(
+    pipe: WuerstchenPipeline, arguments: argparse.Namespace
+) -> tuple[WuerstchenGeneration, list[str]]:
+    """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
+    from paella_jax import editing
+
+    for name in ("mask", "outpaint", "morph", "like", "mix", "to", "emphasis", "label",
+                 "segmentation", "prior", "weights"):  # fmt: skip
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} is a task of Paella runs; this is a Würstchen run")
+    prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
+    image = None if arguments.image is None else editing.read_image(arguments.image)
+    if image is not None and not prompts:
+        return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
+    if image is not None:
+        options |= {"image": image, "strength": arguments.strength or 0.6}
+    size = {"height": arguments.height, "width": arguments.width}
+    titles = [prompt for prompt in prompts for _ in range(arguments.num_images_per_prompt)]
+    return pipe.generate(prompts, **size, **options), titles
+
+
 def _draw_over(
     pipe: PaellaPipeline, arguments: argparse.Namespace, condition: Any, options: dict[str, Any]
 ) -> Generation:
@@ -199,10 +221,12 @@ def main() -> int:
     arguments = parse()
     setup_jax()
 
-    from paella_jax.pipeline import load
+    from paella_jax.loading import load
+    from paella_jax.pipeline import PaellaPipeline
 
     pipe = load(arguments.checkpoint)
-    result, titles = draw(pipe, arguments)
+    paint = draw if isinstance(pipe, PaellaPipeline) else draw_wuerstchen
+    result, titles = paint(pipe, arguments)
     write(Path(arguments.out), result.images, titles)
     print(f"wrote {arguments.out} ({len(result.images)} images)")
     return 0

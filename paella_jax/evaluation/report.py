@@ -18,7 +18,7 @@ from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.oracle import score
 from paella_jax.evaluation.pictures import save_curves, save_grid
 from paella_jax.evaluation.shapes_report import score_images, summary
-from paella_jax.pipeline import PaellaPipeline, load
+from paella_jax.loading import load
 from paella_jax.training.checkpoint import write_atomically
 from paella_jax.training.metrics import read_metrics
 
@@ -36,7 +36,7 @@ def evaluate_run(
     """Samples captions of both splits, scores them with the oracle and writes the report.
 
     Args:
-      checkpoint: run folder of configs/paella.py, trained on the embedded data.
+      checkpoint: run folder that `paella_jax.load` takes, trained on the embedded data.
       out: folder for report.json, samples.png and training.png.
       num_images: per split.
       step_counts: numbers of sampling steps to compare, on a quarter of the seen captions.
@@ -93,9 +93,7 @@ def evaluate_run(
     return report
 
 
-def _sample(
-    pipeline: PaellaPipeline, captions: Sequence[str], num_steps: int | None = None
-) -> np.ndarray:
+def _sample(pipeline: Any, captions: Sequence[str], num_steps: int | None = None) -> np.ndarray:
     return pipeline.generate(
         captions,
         seed=list(range(len(captions))),
@@ -104,7 +102,7 @@ def _sample(
     ).images
 
 
-def _ceiling(pipeline: PaellaPipeline, source: ShapesSource) -> dict[str, Any]:
+def _ceiling(pipeline: Any, source: ShapesSource) -> dict[str, Any]:
     """Scores of the tokenizer's reconstructions and of the clean renders themselves."""
     spec = get_spec(source.spec_name)
     clean = np.stack([source[i]["image"] for i in range(len(source))])

@@ -149,7 +149,7 @@ def make_compressor(config: ConfigDict) -> Compressor:
     """From `config.compressor`."""
     settings = config.compressor
     return Compressor(
-        variant=settings.variant,
+        variant=tuple(settings.stages) or settings.variant,
         out_channels=config.model.guide_channels,
         head_channels=settings.head_channels,
         stochastic_depth=settings.stochastic_depth,
@@ -288,6 +288,11 @@ def carry_stage_b(run: str, workdir: Path) -> None:
             settled.text.folder = str(source / "frozen" / CLIP)
         carry_text(settled, workdir, CLIP)
     write_atomically(target / "stage_b.json", to_json(config))  # last: the rest is complete
+
+
+def load_carried_stage_a(workdir: Path) -> Tree:
+    """Stage A's variables in a run's folder."""
+    return load_carried_tokenizer(workdir)[1]
 
 
 def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:
