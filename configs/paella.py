@@ -150,10 +150,10 @@ def _shapes_tasks(config: ConfigDict) -> None:
     config.model.num_classes = 4  # the shapes
     config.model.num_segments = 5  # background and the shapes
     config.image_encoder.kind = "joint"
-    config.objective.text_drop = 0.3  # so that the other conditions learn to stand alone
-    config.objective.image_drop = 0.6
-    config.objective.label_drop = 0.6
-    config.objective.segmentation_drop = 0.6
+    config.objective.text_drop = 0.5  # so that the other conditions learn to stand alone
+    config.objective.image_drop = 0.5
+    config.objective.label_drop = 0.7
+    config.objective.segmentation_drop = 0.7
 
 
 def _tiny(config: ConfigDict) -> None:

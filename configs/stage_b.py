@@ -68,7 +68,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
 
 def _shapes(config: ConfigDict) -> None:
-    config.num_steps = 1500
+    config.num_steps = 4000
     config.batch_size = 32
     config.model.time_width = 32
     config.model.cond_width = 64
@@ -90,10 +90,11 @@ def _shapes(config: ConfigDict) -> None:
     config.compressor.stochastic_depth = 0.0
     config.compressor.ratio = 1.0
     config.text.kind = "none"  # the paper's appendix D: Stage B does not need it
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 2e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 100
     config.optim.beta2 = 0.98
+    config.optim.weight_decay = 0.0
     config.checkpoint.every = 500
     config.log.preview_images = 32
 

@@ -59,6 +59,7 @@ def _shapes(config: ConfigDict) -> None:
     config.model.width = 64
     config.model.bottleneck_blocks = 2
     config.model.codebook_size = 1024
+    config.model.scale_factor = 1.0  # these latents have unit variance already
     config.objective.reconstruction_weight = 10.0  # pictures are flat: their error is small
     config.objective.unquantized_share = 0.05
     config.objective.revive_until = 650

@@ -2,7 +2,7 @@
 
 Writes report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
 sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
-renoised.
+renoised. With --tasks it writes an example picture of every image task to `tasks/`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
     parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
     parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
+    parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
     )
@@ -39,6 +40,14 @@ def main() -> int:
         stage_seconds=stages,
     )
     print(show(report))
+    if arguments.tasks:
+        from paella_jax.evaluation.task_examples import draw_task_examples
+        from paella_jax.loading import load
+
+        folder = Path(arguments.out or arguments.checkpoint) / "tasks"
+        print(
+            f"wrote {len(draw_task_examples(load(arguments.checkpoint), folder))} tasks: {folder}"
+        )
     if arguments.sweep:
         from paella_jax.evaluation.sweep import show_sweep, sweep
         from paella_jax.loading import load

@@ -28,8 +28,9 @@ TOP_LEVEL_USERS = {
     "convert.run_folder": {"families", "training"},
     "convert.export": {"families", "training"},
     "convert.__main__": {"launch"},
-    "evaluation.report": {"pipeline", "training"},
+    "evaluation.report": {"loading", "training"},
     "evaluation.sweep": {"pipeline", "training"},
+    "evaluation.task_examples": {"pipeline", "editing", "conditions"},
     "evaluation.sampling_speed": {"models", "sampling"},
 }
 ENTRIES = {"train", "sample", "evaluate", "benchmark", "compile", "convert.__main__"}

@@ -69,6 +69,15 @@ def save_grid(
     part.replace(file)
 
 
+def pad_to_same_size(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images [H, W, 3] of several sizes -> [count, H, W, 3], white below and to the right."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
+    padded = np.ones((len(images), height, width, 3), np.float32)
+    for place, image in zip(padded, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
 def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> None:
     """Writes images [count, H, W, 3] in [0, 1] as an endless movie, forth and back."""
     zoom = max(1, -(-MIN_CELL // images.shape[1]))
