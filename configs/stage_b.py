@@ -49,6 +49,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.compressor.head_channels = 1280
     config.compressor.stochastic_depth = 0.2
     config.compressor.ratio = 0.75  # compressor pixels per image pixel (768 of 1024)
+    # Stage C draws (latents + shift) / scale, which should have about unit variance.
+    config.compressor.shift = 1.0
+    config.compressor.scale = 42.0
     config.compressor.train = True  # along with Stage B; False: frozen, from the run below
     config.compressor.run = ""
 
@@ -89,6 +92,8 @@ def _shapes(config: ConfigDict) -> None:
     config.compressor.head_channels = 256
     config.compressor.stochastic_depth = 0.0
     config.compressor.ratio = 1.0
+    config.compressor.shift = 0.0
+    config.compressor.scale = 1.5
     config.text.kind = "none"  # the paper's appendix D: Stage B does not need it
     config.optim.learning_rate = 2e-3
     config.optim.schedule = "cosine"

@@ -26,7 +26,6 @@ from paella_jax.evaluation.pictures import to_uint8
 from paella_jax.families.finetune import restore_trained
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, load_stage_b
 from paella_jax.families.stage_c import StageCNetworks, make_stage_c
-from paella_jax.models.compressor import from_stage_c, to_stage_c
 from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.checkpoint import CheckpointError, read_config
@@ -84,7 +83,7 @@ class WuerstchenPipeline:
             self.set_weights(name, tree)
         if stage_c is not None:
             self._draw_c = jax.jit(
-                partial(_draw_c, stage_c), static_argnames=("settings", "shape", "trace")
+                partial(_draw_c, stage_c, stage_b), static_argnames=("settings", "shape", "trace")
             )
         self._draw_b = jax.jit(partial(_draw_b, stage_b), static_argnames=("settings", "shape"))
         decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
@@ -393,6 +392,7 @@ def spread_steps(num_steps: int, segments: Sequence[int]) -> tuple[int, ...]:
 
 def _draw_c(
     networks: StageCNetworks,
+    behind: StageBNetworks,
     weights: tuple[Tree, Tree],
     request: Any,
     *,
@@ -411,13 +411,13 @@ def _draw_c(
         (count, *shape),
         settings,
         schedule=networks.schedule,
-        image=None if start is None else to_stage_c(start),
+        image=None if start is None else behind.to_stage_c(start),
         trace=trace,
     )
     if not trace:
-        return (from_stage_c(out),)
+        return (behind.from_stage_c(out),)
     latents, history = out
-    return from_stage_c(latents), from_stage_c(jnp.moveaxis(history, 0, 1))
+    return behind.from_stage_c(latents), behind.from_stage_c(jnp.moveaxis(history, 0, 1))
 
 
 def _draw_b(

@@ -19,7 +19,7 @@ from paella_jax.data.build import make_source
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess
 from paella_jax.families.text_side import TextSide, carry_text, load_text
 from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
-from paella_jax.models.compressor import Compressor
+from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.vqgan import VQGAN
@@ -53,6 +53,8 @@ class StageBNetworks:
       text: what the attention sees.
       schedule: of the noise.
       ratio: compressor pixels per image pixel; 0.75 as released (768 of 1024).
+      shift: Stage C's latents are (raw + shift) / scale; 1 and 42 as released.
+      scale: see `shift`.
       joint_compressor: whether it trains along.
     """
 
@@ -62,6 +64,8 @@ class StageBNetworks:
     text: TextSide
     schedule: CosineSchedule
     ratio: float
+    shift: float
+    scale: float
     joint_compressor: bool
 
     @property
@@ -81,6 +85,14 @@ class StageBNetworks:
     def compress(self, variables: Tree, images: Array) -> Array:
         """Images in [0, 1] [batch, H, W, 3] -> raw guide [batch, h, w, C]."""
         return self.compressor.apply(variables, self._preprocess(images))
+
+    def to_stage_c(self, latents: Array) -> Array:
+        """Raw latents -> Stage C's scale."""
+        return to_stage_c(latents, self.shift, self.scale)
+
+    def from_stage_c(self, latents: Array) -> Array:
+        """The inverse of `to_stage_c`."""
+        return from_stage_c(latents, self.shift, self.scale)
 
     def _preprocess(self, images: Array) -> Array:
         height, width = images.shape[1:3]
@@ -178,6 +190,8 @@ def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tre
         load_text(config, workdir, CLIP, frozen),
         CosineSchedule(**config.schedule),
         config.compressor.ratio,
+        config.compressor.shift,
+        config.compressor.scale,
         config.compressor.train,
     )
     size, divisor = config.data.image_size, networks.size_divisor

@@ -15,7 +15,6 @@ from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
 from paella_jax.families.text_side import TextSide, carry_text, load_text
-from paella_jax.models.compressor import to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_c import StageC
 from paella_jax.noise.gaussian import CosineSchedule
@@ -106,8 +105,8 @@ def stage_c_method(
     frozen[COMPRESSOR] = behind[COMPRESSOR]
 
     def compress(frozen: Tree, images: Array) -> Array:
-        latents = to_stage_c(stage_b.compress(frozen[COMPRESSOR], images))
-        return jax.lax.stop_gradient(latents)
+        latents = stage_b.compress(frozen[COMPRESSOR], images)
+        return jax.lax.stop_gradient(stage_b.to_stage_c(latents))
 
     empty = networks.text.empty()
     assert empty is not None

@@ -62,14 +62,14 @@ VARIANTS: dict[str, Stages] = {
 }
 
 
-def to_stage_c(latents: Array) -> Array:
+def to_stage_c(latents: Array, shift: float = 1.0, scale: float = 42.0) -> Array:
     """Raw latents (what Stage B takes) -> the scale Stage C is trained on."""
-    return (latents + 1.0) / 42.0
+    return (latents + shift) / scale
 
 
-def from_stage_c(latents: Array) -> Array:
+def from_stage_c(latents: Array, shift: float = 1.0, scale: float = 42.0) -> Array:
     """The inverse of `to_stage_c`."""
-    return latents * 42.0 - 1.0
+    return latents * scale - shift
 
 
 def stages_of(variant: str | Stages) -> Stages:

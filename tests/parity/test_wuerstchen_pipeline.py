@@ -97,7 +97,7 @@ def test_whole_pipeline(folder):
     # From here on the recorded embeddings: Stage C's own error would be amplified by 42.
     conditional = predictor(stage_b, params_b, io["in.decoder_clip"], theirs)
     steps = DDPMSettings(num_steps=config["b_steps"])
-    latents_b, trace = draw(guide(conditional, None), steps, "decoder")
+    _, trace = draw(guide(conditional, None), steps, "decoder")
     name = "decoder.nocfg_trace"
     golden.check_close(f"{label}.{name}", trace, channels_last(io, name), 1e-3, 1e-3)
     guided = DDPMSettings(num_steps=config["b_steps"], guidance_scale=config["b_cfg"])

@@ -1,0 +1,271 @@
+"""Würstchen's stages end to end at a tiny size: training, the pipeline, what does not fit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+import paella_jax
+from paella_jax.build import build_method
+from paella_jax.config import ConfigError
+from paella_jax.data.sources import ShapesSource
+from paella_jax.encoders.byte_tokenizer import PromptError
+from paella_jax.families.stage_b import StageBNetworks
+from paella_jax.families.text_side import TextSide
+from paella_jax.models.compressor import Compressor
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.vqgan import VQGAN
+from paella_jax.noise.gaussian import CosineSchedule, loss_weight
+from paella_jax.noise.tokens import sample_keys
+from paella_jax.objectives.noise_prediction import noise_prediction_loss
+from paella_jax.objectives.wuerstchen import disturb_guide, drop_text
+from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
+from paella_jax.training.loop import train
+from paella_jax.training.metrics import read_metrics
+from paella_jax.wuerstchen_pipeline import spread_steps
+
+RED, BLUE = "a large red circle at the top left", "a large blue circle at the top right"
+
+
+def run(workdir, config, *, tokenizer=True):
+    prepare_workdir(workdir, config)
+    if tokenizer:
+        small.carry_random_tokenizer(workdir)
+    train(config, workdir, build_method(config, workdir))
+    return workdir
+
+
+def small_stage_b(**overrides):
+    values = {
+        "batch_size": 8, "num_steps": 12, "model__widths": "(16,)", "model__depths": "(1,)",
+        "model__cond_width": 16, "optim__warmup_steps": 1, "log__every": 1,
+        "compressor__head_channels": 16, "sampler__num_steps": 2, "log__preview_images": 2,
+        "optim__learning_rate": 0.005, "compressor__stages":
+        "(('fused',1,3,1,8,8,1),('fused',2,3,2,8,8,1),('mb',2,3,2,8,16,1))",
+    } | overrides  # fmt: skip
+    return small.config_of("stage_b:tiny", **values)
+
+
+def small_stage_c(stage_b, **overrides):
+    values = {
+        "batch_size": 8, "num_steps": 12, "model__width": 32, "model__depth": 1,
+        "stage_b": stage_b, "text__width": 32, "text__hidden_dim": 32, "text__num_layers": 1,
+        "optim__warmup_steps": 1, "log__every": 1, "sampler__segments": "(2,1)",
+        "optim__learning_rate": 0.005, "log__preview_images": 2,
+    } | overrides  # fmt: skip
+    return small.config_of("stage_c:tiny", **values)
+
+
+@pytest.fixture(scope="module")
+def stage_b(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("b"), small_stage_b())
+
+
+@pytest.fixture(scope="module")
+def stage_c(stage_b, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("c")
+    return run(workdir, small_stage_c(stage_b), tokenizer=False)
+
+
+@pytest.fixture(scope="module")
+def pipe(stage_c):
+    return paella_jax.load(stage_c)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return ShapesSource("tiny")[3]["image"].astype(np.float32) / 255.0
+
+
+def losses(workdir):
+    return [row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
+
+
+@pytest.mark.parametrize("stage", ["stage_b", "stage_c"])
+def test_loss_falls_and_a_grid_is_drawn(stage, request):
+    workdir = request.getfixturevalue(stage)
+    values = losses(workdir)
+    assert np.mean(values[-4:]) < 0.9 * np.mean(values[:3])
+    assert list((workdir / "samples").glob("*.png"))
+
+
+def test_a_stage_c_run_is_complete(stage_c, pipe):
+    """It holds all stages: nothing is read from the runs it came from."""
+    names = {file.name for file in (stage_c / "frozen").iterdir()}
+    assert {"stage_b.json", "stage_b.safetensors", "vqgan.json", "compressor.safetensors"} <= names
+    result = pipe.generate([RED, BLUE], seed=[1, 2], trace=True)
+    assert result.images.shape == (2, 32, 32, 3) and result.latents_b.shape == (2, 8, 8, 4)
+    assert result.latents_c.shape == (2, 4, 4, 4) and result.trace.shape == (3, 2, 4, 4, 4)
+    np.testing.assert_array_equal(result.trace[-1], result.latents_c)
+    assert result.images.min() >= 0 and result.images.max() <= 1
+
+
+def test_an_image_depends_on_its_own_prompt_and_seed(pipe):
+    both = pipe.generate([RED, BLUE], seed=[1, 2]).images
+    alone = pipe.generate([BLUE], seed=2).images
+    np.testing.assert_allclose(both[1], alone[0], atol=2e-4)
+    other = pipe.generate([RED], seed=2).images
+    assert np.abs(other[0] - alone[0]).max() > 1e-3
+    split = pipe.generate([RED, BLUE], seed=[1, 2], batch_size=1).images
+    np.testing.assert_allclose(both, split, atol=2e-4)
+
+
+def test_stages_apart_equal_the_whole(pipe):
+    whole = pipe.generate([RED], seed=5)
+    again = pipe.decode(whole.latents_c, prompt=RED, seed=5)
+    np.testing.assert_allclose(whole.images, again, atol=2e-4)
+
+
+def test_offloaded_stages_draw_the_same(stage_c, pipe):
+    offloaded = paella_jax.load(stage_c, offload=True)
+    expected = pipe.generate([RED], seed=5).images
+    np.testing.assert_array_equal(offloaded.generate([RED], seed=5).images, expected)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(offloaded._weights))
+
+
+def test_image_to_image_and_reconstruction(pipe, picture):
+    drawn = pipe.generate([RED], image=picture, strength=0.5)
+    assert drawn.images.shape == (1, 32, 32, 3)
+    near = pipe.generate([RED], image=picture, strength=0.02).latents_c
+    far = pipe.generate([RED], image=picture, strength=1.0).latents_c
+    own = pipe.encode(picture[None])
+    assert np.abs(near - own).mean() < 0.5 * np.abs(far - own).mean()
+    assert pipe.reconstruct(picture[None]).images.shape == (1, 32, 32, 3)
+
+
+def test_other_sizes_steppers_and_guidance(pipe):
+    wide = pipe.generate([RED], width=64, num_steps=2, stepper="dpm++", guidance_scale=(1.0, 2.0))
+    assert wide.images.shape == (1, 32, 64, 3)
+    plain = pipe.generate([RED], guidance_scale=1.0).images
+    assert np.abs(plain - pipe.generate([RED], guidance_scale=6.0).images).max() > 1e-4
+    guided_b = pipe.generate([RED], stage_b_guidance_scale=3.0, stage_b_num_steps=3)
+    assert guided_b.images.shape == (1, 32, 32, 3)
+    steps = []
+    images = pipe(RED, callback=lambda step, latents: steps.append(latents.shape))
+    assert steps == [(1, 4, 4, 4)] * 3 and images[0].size == (32, 32)
+
+
+def test_what_the_pipeline_refuses(pipe, stage_b, picture):
+    for options, words in (
+        ({"height": 37}, "height 37 must be a positive multiple of 8; use 40"),
+        ({"temperature": 1.0}, "no temperature"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"stepper": "euler"}, "stepper"),
+        ({"image": picture, "strength": 0.0}, "strength"),
+        ({"image": picture[:, :, 0]}, "give \\[height, width, 3\\]"),
+        ({"image": picture, "width": 64}, "the size asked for"),
+        ({"seed": [1, 2, 3]}, "3 values of seed for 1 prompts"),
+        ({"stage_b_num_steps": 0}, "num_steps"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pipe.generate([RED], **options)
+    with pytest.raises(PromptError):
+        pipe.generate([])
+    with pytest.raises(ValueError, match="latents have shape"):
+        pipe.decode(np.zeros((1, 4, 4, 7)))
+    only_b = paella_jax.load(stage_b)
+    assert only_b.reconstruct(picture[None]).images.shape == (1, 32, 32, 3)
+    with pytest.raises(ValueError, match="holds a Stage B run"):
+        only_b.generate([RED])
+
+
+def test_stages_that_do_not_belong_together(stage_b, tmp_path):
+    for config, words in (
+        (small_stage_c(stage_b, model__channels=8), "do not belong together"),
+        (small_stage_c(""), "give --config.stage_b"),
+        (small_stage_c(stage_b, text__kind="none"), "Stage C draws from a text"),
+        (small_stage_c(stage_b, text__kind="clip"), "needs --config.text.folder"),
+        (small_stage_b(model__latent_channels=8), "differs from Stage A's"),
+        (small_stage_b(compressor__train="False"), "needs --config.compressor.run"),
+    ):
+        workdir = prepare_workdir(tmp_path / str(abs(hash(words))), config)
+        if config.method == "stage_b":
+            small.carry_random_tokenizer(workdir)
+        with pytest.raises(ConfigError, match=words):
+            build_method(config, workdir)
+    workdir = prepare_workdir(tmp_path / "vqgan", small.small_vqgan())
+    with pytest.raises(CheckpointError, match="not of stage_b"):
+        config = small_stage_c(workdir)
+        build_method(config, prepare_workdir(tmp_path / "last", config))
+
+
+def test_a_frozen_compressor_stays_as_it_was(stage_b, tmp_path):
+    config = small_stage_b(compressor__train="False", compressor__run=stage_b, num_steps=2)
+    workdir = run(tmp_path, config)
+    first, second = paella_jax.load(stage_b), paella_jax.load(workdir)
+    same = lambda a, b: np.testing.assert_array_equal(a, b)
+    jax.tree.map(same, first._weights["compressor"], second._weights["compressor"])
+
+
+# --- the parts of the objectives
+
+KEYS = sample_keys(jax.random.key(0), jnp.arange(4000))
+
+
+def test_text_is_dropped_per_sample_at_its_rate():
+    ids, mask = jnp.full((4000, 5), 9), jnp.ones((4000, 5), bool)
+    empty = (np.array([1, 0, 0, 0, 0]), np.arange(5) < 1)
+    new, new_mask = drop_text(KEYS, ids, mask, empty, 0.05)
+    gone = np.asarray((new == empty[0][None]).all(1))
+    assert abs(gone.mean() - 0.05) < 0.014
+    np.testing.assert_array_equal(np.asarray(new_mask.sum(1)), np.where(gone, 1, 5))
+
+
+def test_the_guide_is_zeroed_and_noised_at_its_rates():
+    settings = small.config_of("stage_b:v2").objective
+    guide = jnp.ones((4000, 2, 2, 3))
+    out = np.asarray(jax.jit(lambda: disturb_guide(KEYS, guide, CosineSchedule(), settings))())
+    zero = (out == 0).all((1, 2, 3))
+    untouched = (out == 1).all((1, 2, 3))
+    assert abs(zero.mean() - 0.05) < 0.014
+    assert abs(untouched.mean() - 0.95 * 0.7) < 0.03
+    noised = out[~zero & ~untouched]
+    # t' ~ U(0, 0.5): the mean of sqrt(alpha_bar) over these levels, and noise around it.
+    levels = np.linspace(0, 0.5, 2001)
+    expected = np.sqrt(np.asarray(CosineSchedule().alpha_bar(jnp.asarray(levels)))).mean()
+    assert abs(noised.mean() - expected) < 0.02 and noised.std() > 0.2
+
+
+def test_loss_weights_and_noise_levels():
+    alpha_bar = jnp.array([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(loss_weight("p2", alpha_bar), 1 - alpha_bar, rtol=1e-5)
+    paper = (1 - alpha_bar) / (1 + alpha_bar)
+    np.testing.assert_allclose(loss_weight("p2_paper", alpha_bar), paper, rtol=1e-6)
+    with pytest.raises(ValueError, match="loss_weight"):
+        loss_weight("p3", alpha_bar)
+    settings, clean = small.config_of("stage_c:v2").objective, jnp.zeros((4000, 2))
+    perfect = lambda x, t: x / jnp.sqrt(1 - CosineSchedule().alpha_bar(t))[:, None]
+    loss, metrics = noise_prediction_loss(perfect, clean, KEYS, CosineSchedule(), settings)
+    assert loss < 1e-6 and metrics["noise_mse"] < 1e-6
+    nothing = lambda x, t: jnp.zeros_like(x)
+    loss, metrics = noise_prediction_loss(nothing, clean, KEYS, CosineSchedule(), settings)
+    assert abs(metrics["noise_mse"] - 1) < 0.06
+    assert abs(loss - 0.55) < 0.06  # the mean of 1 - alpha_bar over the stretched levels
+
+
+def test_steps_are_spread_over_the_ranges():
+    assert spread_steps(30, (20, 10)) == (20, 10)
+    assert spread_steps(12, (20, 10)) == (8, 4)
+    assert spread_steps(2, (20, 10)) == (1, 1)
+    assert spread_steps(1, (20, 10)) == (1,)
+
+
+def test_sizes_of_the_released_stages():
+    """reference/wuerstchen.md 5.5: multiples of 128, 24 latents for 1024 pixels."""
+    networks = StageBNetworks(
+        StageB(),
+        Compressor(),
+        VQGAN(),
+        TextSide(None, None, 0),
+        CosineSchedule(),
+        0.75,
+        1.0,
+        42.0,
+        False,
+    )
+    assert networks.size_divisor == 128
+    assert [networks.guide_side(p) for p in (512, 768, 1024, 1152, 1536)] == [12, 18, 24, 27, 36]
+    assert networks.latent_side(1024) == 256
