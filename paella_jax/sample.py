@@ -7,6 +7,7 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --image FILE --morph 8                   keep the layout: enter a 24-step run at this step
   --like FILE [--like FILE ...]            variations of one image, or a mix of several
   --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5
+  --between FILE --between FILE            a strip from one image to another by their embeddings
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
 and --emphasis "PHRASE=1.5", --label N, --segmentation FILE.npy add conditions to the prompt.
@@ -54,6 +55,7 @@ def parse() -> argparse.Namespace:
     tasks.add_argument("--like", action="append", default=[], metavar="FILE")
     tasks.add_argument("--mix", action="append", default=[], metavar="PROMPT")
     tasks.add_argument("--weights", help="of --prompt and every --mix, with commas")
+    tasks.add_argument("--between", action="append", default=[], metavar="FILE")
     tasks.add_argument("--to", metavar="PROMPT")
     tasks.add_argument("--frames", type=int, default=8)
     tasks.add_argument("--prior", help="run folder of configs/clip_prior.py")
@@ -130,6 +132,15 @@ def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generatio
         return editing.variations(pipe, images, conditions[0], **size, **options), [
             f"like {', '.join(Path(f).name for f in arguments.like)} {' '.join(prompts)}"
         ] * copies
+    if arguments.between:
+        if len(arguments.between) != 2:
+            raise ValueError(f"--between needs two images, got {len(arguments.between)}")
+        options.pop("num_images_per_prompt")
+        strip = editing.interpolate_images(
+            pipe, *arguments.between, prompt=" ".join(prompts), frames=arguments.frames, **options
+        )
+        names = [Path(file).name for file in arguments.between]
+        return strip, [names[0], *[""] * (arguments.frames - 2), names[1]]
     if arguments.to:
         options.pop("num_images_per_prompt")
         strip = editing.interpolate(
@@ -156,7 +167,7 @@ def draw_wuerstchen(
     """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
     from paella_jax import editing
 
-    for name in ("mask", "outpaint", "morph", "like", "mix", "to", "emphasis", "label",
+    for name in ("mask", "outpaint", "morph", "like", "between", "mix", "to", "emphasis", "label",
                  "segmentation", "prior", "weights"):  # fmt: skip
         if getattr(arguments, name):
             raise ValueError(f"--{name} is a task of Paella runs; this is a Würstchen run")

@@ -11,6 +11,7 @@ from PIL import Image
 
 import paella_jax
 from paella_jax import editing
+from paella_jax import sample as sample_command
 from paella_jax.build import build_method
 from paella_jax.conditions import Condition
 from paella_jax.data.sources import ShapesSource
@@ -276,3 +277,62 @@ def test_conditions_the_run_was_not_trained_with(tmp_path, picture):
     ):
         with pytest.raises(ValueError, match=words):
             plain.generate([condition])
+
+
+FILES = {"IMAGE": "picture.png", "OTHER": "other.png", "MASK": "mask.png", "MAP": "map.npy"}
+COMMANDS = {
+    "image to image": (["--image", "IMAGE", "--strength", "0.5"], (1, 32, 32, 3)),
+    "inpainting": (["--image", "IMAGE", "--mask", "MASK"], (1, 32, 32, 3)),
+    "outpainting": (["--image", "IMAGE", "--outpaint", "0,32,0,32"], (1, 64, 64, 3)),
+    "morphing": (["--image", "IMAGE", "--morph", "2", "--num_steps", "4"], (1, 32, 32, 3)),
+    "variations": (["--like", "IMAGE", "--num_images_per_prompt", "2"], (2, 32, 32, 3)),
+    "mixing": (["--mix", "a blue square", "--weights", "0.3,0.7"], (1, 32, 32, 3)),
+    "strip": (["--to", "a blue square", "--frames", "3"], (3, 32, 32, 3)),
+    "image strip": (["--between", "IMAGE", "--between", "OTHER", "--frames", "3"], (3, 32, 32, 3)),
+    "label and map": (["--label", "1", "--segmentation", "MAP"], (1, 32, 32, 3)),
+    "emphasis": (["--emphasis", "red circle=2", "--width", "64"], (1, 32, 64, 3)),
+}
+WRONG_COMMANDS = {
+    "--mask, --outpaint and --morph need --image": ["--mask", "MASK"],
+    "needs TOP,BOTTOM,LEFT,RIGHT": ["--image", "IMAGE", "--outpaint", "1,2"],
+    "is not a list of numbers": ["--mix", "a", "--weights", "0.3;0.7"],
+    "must be PHRASE=FACTOR": ["--emphasis", "red"],
+    "--between needs two images": ["--between", "IMAGE"],
+    "takes one --prompt": ["--image", "IMAGE", "--prompt", "another"],
+    "weights have shape": ["--mix", "a blue square", "--weights", "0.3,0.3,0.4"],
+}
+
+
+@pytest.fixture(scope="module")
+def files(picture, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    pixels = (picture * 255).round().astype(np.uint8)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:16] = 255
+    Image.fromarray(pixels).save(folder / FILES["IMAGE"])
+    Image.fromarray(255 - pixels).save(folder / FILES["OTHER"])
+    Image.fromarray(mask).save(folder / FILES["MASK"])
+    np.save(folder / FILES["MAP"], np.ones((32, 32), np.int32))
+    return {name: str(folder / file) for name, file in FILES.items()}
+
+
+def command_line(monkeypatch, pipe, files, flags):
+    arguments = ["--checkpoint", "RUN", "--prompt", RED, *(files.get(f, f) for f in flags)]
+    monkeypatch.setattr("sys.argv", ["sample", *arguments])
+    return sample_command.draw(pipe, sample_command.parse())
+
+
+@pytest.mark.parametrize("task", COMMANDS)
+def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, task):
+    flags, shape = COMMANDS[task]
+    result, titles = command_line(monkeypatch, pipe, files, flags)
+    assert result.images.shape == shape and len(titles) == shape[0]
+    for name in ("grid.png", "movie.gif", "folder"):
+        sample_command.write(tmp_path / name, result.images, titles)
+        assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("words", WRONG_COMMANDS)
+def test_commands_that_make_no_sense(pipe, files, monkeypatch, words):
+    with pytest.raises(ValueError, match=words):
+        command_line(monkeypatch, pipe, files, WRONG_COMMANDS[words])
