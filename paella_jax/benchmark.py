@@ -3,7 +3,8 @@
 Variants are interleaved in one run and compared by the ratio of their medians, since machines are
 noisy. `--peer FILE` adds a callable from a Python file (`make(config, batch_size) -> function`,
 one forward and backward pass per call), e.g. the same network in another framework.
-`--sample` instead draws one 256-pixel image with random weights and tells time and memory.
+`--sample` instead draws an image with random weights and tells time and memory: of a Paella, or
+with configs/stage_c.py of all Würstchen stages, one after the other.
 """
 
 from __future__ import annotations
@@ -88,6 +89,18 @@ def main() -> int:
     setup_jax()
     import jax
 
+    if arguments.sample and config.method == "stage_c":
+        from paella_jax.evaluation.wuerstchen_speed import wuerstchen_cost
+
+        report = wuerstchen_cost(
+            config,
+            load_config(f"configs/stage_b.py:{config.preset}"),
+            image_size=arguments.image_size,
+            batch=arguments.batch_size or 1,
+            params_dtype=arguments.params_dtype,
+        )
+        write(report | {"config": arguments.config}, arguments.out)
+        return 0
     if arguments.sample:
         from paella_jax.evaluation.sampling_speed import sampling_cost
 

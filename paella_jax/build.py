@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.families.clip_prior import clip_prior_method
+from paella_jax.families.direct_decoder import direct_decoder_method
 from paella_jax.families.finetune import carry_frozen, fine_tuned
 from paella_jax.families.paella import paella_method, prepare_frozen
 from paella_jax.families.stage_b import stage_b_method
@@ -40,7 +41,9 @@ def _fresh_method(config: ConfigDict, workdir: Path) -> Method:
         return stage_b_method(config, workdir, stage_b_preview(config, workdir))
     if config.method == "stage_c":
         return stage_c_method(config, workdir, stage_c_preview(config, workdir))
+    if config.method == "direct_decoder":
+        return direct_decoder_method(config, workdir)
     raise ConfigError(
-        "method must be 'vqgan', 'paella', 'clip_prior', 'stage_b' or 'stage_c', got "
-        f"{config.method!r}"
+        "method must be 'vqgan', 'paella', 'clip_prior', 'stage_b', 'stage_c' or "
+        f"'direct_decoder', got {config.method!r}"
     )

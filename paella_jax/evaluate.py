@@ -3,6 +3,8 @@
 Writes report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
 sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
 renoised. With --tasks it writes an example picture of every image task to `tasks/`.
+With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
+directly: stages.json, stages.png.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ def main() -> int:
     parser.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
     parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
     parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
+    parser.add_argument("--direct", help="direct decoder run: score a Würstchen's stages apart")
     parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
@@ -40,6 +43,11 @@ def main() -> int:
         stage_seconds=stages,
     )
     print(show(report))
+    if arguments.direct:
+        from paella_jax.evaluation.stages import compare_decoders, show_decoders
+
+        out = Path(arguments.out or arguments.checkpoint)
+        print(show_decoders(compare_decoders(arguments.checkpoint, arguments.direct, out)))
     if arguments.tasks:
         from paella_jax.evaluation.task_examples import draw_task_examples
         from paella_jax.loading import load

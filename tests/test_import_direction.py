@@ -31,7 +31,9 @@ TOP_LEVEL_USERS = {
     "evaluation.report": {"loading", "training"},
     "evaluation.sweep": {"pipeline", "training"},
     "evaluation.task_examples": {"pipeline", "editing", "conditions"},
+    "evaluation.stages": {"families.direct_decoder", "training", "wuerstchen_pipeline"},
     "evaluation.sampling_speed": {"models", "sampling"},
+    "evaluation.wuerstchen_speed": {"models", "sampling", "encoders"},
 }
 ENTRIES = {"train", "sample", "evaluate", "benchmark", "compile", "convert.__main__"}
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")

@@ -13,6 +13,8 @@ from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
+from paella_jax.evaluation.stages import compare_decoders, show_decoders
+from paella_jax.families.direct_decoder import load_direct_decoder
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.text_side import TextSide
 from paella_jax.models.compressor import Compressor
@@ -198,6 +200,27 @@ def test_a_frozen_compressor_stays_as_it_was(stage_b, tmp_path):
     first, second = paella_jax.load(stage_b), paella_jax.load(workdir)
     same = lambda a, b: np.testing.assert_array_equal(a, b)
     jax.tree.map(same, first._weights["compressor"], second._weights["compressor"])
+
+
+def test_the_direct_decoder(stage_b, stage_c, tmp_path):
+    """It learns to decode the compressor's latents, and both decoders are scored."""
+    config = small.config_of(
+        "direct_decoder:tiny", stage_b=stage_b, num_steps=40, batch_size=8, log__every=1,
+        model__width=16, optim__warmup_steps=1, optim__learning_rate=0.005,
+    )  # fmt: skip
+    workdir = run(tmp_path / "direct", config, tokenizer=False)
+    values = losses(workdir)
+    assert np.mean(values[-5:]) < 0.5 * np.mean(values[:3])
+    decode = load_direct_decoder(workdir)
+    assert decode(np.zeros((2, 4, 8, 4), np.float32)).shape == (2, 32, 64, 3)
+    rows = compare_decoders(stage_c, workdir, tmp_path / "out", num_images=16)
+    assert len(rows) == 4 and "decoded directly" in show_decoders(rows)
+    assert (tmp_path / "out" / "stages.png").is_file()
+    with pytest.raises(CheckpointError, match="not of a direct_decoder"):
+        load_direct_decoder(stage_b)
+    with pytest.raises(ConfigError, match="needs a compressor"):
+        config = small.config_of("direct_decoder:tiny")
+        build_method(config, prepare_workdir(tmp_path / "none", config))
 
 
 # --- the parts of the objectives

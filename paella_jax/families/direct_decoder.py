@@ -1,0 +1,94 @@
+"""The direct decoder's family: training on a Stage B run's compressor, and use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.data.build import make_source
+from paella_jax.data.loader import image_transform
+from paella_jax.families.finetune import restore_trained
+from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
+from paella_jax.models.direct_decoder import DirectDecoder
+from paella_jax.objectives.direct_decoder import direct_decoder_objective
+from paella_jax.training.checkpoint import CheckpointError, read_config
+from paella_jax.training.method import Method
+
+Array = jax.Array
+Tree = Any
+
+
+def direct_decoder_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of configs/direct_decoder.py.
+
+    Raises:
+      ConfigError: no Stage B run given.
+    """
+    if not (workdir / "frozen" / "stage_b.json").is_file():
+        if not config.stage_b:
+            raise ConfigError(
+                "the direct decoder needs a compressor: give --config.stage_b=RUN, the run folder "
+                "of configs/stage_b.py"
+            )
+        carry_stage_b(config.stage_b, workdir)
+    _, stage_b, _, frozen = load_stage_b(workdir)
+    decoder = DirectDecoder(**config.model, dtype=jnp.dtype(config.precision))
+    size = config.data.image_size
+
+    def init(key: Array) -> tuple[Tree, Tree]:
+        side = stage_b.guide_side(size)
+        latents = jnp.zeros((1, side, side, stage_b.stage_b.guide_channels))
+        return {"decoder": decoder.init(key, latents, size, size)["params"]}, {}
+
+    decode = lambda params, *inputs: decoder.apply({"params": params["decoder"]}, *inputs)
+    compress = lambda frozen, images: stage_b.compress(frozen[COMPRESSOR], images)
+    return Method(
+        title="direct_decoder",
+        init=init,
+        objective=direct_decoder_objective(decode, compress),
+        frozen={COMPRESSOR: frozen[COMPRESSOR]},
+        source=make_source(config.data, "train", config.seed),
+        transform=image_transform,
+    )
+
+
+class DirectDecoding:
+    """A trained direct decoder: Stage C's latents -> images."""
+
+    def __init__(self, config: ConfigDict, params: Tree, stage_b: StageBNetworks) -> None:
+        """See `load_direct_decoder`."""
+        self.ratio = stage_b.ratio
+        self.cell = stage_b.compressor.downsampling
+        decoder = DirectDecoder(**config.model, dtype=jnp.dtype(config.precision))
+        self._params = jax.device_put(params)
+        apply = lambda params, latents, size: decoder.apply(
+            {"params": params["decoder"]}, latents, *size
+        )
+        self._decode = jax.jit(apply, static_argnums=2)
+
+    def __call__(self, latents_c: np.ndarray) -> np.ndarray:
+        """Raw latents [count, h, w, C] -> images float32 [count, H, W, 3] in [0, 1]."""
+        size = tuple(round(side * self.cell / self.ratio) for side in latents_c.shape[1:3])
+        return np.clip(np.asarray(self._decode(self._params, jnp.asarray(latents_c), size)), 0, 1)
+
+
+def load_direct_decoder(workdir: str | Path) -> DirectDecoding:
+    """A trained run of configs/direct_decoder.py.
+
+    Raises:
+      CheckpointError: no such run, or a damaged one.
+    """
+    config = read_config(workdir)
+    if config.method != "direct_decoder":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a direct_decoder; give the "
+            "run folder of configs/direct_decoder.py"
+        )
+    _, stage_b, _, _ = load_stage_b(workdir)
+    return DirectDecoding(config, restore_trained(workdir, config), stage_b)
