@@ -33,22 +33,14 @@ def get_config(preset: str = "released") -> ConfigDict:
     config.model.time_width = 64
     config.model.num_blocks = 48
 
-    config.schedule = ConfigDict()  # noise/gaussian.py
-    config.schedule.offset = 0.008
-    config.schedule.scaler = 1.0  # above or below 1: more noise at the same t
-    config.schedule.minimum = 1e-4
-
-    config.objective = ConfigDict()
+    common.add_diffusion(config)
     config.objective.minimum_t = 0.0
+    config.objective.stretch = 1.0
     config.objective.text_drop = 0.1  # share of samples trained without text (per sample)
-    config.objective.stretch = 1.0  # of the noise levels, see noise/tokens.py
-    config.objective.loss_weight = "none"  # none, p2 or p2_paper, see noise/gaussian.py
 
-    config.sampler = ConfigDict()
     config.sampler.num_steps = 60
     config.sampler.guidance_scale = 3.0  # 1 is off
     config.sampler.evaluate_at_one = False  # the released sampler never evaluates t = 1
-    config.sampler.stepper = "ddpm"  # or ddim
     presets[preset](config)
     return config
 

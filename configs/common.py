@@ -83,7 +83,7 @@ def add_text(config: ConfigDict, kind: str) -> None:
 
 
 def add_diffusion(config: ConfigDict) -> None:
-    """Schedule, objective, sampler and evaluation of a diffusion stage."""
+    """Schedule, objective and sampler of a diffusion stage."""
     config.schedule = ConfigDict()  # noise/gaussian.py
     config.schedule.offset = 0.008
     config.schedule.scaler = 1.0  # above or below 1: more noise at the same t
@@ -97,6 +97,47 @@ def add_diffusion(config: ConfigDict) -> None:
     config.sampler = ConfigDict()
     config.sampler.stepper = "ddpm"  # ddpm, ddim or dpm++
 
+
+def add_evaluation(config: ConfigDict) -> None:
+    """How many captions `evaluate` draws."""
     config.evaluation = ConfigDict()
     config.evaluation.num_images = 256  # per split
     config.evaluation.batch_size = 64
+
+
+def shapes_text(config: ConfigDict) -> None:
+    """A small byte-level encoder for the embedded captions."""
+    config.text.max_length = 128
+    config.text.pad_to = 120
+    config.text.width = 96
+    config.text.num_heads = 4
+
+
+def shapes_recipe(config: ConfigDict) -> None:
+    """How the embedded data's text-to-image presets train: one budget for all families."""
+    config.num_steps = 2600
+    config.batch_size = 32  # more, smaller updates: the byte-level encoder needs many
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 150
+    config.optim.beta2 = 0.98
+    config.optim.ema_decay = 0.995
+    config.checkpoint.every = 1000
+    config.log.every = 50
+    config.log.preview_every = 500
+    config.log.preview_images = 32
+
+
+def tiny_recipe(config: ConfigDict) -> None:
+    """The same for the `tiny` data, in a minute or two."""
+    config.data.spec = "tiny"
+    config.num_steps = 400
+    config.text.max_length = 96
+    config.text.pad_to = 64
+    config.text.width = 64
+    config.text.hidden_dim = 128
+    config.optim.warmup_steps = 50
+    config.optim.ema_decay = 0.98
+    config.checkpoint.every = 200
+    config.log.preview_every = 0
+    config.evaluation.num_images = 64
+    config.evaluation.batch_size = 32

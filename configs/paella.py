@@ -99,16 +99,14 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.sampler.typical_mass = None
     config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls
 
-    config.evaluation = ConfigDict()
-    config.evaluation.num_images = 256  # per split
-    config.evaluation.batch_size = 64
+    common.add_evaluation(config)
     presets[preset](config)
     return config
 
 
 def _shapes(config: ConfigDict) -> None:
-    config.num_steps = 2600
-    config.batch_size = 32  # more, smaller updates: the byte-level encoder needs many
+    common.shapes_recipe(config)
+    common.shapes_text(config)
     config.model.codebook_size = 1024
     config.model.token_width = 64
     config.model.time_width = 32
@@ -118,22 +116,10 @@ def _shapes(config: ConfigDict) -> None:
     config.model.num_heads = (4,)
     config.model.patterns = ("CTA",)
     config.model.dropout = 0.0
-    config.text.max_length = 128
-    config.text.pad_to = 120
-    config.text.width = 96
-    config.text.num_heads = 4
     config.objective.label_smoothing = 0.05
     config.objective.text_drop = 0.1
     config.optim.learning_rate = 2e-3
-    config.optim.schedule = "cosine"
-    config.optim.warmup_steps = 150
-    config.optim.beta2 = 0.98
-    config.optim.ema_decay = 0.995
     config.sampler.guidance_scale = (3.0, 3.0)
-    config.checkpoint.every = 1000
-    config.log.every = 50
-    config.log.preview_every = 500
-    config.log.preview_images = 32
 
 
 def _shapes_long(config: ConfigDict) -> None:
@@ -158,24 +144,12 @@ def _shapes_tasks(config: ConfigDict) -> None:
 
 def _tiny(config: ConfigDict) -> None:
     _shapes(config)
-    config.data.spec = "tiny"
-    config.num_steps = 400
-    config.batch_size = 32
+    common.tiny_recipe(config)
     config.model.codebook_size = 128
     config.model.token_width = 32
     config.model.cond_width = 64
     config.model.widths = (64,)
     config.model.depths = (2,)
-    config.text.max_length = 96
-    config.text.pad_to = 64
-    config.text.width = 64
-    config.text.hidden_dim = 128
-    config.optim.warmup_steps = 50
-    config.optim.ema_decay = 0.98
-    config.checkpoint.every = 200
-    config.log.preview_every = 0
-    config.evaluation.num_images = 64
-    config.evaluation.batch_size = 32
 
 
 def _shapes64(config: ConfigDict) -> None:

@@ -57,6 +57,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
     common.add_text(config, kind="clip")
     common.add_diffusion(config)
+    common.add_evaluation(config)
     config.objective.text_drop = 0.05
     config.objective.guide_drop = 0.05  # share of samples without guide
     config.objective.guide_noise_share = 0.3  # share of the others whose guide is noised

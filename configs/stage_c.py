@@ -39,6 +39,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
     common.add_text(config, kind="clip")
     common.add_diffusion(config)
+    common.add_evaluation(config)
     config.objective.text_drop = 0.05
     config.objective.loss_weight = "p2"  # the released code's, 1 - alpha_bar
 
@@ -51,8 +52,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
 
 def _shapes(config: ConfigDict) -> None:
-    config.num_steps = 2600  # as Paella's `shapes`
-    config.batch_size = 32
+    common.shapes_recipe(config)
+    common.shapes_text(config)
     config.model.channels = 4
     config.model.width = 128
     config.model.depth = 4
@@ -60,38 +61,16 @@ def _shapes(config: ConfigDict) -> None:
     config.model.time_width = 32
     config.model.dropout = 0.0
     config.text.kind = "joint"
-    config.text.max_length = 128
-    config.text.pad_to = 120
-    config.text.width = 96
-    config.text.num_heads = 4
     config.objective.text_drop = 0.1
     config.optim.learning_rate = 1e-3
-    config.optim.schedule = "cosine"
-    config.optim.warmup_steps = 150
-    config.optim.beta2 = 0.98
-    config.optim.ema_decay = 0.995
     config.sampler.guidance_scale = 3.0
-    config.checkpoint.every = 1000
-    config.log.preview_every = 500
-    config.log.preview_images = 32
 
 
 def _tiny(config: ConfigDict) -> None:
     _shapes(config)
-    config.data.spec = "tiny"
-    config.num_steps = 400
+    common.tiny_recipe(config)
     config.model.width = 64
     config.model.depth = 2
-    config.text.max_length = 96
-    config.text.pad_to = 64
-    config.text.width = 64
-    config.text.hidden_dim = 128
-    config.optim.warmup_steps = 50
-    config.optim.ema_decay = 0.98
-    config.checkpoint.every = 200
-    config.log.preview_every = 0
-    config.evaluation.num_images = 64
-    config.evaluation.batch_size = 32
 
 
 def _v2(config: ConfigDict) -> None:

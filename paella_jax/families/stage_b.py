@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, to_json
 from paella_jax.data.build import make_source
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess
-from paella_jax.families.text_side import TextSide, carry_text, load_text
+from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
@@ -129,14 +129,7 @@ class StageBNetworks:
         self, params: Tree, x: Array, t: Array, cond: Conditioning, key: Array | None = None
     ) -> Array:
         """Predicted noise; `key` switches dropout on."""
-        return self.stage_b.apply(
-            {"params": params["stage_b"]},
-            x,
-            t,
-            cond,
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
+        return predict_noise(self.stage_b, params["stage_b"], x, t, cond, key)
 
     def init(self, key: Array, image_size: int) -> tuple[Tree, Tree]:
         """Fresh trainable parameters and model state."""
@@ -310,7 +303,11 @@ def load_carried_stage_a(workdir: Path) -> Tree:
 
 
 def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:
-    """Config, networks, parameters and frozen parameters, from a Stage B or a Stage C run."""
+    """Config, networks, parameters and frozen parameters, from a Stage B or a Stage C run.
+
+    Raises:
+      CheckpointError: not such a run, damaged, or without the networks it needs.
+    """
     folder = Path(workdir)
     carried = folder / "frozen" / "stage_b.json"
     if carried.is_file():
@@ -318,6 +315,11 @@ def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree,
         params = load_tree(folder / "frozen" / "stage_b.safetensors")
         compressor = load_tree(folder / "frozen" / f"{COMPRESSOR}.safetensors")
     else:
+        if read_config(folder).method == "stage_c":
+            raise CheckpointError(
+                f"{folder} carries no Stage B (missing {carried}); converted weights get it with "
+                "--stage_b STAGE_B_RUN"
+            )
         config, params, _ = stage_b_weights(folder)
         compressor = compressor_variables(folder)
     networks, frozen = make_stage_b(config, folder)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
-from paella_jax.families.text_side import TextSide, carry_text, load_text
+from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_c import StageC
 from paella_jax.noise.gaussian import CosineSchedule
@@ -39,14 +39,7 @@ class StageCNetworks:
         self, params: Tree, x: Array, t: Array, cond: Conditioning, key: Array | None = None
     ) -> Array:
         """Predicted noise; `key` switches dropout on."""
-        return self.stage_c.apply(
-            {"params": params["stage_c"]},
-            x,
-            t,
-            cond,
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
-        )
+        return predict_noise(self.stage_c, params["stage_c"], x, t, cond, key)
 
     def init(self, key: Array, side: int) -> Tree:
         """Fresh trainable parameters."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +29,7 @@ from paella_jax.encoders.text import (
 )
 from paella_jax.families.clip_folder import carry_clip
 from paella_jax.models.conditioning import Conditioning
+from paella_jax.training.checkpoint import CheckpointError
 
 Array = jax.Array
 Tree = Any
@@ -112,6 +114,14 @@ class TextSide:
         return arrays
 
 
+def predict_noise(
+    module: nn.Module, params: Tree, x: Array, t: Array, cond: Conditioning, key: Array | None
+) -> Array:
+    """What a diffusion stage makes of noised values; `key` switches dropout on."""
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, x, t, cond, deterministic=key is None, rngs=rngs)
+
+
 def carry_text(config: ConfigDict, workdir: Path, name: str) -> None:
     """Copies the CLIP folder of `config.text` into a run's folder as `frozen/<name>`, once.
 
@@ -134,6 +144,7 @@ def load_text(config: ConfigDict, workdir: Path, name: str, frozen: Tree) -> Tex
 
     Raises:
       ConfigError: unknown kind.
+      CheckpointError: the folder carries no CLIP model.
     """
     text, dtype = config.text, jnp.dtype(config.precision)
     if text.kind == "none":
@@ -144,6 +155,12 @@ def load_text(config: ConfigDict, workdir: Path, name: str, frozen: Tree) -> Tex
         return TextSide(joint_text_encoder(text, config.precision), tokenizer, length)
     if text.kind != "clip":
         raise ConfigError(f"text.kind must be none, joint or clip, got {text.kind!r}")
-    module, frozen[NAME] = load_clip_text_folder(workdir / "frozen" / name)
-    tokenizer = ClipTokenizer(workdir / "frozen" / name, CLIP_LENGTH, truncate=True)
+    folder = workdir / "frozen" / name
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{workdir} carries no text encoder (missing {folder}); converted weights get it with "
+            "--text CLIP_FOLDER"
+        )
+    module, frozen[NAME] = load_clip_text_folder(folder)
+    tokenizer = ClipTokenizer(folder, CLIP_LENGTH, truncate=True)
     return TextSide(module.clone(dtype=dtype), tokenizer, CLIP_LENGTH)

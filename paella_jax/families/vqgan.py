@@ -173,6 +173,9 @@ def load_carried_tokenizer(workdir: Path) -> tuple[VQGAN, Tree]:
     """The tokenizer that `carry_tokenizer` left in a run's folder."""
     file = workdir / "frozen" / "vqgan.json"
     if not file.is_file():
-        raise CheckpointError(f"{workdir} carries no tokenizer (missing {file})")
+        raise CheckpointError(
+            f"{workdir} carries no tokenizer (missing {file}); converted weights get it with "
+            "--tokenizer VQGAN_RUN"
+        )
     config = ConfigDict(json.loads(file.read_text()))
     return make_vqgan(config), load_tree(workdir / "frozen" / "vqgan.safetensors")
