@@ -110,5 +110,7 @@ def test_whole_pipeline(folder):
         variables, latents, method=lambda m, x: m.decode(m.unscale(x))
     )
     image = jax.jit(decode)(channels_last(io, "decoder.nocfg_trace")[-1])
-    golden.check_close(f"{label}.image", image, channels_last(io, "image"), 1e-4, 1e-4)
     assert count == len(image)
+    theirs = channels_last(io, "image")  # the repository's copy holds a corner of it
+    corner = image[:, : theirs.shape[1], : theirs.shape[2]]
+    golden.check_close(f"{label}.image", corner, theirs, 1e-4, 1e-4)
