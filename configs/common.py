@@ -21,6 +21,7 @@ def base() -> ConfigDict:
     config.data.spec = "shapes"  # tiny, shapes or shapes64
     config.data.folder = ""  # for source=folder; layouts: paella_jax/data/captions.py
     config.data.image_size = 32  # pixels, square; folder images are resized and cropped to it
+    config.data.buckets = ()  # (height, width) pairs: folder images keep about their aspect ratio
     config.data.crop = "center"  # of folder images in training: center or random
     config.data.resize = 0  # pixels of their short side before the crop; 0: image_size
     config.data.flip = False  # mirror half of them (not where captions say left and right)

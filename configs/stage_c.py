@@ -4,7 +4,8 @@
         --config.stage_b=runs/stage_b
 
 Presets: `tiny` (continuous integration), `shapes` (embedded data), `v2`, the released architecture
-and recipe, and `paper`, the smaller network the paper describes (both unmeasured here: need a pod).
+and recipe, `v2_mixed`, its phase of several aspect ratios, and `paper`, the smaller network that
+the paper describes (the last three are unmeasured here: they need a pod).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from configs import common
 
 def get_config(preset: str = "shapes") -> ConfigDict:
     """Builds one preset. Raises ValueError for an unknown one."""
-    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "paper": _paper}
+    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "v2_mixed": _v2_mixed, "paper": _paper}
     if preset not in presets:
         raise ValueError(
             f"unknown preset {preset!r} of configs/stage_c.py; known: {sorted(presets)}"
@@ -89,6 +90,16 @@ def _v2(config: ConfigDict) -> None:
     config.optim.ema_start = 5000
     config.checkpoint.every = 5000
     config.log.preview_every = 10_000
+
+
+def _v2_mixed(config: ConfigDict) -> None:
+    """The paper's third phase: a few steps on three aspect ratios, from `init_from`."""
+    _v2(config)
+    config.data.image_size = 1024
+    config.data.buckets = ((1024, 1024), (1024, 1664), (1664, 1024))  # latents 24x24, 24x39, 39x24
+    config.num_steps = 4000
+    config.batch_size = 768
+    config.checkpoint.every = 1000
 
 
 def _paper(config: ConfigDict) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
+from paella_jax.data.buckets import BucketedFolderSource
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.loader import Source
 from paella_jax.data.shapes import get_spec
@@ -18,6 +19,16 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
       ConfigError: unknown source or spec, wrong image size, or a folder without images or captions.
     """
     try:
+        if data.source == "folder" and data.buckets:
+            return BucketedFolderSource(
+                data.folder,
+                data.buckets,
+                split=split,
+                crop=data.crop,
+                resize=data.resize,
+                flip=data.flip,
+                captions=data.captions,
+            )
         if data.source == "folder":
             return FolderSource(
                 data.folder,

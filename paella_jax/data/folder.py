@@ -107,7 +107,12 @@ class FolderSource:
         """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
         return self._sample(int(index), rng)
 
-    def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
+    def _sample(
+        self, index: int, rng: np.random.Generator | None, size: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
+        """The sample at `index`, or the next readable one; `size` (height, width) if not square."""
+        height, width = size or (self.image_size, self.image_size)
+        enlarge = max(1.0, self.resize / self.image_size)
         for offset in range(len(self.samples)):
             position = (index + offset) % len(self.samples)
             if position in self.broken:
@@ -115,11 +120,11 @@ class FolderSource:
             sample = self.samples[position]
             try:
                 caption = sample.read_caption()
-                image = read_image(sample.image, self.resize or self.image_size)
+                image = read_image(sample.image, round(height * enlarge), round(width * enlarge))
             except UNREADABLE as error:
                 self._skip(position, error)
                 continue
-            pixels = crop_square(image, self.image_size, rng if self.crop == "random" else None)
+            pixels = crop(image, height, width, rng if self.crop == "random" else None)
             if self.flip and rng is not None and rng.random() < 0.5:
                 pixels = np.ascontiguousarray(pixels[:, ::-1])
             return {"image": pixels, "caption": caption, "index": index}
@@ -144,22 +149,22 @@ def _missing(sample: CaptionedFile) -> str | None:
 
 def load_image(file: Path, size: int) -> np.ndarray:
     """uint8 [size, size, 3]: the short side resized to `size`, cropped at the centre."""
-    return crop_square(read_image(file, size), size)
+    return crop(read_image(file, size, size), size, size)
 
 
-def read_image(file: Path, short_side: int) -> Image.Image:
-    """RGB, upright, short side `short_side` pixels (bicubic, antialiased)."""
+def read_image(file: Path, height: int, width: int) -> Image.Image:
+    """RGB, upright, resized (bicubic, antialiased) to just cover height x width pixels."""
     with Image.open(file) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
-    scale = short_side / min(image.size)
-    width, height = (max(short_side, round(side * scale)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    scale = max(width / image.width, height / image.height)
+    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def crop_square(
-    image: Image.Image, size: int, rng: np.random.Generator | None = None
+def crop(
+    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """uint8 [size, size, 3] from the centre, or from anywhere in the image with `rng`."""
-    spare = [side - size for side in image.size]
+    """uint8 [height, width, 3] from the centre, or from anywhere in the image with `rng`."""
+    spare = (image.width - width, image.height - height)
     left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
-    return np.asarray(image.crop((left, top, left + size, top + size)), np.uint8)
+    return np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)

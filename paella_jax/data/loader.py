@@ -13,6 +13,8 @@ import absl.flags
 import grain
 import numpy as np
 
+ENDLESS = 2**40  # positions of a stream that is not repeated
+
 
 class Source(Protocol):
     """A random-access source of samples {"image": uint8 [H, W, 3], "caption": str}."""
@@ -27,6 +29,13 @@ class RandomSource(Source, Protocol):
     """A source whose training samples also depend on chance (crops, flips)."""
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]: ...
+
+
+@runtime_checkable
+class BatchwiseSource(Source, Protocol):
+    """A source whose training samples depend on the batch they are in (aspect-ratio buckets)."""
+
+    def draw_at(self, position: int, batch_size: int, seed: int) -> dict[str, Any]: ...
 
 
 # One sample -> the arrays the method trains on.
@@ -47,7 +56,8 @@ def make_iterator(
     """An endless iterator over this process's share of every global batch.
 
     Args:
-      source: where samples come from; a `RandomSource` is drawn from with a generator that depends
+      source: where samples come from; a `BatchwiseSource` is asked for each position of the stream,
+        a `RandomSource` is drawn from with a generator that depends
         on the seed and on the sample's position in the endless stream, so that each epoch differs
         and neither threads, processes nor a resumed run change a sample.
       transform: applied to each sample.
@@ -69,7 +79,10 @@ def make_iterator(
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()
     local = global_batch_size // process_count
-    if isinstance(source, RandomSource):
+    if isinstance(source, BatchwiseSource):
+        place = lambda position: source.draw_at(position, global_batch_size, seed)
+        samples = grain.MapDataset.range(ENDLESS).map(place)
+    elif isinstance(source, RandomSource):
         order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         # Before the slice: every process must number the stream's positions alike.
         samples = order.random_map(source.draw, seed=seed)

@@ -68,6 +68,11 @@ def make_stage_c(
         raise ConfigError(
             f"data.image_size {size} must be a multiple of {divisor} for this Stage B"
         )
+    for height, width in config.data.get("buckets", ()):
+        if height % divisor or width % divisor:
+            raise ConfigError(
+                f"data.buckets has {(height, width)}; both sides must be multiples of {divisor}"
+            )
     frozen: dict[str, Tree] = {}
     text = load_text(config, workdir, CLIP, frozen)
     if text.encoder is None:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.training.method import Method
+from paella_jax.training.metrics import report
 from paella_jax.training.sharding import abstract_batch, replicated
 from paella_jax.training.step import make_train_step
 
@@ -33,29 +34,74 @@ def compile_step(
     base_key: Any,
     mesh: Mesh,
     options: dict[str, Any] | None = None,
+    batch: Tree = None,
 ) -> tuple[Any, float]:
     """Compiles the step for shapes; nothing is computed. Returns (compiled, seconds).
 
     Args:
       config: of the run.
-      method: its first sample gives the batch's shapes.
+      method: its first sample gives the batch's shapes, unless `batch` is given.
       state: abstract train state with shardings (`loop.abstract_state`).
       frozen: frozen networks, or their shapes with shardings.
       base_key: PRNG key, or its shape with sharding.
       mesh: the current mesh.
       options: of the XLA compiler.
+      batch: shapes with shardings.
     """
-    sample = method.transform(method.source[0])
-    processes = jax.process_count()
-    local = config.batch_size // processes
-    batch = jax.tree.map(lambda x: _repeat_shape(x, local), sample)
+    if batch is None:
+        batch = _first_batch(config, method, mesh)
     began = time.perf_counter()
     step = make_train_step(method.objective, config, method.after_update)
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    abstract = abstract_batch(batch, mesh, processes)
-    compiled = jitted.lower(state, frozen, abstract, base_key).compile(options)
+    compiled = jitted.lower(state, frozen, batch, base_key).compile(options)
     return compiled, time.perf_counter() - began
+
+
+class StepPrograms:
+    """The train step, compiled once for each shape of batch (aspect-ratio buckets have several)."""
+
+    def __init__(
+        self, config: ConfigDict, method: Method, state: Tree, frozen: Tree, key: Any, mesh: Mesh
+    ) -> None:
+        """Compiles for the first sample's shape; arguments as in `compile_step`."""
+        self._compile = lambda batch: compile_step(
+            config, method, state, frozen, key, mesh, batch=batch
+        )
+        batch = _first_batch(config, method, mesh)
+        self.seconds = 0.0
+        self._programs: dict[Any, Any] = {}
+        self._add(batch)
+
+    def _add(self, batch: Tree) -> Any:
+        compiled, seconds = self._compile(batch)
+        self.seconds += seconds
+        self._programs[_shapes(batch)] = compiled
+        peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", 0) / MIB
+        report(f"train step compiled in {seconds:.1f} s, peak {peak:.0f} MiB per device")
+        return compiled
+
+    def __call__(self, state: Tree, frozen: Tree, batch: dict[str, Any], key: Any) -> Any:
+        """The step."""
+        program = self._programs.get(_shapes(batch))
+        if program is None:
+            with jax.transfer_guard("allow"):
+                describe_leaf = lambda x: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=x.sharding
+                )
+                program = self._add(jax.tree.map(describe_leaf, batch))
+        return program(state, frozen, batch, key)
+
+
+def _shapes(batch: dict[str, Any]) -> Any:
+    return tuple(sorted((name, x.shape) for name, x in batch.items()))
+
+
+def _first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
+    sample = method.transform(method.source[0])
+    processes = jax.process_count()
+    local = config.batch_size // processes
+    return abstract_batch(jax.tree.map(lambda x: _repeat_shape(x, local), sample), mesh, processes)
 
 
 def describe(compiled: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.data.loader import make_iterator
 from paella_jax.training.checkpoint import Checkpointer
-from paella_jax.training.compiled_step import compile_step
+from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.lora import frozen_shardings
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
@@ -117,9 +117,7 @@ def _train(
 
     frozen = jax.device_put(method.frozen, frozen_shardings(method.frozen, mesh))
     base_key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
-    step_fn, compile_seconds = compile_step(config, method, abstract, frozen, base_key, mesh)
-    peak = getattr(step_fn.memory_analysis(), "peak_memory_in_bytes", 0) / 2**20
-    report(f"train step compiled in {compile_seconds:.1f} s, peak {peak:.0f} MiB per device")
+    step_fn = StepPrograms(config, method, abstract, frozen, base_key, mesh)
     writer = MetricWriter(workdir, config.log, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
     run = _Run(config, workdir, method, checkpointer, data, writer, progress)
@@ -129,7 +127,7 @@ def _train(
         progress.close()
         checkpointer.close()
     seconds = time.perf_counter() - began
-    return RunResult(state, int(state.step), seconds, compile_seconds, stopped)
+    return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""Aspect-ratio buckets: images keep their shape, and every batch has one size.
+
+A batch's bucket and its images depend on the seed and the batch's number alone, so that threads,
+processes and a resumed run change nothing: buckets are drawn in proportion to their images, images
+uniformly from their bucket (with replacement, so an epoch is only one on average).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paella_jax.data.folder import UNREADABLE, FolderSource
+
+Size = tuple[int, int]
+UPRIGHT = 274  # the EXIF tag of orientation; 5 to 8 swap width and height
+
+
+class BucketedFolderSource(FolderSource):
+    """A folder whose images are cropped to the bucket nearest to their aspect ratio.
+
+    Args:
+      folder: as in `FolderSource`. So are split, crop, flip and captions.
+      buckets: sizes (height, width) in pixels.
+      **options: of `FolderSource`.
+
+    Raises:
+      ValueError: no buckets, or as `FolderSource`.
+    """
+
+    def __init__(self, folder: str, buckets: Sequence[Size], **options: Any) -> None:
+        if not buckets or any(len(size) != 2 or min(size) < 1 for size in buckets):
+            raise ValueError(f"data.buckets must be (height, width) pairs, got {buckets!r}")
+        super().__init__(folder, min(min(size) for size in buckets), **options)
+        self.buckets = [(int(height), int(width)) for height, width in buckets]
+        self.members: list[list[int]] = [[] for _ in self.buckets]
+        for position, sample in enumerate(self.samples):
+            if position in self.broken:
+                continue
+            try:
+                self.members[self._nearest(_aspect(sample.image))].append(position)
+            except UNREADABLE as error:
+                self._skip(position, error)
+        counts = np.array([len(members) for members in self.members], float)
+        self.shares = counts / counts.sum()
+
+    def _nearest(self, aspect: float) -> int:
+        """The bucket whose width / height is nearest, as a ratio."""
+        far = [abs(math.log(aspect * height / width)) for height, width in self.buckets]
+        return int(np.argmin(far))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The image at `index`, cropped at the centre to its own bucket."""
+        found = [i for i, members in enumerate(self.members) if int(index) in members]
+        return self._sample(int(index), None, self.buckets[found[0] if found else 0])
+
+    def draw_at(self, position: int, batch_size: int, seed: int) -> dict[str, Any]:
+        """The sample at a position of the endless stream; a batch's samples share their size."""
+        of_batch = np.random.default_rng((seed, position // batch_size, 0))
+        bucket = int(of_batch.choice(len(self.buckets), p=self.shares))
+        rng = np.random.default_rng((seed, position, 1))
+        index = self.members[bucket][int(rng.integers(len(self.members[bucket])))]
+        return self._sample(index, rng, self.buckets[bucket])
+
+
+def _aspect(file: Any) -> float:
+    """Width / height of an image as it is shown; only its header is read."""
+    with Image.open(file) as opened:
+        width, height = opened.size
+        turned = opened.getexif().get(UPRIGHT, 1) >= 5
+    return height / width if turned else width / height
