@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small
 
-from paella_jax.convert import wuerstchen
+from paella_jax.convert import amused, vqmodel, wuerstchen
 from paella_jax.evaluation.sampling_speed import abstract_conditioning
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models.clip_prior import ClipPrior
@@ -17,6 +17,8 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
+from paella_jax.models.uvit import UViT
+from paella_jax.models.vqmodel import VQModel
 
 Shape = jax.ShapeDtypeStruct
 
@@ -192,3 +194,61 @@ def test_stage_b_flops(side, reference):
     ours = gigaflops(lambda p, *x: model.apply({"params": p}, *x), params, *inputs)
     print(f"Stage B {side}x{side}: {ours:.1f} GFLOP, reference {reference}")
     assert 0.97 * reference < ours < 1.03 * reference
+
+
+# reference/muse.md 2.4: tensors and parameters of the two released transformers.
+@pytest.mark.parametrize(
+    "resampled, tensors, parameters", [(False, 474, 603_537_664), (True, 478, 608_257_792)]
+)
+def test_amused_transformer(resampled, tensors, parameters):
+    """aMUSEd-256 and -512, and that their files tell their architecture."""
+    model = UViT(downsample=resampled, upsample=resampled)
+    params = amused.abstract_uvit(model)
+    assert count(params) == parameters
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), params)
+    exported = amused.export_uvit(empty, model, copy=False)
+    assert len(exported) == tensors
+    fields = amused.infer_uvit(exported)
+    assert "num_heads" in fields and UViT(**fields) == model
+
+
+def test_amused_tokenizer():
+    model = VQModel()
+    assert model.downsampling == 16
+    params = vqmodel.abstract_vqmodel(model)
+    encoder = {n: p for n, p in params.items() if n.startswith(("encoder", "latents"))}
+    decoder = {n: p for n, p in params.items() if n.startswith(("decoder", "codes_"))}
+    assert count(params) == 146_244_675
+    assert params["codebook"].size == 8192 * 64
+    assert count(encoder) + count(decoder) + params["codebook"].size == count(params)
+    assert round(count(encoder) / 1e6, 2) == 58.70 and round(count(decoder) / 1e6, 2) == 87.02
+
+
+# reference/muse.md 5: GFLOP of one forward pass with 77 text positions.
+@pytest.mark.parametrize("side, resampled, reference", [(16, False, 213.5), (32, True, 227.4)])
+def test_amused_transformer_flops(side, resampled, reference):
+    model = UViT(downsample=resampled, upsample=resampled)
+    inputs = (
+        Shape((1, side, side), jnp.int32),
+        Shape((1, 77, 768), jnp.float32),
+        Shape((1, 768), jnp.float32),
+        Shape((1, 5), jnp.float32),
+    )
+    call = lambda params, *x: model.apply({"params": params}, *x)
+    ours = gigaflops(call, amused.abstract_uvit(model), *inputs)
+    print(f"{side}x{side} tokens: {ours:.1f} GFLOP, reference {reference}")
+    assert 0.97 * reference < ours < 1.03 * reference
+
+
+def test_amused_tokenizer_flops():
+    model = VQModel()
+    variables = {"params": vqmodel.abstract_vqmodel(model)}
+    images, tokens = Shape((1, 256, 256, 3), jnp.float32), Shape((1, 16, 16), jnp.int32)
+    for method, given, reference in (
+        ("encode_tokens", images, 216.3 + 0.27),
+        ("decode_tokens", tokens, 477.4),
+    ):
+        call = lambda v, x, method=method: model.apply(v, x, method=method)
+        ours = gigaflops(call, variables, given)
+        print(f"{method}: {ours:.1f} GFLOP, reference {reference}")
+        assert 0.97 * reference < ours < 1.03 * reference
