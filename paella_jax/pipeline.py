@@ -382,4 +382,10 @@ def load_paella(directory: str | Path) -> PaellaPipeline:
     if config.method != "paella":
         raise CheckpointError(f"{workdir} holds a run of method {config.method!r}, not of paella")
     networks, frozen = load_networks(config, workdir)
-    return PaellaPipeline(networks, restore_trained(workdir, config), frozen, config)
+    params = restore_trained(workdir, config)
+    if networks.text_is_joint and "text_encoder" not in params:
+        raise CheckpointError(
+            f"{workdir} holds converted weights without a text encoder; convert them again with "
+            "--tokenizer VQGAN_RUN --text T5_FOLDER"
+        )
+    return PaellaPipeline(networks, params, frozen, config)

@@ -25,7 +25,10 @@ ALLOWED = {
     "training": {"data", "noise", "objectives", "convert.safetensors_file", "convert.tensors"},
 }
 TOP_LEVEL_USERS = {
-    "convert.run_folder": {"families", "training"},
+    "convert.plan": {"families", "training"},
+    "convert.frozen": {"families", "noise", "training"},
+    "convert.run_folder": {"training"},
+    "convert.combine": {"families", "training"},
     "convert.export": {"families", "training"},
     "convert.__main__": {"launch"},
     "evaluation.report": {"loading", "training"},

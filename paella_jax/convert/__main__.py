@@ -5,9 +5,18 @@ In (FILE: safetensors, a .pt of torch.save, or a Hugging Face or diffusers folde
     python -m paella_jax.convert --family paella --weights paella_v3.pt --out runs/paella \\
         --tokenizer runs/f4 --text byt5-xl [--clip clip-vit-h-14]
     python -m paella_jax.convert --family clip_prior --weights prior_v1.pt --out runs/prior
+    python -m paella_jax.convert --family wuerstchen --weights model_v2_stage_b.pt \\
+        --tokenizer runs/f4 --text clip-vit-h-14 --out runs/stage_b [--compressor FILE]
+    python -m paella_jax.convert --family wuerstchen --weights model_v2_stage_c.pt \\
+        --stage_b runs/stage_b --text clip-vit-big-g-14 --out runs/wuerstchen
 Out:
     python -m paella_jax.convert --export original --checkpoint runs/f4 --out vqgan.safetensors
     python -m paella_jax.convert --export diffusers --checkpoint runs/f4 --out FOLDER
+    python -m paella_jax.convert --export compressor --checkpoint runs/stage_b \\
+        --out compressor.safetensors
+Runs into runs:
+    python -m paella_jax.convert --interpolate RUN_A RUN_B [--share 0.5] --out DIR
+    python -m paella_jax.convert --merge LORA_RUN --out DIR
 
 --config.model.num_heads=(0,16,16) and the like set what the weights do not tell.
 """
@@ -23,8 +32,10 @@ from typing import TYPE_CHECKING, Any
 from paella_jax.launch import run
 
 if TYPE_CHECKING:
-    from paella_jax.convert.run_folder import Conversion
+    from paella_jax.convert.plan import Conversion
 
+FAMILIES = ("paella", "vqgan", "clip_prior", "stage_b", "stage_c", "wuerstchen")
+CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
@@ -33,70 +44,79 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--family", choices=("paella", "vqgan", "clip_prior"))
+    parser.add_argument("--family", choices=FAMILIES)
     parser.add_argument("--weights", help="file or folder to convert")
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
     parser.add_argument("--tokenizer", default="", help="vqgan run folder to carry along")
-    parser.add_argument("--text", default="", help="T5 or ByT5 folder to carry along")
-    parser.add_argument("--clip", default="", help="CLIP folder to carry along")
-    parser.add_argument("--export", choices=("original", "diffusers"))
+    parser.add_argument("--text", default="", help="T5 or ByT5 (Paella) or CLIP folder (Würstchen)")
+    parser.add_argument("--clip", default="", help="CLIP folder to carry along (Paella)")
+    parser.add_argument("--stage_b", default="", help="Stage B run folder to carry along (Stage C)")
+    parser.add_argument("--compressor", default="", help="file of Stage B's compressor")
+    parser.add_argument("--export", choices=("original", "diffusers", "compressor"))
     parser.add_argument("--checkpoint", help="run folder to export")
-    parser.add_argument("--out", required=True, help="new folder, or file for --export original")
+    parser.add_argument("--interpolate", nargs=2, metavar="RUN", help="two run folders to mix")
+    parser.add_argument("--share", type=float, default=0.5, help="of the second run, 0 to 1")
+    parser.add_argument("--merge", metavar="RUN", help="run folder to merge LoRA adapters of")
+    parser.add_argument("--out", required=True, help="new folder, or a FILE.safetensors to export")
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help="to store weights in")
     arguments, overrides = parser.parse_known_args()
-    inward = arguments.family and arguments.weights and not arguments.export
-    outward = arguments.export and arguments.checkpoint and not arguments.family
-    if inward:
+    modes = [
+        arguments.family and arguments.weights,
+        arguments.export and arguments.checkpoint,
+        arguments.interpolate,
+        arguments.merge,
+    ]
+    asked = [arguments.family, arguments.export, arguments.interpolate, arguments.merge]
+    one = sum(map(bool, asked)) == 1 and sum(map(bool, modes)) == 1
+    if not one or (overrides and not arguments.family):
+        raise ValueError(
+            "give --family with --weights, or --export with --checkpoint, or --interpolate, or "
+            "--merge (--config. fields with --family only)"
+        )
+    if arguments.family:
         return convert(arguments, overrides)
-    if outward and not overrides:
-        return export(arguments)
-    raise ValueError(
-        "give --family with --weights, or --export with --checkpoint (without --config. fields)"
-    )
+    return export(arguments) if arguments.export else combine(arguments)
 
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """A weights file -> a run folder."""
+    from paella_jax.convert.frozen import OPTIONS, check_frozen, lacking
     from paella_jax.convert.model_card import describe_files, model_card
-    from paella_jax.convert.run_folder import (
-        check_frozen,
-        check_new,
-        plan_conversion,
-        write_run_folder,
-    )
-    from paella_jax.convert.weights_file import open_weights
+    from paella_jax.convert.parts import open_parts
+    from paella_jax.convert.plan import plan_conversion
+    from paella_jax.convert.run_folder import check_new, write_run_folder
 
     out, dtype = Path(arguments.out), _dtype(arguments.dtype)
     check_new(out)
-    carried = {"tokenizer": "tokenizer", "text": "text.folder", "clip": "clip.folder"}
-    given = {field: getattr(arguments, name) for name, field in carried.items()}
-    if arguments.family != "paella" and any(given.values()):
-        raise ValueError(f"--tokenizer, --text and --clip are no options of {arguments.family}")
-    overrides = [f"--config.{name}={value}" for name, value in given.items() if value] + overrides
-    weights = open_weights(arguments.weights, arguments.key)
-    plan = plan_conversion(weights, arguments.family, overrides, dtype)
-    check_frozen(plan, weights)
+    parts = open_parts(arguments.weights, arguments.family, arguments.key, arguments.compressor)
+    allowed = OPTIONS.get(parts.family, {})
+    given = {name: getattr(arguments, name) for name in CARRIED if getattr(arguments, name)}
+    if given.keys() - allowed.keys():
+        refused = ", ".join(f"--{name}" for name in given if name not in allowed)
+        raise ValueError(f"{refused} are no options of {parts.family}; leave them out")
+    overrides = [f"--config.{allowed[name]}={value}" for name, value in given.items()] + overrides
+    plan = plan_conversion(parts, overrides, dtype)
+    check_frozen(plan, parts.weights)
 
-    fields = _fields(plan)
-    lacking = _lacking(plan)
+    fields, missing = _fields(plan), lacking(plan)
     arrays = plan.arrays()
     stored = arguments.dtype if dtype is not None else _dtype_names(arrays)
-    total = sum(file.stat().st_size for file in weights.files)
+    total = sum(file.stat().st_size for file in parts.files)
     total += sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in arrays.values())
     with _progress(total) as report:
-        files = describe_files(weights.files, report)
+        files = describe_files(parts.files, report)
         card = model_card(
-            plan.family, fields, files, source=weights.source, lacking=lacking, dtype=stored,
+            plan.family, fields, files, source=parts.source, lacking=missing, dtype=stored,
             parameters=plan.parameter_count(), out=out.name,
         )  # fmt: skip
         write_run_folder(plan, out, card, dtype, report)
-    print(f"{arguments.weights}: {weights.source}, {len(weights)} tensors")
+    print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
     for origin in dict.fromkeys(origin for _, origin in fields.values()):
         shown = [f"{name}={value}" for name, (value, o) in fields.items() if o == origin]
         print(f"from {origin}: {', '.join(shown)}")
     print(f"{out}: {plan.family}, {plan.parameter_count():,} parameters as {stored}")
-    if lacking:
-        print(lacking)
+    if missing:
+        print(missing)
     return 0
 
 
@@ -105,21 +125,8 @@ def _fields(plan: Conversion) -> dict[str, tuple[Any, str]]:
     from paella_jax.config import flatten_config
 
     values = flatten_config(plan.config)
-    hidden = lambda name: name == "tokenizer" or name.endswith(".folder")
+    hidden = lambda name: name in ("tokenizer", "stage_b") or name.endswith(".folder")
     return {n: (values[n], origin) for n, origin in plan.origins.items() if not hidden(n)}
-
-
-def _lacking(plan: Conversion) -> str:
-    """Which frozen networks a Paella still needs before it can draw, and how to add them."""
-    config = plan.config
-    if plan.family != "paella" or (config.tokenizer and config.text.folder):
-        return ""
-    options = {"--tokenizer VQGAN_RUN": config.tokenizer, "--text T5_FOLDER": config.text.folder}
-    missing = " ".join(option for option, given in options.items() if not given)
-    return (
-        "This folder cannot draw yet: it lacks frozen networks. Convert again with "
-        f"`{missing}`, or give --config.tokenizer and --config.text.folder when fine-tuning."
-    )
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -127,17 +134,38 @@ def export(arguments: argparse.Namespace) -> int:
     from paella_jax.convert.export import exported_tensors, write_export
     from paella_jax.convert.run_folder import check_new
 
-    out, dtype = Path(arguments.out), _dtype(arguments.dtype)
+    out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
     check_new(out)
-    if arguments.export == "original" and (out.suffix != ".safetensors" or out.is_dir()):
-        raise ValueError(f"--export original writes one file; --out {out} must be FILE.safetensors")
-    tensors, left = exported_tensors(arguments.checkpoint, arguments.export)
+    if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
+        raise ValueError(f"--export {form} writes one file; --out {out} must be FILE.safetensors")
+    tensors, left = exported_tensors(arguments.checkpoint, form)
     total = sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in tensors.values())
     with _progress(total) as report:
-        write_export(arguments.checkpoint, out, arguments.export, tensors, dtype, report)
+        write_export(arguments.checkpoint, out, form, tensors, dtype, report)
     print(f"{out}: {len(tensors)} tensors as {_dtype_names(tensors) if dtype is None else dtype}")
     if left:
         print(f"left out, the format has no place for them: {', '.join(left)}")
+    if "compressor" in left:
+        print("write the compressor with --export compressor")
+    return 0
+
+
+def combine(arguments: argparse.Namespace) -> int:
+    """Run folders -> another run folder."""
+    from paella_jax.convert.combine import interpolate_runs, merge_run
+
+    out = Path(arguments.out)
+    if arguments.dtype != "keep":
+        raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
+    if arguments.interpolate:
+        first, second = arguments.interpolate
+        count = interpolate_runs(first, second, arguments.share, out)
+        share = arguments.share
+        print(f"{out}: {count} arrays, {1 - share:g} of {first} + {share:g} of {second}")
+        return 0
+    rank = merge_run(arguments.merge, out)
+    merged = f"adapters of rank {rank} merged" if rank else "it has no adapters to merge"
+    print(f"{out}: {arguments.merge} without optimiser state, {merged}")
     return 0
 
 

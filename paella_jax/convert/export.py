@@ -10,18 +10,27 @@ from typing import Any
 import numpy as np
 
 from paella_jax.convert.clip_prior import clip_prior_entries
+from paella_jax.convert.compressor import export_compressor
+from paella_jax.convert.diffusers_config import diffusers_stage_b_config, diffusers_stage_c_config
 from paella_jax.convert.hf_folder import CONFIG
 from paella_jax.convert.paella import export_paella
 from paella_jax.convert.safetensors_file import write_safetensors
 from paella_jax.convert.tensors import ConversionError, export_tensors
 from paella_jax.convert.vqgan import diffusers_config, export_vqgan
+from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, export_stage_b, export_stage_c, text_width
 from paella_jax.families.clip_prior import make_clip_prior
 from paella_jax.families.finetune import restore_trained
-from paella_jax.families.vqgan import load_vqgan_run
+from paella_jax.families.stage_b import compressor_variables, make_compressor
+from paella_jax.families.vqgan import load_vqgan_run, make_vqgan
 from paella_jax.models.paella import Paella
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.stage_c import StageC
 from paella_jax.training.checkpoint import read_config, restore_variables, write_atomically
 
 Tree = Any
+FORMS = ("original", "diffusers", "compressor")
+# Which runs have a diffusers class, and which hold a compressor.
+DIFFUSERS_FAMILIES = ("vqgan", "stage_b", "stage_c")
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -30,7 +39,8 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
 
     Args:
       checkpoint: run folder, trained or converted.
-      form: original, or for a vqgan also diffusers.
+      form: original; for a vqgan and Würstchen's stages also diffusers; for a Stage B also
+        compressor, the original names of its semantic compressor.
 
     Returns:
       The tensors, and the names of networks of the run that the format has no place for.
@@ -40,23 +50,40 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
       ConversionError: the format cannot hold this run.
     """
     config = read_config(checkpoint)
-    if form == "diffusers" and config.method != "vqgan":
+    family, diffusers = config.method, form == "diffusers"
+    if diffusers and family not in DIFFUSERS_FAMILIES:
         raise ConversionError(
-            f"--export diffusers exists for a vqgan only, {checkpoint} is a {config.method}; use "
-            "--export original"
+            f"--export diffusers exists for {', '.join(DIFFUSERS_FAMILIES)} only, {checkpoint} is "
+            f"a {family}; use --export original"
         )
-    if config.method == "vqgan":
-        _, model, variables = load_vqgan_run(checkpoint)
-        return export_vqgan(variables, model, form == "diffusers", copy=False), []
-    if config.method == "clip_prior":
+    if form == "compressor":
+        if family != "stage_b":
+            raise ConversionError(
+                f"--export compressor exists for a stage_b only, {checkpoint} is a {family}"
+            )
+        model, variables = make_compressor(config), compressor_variables(checkpoint)
+        return export_compressor(variables, model, copy=False), []
+    if family == "vqgan":
+        _, vqgan, variables = load_vqgan_run(checkpoint)
+        return export_vqgan(variables, vqgan, diffusers, copy=False), []
+    if family == "clip_prior":
         params = restore_variables(checkpoint)[1]["params"]
         entries = clip_prior_entries(make_clip_prior(config))
         return export_tensors(entries, params["prior"], copy=False), []
-    if config.method == "paella":
-        params = restore_trained(checkpoint, config)
-        left = sorted(name for name in params if name != "predictor")
-        return export_paella(params["predictor"], Paella(**config.model), copy=False), left
-    raise ConversionError(f"{checkpoint} is a {config.method!r}, which has no published format")
+    if family not in ("paella", "stage_b", "stage_c"):
+        raise ConversionError(f"{checkpoint} is a {family!r}, which has no published format")
+    params = restore_trained(checkpoint, config)
+    own = "predictor" if family == "paella" else family
+    left = sorted(name for name in params if name != own)
+    if family == "paella":
+        return export_paella(params[own], Paella(**config.model), copy=False), left
+    if family == "stage_b":
+        tensors = export_stage_b(params[own], StageB(**config.model), diffusers, copy=False)
+    else:
+        tensors = export_stage_c(params[own], StageC(**config.model), diffusers, copy=False)
+    if diffusers:
+        _diffusers_config(checkpoint, tensors)  # a network that cannot be one is refused now
+    return tensors, left
 
 
 def write_export(
@@ -76,7 +103,17 @@ def write_export(
         file = out / DIFFUSERS_WEIGHTS if form == "diffusers" else out
         write_safetensors(file, tensors, dtype, report)
         if form == "diffusers":
-            _, model, _ = load_vqgan_run(checkpoint)
-            write_atomically(out / CONFIG, json.dumps(diffusers_config(model), indent=2))
+            config = _diffusers_config(checkpoint, tensors)
+            write_atomically(out / CONFIG, json.dumps(config, indent=2))
     except OSError as error:
         raise ConversionError(f"cannot write {out}: {error}") from error
+
+
+def _diffusers_config(checkpoint: str | Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """config.json of exported tensors."""
+    config = read_config(checkpoint)
+    if config.method == "vqgan":
+        return diffusers_config(make_vqgan(config))
+    if config.method == "stage_b":
+        return diffusers_stage_b_config(StageB(**config.model), text_width(tensors, TEXT_B))
+    return diffusers_stage_c_config(StageC(**config.model), text_width(tensors, TEXT_C))

@@ -6,17 +6,27 @@ from collections.abc import Iterable
 
 from paella_jax.convert.tensors import ConversionError, Weights
 
-# Any one of the names is enough, so that a damaged file is still recognised.
+# Any one of the names is enough, so that a damaged file is still recognised. The first release's
+# Stage B is a Paella with a guide; being looked for first, it is refused as a Stage B.
 MARKS: dict[str, tuple[str, ...]] = {
+    "stage_b": ("effnet_mappers.0.weight", "effnet_mappers.1.weight", "effnet_mappers.2.weight"),
+    "stage_c": ("cond_mapper.0.weight", "cond_mapper.2.weight"),
     "paella": ("byt5_mapper.weight", "in_mapper.0.weight", "out_mapper.1.weight"),
     "vqgan": ("vquantizer.codebook.weight", "vquantizer.embedding.weight", "in_block.1.weight"),
     "clip_prior": ("blocks.0.weight", "blocks.1.0.weight"),
 }
-# Others that come with the release: which option takes them.
+WUERSTCHEN = "wuerstchen"  # stands for any of its stages
+STAGES = ("stage_b", "stage_c", "vqgan")
+# Others that come with the releases: which option takes them.
 OTHERS = {
-    "a T5 text encoder": ("shared.weight", "encoder.final_layer_norm.weight"),
-    "a CLIP model": ("text_model.final_layer_norm.weight", "visual.proj", "text_projection"),
-}
+    "a T5 text encoder; give its folder as --text": (
+        "shared.weight", "encoder.final_layer_norm.weight",
+    ),
+    "a CLIP model; give its folder as --clip, or for Würstchen as --text": (
+        "text_model.final_layer_norm.weight", "visual.proj", "text_projection",
+    ),
+    "Würstchen's compressor; give it as --compressor": ("backbone.0.0.weight", "mapper.0.weight"),
+}  # fmt: skip
 
 
 def recognise(names: Iterable[str]) -> str | None:
@@ -24,11 +34,15 @@ def recognise(names: Iterable[str]) -> str | None:
     return _first(MARKS, set(names))
 
 
-def check_family(weights: Weights, family: str) -> None:
-    """Raises ConversionError where the weights are not of `family`, saying what they are."""
+def check_family(weights: Weights, family: str) -> str:
+    """The family of the weights: `family`, or which of its stages for "wuerstchen".
+
+    Raises:
+      ConversionError: they are of another, or of none known; the message says what they are.
+    """
     found = recognise(weights)
-    if found == family:
-        return
+    if found is not None and found in (STAGES if family == WUERSTCHEN else (family,)):
+        return found
     file = ", ".join(str(path) for path in weights.files)
     if found is not None:
         raise ConversionError(
@@ -36,7 +50,7 @@ def check_family(weights: Weights, family: str) -> None:
             f"{found} or another file"
         )
     other = _first(OTHERS, set(weights))
-    hint = f"it looks like {other}; give its folder as --text or --clip" if other else (
+    hint = f"it looks like {other}" if other else (
         f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
     )  # fmt: skip
     raise ConversionError(f"{file} is not of any family known here ({', '.join(MARKS)}): {hint}")

@@ -13,12 +13,18 @@ SAMPLE = {
     '--prompt "a red circle" --out grid.png',
     "vqgan": "python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
     "--config.tokenizer={out} --config.model.codebook_size={codes}",
+    "stage_b": "python -m paella_jax.convert --family stage_c --weights FILE --stage_b {out} "
+    "--text CLIP_FOLDER --out NEW_FOLDER",
+    "stage_c": "python -m paella_jax.sample --checkpoint {out} "
+    '--prompt "a red circle" --out grid.png',
     "clip_prior": 'python -c "from paella_jax.families.clip_prior import load_clip_prior; '
     "prior = load_clip_prior('{out}')\"",
 }
 TITLES = {
     "paella": "Paella token predictor",
     "vqgan": "VQGAN tokenizer",
+    "stage_b": "Würstchen Stage B with its semantic compressor",
+    "stage_c": "Würstchen Stage C",
     "clip_prior": "CLIP prior (text embedding to image embedding)",
 }
 
@@ -61,7 +67,7 @@ def model_card(
     """The card's text.
 
     Args:
-      family: paella, vqgan or clip_prior.
+      family: a key of TITLES.
       fields: config field -> its value and where that is from.
       files: of the weights.
       source: what kind of file it was.

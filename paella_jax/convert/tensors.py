@@ -31,14 +31,20 @@ class Weights(dict[str, np.ndarray]):
     Attributes:
       source: one line on what kind of file it was and where in it the tensors were.
       files: the files they come from.
+      entries: of a torch file that is a dict of several things: those that hold weights.
     """
 
     def __init__(
-        self, tensors: Mapping[str, np.ndarray], source: str, files: Iterable[Path] = ()
+        self,
+        tensors: Mapping[str, np.ndarray],
+        source: str,
+        files: Iterable[Path] = (),
+        entries: Iterable[str] = (),
     ) -> None:
         super().__init__(tensors)
         self.source = source
         self.files = tuple(files)
+        self.entries = tuple(entries)
 
 
 class Entry(NamedTuple):

@@ -51,11 +51,12 @@ def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
         raw = np.asarray(np.memmap(path, np.uint8, "r"))
         is_zip = bytes(raw[:4]) == b"PK\x03\x04"
         content, starts = _read_zip(path, raw) if is_zip else _read_legacy(raw)
-        tensors, note = _state_dict(content, key)
+        tensors, note, entries = _state_dict(content, key)
         arrays = {name: _array(raw, tensor, starts) for name, tensor in tensors.items()}
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
-    return Weights(arrays, f"torch file ({'zip' if is_zip else 'legacy'} format){note}", (path,))
+    source = f"torch file ({'zip' if is_zip else 'legacy'} format){note}"
+    return Weights(arrays, source, (path,), entries)
 
 
 def _read_zip(path: Path, raw: np.ndarray) -> tuple[Any, Places]:
@@ -156,8 +157,8 @@ def _array(raw: np.ndarray, tensor: StoredTensor, starts: Places) -> np.ndarray:
     )
 
 
-def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor], str]:
-    """The dict of tensors inside what a training script saved, and a note on where it was."""
+def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor], str, list[str]]:
+    """The dict of tensors inside what a training script saved, where it was, all such entries."""
     if not isinstance(content, dict):
         raise ConversionError(
             f"holds a {type(content).__name__.strip('_').lower()}, not a state dict; save "
@@ -169,7 +170,7 @@ def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor],
     known = [name for name in WRAPPERS if name in inside]
     plain = _tensors_of(content)
     if key is None and plain and not known:
-        return _without_prefix(plain), ""
+        return _without_prefix(plain), "", []
     if key is None:
         chosen = known[:1] or [name for name in inside if "optim" not in str(name)]
         if len(chosen) != 1:
@@ -180,7 +181,8 @@ def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor],
         key = chosen[0]
     others = [repr(name) for name in known if name != key]
     note = f", weights under the key {key!r}"
-    return _without_prefix(inside[key]), note + (f" (also {', '.join(others)})" if others else "")
+    note += f" (also {', '.join(others)})" if others else ""
+    return _without_prefix(inside[key]), note, [str(name) for name in inside]
 
 
 def _tensors_of(value: Any) -> dict[str, StoredTensor]:

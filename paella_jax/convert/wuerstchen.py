@@ -14,7 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.paella import _block, _block_kinds, _linear, _period
+from paella_jax.convert.blocks import (
+    block_entries,
+    block_kinds,
+    level_entries,
+    linear_entries,
+    matching_shapes,
+    needed_shape,
+    period,
+)
 from paella_jax.convert.tensors import (
     ConversionError,
     Entry,
@@ -29,6 +37,9 @@ from paella_jax.models.stage_c import StageC
 
 RELEASED_HEAD_WIDTH = 64
 RELEASED_PATCH_SIZE = 2
+# Network and its released file, for error messages.
+STAGE_B, STAGE_C = ("Stage B", "model_v2_stage_b.pt"), ("Stage C", "model_v2_stage_c.pt")
+TEXT_B, TEXT_C = "clip_mapper.weight", "cond_mapper.0.weight"  # what the text goes through
 PROJECTIONS = ("query", "key", "value")
 # Tensors of the first release's Stage B, a Paella over tokens.
 TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight")
@@ -70,45 +81,32 @@ def stage_c_from_reference_config(constructor: Mapping[str, Any]) -> StageC:
 def stage_b_entries(model: StageB, diffusers: bool = False) -> list[Entry]:
     """The name table of one configuration; diffusers' is one of split parameters."""
     entries = [
-        *_linear("clip_mapper", "text"),
-        *_linear("embedding.1", "embedding", "proj", layout="conv1x1"),
-        *_linear("clf.1", "output", "proj", layout="conv1x1"),
+        *linear_entries("clip_mapper", "text"),
+        *linear_entries("embedding.1", "embedding", "proj", layout="conv1x1"),
+        *linear_entries("clf.1", "output", "proj", layout="conv1x1"),
+        *level_entries(model.patterns, model.depths),
     ]
     levels = len(model.widths)
     for level in range(levels):
-        kinds = model.patterns[level] * model.depths[level]
-        # The reference keeps the downsampling as entry 0 of its level, the upsampling as the last.
-        offset = 1 if level > 0 else 0
-        theirs_up = levels - 1 - level
-        if level > 0:
-            down, up = f"down_{level}_downsample", f"up_{level}_upsample"
-            entries += _linear(f"down_blocks.{level}.0.1", down, layout="conv")
-            name = f"up_blocks.{theirs_up}.{len(kinds)}.1"
-            entries += _linear(name, up, layout="conv_transpose")
         if model.inject[level]:
             # One list for both ways: the levels going down, then the levels going up.
-            places = {"down": level, "up": levels + theirs_up}
+            places = {"down": level, "up": 2 * levels - 1 - level}
             for side, place in places.items():
                 name = f"effnet_mappers.{place}"
-                entries += _linear(name, f"{side}_{level}_guide", layout="conv1x1")
-        for index, kind in enumerate(kinds):
-            name = f"down_blocks.{level}.{index + offset}"
-            entries += _block(kind, name, f"down_{level}_block_{index}")
-            name = f"up_blocks.{theirs_up}.{index}"
-            entries += _block(kind, name, f"up_{level}_block_{index}")
+                entries += linear_entries(name, f"{side}_{level}_guide", layout="conv1x1")
     return _diffusers_entries(entries) if diffusers else entries
 
 
 def stage_c_entries(model: StageC, diffusers: bool = False) -> list[Entry]:
     """The name table of one configuration; diffusers' is one of split parameters."""
     entries = [
-        *_linear("projection", "projection", layout="conv1x1"),
-        *_linear("cond_mapper.0", "text_in"),
-        *_linear("cond_mapper.2", "text_out"),
-        *_linear("out.1", "output", layout="conv1x1"),
+        *linear_entries("projection", "projection", layout="conv1x1"),
+        *linear_entries("cond_mapper.0", "text_in"),
+        *linear_entries("cond_mapper.2", "text_out"),
+        *linear_entries("out.1", "output", layout="conv1x1"),
     ]
     for index, kind in enumerate("CTA" * model.depth):
-        entries += _block(kind, f"blocks.{index}", f"block_{index}")
+        entries += block_entries(kind, f"blocks.{index}", f"block_{index}")
     return _diffusers_entries(entries) if diffusers else entries
 
 
@@ -175,9 +173,9 @@ def import_stage_b(tensors: Mapping[str, np.ndarray], model: StageB) -> dict[str
     Raises:
       ConversionError: listing every misfit, or the file is the first release's token model.
     """
-    _refuse_token_model(tensors)
-    expected = abstract_stage_b(model, _text_width(tensors, "clip_mapper.weight"))
-    return _import(stage_b_entries(model, _is_diffusers(tensors)), tensors, expected)
+    refuse_token_model(tensors)
+    expected = abstract_stage_b(model, text_width(tensors, TEXT_B))
+    return _import(stage_b_entries(model, is_diffusers(tensors)), tensors, expected)
 
 
 def import_stage_c(tensors: Mapping[str, np.ndarray], model: StageC) -> dict[str, Any]:
@@ -186,8 +184,8 @@ def import_stage_c(tensors: Mapping[str, np.ndarray], model: StageC) -> dict[str
     Raises:
       ConversionError: listing every misfit.
     """
-    expected = abstract_stage_c(model, _text_width(tensors, "cond_mapper.0.weight"))
-    return _import(stage_c_entries(model, _is_diffusers(tensors)), tensors, expected)
+    expected = abstract_stage_c(model, text_width(tensors, TEXT_C))
+    return _import(stage_c_entries(model, is_diffusers(tensors)), tensors, expected)
 
 
 def export_stage_b(
@@ -207,7 +205,7 @@ def export_stage_c(
 def _import(
     entries: list[Entry], tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any]
 ) -> dict[str, Any]:
-    if not _is_diffusers(tensors):
+    if not is_diffusers(tensors):
         return import_tensors(entries, tensors, expected)
     split = jax.eval_shape(_split_projections, expected)
     return _join_projections(import_tensors(entries, tensors, split))
@@ -219,16 +217,19 @@ def _export(
     return export_tensors(entries, _split_projections(params) if diffusers else params, copy)
 
 
-def _is_diffusers(tensors: Mapping[str, np.ndarray]) -> bool:
+def is_diffusers(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether attention has diffusers' names."""
     return any(".attention.to_" in name for name in tensors)
 
 
-def _text_width(tensors: Mapping[str, np.ndarray], name: str) -> int:
+def text_width(tensors: Mapping[str, np.ndarray], name: str) -> int:
+    """Width of the text states that the layer TEXT_B or TEXT_C takes; 1 if it is not there."""
     shape = np.shape(tensors[name]) if name in tensors else ()
     return shape[1] if len(shape) == 2 else 1  # a misfit is reported with all the others
 
 
-def _refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
+def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises ConversionError for the first release's Stage B."""
     found = [name for name in TOKEN_MODEL if name in tensors]
     if found:
         raise ConversionError(
@@ -251,22 +252,20 @@ def infer_stage_b(
       ConversionError: tensors that carry the sizes are missing or do not belong together, or the
         file is the first release's token model.
     """
-    _refuse_token_model(tensors)
-    shape = lambda name, rank: _shape(tensors, name, rank, "B", "model_v2_stage_b.pt")
+    refuse_token_model(tensors)
+    shape = lambda name, rank: needed_shape(tensors, name, rank, *STAGE_B)
     width, patched = shape("embedding.1.weight", 4)[:2]
     if patched % RELEASED_PATCH_SIZE**2:
         raise ConversionError(
             f"not a Stage B: embedding.1.weight takes {patched} channels, which are no "
             f"{RELEASED_PATCH_SIZE}x{RELEASED_PATCH_SIZE} patches; give the model's config"
         )
-    try:
-        # Both schemes alike: attention is known by its input projection.
-        levels = _block_kinds({_original_name(name): x for name, x in tensors.items()})
-    except ConversionError as error:
-        raise ConversionError(str(error).replace("whole Paella", "whole Stage B")) from error
+    # Both schemes alike: attention is known by its input projection.
+    named_alike = {_original_name(name): x for name, x in tensors.items()}
+    levels = block_kinds(named_alike, STAGE_B[0])
     downs = [f"down_blocks.{level}.0.1.weight" for level in range(1, len(levels))]
     widths = (width, *(shape(name, 4)[0] for name in downs))
-    patterns = tuple(_period(kinds) for kinds in levels)
+    patterns = tuple(period(kinds) for kinds in levels)
     inject = tuple(f"effnet_mappers.{level}.weight" in tensors for level in range(len(levels)))
     fields: dict[str, Any] = {
         "latent_channels": patched // RELEASED_PATCH_SIZE**2,
@@ -298,7 +297,7 @@ def infer_stage_c(
     Raises:
       ConversionError: tensors that carry the sizes are missing.
     """
-    shape = lambda name, rank: _shape(tensors, name, rank, "C", "model_v2_stage_c.pt")
+    shape = lambda name, rank: needed_shape(tensors, name, rank, *STAGE_C)
     width, channels = shape("projection.weight", 4)[:2]
     shape("blocks.0.depthwise.weight", 4)
     numbers = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
@@ -325,21 +324,7 @@ def _block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, in
         ("mapper", 1, 2, "time_width"),
         ("depthwise", 3, 4, "kernel_size"),
     ):
-        pattern = rf"{block}\.{tensor}\.weight"
-        found = (np.shape(x) for name, x in tensors.items() if re.fullmatch(pattern, name))
-        size = next((shape[axis] for shape in found if len(shape) == rank), None)
+        found = matching_shapes(tensors, rf"{block}\.{tensor}\.weight", rank)
+        size = found[0][axis] if found else None
         fields |= {} if size is None else {field: size}
     return fields
-
-
-def _shape(
-    tensors: Mapping[str, np.ndarray], name: str, rank: int, stage: str, file: str
-) -> tuple[int, ...]:
-    found = np.shape(tensors[name]) if name in tensors else None
-    if found is None or len(found) != rank or 0 in found:
-        state = "is missing" if found is None else f"has shape {found}"
-        raise ConversionError(
-            f"not a whole Stage {stage}: {name}, which tells its sizes, {state}; expected the "
-            f"state dict of {file} or of a model of its kind"
-        )
-    return found

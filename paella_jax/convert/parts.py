@@ -1,0 +1,82 @@
+"""Opening what one conversion reads: the weights, and for a Stage B the compressor beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from paella_jax.convert.infer import check_family
+from paella_jax.convert.tensors import ConversionError, Weights
+from paella_jax.convert.weights_file import open_weights
+from paella_jax.convert.wuerstchen import refuse_token_model
+
+# Entries of the released torch files (reference/wuerstchen.md 1).
+AVERAGED, PLAIN, COMPRESSOR = "ema_state_dict", "state_dict", "effnet_state_dict"
+
+
+class Parts(NamedTuple):
+    """Opened files; nothing of them is read yet.
+
+    Attributes:
+      family: of `weights`, a key of plan.FAMILIES.
+      weights: the network's.
+      compressor: for a Stage B.
+    """
+
+    family: str
+    weights: Weights
+    compressor: Weights | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file once."""
+        others = () if self.compressor is None else self.compressor.files
+        return list(dict.fromkeys((*self.weights.files, *others)))
+
+    @property
+    def source(self) -> str:
+        """One line on what kinds of files they are."""
+        if self.compressor is None:
+            return self.weights.source
+        return f"{self.weights.source}, and the compressor from a {self.compressor.source}"
+
+
+def open_parts(
+    path: str | Path, family: str, key: str | None = None, compressor: str | Path | None = None
+) -> Parts:
+    """Opens a weights file and tells its family.
+
+    Args:
+      path: see `open_weights`.
+      family: of the command line, so "wuerstchen" may stand for its stages.
+      key: entry of a torch file. Default for a Stage C: the averaged weights, where both are.
+      compressor: file of a Stage B's compressor. Default: the entry beside Stage B's own weights.
+
+    Raises:
+      ConversionError: nothing there, another family, no compressor for a Stage B, or a compressor
+        for another family.
+    """
+    weights = open_weights(path, key)
+    found = check_family(weights, family)
+    if found == "stage_c" and key is None and {AVERAGED, PLAIN} <= {*weights.entries}:
+        weights = open_weights(path, AVERAGED)
+        weights.source += ": the averaged weights are taken"
+    if found == "stage_b":
+        refuse_token_model(weights)
+        return Parts(found, weights, _open_compressor(weights, compressor))
+    if compressor:
+        raise ConversionError(f"--compressor is no option of {found}; leave it out")
+    return Parts(found, weights)
+
+
+def _open_compressor(stage_b: Weights, given: str | Path | None) -> Weights:
+    if given:
+        weights = open_weights(given)
+        return open_weights(given, COMPRESSOR) if COMPRESSOR in weights.entries else weights
+    if COMPRESSOR in stage_b.entries:
+        return open_weights(stage_b.files[0], COMPRESSOR)
+    raise ConversionError(
+        f"{stage_b.files[0]} holds a Stage B without its compressor (no entry {COMPRESSOR!r}, and "
+        "diffusers folders have none); give --compressor FILE, which may be the original "
+        "model_v2_stage_b.pt"
+    )
