@@ -11,15 +11,9 @@ preset="${PRESET:-shapes}"
 tokenizer_preset="${TOKENIZER_PRESET:-${preset%_long}}"
 mkdir -p "$workdir"
 
-timed() { # timed STAGE COMMAND...: adds the seconds of this and earlier calls to WORKDIR/seconds
-  local stage="$1" begin="$SECONDS"
-  shift
-  "$@"
-  echo "$stage=$((SECONDS - begin))" >>"$workdir/seconds"
-}
-
 begin="$SECONDS"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$ROOT/launch/stages.sh"
 [ -f "$workdir/seconds" ] || echo "install=$((SECONDS - begin))" >"$workdir/seconds"
 cd "$ROOT"
 
@@ -30,7 +24,7 @@ fi
 timed tokenizer "$PYTHON" -m paella_jax.train --config "configs/vqgan.py:$tokenizer_preset" --workdir "$workdir/vqgan"
 timed predictor "$PYTHON" -m paella_jax.train --config "configs/paella.py:$preset" --workdir "$workdir/paella" \
   --config.tokenizer="$workdir/vqgan"
-mapfile -t seconds < <(awk -F= '{s[$1] += $2} END {for (k in s) print k "=" s[k]}' "$workdir/seconds")
+stage_seconds
 "$PYTHON" -m paella_jax.evaluate --checkpoint "$workdir/paella" --out "$workdir" --seconds "${seconds[@]}"
 echo "report: $workdir/report.json   pictures: $workdir/samples.png, $workdir/training.png"
 echo "sample: $PYTHON -m paella_jax.sample --checkpoint $workdir/paella --prompt \"a large red circle at the top left on a white background\""
