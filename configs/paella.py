@@ -119,7 +119,7 @@ def _shapes(config: ConfigDict) -> None:
     config.objective.label_smoothing = 0.05
     config.objective.text_drop = 0.1
     config.optim.learning_rate = 2e-3
-    config.sampler.guidance_scale = (3.0, 3.0)
+    config.sampler.guidance_scale = (2.0, 2.0)  # best of 1, 2, 3, 5, 8 (`evaluate --sweep`)
 
 
 def _shapes_long(config: ConfigDict) -> None:
@@ -136,10 +136,12 @@ def _shapes_tasks(config: ConfigDict) -> None:
     config.model.num_classes = 4  # the shapes
     config.model.num_segments = 5  # background and the shapes
     config.image_encoder.kind = "joint"
-    config.objective.text_drop = 0.5  # so that the other conditions learn to stand alone
-    config.objective.image_drop = 0.5
-    config.objective.label_drop = 0.7
-    config.objective.segmentation_drop = 0.7
+    # So that the other conditions learn to stand alone; with half of the texts dropped the small
+    # text encoder does not learn to read any more.
+    config.objective.text_drop = 0.3
+    config.objective.image_drop = 0.6
+    config.objective.label_drop = 0.6
+    config.objective.segmentation_drop = 0.6
 
 
 def _tiny(config: ConfigDict) -> None:

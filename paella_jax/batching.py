@@ -33,8 +33,21 @@ def image_keys(seeds: Sequence[int], copies: int) -> jax.Array:
     """
     if copies < 1:
         raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
+    numbers = np.tile(np.arange(copies), len(seeds))
+    return numbered_keys(np.repeat(np.asarray(seeds), copies), numbers)
+
+
+def numbered_keys(seeds: np.ndarray, numbers: np.ndarray) -> jax.Array:
+    """Key of the image with number n among those of a seed, for each pair.
+
+    Raises:
+      ValueError: a seed that is no whole number from 0 to 2^32 - 1.
+    """
+    for seed in np.asarray(seeds).tolist():
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed!r} must be a whole number from 0 to {2**32 - 1}")
     return jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
-        jnp.repeat(jnp.asarray(seeds), copies), jnp.tile(jnp.arange(copies), len(seeds))
+        jnp.asarray(np.asarray(seeds, np.uint32)), jnp.asarray(numbers)
     )
 
 
@@ -57,6 +70,8 @@ def in_batches(
       batch_size: bounds a piece; it is rounded up to whole devices.
       mesh: pieces are spread over its devices.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     size = -(-min(batch_size, count) // mesh.size) * mesh.size
     parts = []
     for start in range(0, count, size):

@@ -20,6 +20,8 @@ from typing import Any
 
 from paella_jax.launch import run, setup_jax
 
+STAGE_B = {"paper": "v2", "v2_mixed": "v2"}  # the Stage B preset of a Stage C one
+
 
 def interleaved(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of every call; one call of each variant per round, after one warm-up call each."""
@@ -94,7 +96,7 @@ def main() -> int:
 
         report = wuerstchen_cost(
             config,
-            load_config(f"configs/stage_b.py:{config.preset}"),
+            load_config(f"configs/stage_b.py:{STAGE_B.get(config.preset, config.preset)}"),
             image_size=arguments.image_size,
             batch=arguments.batch_size or 1,
             params_dtype=arguments.params_dtype,

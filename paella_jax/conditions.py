@@ -13,6 +13,7 @@ from paella_jax.data.shapes_maps import at_tokens
 from paella_jax.encoders.byte_tokenizer import PromptError, bucket_length, check_prompts
 from paella_jax.encoders.emphasis import text_weights
 from paella_jax.families.paella_networks import PaellaNetworks
+from paella_jax.images import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
 
 EmbedImages = Callable[[np.ndarray], np.ndarray]
@@ -24,8 +25,8 @@ class Condition:
 
     Attributes:
       prompt: text.
-      images: images whose content to vary, each float [height, width, 3] in [0, 1], or an image
-        embedding [width] (e.g. of the CLIP prior). Several are mixed.
+      images: images whose content to vary (files, PIL images, arrays [height, width, 3]), or image
+        embeddings [width] (e.g. of the CLIP prior). Several are mixed.
       label: class, for runs trained with labels.
       segmentation: int [height, width] in pixels or [h, w] in tokens, for runs trained with maps;
         -1 leaves a position open.
@@ -33,7 +34,7 @@ class Condition:
     """
 
     prompt: str = ""
-    images: Sequence[np.ndarray] = ()
+    images: Sequence[ImageLike] = ()
     label: int | None = None
     segmentation: np.ndarray | None = None
     emphasis: Mapping[str, float] = field(default_factory=dict)
@@ -146,20 +147,19 @@ def _images(
     mask = np.zeros((len(conditions), most), bool)
     for row, condition in enumerate(conditions):
         for column, image in enumerate(condition.images):
-            pooled[row, column] = _embedding(np.asarray(image, np.float32), width, embed_images)
+            pooled[row, column] = _embedding(image, width, embed_images)
             mask[row, column] = True
     return pooled, mask
 
 
-def _embedding(image: np.ndarray, width: int, embed_images: EmbedImages) -> np.ndarray:
-    if image.shape == (width,):
-        return image
-    if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(
-            f"an image condition has shape {image.shape}; give an image [height, width, 3] with "
-            f"values in [0, 1] or an embedding [{width}]"
-        )
-    return embed_images(image[None])[0]
+def _embedding(image: ImageLike, width: int, embed_images: EmbedImages) -> np.ndarray:
+    if isinstance(image, np.ndarray) and image.ndim == 1:
+        if image.shape != (width,):
+            raise ValueError(
+                f"an image embedding has shape {image.shape}, this run needs [{width}]"
+            )
+        return image.astype(np.float32)
+    return embed_images(read_image(image)[None])[0]
 
 
 def _labels(networks: PaellaNetworks, conditions: Sequence[Condition]) -> np.ndarray | None:

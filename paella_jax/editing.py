@@ -8,71 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from paella_jax.batching import image_keys, one_per_prompt
 from paella_jax.conditions import Condition
 from paella_jax.families.clip_prior import ClipPriorSampler
+from paella_jax.images import ImageError, ImageLike, read_image, read_mask
 from paella_jax.pipeline import Generation, PaellaPipeline
 from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.schedule import linear_ramp
-
-ImageLike = str | Path | Image.Image | np.ndarray
-
-
-class ImageError(ValueError):
-    """An image or mask cannot be used; the message says what is wrong and what to do."""
-
-
-def read_image(image: ImageLike) -> np.ndarray:
-    """A file, a PIL image or an array -> float32 [height, width, 3] in [0, 1].
-
-    Raises:
-      ImageError: not an image, or an array of another shape or range.
-    """
-    if isinstance(image, str | Path):
-        image = _open(Path(image))
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"), np.float32) / 255.0
-    array = np.asarray(image)
-    if array.ndim != 3 or array.shape[-1] != 3:
-        raise ImageError(f"an image array has shape {array.shape}; give [height, width, 3]")
-    if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255.0
-    array = array.astype(np.float32)
-    if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
-        raise ImageError(
-            f"an image array has values from {array.min()} to {array.max()}; give uint8, or float "
-            "in [0, 1]"
-        )
-    return array
-
-
-def read_mask(mask: ImageLike) -> np.ndarray:
-    """A file, a PIL image or an array -> bool [height, width]; white or True is drawn anew."""
-    if isinstance(mask, str | Path):
-        mask = _open(Path(mask))
-    if isinstance(mask, Image.Image):
-        return np.asarray(mask.convert("L")) >= 128
-    array = np.asarray(mask)
-    if array.ndim != 2:
-        raise ImageError(f"a mask array has shape {array.shape}; give [height, width]")
-    return array if array.dtype == bool else array > array.max() / 2
-
-
-def _open(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            return opened
-    except FileNotFoundError:
-        raise ImageError(f"there is no image {file}") from None
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise ImageError(f"{file} is not a readable image: {error}; convert it to PNG") from error
 
 
 def encode_image(pipe: PaellaPipeline, image: ImageLike) -> np.ndarray:
@@ -118,6 +64,8 @@ def image_to_image(
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     tokens = encode_image(pipe, image)[None]
     if strength == 0.0:
+        copies = options.get("num_images_per_prompt", 1)
+        tokens = np.repeat(tokens, copies, axis=0)
         return Generation(pipe.decode(tokens), tokens, None)
     return pipe.generate(
         [prompt], image_tokens=tokens, t_start=strength, **_size(pipe, tokens), **options
@@ -146,12 +94,16 @@ def inpaint(
         )
     if not marked.any():
         raise ImageError("the mask marks nothing; paint white what is to be drawn anew")
-    if marked.all():
-        raise ImageError("the mask marks the whole image; use text-to-image instead")
     tokens = encode_image(pipe, pixels)
     cell = pipe.networks.vqgan.downsampling
     blocks = marked.reshape(tokens.shape[0], cell, tokens.shape[1], cell)
-    known = Known(tokens[None], np.asarray(blocks.any(axis=(1, 3)))[None])
+    generate = np.asarray(blocks.any(axis=(1, 3)))
+    if generate.all():
+        raise ImageError(
+            f"the mask touches every cell of {cell}x{cell} pixels, so nothing of the image would "
+            "stay; use text-to-image instead"
+        )
+    known = Known(tokens[None], generate[None])
     return pipe.generate([prompt], known=known, **_size(pipe, tokens[None]), **options)
 
 
@@ -243,26 +195,28 @@ def variations(
 def with_prior(
     pipe: PaellaPipeline,
     prior: ClipPriorSampler,
-    prompts: Sequence[str],
+    conditions: Sequence[str | Condition],
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     **options: Any,
 ) -> list[Condition]:
-    """Adds to each prompt the image embedding a CLIP prior draws for it (paella.md 4.3).
+    """Adds to each condition the image embedding a CLIP prior draws for its text (paella.md 4.3).
 
     Args:
       pipe: a run with both CLIP towers.
       prior: from `families.clip_prior.load_clip_prior`.
-      prompts: texts.
-      seed: of the prior's draw.
+      conditions: texts, or conditions with a text.
+      seed: of the prior's draw, one or one per condition: it depends on nothing else of the call.
       **options: num_steps and guidance_scale of the prior.
 
     Raises:
       ValueError: a run without CLIP, or a prior of another width.
     """
-    embeddings = prior(pipe.embed_texts(prompts), jax.random.key(seed), **options)
-    pairs = zip(prompts, np.asarray(embeddings), strict=True)
-    return [Condition(prompt=prompt, images=(embedding,)) for prompt, embedding in pairs]
+    given = [c if isinstance(c, Condition) else Condition(prompt=c) for c in conditions]
+    keys = image_keys(one_per_prompt(seed, len(given), "seed"), 1)
+    embeddings = np.asarray(prior(pipe.embed_texts([c.prompt for c in given]), keys, **options))
+    pairs = zip(given, embeddings, strict=True)
+    return [replace(c, images=(*c.images, embedding)) for c, embedding in pairs]
 
 
 def interpolate(

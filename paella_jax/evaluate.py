@@ -15,6 +15,16 @@ from pathlib import Path
 from paella_jax.launch import run, setup_jax
 
 
+def check_method(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where a flag does not belong to this kind of run, before any work."""
+    from paella_jax.training.checkpoint import read_config
+
+    method = read_config(arguments.checkpoint).method
+    for flag, needed in (("sweep", "paella"), ("tasks", "paella"), ("direct", "stage_c")):
+        if getattr(arguments, flag) and method != needed:
+            raise ValueError(f"--{flag} is for runs of method {needed!r}, this is a {method!r}")
+
+
 def main() -> int:
     """Parses the command line and evaluates a run."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -31,6 +41,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     setup_jax()
+    check_method(arguments)
 
     from paella_jax.evaluation.report import evaluate_run, show
 
@@ -47,7 +58,9 @@ def main() -> int:
         from paella_jax.evaluation.stages import compare_decoders, show_decoders
 
         out = Path(arguments.out or arguments.checkpoint)
-        print(show_decoders(compare_decoders(arguments.checkpoint, arguments.direct, out)))
+        count = arguments.num_images or 256
+        rows = compare_decoders(arguments.checkpoint, arguments.direct, out, count)
+        print(show_decoders(rows))
     if arguments.tasks:
         from paella_jax.evaluation.task_examples import draw_task_examples
         from paella_jax.loading import load

@@ -34,4 +34,6 @@ def load(directory: str | Path, **options: Any) -> Any:
             f"{directory} holds a run of method {method!r}, which draws no images from text; give "
             f"one of {sorted(LOADERS)}"
         )
+    if options and method == "paella":
+        raise ValueError(f"a Paella run has no loading options, got {sorted(options)}")
     return LOADERS[method](directory, **options)

@@ -22,6 +22,7 @@ from paella_jax.evaluation.pictures import to_uint8
 from paella_jax.families.finetune import restore_trained
 from paella_jax.families.paella import load_networks
 from paella_jax.families.paella_networks import PaellaNetworks
+from paella_jax.images import read_images
 from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
 from paella_jax.sampling.guidance import guide, guide_jointly, mix
 from paella_jax.sampling.renoise import Known, Ramps, RenoiseSettings, sample
@@ -174,14 +175,14 @@ class PaellaPipeline:
         return np.asarray(self._decode(self.frozen, jnp.asarray(tokens)))
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images float [count, H, W, 3] in [0, 1] -> tokens."""
-        return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
+        """Images [count, H, W, 3], uint8 or in [0, 1] -> tokens."""
+        return np.asarray(self._encode(self.frozen, jnp.asarray(read_images(images))))
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Images float [count, H, W, 3] in [0, 1] -> embeddings [count, width] for `Condition`."""
+        """Images [count, H, W, 3], uint8 or in [0, 1] -> embeddings [count, width]."""
         if self.networks.image_encoder is None:
             raise ValueError("this run has no image encoder (image_encoder.kind is none)")
-        return np.asarray(self._embed(self.params, self.frozen, jnp.asarray(images)))
+        return np.asarray(self._embed(self.params, self.frozen, jnp.asarray(read_images(images))))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> CLIP embeddings [count, width], what a CLIP prior takes."""

@@ -56,11 +56,11 @@ def _captioned(
     config: ConfigDict, draw: Callable[[TrainState, Tree, list[str]], np.ndarray]
 ) -> Preview:
     """A grid of drawn validation captions; scores them where the oracle can."""
-    source = make_source(config.data, "validation", config.seed)
-    count = min(config.log.preview_images, len(source))
-    captions = [source[i]["caption"] for i in range(count)]
+    captions = [sample["caption"] for sample in _validation_samples(config)]
 
     def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        if not captions:
+            return {}
         images = draw(state, frozen, captions)
         return _show(config, images, captions, file)
 
@@ -69,13 +69,13 @@ def _captioned(
 
 def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
     """Sends validation images through the compressor, Stage B and Stage A."""
-    source = make_source(config.data, "validation", config.seed)
-    count = min(config.log.preview_images, len(source))
-    samples = [source[i] for i in range(count)]
+    samples = _validation_samples(config)
     captions = [sample["caption"] for sample in samples]
     pipelines: list[WuerstchenPipeline] = []
 
     def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        if not samples:
+            return {}
         params = dict(state.eval_params)
         compressor = frozen.get(COMPRESSOR)
         if compressor is None:
@@ -90,12 +90,25 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
         for name, tree in weights.items():
             pipelines[0].set_weights(name, tree)
         images = np.stack([sample["image"] for sample in samples]).astype(np.float32) / 255.0
-        seeds = list(range(count))
+        seeds = list(range(len(images)))
         rebuilt = pipelines[0].reconstruct(images, prompt=captions, seed=seeds).images
         error = float(np.square(rebuilt - images).mean())
         return {"validation_mse": error} | _show(config, rebuilt, captions, file)
 
     return preview
+
+
+def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
+    """Validation samples with a caption that can be drawn: not blank, cut to the text's limit."""
+    source = make_source(config.data, "validation", config.seed)
+    samples: list[dict[str, Any]] = []
+    for index in range(min(len(source), 2 * config.log.preview_images)):
+        sample = dict(source[index])
+        # One byte is the end mark; a cut may split a letter, which is then dropped.
+        text = sample["caption"].encode()[: config.text.max_length - 1].decode(errors="ignore")
+        if text.strip() and len(samples) < config.log.preview_images:
+            samples.append(sample | {"caption": text})
+    return samples
 
 
 def _show(

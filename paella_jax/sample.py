@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from paella_jax.pipeline import Generation, PaellaPipeline
     from paella_jax.wuerstchen_pipeline import WuerstchenGeneration, WuerstchenPipeline
 
+TASKS = ("image", "like", "between", "to", "mix")
+UNUSED = {
+    "image": ("height", "width", "prior"),
+    "like": ("prior",),
+    "between": ("height", "width", "prior", "label", "segmentation", "emphasis"),
+    "to": ("prior",),
+    "mix": ("prior",),
+}
+IMAGE_FILES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
            "temperature", "seed")  # fmt: skip
 
@@ -62,6 +71,9 @@ def parse() -> argparse.Namespace:
     tasks.add_argument("--emphasis", action="append", default=[], metavar="PHRASE=FACTOR")
     tasks.add_argument("--label", type=int)
     tasks.add_argument("--segmentation", metavar="FILE.npy")
+    stages = parser.add_argument_group("Würstchen")
+    stages.add_argument("--stepper", help="of Stage C: ddpm, ddim or dpm++")
+    stages.add_argument("--offload", action="store_true", help="one stage on the device at a time")
     return parser.parse_args()
 
 
@@ -111,6 +123,27 @@ def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[A
     ]
 
 
+def check_flags(arguments: argparse.Namespace) -> str | None:
+    """The one image task that the flags ask for.
+
+    Raises:
+      ValueError: several tasks, or a flag that the task does not use.
+    """
+    given = [name for name in TASKS if getattr(arguments, name) not in (None, [])]
+    if len(given) > 1:
+        raise ValueError(f"give one of {', '.join('--' + name for name in given)}, not several")
+    for name in ("mask", "outpaint", "morph", "strength"):
+        if getattr(arguments, name) is not None and given != ["image"]:
+            raise ValueError("--mask, --outpaint, --morph and --strength need --image FILE")
+    if arguments.weights and given != ["mix"]:
+        raise ValueError("--weights belongs to --mix")
+    task = given[0] if given else None
+    for name in UNUSED[task] if task else ():
+        if getattr(arguments, name) not in (None, []):
+            raise ValueError(f"--{name} has no effect with --{task}; leave it out")
+    return task
+
+
 def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generation, list[str]]:
     """Runs the task the flags ask for; returns the pictures and their titles."""
     from paella_jax import editing
@@ -120,11 +153,9 @@ def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generatio
     size = {"height": arguments.height, "width": arguments.width}
     copies = arguments.num_images_per_prompt
     conditions = read_conditions(arguments, prompts)
-    single = arguments.image or arguments.like or arguments.to or arguments.mix
-    if single and len(conditions) != 1:
+    task = check_flags(arguments)
+    if task in ("image", "like", "to", "mix") and len(conditions) != 1:
         raise ValueError(f"this task takes one --prompt, got {len(conditions)}")
-    if arguments.image is None and (arguments.mask or arguments.outpaint or arguments.morph):
-        raise ValueError("--mask, --outpaint and --morph need --image FILE")
     if arguments.image:
         return _draw_over(pipe, arguments, conditions[0], options), prompts * copies
     if arguments.like:
@@ -146,7 +177,8 @@ def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generatio
         strip = editing.interpolate(
             pipe, conditions[0], arguments.to, frames=arguments.frames, **size, **options
         )
-        return strip, [prompts[0], *[""] * (arguments.frames - 2), arguments.to]
+        first = conditions[0].prompt or "the condition"
+        return strip, [first, *[""] * (arguments.frames - 2), arguments.to]
     if arguments.mix:
         weights = numbers(arguments.weights, "weights") if arguments.weights else None
         mixed = [[conditions[0], *arguments.mix]]
@@ -157,7 +189,7 @@ def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generatio
         from paella_jax.families.clip_prior import load_clip_prior
 
         prior = load_clip_prior(arguments.prior)
-        conditions = editing.with_prior(pipe, prior, prompts, seed=arguments.seed)
+        conditions = editing.with_prior(pipe, prior, conditions, seed=arguments.seed)
     return pipe.generate(conditions, **size, **options), titles
 
 
@@ -169,15 +201,16 @@ def draw_wuerstchen(
 
     for name in ("mask", "outpaint", "morph", "like", "between", "mix", "to", "emphasis", "label",
                  "segmentation", "prior", "weights"):  # fmt: skip
-        if getattr(arguments, name):
+        if getattr(arguments, name) not in (None, []):
             raise ValueError(f"--{name} is a task of Paella runs; this is a Würstchen run")
     prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
     image = None if arguments.image is None else editing.read_image(arguments.image)
     if image is not None and not prompts:
         return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
     if image is not None:
-        options |= {"image": image, "strength": arguments.strength or 0.6}
-    size = {"height": arguments.height, "width": arguments.width}
+        strength = 0.6 if arguments.strength is None else arguments.strength
+        options |= {"image": image, "strength": strength}
+    size = {"height": arguments.height, "width": arguments.width, "stepper": arguments.stepper}
     titles = [prompt for prompt in prompts for _ in range(arguments.num_images_per_prompt)]
     return pipe.generate(prompts, **size, **options), titles
 
@@ -230,12 +263,16 @@ def write(out: Path, images: Any, titles: list[str]) -> None:
 def main() -> int:
     """Parses the command line, samples and writes."""
     arguments = parse()
+    if Path(arguments.out).suffix.lower() in IMAGE_FILES:
+        raise ValueError(f"--out {arguments.out} must be a .png grid, a .gif or a folder")
     setup_jax()
 
     from paella_jax.loading import load
     from paella_jax.pipeline import PaellaPipeline
 
-    pipe = load(arguments.checkpoint)
+    pipe = load(arguments.checkpoint, **({"offload": True} if arguments.offload else {}))
+    if isinstance(pipe, PaellaPipeline) and arguments.stepper:
+        raise ValueError("--stepper belongs to Würstchen runs; this is a Paella run")
     paint = draw if isinstance(pipe, PaellaPipeline) else draw_wuerstchen
     result, titles = paint(pipe, arguments)
     write(Path(arguments.out), result.images, titles)

@@ -20,12 +20,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from paella_jax.batching import check_side, image_keys, in_batches, one_per_prompt
+from paella_jax.batching import check_side, image_keys, in_batches, numbered_keys, one_per_prompt
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.evaluation.pictures import to_uint8
 from paella_jax.families.finetune import restore_trained
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, load_stage_b
 from paella_jax.families.stage_c import StageCNetworks, make_stage_c
+from paella_jax.images import ImageLike, read_image, read_images
 from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.checkpoint import CheckpointError, read_config
@@ -153,7 +154,7 @@ class WuerstchenPipeline:
         seed: int | Sequence[int] = 0,
         num_images_per_prompt: int = 1,
         batch_size: int = 64,
-        image: np.ndarray | None = None,
+        image: ImageLike | None = None,
         strength: float = 0.6,
         trace: bool = False,
         **stage_b: Any,
@@ -173,10 +174,10 @@ class WuerstchenPipeline:
             among the prompt's images, not on the rest of the call.
           num_images_per_prompt: images of each prompt; they follow one another in the result.
           batch_size: bounds the images per program.
-          image: float [height, width, 3] in [0, 1] to start Stage C from (image to image).
+          image: to start Stage C from (image to image): a file, PIL image, or [height, width, 3].
           strength: with `image`: how far it is noised, in (0, 1]; 1 forgets it.
           trace: also return Stage C's latents after every step.
-          **stage_b: num_steps, guidance_scale, stepper and seed of Stage B, as `stage_b_...`.
+          **stage_b: num_steps, guidance_scale and stepper of Stage B, as `stage_b_num_steps` ...
 
         Raises:
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
@@ -195,16 +196,17 @@ class WuerstchenPipeline:
         repeat = lambda texts: [text for text in texts for _ in range(num_images_per_prompt)]
         keys = image_keys(seeds, num_images_per_prompt)
         prompts, negatives = repeat(prompts), repeat(negatives)
+        if image is not None:
+            image = read_image(image)
         size = self._size(image, height, width)
-        options = {name.removeprefix("stage_b_"): value for name, value in stage_b.items()}
-        settings_b = self._settings_b(**options)
+        settings_b = self._settings_b(**_stage_b_options(stage_b))
         settings = self._settings_c(num_steps, guidance_scale, stepper)
         start = None
         if image is not None:
             if not 0.0 < strength <= 1.0:
                 raise ValueError(f"strength must be in (0, 1], got {strength}")
             settings = _start_at(settings, strength)
-            start = np.repeat(self.encode(np.asarray(image)[None]), len(prompts), axis=0)
+            start = np.repeat(self.encode(image[None]), len(prompts), axis=0)
         request = (
             keys,
             self.stage_c.text.ids(prompts),
@@ -224,8 +226,8 @@ class WuerstchenPipeline:
         return WuerstchenGeneration(images, latents_c, latents_b, moved)
 
     def encode(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """Images float [count, H, W, 3] in [0, 1] -> Stage C latents, raw scale."""
-        images = np.asarray(images, np.float32)
+        """Images [count, H, W, 3], uint8 or in [0, 1] -> Stage C latents, raw scale."""
+        images = read_images(images)
         for name, side in zip(("height", "width"), images.shape[1:3], strict=True):
             check_side(name, side, self.stage_b.size_divisor)
         with self._stage("compressor") as weights:
@@ -236,7 +238,7 @@ class WuerstchenPipeline:
         """Images through the compressor and back: what Stage C at its best would draw.
 
         Args:
-          images: float [count, H, W, 3] in [0, 1].
+          images: [count, H, W, 3], uint8 or in [0, 1].
           **options: of `draw_stage_b`.
         """
         return self.draw_stage_b(self.encode(images), **options)
@@ -251,6 +253,7 @@ class WuerstchenPipeline:
         prompt: str | Sequence[str] = "",
         *,
         seed: int | Sequence[int] = 0,
+        number: int | Sequence[int] = 0,
         batch_size: int = 64,
         **stage_b: Any,
     ) -> WuerstchenGeneration:
@@ -260,6 +263,8 @@ class WuerstchenPipeline:
           latents_c: float [count, h, w, C], raw scale, drawn by `generate` or made by `encode`.
           prompt: what Stage B's text encoder sees; one text, or one per image.
           seed: of Stage B's noise; one, or one per image.
+          number: of each image among its prompt's: with the seed of a `generate` call it redraws
+            that call's images from its latents.
           batch_size: bounds the images per program.
           **stage_b: num_steps, guidance_scale and stepper of Stage B.
 
@@ -275,7 +280,8 @@ class WuerstchenPipeline:
         count = len(latents_c)
         prompts = check_prompts(prompt, LONGEST_TEXT, allow_empty=True)
         prompts = one_per_prompt(prompts, count, "prompt")
-        keys = image_keys(one_per_prompt(seed, count, "seed"), 1)
+        numbers = np.asarray(one_per_prompt(number, count, "number"))
+        keys = numbered_keys(np.asarray(one_per_prompt(seed, count, "seed")), numbers)
         pixels = lambda side: round(side * self.stage_b.compressor.downsampling / self._ratio)
         size = (pixels(latents_c.shape[1]), pixels(latents_c.shape[2]))
         for name, side in zip(("height", "width"), size, strict=True):
@@ -320,8 +326,6 @@ class WuerstchenPipeline:
     ) -> tuple[int, int]:
         default = self.config.data.image_size
         if image is not None:
-            if np.ndim(image) != 3 or np.shape(image)[-1] != 3:
-                raise ValueError(f"image has shape {np.shape(image)}; give [height, width, 3]")
             shape = np.shape(image)[:2]
             if (height or shape[0], width or shape[1]) != shape:
                 raise ValueError(f"the image is {shape}, the size asked for {(height, width)}")
@@ -367,7 +371,20 @@ class WuerstchenPipeline:
 def _scale(given: Scale, default: float) -> float | tuple[float, float]:
     if given is None:
         return default
-    return given if isinstance(given, tuple) else float(given)
+    if not isinstance(given, tuple | list):
+        return float(given)
+    if len(given) != 2:
+        raise ValueError(f"guidance_scale {given!r} must be one number or a pair (first, last)")
+    return float(given[0]), float(given[1])
+
+
+def _stage_b_options(given: dict[str, Any]) -> dict[str, Any]:
+    """`stage_b_NAME` -> NAME. Raises ValueError for an option that does not exist."""
+    known = ("stage_b_num_steps", "stage_b_guidance_scale", "stage_b_stepper")
+    for name in given:
+        if name not in known:
+            raise ValueError(f"there is no option {name!r}; Stage B's are {', '.join(known)}")
+    return {name.removeprefix("stage_b_"): value for name, value in given.items()}
 
 
 def _start_at(settings: DDPMSettings, strength: float) -> DDPMSettings:

@@ -42,6 +42,7 @@ def small_paella(**overrides):
         "log__every": 1,
         "optim__warmup_steps": 1,
         "log__preview_images": 2,
+        "sampler__guidance_scale": "(3.0,3.0)",
     } | overrides
     return config_of("paella:tiny", **values)
 

@@ -17,6 +17,8 @@ from paella_jax.conditions import Condition
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import ByteTokenizer, PromptError
 from paella_jax.encoders.emphasis import text_weights
+from paella_jax.evaluation import sweep as sweep_module
+from paella_jax.evaluation import task_examples
 from paella_jax.sampling.guidance import mix
 from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
 from paella_jax.training.checkpoint import prepare_workdir
@@ -220,6 +222,53 @@ def test_labels_maps_and_emphasis_steer(pipe, picture):
     np.testing.assert_array_equal(tokens(Condition(RED, segmentation=open_map)), base)
 
 
+def test_bytes_and_floats_are_the_same_image(pipe, picture):
+    np.testing.assert_array_equal(pipe.encode(picture[None]), pipe.encode(picture[None] / 255.0))
+    as_floats = pipe.embed(picture[None].astype(np.float32) / 255.0)
+    np.testing.assert_array_equal(pipe.embed(picture[None]), as_floats)
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path):
+    image = Image.fromarray(np.arange(12 * 8 * 3, dtype=np.uint8).reshape(12, 8, 3))
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert editing.read_image(tmp_path / "turned.png").shape == (8, 12, 3)
+
+
+def test_strength_zero_makes_as_many_copies(pipe, picture):
+    result = editing.image_to_image(pipe, picture, RED, strength=0.0, num_images_per_prompt=3)
+    assert result.images.shape == (3, 32, 32, 3)
+
+
+def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
+    """Small versions of what `evaluate --sweep` and `--tasks` draw."""
+    for name, value in (
+        ("STEPS", (1, 2)),
+        ("GUIDANCE", (1.0, 2.0)),
+        ("TEMPERATURES", ((1.0, 1.0),)),
+    ):
+        monkeypatch.setattr(sweep_module, name, value)
+    rows = sweep_module.sweep(pipe, tmp_path / "sweep", 4)
+    assert [len(rows[name]) for name in ("steps_guidance", "temperature", "renoise_choice")] == [
+        4,
+        1,
+        4,
+    ]
+    assert (tmp_path / "sweep" / "sweep.png").is_file()
+    assert "renoise choice" in sweep_module.show_sweep(rows)
+    short = {"RED": RED, "BLUE": BLUE, "TWO": f"{RED} and a cross"}
+    for name, text in short.items():
+        monkeypatch.setattr(task_examples, name, text)
+    chosen = ("outpainting", "mixing", "interpolation")
+    tasks = {name: task_examples.TASKS[name] for name in chosen}
+    monkeypatch.setattr(task_examples, "TASKS", tasks)
+    files = task_examples.draw_task_examples(pipe, tmp_path / "tasks")
+    assert [file.stem for file in files] == list(chosen) and all(f.is_file() for f in files)
+    assert (tmp_path / "tasks" / "sheet.png").is_file()
+    assert (tmp_path / "tasks" / "interpolation.gif").is_file()
+
+
 def test_slerp():
     a, b = np.array([2.0, 0.0], np.float32), np.array([0.0, 4.0], np.float32)
     np.testing.assert_allclose(editing.slerp(a, b, 0.5), 3.0 * np.sqrt([0.5, 0.5]), rtol=1e-6)
@@ -234,6 +283,8 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(cut)
     cut.write_bytes(cut.read_bytes()[:2000])
     empty, mask = np.zeros((32, 32), bool), np.eye(32, dtype=bool)
+    cells = np.zeros((32, 32), bool)
+    cells[::4, ::4] = True  # a pixel of each token
     cases = [
         (lambda: editing.image_to_image(pipe, text, RED), "not a readable image"),
         (lambda: editing.image_to_image(pipe, cut, RED), "not a readable image"),
@@ -244,7 +295,8 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
         (lambda: editing.image_to_image(pipe, picture, RED, strength=1.5), "strength"),
         (lambda: editing.inpaint(pipe, picture, mask[:16], RED), "make them equal"),
         (lambda: editing.inpaint(pipe, picture, empty, RED), "marks nothing"),
-        (lambda: editing.inpaint(pipe, picture, ~empty, RED), "whole image"),
+        (lambda: editing.inpaint(pipe, picture, ~empty, RED), "touches every cell"),
+        (lambda: editing.inpaint(pipe, picture, cells, RED), "touches every cell"),
         (lambda: editing.outpaint(pipe, picture, RED), "at least one of"),
         (lambda: editing.outpaint(pipe, picture, RED, left=3), "multiple of 4"),
         (lambda: editing.morph(pipe, picture, RED, start_step=24), "start_step 24"),
@@ -256,7 +308,12 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
         (lambda: pipe.generate([Condition(RED, label=2)]), "labels are 0 to 1"),
         (lambda: pipe.generate([Condition(RED, segmentation=mask[:8] * 1)]), "resize the map"),
         (lambda: pipe.generate([Condition(RED, segmentation=mask * 7)]), "classes are 0 to 2"),
-        (lambda: pipe.generate([Condition(RED, images=(picture[0],))]), "image condition"),
+        (lambda: pipe.generate([Condition(RED, images=(picture[0],))]), "an image array has shape"),
+        (lambda: pipe.generate([Condition(RED, images=(np.zeros(5),))]), "this run needs \\[12\\]"),
+        (lambda: pipe.encode(picture[None] * 2.0), "values from"),
+        (lambda: pipe.generate(RED, seed=2**32), "must be a whole number"),
+        (lambda: pipe.generate(RED, seed=-1), "must be a whole number"),
+        (lambda: pipe.generate(RED, batch_size=0), "batch_size must be at least 1"),
         (lambda: pipe.generate([Condition()]), "prompt 0 is empty"),
     ]
     for call, words in cases:
@@ -293,7 +350,11 @@ COMMANDS = {
     "emphasis": (["--emphasis", "red circle=2", "--width", "64"], (1, 32, 64, 3)),
 }
 WRONG_COMMANDS = {
-    "--mask, --outpaint and --morph need --image": ["--mask", "MASK"],
+    "need --image FILE": ["--mask", "MASK"],
+    "give one of --image, --like, not several": ["--image", "IMAGE", "--like", "IMAGE"],
+    "--weights belongs to --mix": ["--weights", "1"],
+    "--width has no effect with --image": ["--image", "IMAGE", "--width", "64"],
+    "--strength need --image": ["--strength", "0.5"],
     "needs TOP,BOTTOM,LEFT,RIGHT": ["--image", "IMAGE", "--outpaint", "1,2"],
     "is not a list of numbers": ["--mix", "a", "--weights", "0.3;0.7"],
     "must be PHRASE=FACTOR": ["--emphasis", "red"],
@@ -306,7 +367,7 @@ WRONG_COMMANDS = {
 @pytest.fixture(scope="module")
 def files(picture, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    pixels = (picture * 255).round().astype(np.uint8)
+    pixels = picture
     mask = np.zeros((32, 32), np.uint8)
     mask[:16] = 255
     Image.fromarray(pixels).save(folder / FILES["IMAGE"])

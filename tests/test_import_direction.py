@@ -34,7 +34,7 @@ TOP_LEVEL_USERS = {
     "evaluation.report": {"loading", "training"},
     "evaluation.sweep": {"pipeline", "training"},
     "evaluation.task_examples": {"pipeline", "editing", "conditions"},
-    "evaluation.stages": {"families.direct_decoder", "training", "wuerstchen_pipeline"},
+    "evaluation.stages": {"families", "training", "wuerstchen_pipeline"},
     "evaluation.sampling_speed": {"models", "sampling"},
     "evaluation.wuerstchen_speed": {"models", "sampling", "encoders"},
 }

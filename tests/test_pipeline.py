@@ -123,7 +123,7 @@ def test_tokenizer_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.codebook_size=32"):
         build_method(config, workdir)
     config = small.small_paella(data__spec="shapes64", data__image_size=64, model__patch_size=3)
-    with pytest.raises(ConfigError, match="divisible by 12"):
+    with pytest.raises(ConfigError, match="multiple of 12"):
         workdir = prepare_workdir(tmp_path / "c", config)
         small.carry_random_tokenizer(workdir)
         build_method(config, workdir)

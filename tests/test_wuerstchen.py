@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from PIL import Image
 
 import paella_jax
+from paella_jax import sample as sample_command
 from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.evaluation.stages import compare_decoders, show_decoders
 from paella_jax.families.direct_decoder import load_direct_decoder
-from paella_jax.families.stage_b import StageBNetworks
+from paella_jax.families.stage_b import StageBNetworks, compressor_variables
 from paella_jax.families.text_side import TextSide
 from paella_jax.models.compressor import Compressor
 from paella_jax.models.stage_b import StageB
@@ -27,6 +29,7 @@ from paella_jax.objectives.wuerstchen import disturb_guide, drop_text
 from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
 from paella_jax.training.loop import train
 from paella_jax.training.metrics import read_metrics
+from paella_jax.training.weights import save_tree
 from paella_jax.wuerstchen_pipeline import spread_steps
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the top right"
@@ -121,6 +124,32 @@ def test_stages_apart_equal_the_whole(pipe):
     np.testing.assert_allclose(whole.images, again, atol=2e-4)
 
 
+def test_copies_are_redrawn_from_their_latents(pipe):
+    whole = pipe.generate([RED], seed=5, num_images_per_prompt=2)
+    again = pipe.decode(whole.latents_c, prompt=RED, seed=5, number=[0, 1])
+    np.testing.assert_allclose(whole.images, again, atol=2e-4)
+    assert np.abs(pipe.decode(whole.latents_c, prompt=RED, seed=5)[1] - again[1]).max() > 1e-4
+
+
+def test_the_command_line(pipe, picture, tmp_path, monkeypatch):
+    file = tmp_path / "picture.png"
+    Image.fromarray((picture * 255).round().astype(np.uint8)).save(file)
+
+    def draw(*flags):
+        monkeypatch.setattr("sys.argv", ["sample", "--checkpoint", "RUN", *flags])
+        return sample_command.draw_wuerstchen(pipe, sample_command.parse())
+
+    result, titles = draw("--prompt", RED, "--num_images_per_prompt", "2", "--stepper", "ddim")
+    assert result.images.shape == (2, 32, 32, 3) and titles == [RED, RED]
+    assert draw("--image", str(file))[0].images.shape == (1, 32, 32, 3)
+    over = draw("--image", str(file), "--prompt", RED, "--strength", "0.5")[0]
+    assert over.images.shape == (1, 32, 32, 3)
+    with pytest.raises(ValueError, match="strength must be in"):
+        draw("--image", str(file), "--prompt", RED, "--strength", "0")
+    with pytest.raises(ValueError, match="--label is a task of Paella runs"):
+        draw("--prompt", RED, "--label", "0")
+
+
 def test_offloaded_stages_draw_the_same(stage_c, pipe):
     offloaded = paella_jax.load(stage_c, offload=True)
     expected = pipe.generate([RED], seed=5).images
@@ -158,6 +187,9 @@ def test_what_the_pipeline_refuses(pipe, stage_b, picture):
         ({"stepper": "euler"}, "stepper"),
         ({"image": picture, "strength": 0.0}, "strength"),
         ({"image": picture[:, :, 0]}, "give \\[height, width, 3\\]"),
+        ({"image": picture * 2.0}, "values from"),
+        ({"guidance_scale": [1.0, 2.0, 3.0]}, "one number or a pair"),
+        ({"stage_b_seed": 1}, "there is no option 'stage_b_seed'"),
         ({"image": picture, "width": 64}, "the size asked for"),
         ({"seed": [1, 2, 3]}, "3 values of seed for 1 prompts"),
         ({"stage_b_num_steps": 0}, "num_steps"),
@@ -216,6 +248,12 @@ def test_the_direct_decoder(stage_b, stage_c, tmp_path):
     rows = compare_decoders(stage_c, workdir, tmp_path / "out", num_images=16)
     assert len(rows) == 4 and "decoded directly" in show_decoders(rows)
     assert (tmp_path / "out" / "stages.png").is_file()
+    other = run(tmp_path / "b", small_stage_b(num_steps=1, seed=9))
+    elsewhere = run(tmp_path / "d2", config.copy_and_resolve_references(), tokenizer=False)
+    frozen = elsewhere / "frozen" / "compressor.safetensors"
+    save_tree(frozen, compressor_variables(other))
+    with pytest.raises(ConfigError, match="another Stage B's compressor"):
+        compare_decoders(stage_c, elsewhere, tmp_path / "out", num_images=8)
     with pytest.raises(CheckpointError, match="not of a direct_decoder"):
         load_direct_decoder(stage_b)
     with pytest.raises(ConfigError, match="needs a compressor"):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
@@ -14,6 +15,7 @@ from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.pictures import save_grid
 from paella_jax.evaluation.shapes_report import score_images, summary
 from paella_jax.families.direct_decoder import load_direct_decoder
+from paella_jax.families.stage_b import COMPRESSOR, load_stage_b
 from paella_jax.training.checkpoint import write_atomically
 from paella_jax.wuerstchen_pipeline import load_wuerstchen
 
@@ -33,8 +35,12 @@ def compare_decoders(
       num_images: captions of the seen split.
 
     Raises:
-      CheckpointError: runs of other kinds. ConfigError: not trained on the embedded data.
+      CheckpointError: runs of other kinds. ConfigError: not trained on the embedded data, or on
+        different compressors.
     """
+    ours, theirs = (load_stage_b(run)[3][COMPRESSOR] for run in (checkpoint, direct))
+    if not jax.tree.all(jax.tree.map(np.array_equal, ours, theirs)):
+        raise ConfigError(f"{direct} was trained on another Stage B's compressor than {checkpoint}")
     pipeline, decode = load_wuerstchen(checkpoint), load_direct_decoder(direct)
     config = pipeline.config
     if config.data.source != "shapes":

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.convert.clip import load_clip_text_folder, load_clip_vision_folder
 from paella_jax.convert.t5 import load_t5_folder
-from paella_jax.data.build import make_source
+from paella_jax.data.build import check_sizes, make_source
 from paella_jax.data.conditions import ConditionedImageTransform
 from paella_jax.data.loader import Source, Transform
 from paella_jax.data.shapes import get_spec
@@ -83,11 +83,8 @@ def load_networks(config: ConfigDict, workdir: Path) -> tuple[PaellaNetworks, Tr
             f"{vqgan.codebook_size}; set --config.model.codebook_size={vqgan.codebook_size}"
         )
     divisor = vqgan.downsampling * predictor.grid_divisor
-    if config.data.image_size % divisor:
-        raise ConfigError(
-            f"data.image_size {config.data.image_size} must be divisible by {divisor} (tokenizer "
-            f"{vqgan.downsampling} x predictor {predictor.grid_divisor})"
-        )
+    why = f"tokenizer {vqgan.downsampling} x predictor {predictor.grid_divisor}"
+    check_sizes(config.data, divisor, why)
     frozen = {"vqgan": variables}
     file = workdir / "frozen" / TEXT_CONFIG
     if not file.is_file():

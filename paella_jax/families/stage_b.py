@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, to_json
-from paella_jax.data.build import make_source
+from paella_jax.data.build import check_sizes, make_source
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
@@ -187,9 +187,7 @@ def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tre
         config.compressor.scale,
         config.compressor.train,
     )
-    size, divisor = config.data.image_size, networks.size_divisor
-    if size % divisor:
-        raise ConfigError(f"data.image_size {size} must be a multiple of {divisor}")
+    check_sizes(config.data, networks.size_divisor, "compressor and patches of Stage B")
     return networks, frozen
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.data.build import make_source
+from paella_jax.data.build import check_sizes, make_source
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.models.conditioning import Conditioning
@@ -63,16 +63,7 @@ def make_stage_c(
             f"model.channels {model.channels} differs from the {stage_b.stage_b.guide_channels} "
             "latent channels of Stage B's compressor; these stages do not belong together"
         )
-    size, divisor = config.data.image_size, stage_b.size_divisor
-    if size % divisor:
-        raise ConfigError(
-            f"data.image_size {size} must be a multiple of {divisor} for this Stage B"
-        )
-    for height, width in config.data.get("buckets", ()):
-        if height % divisor or width % divisor:
-            raise ConfigError(
-                f"data.buckets has {(height, width)}; both sides must be multiples of {divisor}"
-            )
+    check_sizes(config.data, stage_b.size_divisor, "compressor and patches of Stage B")
     frozen: dict[str, Tree] = {}
     text = load_text(config, workdir, CLIP, frozen)
     if text.encoder is None:

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, to_json
-from paella_jax.data.build import make_source
+from paella_jax.data.build import check_sizes, make_source
 from paella_jax.data.loader import Source, image_transform
 from paella_jax.evaluation.pictures import save_grid
 from paella_jax.models.discriminator import Discriminator
@@ -93,10 +93,7 @@ def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
       ConfigError: image size that does not divide, or a perceptual weight without a file.
     """
     model, settings, size = make_vqgan(config), config.objective, config.data.image_size
-    if size % model.downsampling:
-        raise ConfigError(
-            f"data.image_size {size} must be a multiple of {model.downsampling} (model.levels)"
-        )
+    check_sizes(config.data, model.downsampling, "model.levels")
     if settings.perceptual_weight > 0 and not settings.perceptual_file:
         raise ConfigError("objective.perceptual_weight > 0 needs objective.perceptual_file")
     perceptual = load_perceptual(settings.perceptual_file) if settings.perceptual_weight else None

@@ -177,9 +177,11 @@ class _Run:
                 self._look_at(pending, step - 1)
                 pending = metrics
                 self.progress.step()
-                self._preview(state, frozen, step + 1)
+                if step + 1 < config.num_steps:
+                    self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
             self.checkpointer.save(config.num_steps, state, self.data)
+            self._preview(state, frozen, config.num_steps)
         return state, False
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
@@ -189,8 +191,12 @@ class _Run:
             return
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
-        with jax.transfer_guard("allow"):
-            scores = self.method.preview(state, frozen, folder / f"step_{step:07d}.png")
+        try:
+            with jax.transfer_guard("allow"):
+                scores = self.method.preview(state, frozen, folder / f"step_{step:07d}.png")
+        except Exception as error:  # pictures are for looking at; training must not end for them
+            report(f"preview of step {step} failed, training goes on: {error}")
+            return
         self.writer.write(step, scores)
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
