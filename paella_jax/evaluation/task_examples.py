@@ -111,7 +111,10 @@ def _inpainting(pipe: PaellaPipeline) -> Example:
     picture = _pictures(pipe)[0][0]
     mask = np.zeros(picture.shape[:2], bool)
     mask[:, picture.shape[1] // 2 :] = True
-    prompt = "a large green cross at the top right"
+    prompt = (
+        "a large green cross at the top right and a small yellow circle at the bottom left "
+        "on a gray background"
+    )
     drawn = editing.inpaint(pipe, picture, mask, prompt, seed=5, num_images_per_prompt=3).images
     shown = np.repeat(mask[:, :, None].astype(np.float32), 3, axis=2)
     return Example([picture, shown, *drawn], ["the image", "the mask", *[prompt] * 3])
@@ -119,8 +122,12 @@ def _inpainting(pipe: PaellaPipeline) -> Example:
 
 def _outpainting(pipe: PaellaPipeline) -> Example:
     picture, size = _pictures(pipe)[0][0], pipe.config.data.image_size
-    drawn = editing.outpaint(pipe, picture, TWO, right=size, seed=6).images[0]
-    return Example([picture, drawn], ["the image", f"{size} pixels more to the right"])
+    prompt = (
+        "a small yellow circle at the bottom left and a large blue triangle at the bottom right "
+        "on a gray background"
+    )
+    drawn = editing.outpaint(pipe, picture, prompt, right=size, seed=6).images[0]
+    return Example([picture, drawn], ["the image", f"{size} pixels more to the right: {prompt}"])
 
 
 def _morphing(pipe: PaellaPipeline) -> Example:
@@ -144,7 +151,7 @@ def _image_interpolation(pipe: PaellaPipeline) -> Example:
 
 
 def _negative_prompt(pipe: PaellaPipeline) -> Example:
-    prompt, negative = "a large circle at the top left", "a red circle"
+    prompt, negative = "a large circle at the top left", "a blue circle"
     plain = pipe.generate([prompt] * 2, seed=[10, 11]).images
     steered = pipe.generate([prompt] * 2, negative_prompt=negative, seed=[10, 11]).images
     return Example(
