@@ -93,8 +93,13 @@ def _v2(config: ConfigDict) -> None:
 
 
 def _v2_mixed(config: ConfigDict) -> None:
-    """The paper's third phase: a few steps on three aspect ratios, from `init_from`."""
+    """The paper's third phase: a few steps on three aspect ratios, from `init_from`.
+
+    What is None here is that run's, so that the preset cannot start from scratch.
+    """
     _v2(config)
+    for name in config.text:
+        config.text[name] = None
     config.data.image_size = 1024
     config.data.buckets = ((1024, 1024), (1024, 1664), (1664, 1024))  # latents 24x24, 24x39, 39x24
     config.num_steps = 4000

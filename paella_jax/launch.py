@@ -11,6 +11,8 @@ from pathlib import Path
 # Mistakes of the user: shown as one line, without a traceback.
 USER_ERRORS = ("ConfigError", "CheckpointError", "MeshError", "PromptError", "ConversionError",
                "TrainingDiverged")  # fmt: skip
+# Mostly such mistakes too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
+LIKELY_USER_ERRORS = (ValueError, FileNotFoundError)
 CLUSTER_HINTS = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -59,9 +61,9 @@ def run(main: Callable[[], int]) -> None:
     try:
         sys.exit(main())
     except (ValueError, RuntimeError, OSError) as error:
-        if type(error).__name__ not in USER_ERRORS and not isinstance(error, ValueError):
-            raise
-        if type(error).__name__ not in USER_ERRORS and os.environ.get("PAELLA_JAX_TRACEBACK"):
+        if type(error).__name__ not in USER_ERRORS and (
+            not isinstance(error, LIKELY_USER_ERRORS) or os.environ.get("PAELLA_JAX_TRACEBACK")
+        ):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

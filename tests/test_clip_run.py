@@ -6,14 +6,18 @@ import jax
 import numpy as np
 import pytest
 import small
+from safetensors.numpy import load_file
 from small_clip import PROJECTION, write_clip_folder
+from small_torch import write_torch_file
 
 import paella_jax
 from paella_jax import editing
 from paella_jax.build import build_method
 from paella_jax.conditions import Condition
 from paella_jax.config import ConfigError
+from paella_jax.convert.clip import load_clip_text_folder
 from paella_jax.data.sources import ShapesSource
+from paella_jax.families.clip_folder import carry_clip
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
 from paella_jax.training.checkpoint import prepare_workdir
 from paella_jax.training.loop import train
@@ -90,3 +94,31 @@ def test_what_does_not_belong_together_is_named(pipe, tmp_path):
         small.carry_random_tokenizer(workdir)
         with pytest.raises(ConfigError, match=words):
             build_method(config, workdir)
+
+
+def test_a_folder_is_carried_only_if_it_can_be_read(tmp_path):
+    """What was refused leaves nothing behind, so that the corrected folder is copied."""
+    folder, target = write_clip_folder(tmp_path / "clip"), tmp_path / "run" / "clip"
+    tensors = load_file(folder / "model.safetensors")
+    for name, words in (
+        ("config.json", "has no config.json"),
+        ("model.safetensors", r"has no weights .* CLIPTextModelWithProjection"),
+        ("merges.txt", "neither tokenizer.json nor vocab.json and merges.txt"),
+    ):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(ConfigError, match=words):
+            carry_clip(str(folder), target)
+        assert not target.exists()
+        (folder / name).write_bytes(content)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors"):
+        carry_clip(str(folder), target)
+    (folder / "model.safetensors").unlink()
+    _, expected = load_clip_text_folder(write_clip_folder(tmp_path / "same"))
+    write_torch_file(folder / "pytorch_model.bin", tensors)  # the only form of some models
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"another layout")
+    carry_clip(str(folder), target)
+    _, carried = load_clip_text_folder(target)
+    jax.tree.map(np.testing.assert_array_equal, carried, expected)
+    assert not (target / "open_clip_pytorch_model.bin").exists()

@@ -10,6 +10,7 @@ import small
 from paella_jax.config import ConfigError, differing_fields, from_json, load_config, to_json
 from paella_jax.convert.paella import abstract_paella
 from paella_jax.families.vqgan import make_vqgan
+from paella_jax.launch import run
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.paella import Paella
 
@@ -86,3 +87,26 @@ def test_config_is_locked():
     config = small.config_of("paella:tiny")
     with pytest.raises(AttributeError):
         config.surprise = 1
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no such folder"), ConfigError("a typo")])
+def test_a_users_mistake_is_one_line(error, capsys, monkeypatch):
+    monkeypatch.delenv("PAELLA_JAX_TRACEBACK", raising=False)
+
+    def main() -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {error}\n"
+    monkeypatch.setenv("PAELLA_JAX_TRACEBACK", "1")
+    with pytest.raises(SystemExit if isinstance(error, ConfigError) else FileNotFoundError):
+        run(main)
+
+
+def test_other_errors_keep_their_traceback():
+    def main() -> int:
+        raise PermissionError("of the system")
+
+    with pytest.raises(PermissionError):
+        run(main)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
 import sys
-import zipfile
 
 import golden
 import jax
@@ -16,6 +14,7 @@ import pytest
 import small
 from safetensors.numpy import load_file, save_file
 from small_clip import WIDTH, write_clip_folder
+from small_torch import write_torch_file
 
 import paella_jax
 from paella_jax.build import build_method
@@ -87,29 +86,6 @@ def random_like(shapes, seed, scale=0.2):
     # Positive, so that they may be variances too.
     draw = lambda x: (0.05 + scale * generator.random(x.shape)).astype(np.float32)
     return jax.tree.map(draw, shapes)
-
-
-def write_torch_file(file, entries):
-    """What torch.save would write of {entry: {name: float32 array}}."""
-    text = lambda s: b"X" + struct.pack("<I", len(s.encode())) + s.encode()
-    number = lambda n: b"J" + struct.pack("<i", n)
-    ints = lambda values: b"(" + b"".join(map(number, values)) + b"t"
-    pickled, storages = b"\x80\x02}", []
-    for entry, tensors in entries.items():
-        pickled += text(entry) + b"}"
-        for name, array in tensors.items():
-            key, strides = str(len(storages)), [step // 4 for step in array.strides]
-            storage = text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu")
-            pickled += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + storage
-            pickled += number(array.size) + b"tQ" + number(0) + ints(array.shape) + ints(strides)
-            pickled += b"\x89NtRs"
-            storages.append(array.tobytes())
-        pickled += b"s"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/data.pkl", pickled + b".")
-        for key, content in enumerate(storages):
-            archive.writestr(f"archive/data/{key}", content)
-    return file
 
 
 # --- each stage alone

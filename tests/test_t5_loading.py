@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from small_torch import write_torch_file
 
 from paella_jax.convert.t5 import export_t5, import_t5, load_t5_folder
 from paella_jax.convert.tensors import ConversionError
@@ -230,8 +231,37 @@ def test_missing_config(folder):
 
 
 def test_missing_weights(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="published only as pytorch_model"):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no weights \(model\.safetensors, pytorch"):
+        load_t5_folder(folder)
+
+
+def _as_float32(tensors):
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+
+
+def test_torch_files_only(folder, module, tensors):
+    """As google/byt5-xl is published; the decoder is not read."""
+    (folder / "model.safetensors").unlink()
+    extra = {"decoder.final_layer_norm.weight": np.ones(12, np.float32)}
+    write_torch_file(folder / "pytorch_model.bin", _as_float32(tensors | extra))
+    assert _same(load_t5_folder(folder)[1], import_t5(tensors, module))
+    save_file({}, folder / "model.safetensors")  # comes first where there are both
+    with pytest.raises(ConversionError, match="missing tensor"):
+        load_t5_folder(folder)
+
+
+def test_sharded_torch_files(folder, module, tensors):
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {"a.bin": names[::2], "b.bin": names[1::2]}
+    for file, inside in shards.items():
+        write_torch_file(folder / file, _as_float32({name: tensors[name] for name in inside}))
+    index = {"weight_map": {name: file for file, inside in shards.items() for name in inside}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert _same(load_t5_folder(folder)[1], import_t5(tensors, module))
+    (folder / "b.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks b\.bin, named in pytorch_model\.bin"):
         load_t5_folder(folder)
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from paella_jax.training.checkpoint import (
     restore_variables,
 )
 from paella_jax.training.loop import TrainingDiverged, train
-from paella_jax.training.metrics import read_metrics
+from paella_jax.training.metrics import MetricWriter, read_metrics
 
 
 def run(workdir, preview=False, **overrides):
@@ -167,6 +168,47 @@ def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
 def test_workdir_of_another_config_is_refused(finished):
     with pytest.raises(ConfigError, match=r"model.depths: \(1,\) -> \(2,\)"):
         run(finished[0], model__depths="(2,)")
+
+
+def test_a_failed_start_does_not_block_its_folder(tmp_path):
+    """Nothing was trained: another config is welcome, and what the first one carried is gone."""
+    workdir = prepare_workdir(tmp_path, small.small_paella())
+    small.carry_random_tokenizer(workdir)
+    prepare_workdir(workdir, small.small_paella(num_steps=9, data__folder="/photos"))
+    assert (workdir / "frozen" / "vqgan.json").is_file()  # still what this run would carry
+    (workdir / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    other = small.small_paella(model__codebook_size=64, tokenizer="/vqgan")
+    prepare_workdir(workdir, other)
+    assert not (workdir / "frozen").exists()
+    assert read_config(workdir).model.codebook_size == 64
+    (workdir / "weights.safetensors").write_bytes(b"converted")
+    with pytest.raises(ConfigError, match=r"codebook_size: 64 -> 32"):
+        prepare_workdir(workdir, small.small_paella())
+
+
+def test_where_things_came_from_may_change(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    moved = {"data__folder": "/moved", "tokenizer": "/moved", "init_from": "/moved"}
+    prepare_workdir(workdir, small.small_paella(**moved))
+    assert (workdir / "frozen" / "vqgan.json").is_file()
+    assert read_config(workdir).tokenizer == "/moved"
+    for field in ("text", "clip"):  # would be another network in the run
+        with pytest.raises(ConfigError, match=rf"{field}\.folder: '' -> '/new'"):
+            prepare_workdir(workdir, small.small_paella(**{f"{field}__folder": "/new"}, **moved))
+
+
+def test_metrics_survive_an_interrupted_cut(tmp_path, monkeypatch):
+    file = tmp_path / "metrics.jsonl"
+    lines = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6))
+    file.write_text(lines)
+    log = small.small_paella().log
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            MetricWriter(tmp_path, log, resume_step=3)
+    assert file.read_text() == lines
+    MetricWriter(tmp_path, log, resume_step=3)
+    assert [row["step"] for row in read_metrics(file)] == [1, 2, 3]
 
 
 def test_unwritable_workdir(tmp_path):

@@ -1,4 +1,4 @@
-"""Reading Hugging Face model folders: `config.json` and safetensors weights, single or sharded."""
+"""Reading Hugging Face model folders: `config.json` and weights, single or sharded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from paella_jax.convert.tensors import ConversionError
+from paella_jax.convert.torch_file import read_torch_file
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+# Whole and sharded, the preferred form first.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 # Says of a tensor's name whether the model needs it; the others are never read.
 Wanted = Callable[[str], bool]
@@ -37,17 +41,21 @@ def read_weights(folder: Path, wanted: Wanted, model_class: str) -> dict[str, np
     """The wanted tensors of all weight files, in the file's dtype (so bfloat16 stays small).
 
     Args:
-      folder: holds `model.safetensors`, or shards and their index.
+      folder: holds `model.safetensors`, or shards and their index. Without them torch's
+        `pytorch_model.bin` does too, whole or sharded; it is memory-mapped.
       wanted: which tensors to read; a shard without any need not be there.
       model_class: transformers class that could save the weights anew, for the error message.
 
     Raises:
-      FileNotFoundError: there are no safetensors weights, or a shard is missing.
+      FileNotFoundError: there are no weights, or a shard is missing.
       ConversionError: a file cannot be read.
     """
     tensors: dict[str, np.ndarray] = {}
-    for file in _weight_files(folder, wanted, model_class):
-        tensors.update(read_safetensors(file, wanted))
+    for file in weight_files(folder, wanted, model_class):
+        if file.suffix == ".safetensors":
+            tensors.update(read_safetensors(file, wanted))
+        else:
+            tensors.update({n: x for n, x in read_torch_file(file).items() if wanted(n)})
     return tensors
 
 
@@ -95,22 +103,28 @@ def errors_name(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _weight_files(folder: Path, wanted: Wanted, model_class: str) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
+def weight_files(folder: Path, wanted: Wanted, model_class: str) -> list[Path]:
+    """The files that `read_weights` reads. Raises as it does, but for damaged weights."""
+    whole = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    indexes = [folder / name for name in INDEXES if (folder / name).is_file()]
+    # Safetensors in either form come before torch's files.
+    found = sorted([*whole, *indexes], key=lambda file: ".bin" in file.name)
+    if not found:
         raise FileNotFoundError(
-            f"{folder} has neither {WEIGHTS} nor {INDEX}. If the model was published only as "
-            "pytorch_model.bin, convert it where torch is installed: "
-            f"{model_class}.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+            f"{folder} has no weights ({', '.join((*WEIGHTS, *INDEXES))}); download the whole "
+            "model folder, or write it where torch is installed: "
+            f"{model_class}.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
-    shards = read_json(folder / INDEX).get("weight_map")
+    if found[0] in whole:
+        return found[:1]
+    index = found[0]
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise ConversionError(f"{folder / INDEX} has no weight_map; download it again")
+        raise ConversionError(f"{index} has no weight_map; download it again")
     names = {file for name, file in shards.items() if wanted(name)}
     absent = sorted(name for name in names if not (folder / name).is_file())
     if absent:
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(absent)}, named in {INDEX}; download it"
+            f"{folder} lacks {', '.join(absent)}, named in {index.name}; download it"
         )
     return [folder / name for name in sorted(names)]

@@ -39,16 +39,22 @@ class Tokenizer(Protocol):
 
 
 class HubTokenizer:
-    """A transformers tokenizer read from a local folder, with our calling convention."""
+    """A transformers tokenizer read from a local folder, with our calling convention.
 
-    def __init__(self, folder: str | Path, max_length: int) -> None:
+    Args:
+      folder: holds the tokenizer's files.
+      max_length: most ids a text may have, its end token included.
+      truncate: cut longer texts, keeping the end token, instead of refusing them.
+    """
+
+    def __init__(self, folder: str | Path, max_length: int, truncate: bool = False) -> None:
         from transformers import AutoTokenizer
 
-        self.max_length = max_length
+        self.max_length, self.truncate = max_length, truncate
         self.inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
     @classmethod
-    def from_hub(cls, name: str, max_length: int) -> HubTokenizer:
+    def from_hub(cls, name: str, max_length: int, truncate: bool = False) -> HubTokenizer:
         """The tokenizer of a model on the Hugging Face hub, e.g. "google/t5-v1_1-xl".
 
         Raises:
@@ -57,27 +63,30 @@ class HubTokenizer:
         from transformers import AutoTokenizer
 
         tokenizer = cls.__new__(cls)
-        tokenizer.max_length = max_length
+        tokenizer.max_length, tokenizer.truncate = max_length, truncate
         tokenizer.inner = AutoTokenizer.from_pretrained(name)
         return tokenizer
 
     def __call__(
         self, texts: Sequence[str], pad_to: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Raises PromptError where a text is longer than the limit."""
-        rows = [self.inner(text)["input_ids"] for text in texts]
+        """Raises PromptError where a text is longer than the limit or `pad_to`."""
+        limit = self.max_length if pad_to is None else min(pad_to, self.max_length)
+        rows = [self._encode(text, limit) for text in texts]
         longest = max(len(row) for row in rows)
-        if longest > self.max_length:
-            raise PromptError(
-                f"a prompt has {longest} tokens, the limit is {self.max_length}; shorten it"
-            )
-        length = pad_to or bucket_length(longest, self.max_length)
+        if longest > limit:
+            raise PromptError(f"a prompt has {longest} tokens, the limit is {limit}; shorten it")
+        length = bucket_length(longest, limit) if pad_to is None else pad_to
         ids = np.zeros((len(rows), length), np.int32)
         mask = np.zeros((len(rows), length), bool)
         for index, row in enumerate(rows):
-            kept = row[:length]
-            ids[index, : len(kept)], mask[index, : len(kept)] = kept, True
+            ids[index, : len(row)], mask[index, : len(row)] = row, True
         return ids, mask
+
+    def _encode(self, text: str, limit: int) -> list[int]:
+        # transformers cuts the text and keeps the marks; it would also warn of long texts.
+        cut = {"truncation": True, "max_length": limit} if self.truncate else {}
+        return self.inner(text, verbose=False, **cut)["input_ids"]
 
 
 class ClipTokenizer:
@@ -182,4 +191,4 @@ def make_tokenizer(
     """Bytes for a ByT5-sized vocabulary, otherwise the tokenizer files in `folder`."""
     if vocab_size == VOCAB_SIZE:
         return ByteTokenizer(max_length, **options)
-    return HubTokenizer(folder, max_length)
+    return HubTokenizer(folder, max_length, **options)

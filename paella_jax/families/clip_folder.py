@@ -6,21 +6,28 @@ import shutil
 from pathlib import Path
 
 from paella_jax.config import ConfigError
+from paella_jax.convert.clip import load_clip_text_folder
+from paella_jax.convert.hf_folder import weight_files
+from paella_jax.encoders.text import ClipTokenizer
 
 
 def carry_clip(source: str, target: Path) -> None:
     """Copies a CLIP folder's config, weights and tokenizer; the copy appears whole or not at all.
 
     Raises:
-      ConfigError: no such folder.
+      ConfigError: no such folder, or its text tower or tokenizer cannot be read.
     """
     folder = Path(source)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{source} is not a model folder (no config.json)")
+    try:
+        # Read before the copy counts as done: a folder that was corrected is not copied again.
+        load_clip_text_folder(folder)
+        ClipTokenizer(folder)
+        files = weight_files(folder, lambda name: True, "CLIPModel")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source} is not a model folder to use: {error}") from error
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for pattern in ("*.json", "*.safetensors", "*.txt"):
-        for file in folder.glob(pattern):
-            shutil.copy(file, part / file.name)
+    for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *files):
+        shutil.copy(file, part / file.name)
     part.replace(target)

@@ -23,6 +23,7 @@ from paella_jax.training.checkpoint import (
     CONFIG_FILE,
     Checkpointer,
     CheckpointError,
+    has_progress,
     prepare_workdir,
     read_config,
     restore_variables,
@@ -44,12 +45,17 @@ NETWORKS = ("model.", "text.", "clip.", "image_encoder.")
 FREE = {"model.dropout", "model.remat", "text.max_length", "text.pad_to", "text.dropout"}
 # Where a config leaves one of these None, it is taken over.
 TAKEN_OVER = (*NETWORKS, "objective.", "sampler.", "precision", "data.image_size")
-# Released weights have layers for both CLIP towers; a run without CLIP leaves them behind.
-OPTIONAL = ("predictor/conditioning/clip_text/", "predictor/conditioning/clip_image/")
+# Left behind by a run that has no such part: released weights have layers for both CLIP towers, a
+# compressor may be frozen after training along, an adversary may be switched off.
+OPTIONAL = ("predictor/conditioning/clip_text/", "predictor/conditioning/clip_image/",
+            "compressor/", "discriminator/")  # fmt: skip
+DISCRIMINATOR = "discriminator"
 
 
 def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
     """Fills the fields that are None from `init_from`, or from the run to resume in `workdir`.
+
+    Folders of encoders that are left empty are filled too: the encoders are carried along.
 
     Returns:
       The config unchanged where neither is given, else a filled copy.
@@ -58,7 +64,7 @@ def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
       ConfigError: fields are left open, or `init_from` is unfit (`source_config`).
     """
     config = config.copy_and_resolve_references()
-    if (Path(workdir) / CONFIG_FILE).is_file():
+    if (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
         known = read_config(workdir)
         with config.unlocked():
             config.init_from = config.init_from or known.get("init_from", "")
@@ -67,10 +73,15 @@ def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
     if config.init_from:
         stored = flatten_config(known)
         for name, value in flatten_config(config).items():
-            if value is None and name.startswith(TAKEN_OVER):
+            if name.startswith(TAKEN_OVER) and _is_open(name, value):
                 _set(config, name, stored.get(name))
     _require_settled(config)
     return config.lock()
+
+
+def _is_open(name: str, value: Any) -> bool:
+    """Whether a config leaves a field that describes the networks to `init_from`."""
+    return value is None or (value == "" and name.endswith(".folder"))
 
 
 def _set(config: ConfigDict, name: str, value: Any) -> None:
@@ -114,7 +125,8 @@ def source_config(config: ConfigDict) -> ConfigDict:
         f"{name}: {theirs[name]!r} -> {ours[name]!r}"
         for name in sorted(theirs.keys() & ours.keys() - FREE)
         if name.startswith(NETWORKS)
-        and ours[name] not in (None, theirs[name])
+        and ours[name] != theirs[name]
+        and not _is_open(name, ours[name])
         and not (name.endswith(".folder") and theirs[name] == "")
     ]
     if differing:
@@ -134,7 +146,7 @@ def carry_frozen(config: ConfigDict, workdir: Path) -> None:
       ConfigError: `init_from` is unfit (`source_config`), or the config was never settled.
     """
     _require_settled(config)
-    if not config.init_from or (workdir / "frozen").is_dir():
+    if not config.init_from or (workdir / "frozen").is_dir() or has_progress(workdir):
         return
     source_config(config)
     source = Path(config.init_from) / "frozen"
@@ -178,6 +190,11 @@ def _starting_params(config: ConfigDict, method: Method) -> tuple[Tree, Tree]:
     source = source_config(config)
     params, model_state = _restore(Path(config.init_from), source)
     wanted, wanted_state = jax.eval_shape(method.init, jax.random.key(0))
+    if DISCRIMINATOR in wanted and DISCRIMINATOR not in params:
+        # Released tokenizers come without the adversary they were trained with: it starts fresh.
+        fresh, fresh_state = jax.jit(method.init)(jax.random.key(config.seed))
+        params = {**params, DISCRIMINATOR: fresh[DISCRIMINATOR]}
+        model_state = {**model_state, DISCRIMINATOR: fresh_state[DISCRIMINATOR]}
     name = f"init_from {config.init_from}"
     return _fit(params, wanted, name), _fit(model_state, wanted_state, name)
 
@@ -185,6 +202,7 @@ def _starting_params(config: ConfigDict, method: Method) -> tuple[Tree, Tree]:
 def _fit(tree: Tree, wanted: Tree, source: str) -> Tree:
     """The wanted leaves of a tree. Raises ConfigError listing every one that does not fit."""
     flat, shapes = flatten_dict(tree, sep="/"), flatten_dict(wanted, sep="/")
+    paths = flatten_dict(wanted)  # spectral norms have names with a slash inside
     absent = object()
     shape = lambda x: "absent" if x is absent else list(x.shape)
     problems = [
@@ -198,7 +216,7 @@ def _fit(tree: Tree, wanted: Tree, source: str) -> Tree:
             f"{source} does not fit the networks of this run (there -> here):\n  "
             + "\n  ".join(problems)
         )
-    return unflatten_dict({name: flat[name] for name in shapes}, sep="/")
+    return unflatten_dict({path: flat["/".join(path)] for path in paths})
 
 
 def _save_start(config: ConfigDict, method: Method, checkpointer: Checkpointer) -> None:

@@ -232,19 +232,22 @@ def stage_b_method(
 
 
 def carried_compressor(config: ConfigDict, workdir: Path) -> Tree:
-    """The frozen compressor in a run's folder, copied from `config.compressor.run` at first.
+    """The frozen compressor in a run's folder, copied from another run at first.
+
+    That is `config.compressor.run`, or else the run that this one trains on from.
 
     Raises:
       ConfigError: no run given.
     """
     file = workdir / "frozen" / f"{COMPRESSOR}.safetensors"
     if not file.is_file():
-        if not config.compressor.run:
+        run = config.compressor.run or config.init_from
+        if not run:
             raise ConfigError(
                 "compressor.train=False needs --config.compressor.run=RUN, a Stage B run to take "
                 "the compressor from"
             )
-        save_tree(file, compressor_variables(config.compressor.run))
+        save_tree(file, compressor_variables(run))
     return load_tree(file)
 
 

@@ -7,6 +7,7 @@ iterator of every process, and a small JSON note. A folder of converted weights 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,40 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, differing_fields, from_json, to_json
+from paella_jax.config import ConfigError, differing_fields, flatten_config, from_json, to_json
 from paella_jax.training.weights import CheckpointError, load_tree
 
 Tree = Any
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
-# What a resumed run may change; everything else would make it another run.
-RESUMABLE = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
-             "data.prefetch", "tokenizer", "text.folder", "preset")  # fmt: skip
+# What a resumed run may change (else it would be another run): how it is carried out ...
+HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
+       "data.prefetch", "data.folder", "preset")  # fmt: skip
+# ... and where the networks it carries once came from.
+SOURCES = ("tokenizer", "stage_b", "text.folder", "clip.folder", "compressor.run", "init_from")
 
 
 def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     """Creates the run folder, or checks that it belongs to this config, and writes config.json.
+
+    A folder in which nothing was trained yet takes any config. What a failed start with another
+    one left in `frozen/` is then removed.
 
     Raises:
       ConfigError: the folder cannot be written, or holds a run of another config.
     """
     workdir = Path(workdir).absolute()
     file = workdir / CONFIG_FILE
-    if file.is_file():
-        changes = differing_fields(read_config(workdir), config, ignore=RESUMABLE)
+    if file.is_file() and has_progress(workdir):
+        changes = _changes(read_config(workdir), config)
         if changes:
             raise ConfigError(
                 f"{workdir} holds a run of another config; choose another --workdir, or delete "
                 "the old run. Differences (old -> new):\n  " + "\n  ".join(changes)
             )
+    elif file.is_file() and differing_fields(read_config(workdir), config, ignore=HOW):
+        # The other processes of a cluster may be doing the same.
+        shutil.rmtree(workdir / "frozen", ignore_errors=True)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(file, to_json(config))
@@ -50,6 +59,25 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
             f"cannot write to workdir {workdir}: {error}; choose a folder you may write to"
         ) from error
     return workdir
+
+
+def has_progress(workdir: str | Path) -> bool:
+    """Whether a folder holds a finished checkpoint, or converted weights."""
+    workdir = Path(workdir)
+    # Unfinished checkpoints have a suffix behind the step.
+    steps = (folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+    return (workdir / WEIGHTS_FILE).is_file() or any(steps)
+
+
+def _changes(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """The differences that make another run; a folder where there was none adds a network."""
+    before = flatten_config(old)
+    kept = [
+        name
+        for name in (*HOW, *SOURCES)
+        if not (name in ("text.folder", "clip.folder") and before.get(name) == "")
+    ]
+    return differing_fields(old, new, ignore=kept)
 
 
 def write_atomically(file: Path, text: str) -> None:

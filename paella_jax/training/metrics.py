@@ -12,6 +12,8 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from paella_jax.training.checkpoint import write_atomically
+
 
 def report(message: str) -> None:
     """One line for the person watching, on process 0."""
@@ -49,7 +51,7 @@ def _cut_after(file: Path, step: int) -> None:
     if file.is_file():
         rows = read_metrics(file)
         kept = [json.dumps(row) for row in rows if row["step"] <= step]
-        file.write_text("".join(line + "\n" for line in kept))
+        write_atomically(file, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
