@@ -62,7 +62,7 @@ def base() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every = 50  # steps between metric lines
-    config.log.preview_every = 0  # steps between sample grids; 0: only at the end
+    config.log.preview_every = 0  # steps between sample grids (one process); 0: only at the end
     config.log.preview_images = 16
     config.log.tensorboard = False  # needs the tensorboard extra
     config.log.wandb = ""  # project name; needs the wandb extra

@@ -11,6 +11,7 @@ import small
 from paella_jax.convert import amused, vqmodel, wuerstchen
 from paella_jax.evaluation.sampling_speed import abstract_conditioning
 from paella_jax.families.vqgan import make_vqgan
+from paella_jax.models import vqgan as vqgan_module
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.compressor import Compressor
 from paella_jax.models.conditioning import Conditioning
@@ -64,19 +65,21 @@ def test_predictor_flops(side, text_length, reference):
     assert 0.97 * reference < ours < 1.03 * reference
 
 
-def test_tokenizer_flops():
-    """XLA also counts norms, activations and the shifted depthwise products: 5 % here."""
+def test_tokenizer_flops(monkeypatch):
+    """Without GELU, whose error function XLA counts as a polynomial: it adds 4.5 % to the table's
+    multiply-adds here, where the layers are narrow."""
+    monkeypatch.setattr(vqgan_module, "gelu", lambda x: x)
     model = make_vqgan(small.config_of("vqgan:f4"))
     images, tokens = Shape((1, 256, 256, 3), jnp.float32), Shape((1, 64, 64), jnp.int32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images)
     for method, given, reference in (
-        ("encode_tokens", images, 29.2 + 0.27),
+        ("encode_tokens", images, 29.2 + 0.27),  # the quantiser's distances
         ("decode_tokens", tokens, 135.8),
     ):
         call = lambda v, x, method=method: model.apply(v, x, method=method)
         ours = gigaflops(call, variables, given)
         print(f"{method}: {ours:.1f} GFLOP, reference {reference}")
-        assert reference < ours < 1.06 * reference
+        assert 0.97 * reference < ours < 1.03 * reference
 
 
 def test_prior_flops():

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from PIL import Image
 
+from paella_jax import previews
 from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.families.vqgan import vqgan_method
@@ -61,6 +63,32 @@ def test_run_folder_holds_everything(finished):
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert any("preview_exact" in row for row in rows)
     assert read_config(workdir).method == "paella"
+
+
+def test_a_preview_that_fails_ends_nothing(tmp_path, capsys):
+    """Training goes on, and the last state is saved before the last preview."""
+    config = small.small_paella(num_steps=3, log__preview_every=1)
+    workdir = prepare_workdir(tmp_path, config)
+    small.carry_random_tokenizer(workdir)
+    method, seen = build_method(config, workdir), []
+
+    def preview(state, frozen, file):
+        seen.append(int(state.step))
+        raise ValueError("no caption can be drawn")
+
+    object.__setattr__(method, "preview", preview)
+    assert train(config, workdir, method).step == 3
+    assert seen == [1, 2, 3] and restore_variables(workdir)[0] == 3
+    assert capsys.readouterr().out.count("no caption can be drawn") == 3
+
+
+def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):
+    for index, caption in enumerate(("  ", "a" * 300, "a red circle")):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(caption)
+    config = small.small_paella(data__source="folder", data__folder=tmp_path)
+    texts = [sample["caption"] for sample in previews._validation_samples(config)]
+    assert texts == ["a" * (config.text.max_length - 1), "a red circle"]
 
 
 def test_resume_equals_an_uninterrupted_run_bitwise(finished, tmp_path):

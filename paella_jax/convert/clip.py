@@ -135,7 +135,8 @@ def export_clip_vision(
 
 
 def load_clip_text_folder(path: str | Path) -> tuple[ClipText, Tree]:
-    """Reads the text tower of a Hugging Face folder: config and safetensors, single or sharded.
+    """Reads the text tower of a Hugging Face folder: config and weights, safetensors or
+    .bin, single or sharded.
 
     The tower has a projection where the config or the weights say so.
 

@@ -64,7 +64,8 @@ def export_t5(params: Mapping[str, Any], module: T5Encoder) -> dict[str, np.ndar
 
 
 def load_t5_folder(path: str | Path) -> tuple[T5Encoder, dict[str, Any]]:
-    """Reads a Hugging Face folder: `config.json` and safetensors weights, single or sharded.
+    """Reads a Hugging Face folder: `config.json` and weights, safetensors or .bin,
+    single or sharded.
 
     Returns:
       The module and its parameters (numpy, in the file's dtype, so bfloat16 files stay small).

@@ -189,6 +189,8 @@ class _Run:
         last = step == self.config.num_steps
         if self.method.preview is None or not (last or (every and step % every == 0)):
             return
+        if jax.process_count() > 1:  # a pipeline draws on one process's devices only
+            return
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         try:
