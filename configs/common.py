@@ -83,6 +83,12 @@ def add_text(config: ConfigDict, kind: str) -> None:
     config.text.dropout = 0.0
 
 
+def train_on(config: ConfigDict) -> None:
+    """Makes a preset a later phase: `init_from` must be given, its text encoder stays."""
+    for name in config.text:
+        config.text[name] = None
+
+
 def add_diffusion(config: ConfigDict) -> None:
     """Schedule, objective and sampler of a diffusion stage."""
     config.schedule = ConfigDict()  # noise/gaussian.py

@@ -4,8 +4,9 @@
         --config.tokenizer=runs/vqgan
 
 Presets: `tiny` (continuous integration), `shapes` (embedded data) and `v2`, the released
-architecture (unmeasured here: needs a pod). The recipe of v2's Stage B was never published; it is
-the first version's, with the paper's steps and batch size (reference/wuerstchen.md 4.4).
+architecture, with its second phase `v2_1024` (unmeasured here: need a pod). The recipe of v2's
+Stage B was never published; it is the first version's, with the paper's steps and batch size
+(reference/wuerstchen.md 4.4).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from configs import common
 
 def get_config(preset: str = "shapes") -> ConfigDict:
     """Builds one preset. Raises ValueError for an unknown one."""
-    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2}
+    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "v2_1024": _v2_1024}
     if preset not in presets:
         raise ValueError(
             f"unknown preset {preset!r} of configs/stage_b.py; known: {sorted(presets)}"
@@ -139,3 +140,12 @@ def _v2(config: ConfigDict) -> None:
     config.optim.beta2 = 0.95
     config.checkpoint.every = 5000
     config.log.preview_every = 10_000
+
+
+def _v2_1024(config: ConfigDict) -> None:
+    """The paper's second phase, from `init_from`: 1024-pixel images."""
+    _v2(config)
+    common.train_on(config)
+    config.data.image_size = 1024
+    config.num_steps = 300_000
+    config.batch_size = 128

@@ -4,8 +4,8 @@
         --config.stage_b=runs/stage_b
 
 Presets: `tiny` (continuous integration), `shapes` (embedded data), `v2`, the released architecture
-and recipe, `v2_mixed`, its phase of several aspect ratios, and `paper`, the smaller network that
-the paper describes (the last three are unmeasured here: they need a pod).
+and recipe with its later phases `v2_1024`, `v2_mixed` and `v2_aesthetic`, and `paper`, the smaller
+network that the paper describes (from `v2` on unmeasured here: they need a pod).
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from configs import common
 
 def get_config(preset: str = "shapes") -> ConfigDict:
     """Builds one preset. Raises ValueError for an unknown one."""
-    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "v2_mixed": _v2_mixed, "paper": _paper}
+    presets = {
+        "tiny": _tiny,
+        "shapes": _shapes,
+        "v2": _v2,
+        "v2_1024": _v2_1024,
+        "v2_mixed": _v2_mixed,
+        "v2_aesthetic": _v2_aesthetic,
+        "paper": _paper,
+    }
     if preset not in presets:
         raise ValueError(
             f"unknown preset {preset!r} of configs/stage_c.py; known: {sorted(presets)}"
@@ -92,19 +100,31 @@ def _v2(config: ConfigDict) -> None:
     config.log.preview_every = 10_000
 
 
-def _v2_mixed(config: ConfigDict) -> None:
-    """The paper's third phase: a few steps on three aspect ratios, from `init_from`.
-
-    What is None here is that run's, so that the preset cannot start from scratch.
-    """
+def _v2_1024(config: ConfigDict) -> None:
+    """The paper's second phase, from `init_from`: 1024-pixel images, 24 x 24 latents."""
     _v2(config)
-    for name in config.text:
-        config.text[name] = None
+    common.train_on(config)
     config.data.image_size = 1024
+    config.num_steps = 364_000
+
+
+def _v2_mixed(config: ConfigDict) -> None:
+    """The third phase, from `init_from`: a few steps on three aspect ratios."""
+    _v2_1024(config)
     config.data.buckets = ((1024, 1024), (1024, 1664), (1664, 1024))  # latents 24x24, 24x39, 39x24
     config.num_steps = 4000
     config.batch_size = 768
     config.checkpoint.every = 1000
+
+
+def _v2_aesthetic(config: ConfigDict) -> None:
+    """The fourth, from `init_from`: as the third, on images chosen for their looks (`data.folder`).
+
+    The released model is this phase's weights halfway to the third's (`convert --interpolate`).
+    """
+    _v2_mixed(config)
+    config.num_steps = 50_000
+    config.batch_size = 384
 
 
 def _paper(config: ConfigDict) -> None:

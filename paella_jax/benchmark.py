@@ -20,7 +20,8 @@ from typing import Any
 
 from paella_jax.launch import run, setup_jax
 
-STAGE_B = {"paper": "v2", "v2_mixed": "v2"}  # the Stage B preset of a Stage C one
+# The Stage B preset of a Stage C one, where they differ.
+STAGE_B = {"paper": "v2", "v2_mixed": "v2", "v2_aesthetic": "v2"}
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

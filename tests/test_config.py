@@ -8,17 +8,51 @@ import pytest
 import small
 
 from paella_jax.config import ConfigError, differing_fields, from_json, load_config, to_json
+from paella_jax.convert.clip_prior import abstract_clip_prior
 from paella_jax.convert.paella import abstract_paella
+from paella_jax.convert.vqgan import abstract_vqgan
+from paella_jax.convert.wuerstchen import abstract_stage_b, abstract_stage_c
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.launch import run
+from paella_jax.models.clip_prior import ClipPrior
+from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.paella import Paella
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.stage_c import StageC
 
 PRESETS = {
     "vqgan": ["tiny", "shapes", "shapes64", "f4"],
-    "paella": ["tiny", "shapes", "shapes_long", "shapes64", "600m", "1b"],
+    "paella": [
+        "tiny",
+        "shapes",
+        "shapes_long",
+        "shapes_tasks",
+        "shapes64",
+        "finetune",
+        "600m",
+        "1b",
+    ],
+    "clip_prior": ["tiny", "released"],
+    "stage_b": ["tiny", "shapes", "v2", "v2_1024"],
+    "stage_c": ["tiny", "shapes", "v2", "v2_1024", "v2_mixed", "v2_aesthetic", "paper"],
+    "direct_decoder": ["tiny", "shapes"],
 }
 ALL = [f"{family}:{preset}" for family, presets in PRESETS.items() for preset in presets]
+
+
+NETWORKS = {
+    "vqgan": lambda config: abstract_vqgan(make_vqgan(config)),
+    "paella": lambda config: abstract_paella(Paella(**config.model), 32, 16),
+    "clip_prior": lambda config: abstract_clip_prior(ClipPrior(**config.model)),
+    "stage_b": lambda config: abstract_stage_b(StageB(**config.model), 32),
+    "stage_c": lambda config: abstract_stage_c(StageC(**config.model), 32),
+    "direct_decoder": lambda config: jax.eval_shape(
+        lambda: DirectDecoder(**config.model).init(
+            jax.random.key(0), jnp.zeros((1, 4, 4, 4)), 32, 32
+        )
+    ),
+}
 
 
 def count(tree) -> int:
@@ -29,13 +63,8 @@ def count(tree) -> int:
 def test_preset_builds_and_survives_json(name):
     config = small.config_of(name)
     assert differing_fields(config, from_json(to_json(config))) == []
-    if config.method == "vqgan":
-        shapes = jax.eval_shape(
-            lambda: make_vqgan(config).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-        )
-    else:
-        shapes = abstract_paella(Paella(**config.model), 32, 16)
-    assert count(shapes) > 0
+    if name != "paella:finetune":  # whose networks are those of `init_from`
+        assert count(NETWORKS[config.method](config)) > 0
 
 
 def test_published_sizes():
