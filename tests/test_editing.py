@@ -260,7 +260,7 @@ def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
     short = {"RED": RED, "BLUE": BLUE, "TWO": f"{RED} and a cross"}
     for name, text in short.items():
         monkeypatch.setattr(task_examples, name, text)
-    chosen = ("outpainting", "mixing", "interpolation")
+    chosen = ("text_to_image", "mixing", "interpolation")
     tasks = {name: task_examples.TASKS[name] for name in chosen}
     monkeypatch.setattr(task_examples, "TASKS", tasks)
     files = task_examples.draw_task_examples(pipe, tmp_path / "tasks")
