@@ -88,7 +88,11 @@ def test_rotated_and_broken_files(photos, tmp_path):
 
 def test_training_compiles_each_size_once(photos, tmp_path, capsys):
     """A stage that takes any size trains on batches of several."""
-    stage_b = small.config_of("stage_b:tiny", batch_size=8, num_steps=1, log__preview_images=1)
+    stage_b = small.config_of(
+        "stage_b:tiny", batch_size=8, num_steps=1, log__preview_images=1, model__widths="(16,)",
+        model__depths="(1,)", model__cond_width=16, compressor__head_channels=16,
+        compressor__stages="(('fused',1,3,1,8,8,1),('fused',2,3,2,8,8,1),('fused',2,3,2,8,8,1))",
+    )  # fmt: skip
     workdir = prepare_workdir(tmp_path / "b", stage_b)
     small.carry_random_tokenizer(workdir)
     method = build_method(stage_b, workdir)
