@@ -6,7 +6,7 @@ with every checkpoint, so a resumed run sees exactly the batches it would have s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import absl.flags
@@ -100,17 +100,3 @@ def make_iterator(
 def image_transform(sample: dict[str, Any]) -> dict[str, np.ndarray]:
     """Keeps the image alone (tokenizer training)."""
     return {"image": sample["image"]}
-
-
-class CaptionedImageTransform:
-    """Image plus tokenized caption, padded to one static length."""
-
-    def __init__(
-        self, tokenize: Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]], pad_to: int
-    ) -> None:
-        self.tokenize = tokenize
-        self.pad_to = pad_to
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, np.ndarray]:
-        ids, mask = self.tokenize([sample["caption"]], self.pad_to)
-        return {"image": sample["image"], "text_ids": ids[0], "text_mask": mask[0]}
