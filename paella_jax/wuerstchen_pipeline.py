@@ -7,7 +7,6 @@ reference/wuerstchen.md 5.5.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -27,15 +25,21 @@ from paella_jax.families.finetune import restore_trained
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, load_stage_b
 from paella_jax.families.stage_c import StageCNetworks, make_stage_c
 from paella_jax.images import ImageLike, read_image, read_images
-from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
-from paella_jax.sampling.guidance import guide
+from paella_jax.sampling.ddpm import DDPMSettings
 from paella_jax.training.checkpoint import CheckpointError, read_config
 from paella_jax.training.sharding import make_mesh, replicated
+from paella_jax.wuerstchen_programs import (
+    Scale,
+    draw_b,
+    draw_c,
+    stage_b_options,
+    stage_b_settings,
+    stage_c_settings,
+)
 
 Array = jax.Array
 Tree = Any
 LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
-Scale = float | tuple[float, float] | None
 
 
 class WuerstchenGeneration(NamedTuple):
@@ -84,9 +88,9 @@ class WuerstchenPipeline:
             self.set_weights(name, tree)
         if stage_c is not None:
             self._draw_c = jax.jit(
-                partial(_draw_c, stage_c, stage_b), static_argnames=("settings", "shape", "trace")
+                partial(draw_c, stage_c, stage_b), static_argnames=("settings", "shape", "trace")
             )
-        self._draw_b = jax.jit(partial(_draw_b, stage_b), static_argnames=("settings", "shape"))
+        self._draw_b = jax.jit(partial(draw_b, stage_b), static_argnames=("settings", "shape"))
         decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
         self._decode = jax.jit(decode)
         self._compress = jax.jit(stage_b.compress)
@@ -199,13 +203,18 @@ class WuerstchenPipeline:
         if image is not None:
             image = read_image(image)
         size = self._size(image, height, width)
-        settings_b = self._settings_b(**_stage_b_options(stage_b))
-        settings = self._settings_c(num_steps, guidance_scale, stepper)
+        settings_b = stage_b_settings(self.configs["stage_b"].sampler, **stage_b_options(stage_b))
+        if image is not None and not 0.0 < strength <= 1.0:
+            raise ValueError(f"strength must be in (0, 1], got {strength}")
+        settings = stage_c_settings(
+            self.configs["stage_c"].sampler,
+            num_steps,
+            guidance_scale,
+            stepper,
+            1.0 if image is None else strength,
+        )
         start = None
         if image is not None:
-            if not 0.0 < strength <= 1.0:
-                raise ValueError(f"strength must be in (0, 1], got {strength}")
-            settings = _start_at(settings, strength)
             start = np.repeat(self.encode(image[None]), len(prompts), axis=0)
         request = (
             keys,
@@ -286,7 +295,7 @@ class WuerstchenPipeline:
         size = (pixels(latents_c.shape[1]), pixels(latents_c.shape[2]))
         for name, side in zip(("height", "width"), size, strict=True):
             check_side(f"the latents' {name}", side, self.stage_b.size_divisor)
-        settings = self._settings_b(**stage_b)
+        settings = stage_b_settings(self.configs["stage_b"].sampler, **stage_b)
         empty = [""] * count
         images, latents_b = self._decode_latents(
             latents_c, size, prompts, empty, keys, settings, batch_size
@@ -335,147 +344,6 @@ class WuerstchenPipeline:
         for name, side in zip(("height", "width"), size, strict=True):
             check_side(name, side, self.stage_b.size_divisor)
         return size
-
-    def _settings_c(
-        self, num_steps: int | None, guidance_scale: Scale, stepper: str | None
-    ) -> DDPMSettings:
-        sampler = self.configs["stage_c"].sampler
-        steps = tuple(sampler.segments)
-        if num_steps is not None:
-            steps = spread_steps(num_steps, steps)
-        edges = sampler.edges if len(steps) > 1 else (sampler.edges[0], sampler.edges[-1])
-        settings = DDPMSettings(
-            time_points=segment_times(edges, steps),
-            guidance_scale=_scale(guidance_scale, sampler.guidance_scale),
-            stepper=stepper or sampler.stepper,
-        )
-        settings.check()
-        return settings
-
-    def _settings_b(
-        self,
-        num_steps: int | None = None,
-        guidance_scale: Scale = None,
-        stepper: str | None = None,
-    ) -> DDPMSettings:
-        sampler = self.configs["stage_b"].sampler
-        settings = DDPMSettings(
-            num_steps=sampler.num_steps if num_steps is None else num_steps,
-            guidance_scale=_scale(guidance_scale, sampler.guidance_scale),
-            stepper=stepper or sampler.stepper,
-        )
-        settings.check()
-        return settings
-
-
-def _scale(given: Scale, default: float) -> float | tuple[float, float]:
-    if given is None:
-        return default
-    if not isinstance(given, tuple | list):
-        return float(given)
-    if len(given) != 2:
-        raise ValueError(f"guidance_scale {given!r} must be one number or a pair (first, last)")
-    return float(given[0]), float(given[1])
-
-
-def _stage_b_options(given: dict[str, Any]) -> dict[str, Any]:
-    """`stage_b_NAME` -> NAME. Raises ValueError for an option that does not exist."""
-    known = ("stage_b_num_steps", "stage_b_guidance_scale", "stage_b_stepper")
-    for name in given:
-        if name not in known:
-            raise ValueError(f"there is no option {name!r}; Stage B's are {', '.join(known)}")
-    return {name.removeprefix("stage_b_"): value for name, value in given.items()}
-
-
-def _start_at(settings: DDPMSettings, strength: float) -> DDPMSettings:
-    """The same time points from level `strength` on."""
-    return dataclasses.replace(settings, t_start=strength)
-
-
-def spread_steps(num_steps: int, segments: Sequence[int]) -> tuple[int, ...]:
-    """`num_steps` over ranges in the proportion of `segments`; one range if they are too few.
-
-    Raises:
-      ValueError: num_steps below 1.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    if num_steps < len(segments):
-        return (num_steps,)
-    total = sum(segments)
-    counts = [max(1, round(num_steps * segment / total)) for segment in segments[1:]]
-    return (max(1, num_steps - sum(counts)), *counts)
-
-
-def _draw_c(
-    networks: StageCNetworks,
-    behind: StageBNetworks,
-    weights: tuple[Tree, Tree],
-    request: Any,
-    *,
-    settings: DDPMSettings,
-    shape: tuple[int, int, int],
-    trace: bool,
-) -> tuple[Array, ...]:
-    """Stage C as one program: texts -> latents in raw scale (and, with `trace`, of every step)."""
-    keys, texts, negatives, start = request
-    params, frozen = weights
-    count = keys.shape[0]
-    predict = _predictor(networks, params, frozen)
-    out = sample(
-        guide(predict(texts, count), predict(negatives, count)),
-        _stage_keys(keys, 0),
-        (count, *shape),
-        settings,
-        schedule=networks.schedule,
-        image=None if start is None else behind.to_stage_c(start),
-        trace=trace,
-    )
-    if not trace:
-        return (behind.from_stage_c(out),)
-    latents, history = out
-    return behind.from_stage_c(latents), behind.from_stage_c(jnp.moveaxis(history, 0, 1))
-
-
-def _draw_b(
-    networks: StageBNetworks,
-    weights: tuple[Tree, Tree],
-    request: Any,
-    *,
-    settings: DDPMSettings,
-    shape: tuple[int, int, int],
-) -> Array:
-    """Stage B as one program: the compressor's latents -> Stage A's.
-
-    The unconditional branch has the negative text and no guide, as the reference.
-    """
-    keys, latents_c, texts, negatives = request
-    params, frozen = weights
-    count = keys.shape[0]
-    predict = _predictor(networks, params, frozen)
-    return sample(
-        guide(predict(texts, count, latents_c), predict(negatives, count)),
-        _stage_keys(keys, 1),
-        (count, *shape),
-        settings,
-        schedule=networks.schedule,
-    )
-
-
-def _predictor(networks: StageBNetworks | StageCNetworks, params: Tree, frozen: Tree) -> Any:
-    """(ids and mask, batch size, guide) -> a noise prediction, its text encoded once."""
-
-    def predictor(texts: Any, count: int, guide_latents: Array | None = None) -> Any:
-        ids, mask = (None, None) if texts is None else texts
-        cond = networks.text(params, frozen, ids, mask, count)
-        cond = dataclasses.replace(cond, guide=guide_latents)
-        return lambda x, t: networks.noise(params, x, t, cond)
-
-    return predictor
-
-
-def _stage_keys(keys: Array, stage: int) -> Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, stage))(keys)
 
 
 def load_wuerstchen(directory: str | Path, offload: bool = False) -> WuerstchenPipeline:

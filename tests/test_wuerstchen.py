@@ -32,7 +32,7 @@ from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
 from paella_jax.training.loop import train
 from paella_jax.training.metrics import read_metrics
 from paella_jax.training.weights import save_tree
-from paella_jax.wuerstchen_pipeline import spread_steps
+from paella_jax.wuerstchen_programs import spread_steps
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the top right"
 
