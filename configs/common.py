@@ -17,9 +17,11 @@ def base() -> ConfigDict:
     config.precision = "float32"  # compute dtype: float32 or bfloat16 (slower on CPU)
 
     config.data = ConfigDict()
-    config.data.source = "shapes"  # shapes (embedded) or folder (images with captions)
+    config.data.source = "shapes"  # shapes (embedded), folder (captioned images) or one_image
     config.data.spec = "shapes"  # tiny, shapes or shapes64
     config.data.folder = ""  # for source=folder; layouts: paella_jax/data/captions.py
+    config.data.image_file = ""  # for source=one_image, with its caption: the same every step
+    config.data.caption = ""
     config.data.image_size = 32  # pixels, square; folder images are resized and cropped to it
     config.data.buckets = ()  # (height, width) pairs: folder images keep about their aspect ratio
     config.data.crop = "center"  # of folder images in training: center or random
@@ -31,13 +33,15 @@ def base() -> ConfigDict:
     config.data.threads = 2  # reading threads per process
 
     config.optim = ConfigDict()
+    config.optim.kind = "adamw"  # or adafactor: second moments per row and column, not per weight
     config.optim.learning_rate = 1e-4  # peak
     config.optim.schedule = "constant"  # after warm-up: constant, or cosine to zero
     config.optim.warmup_steps = 10_000  # linear, from zero
-    config.optim.beta1 = 0.9
+    config.optim.beta1 = 0.9  # adafactor with 0 keeps no momentum
     config.optim.beta2 = 0.999
-    config.optim.epsilon = 1e-8
-    config.optim.weight_decay = 0.01  # on every parameter, as the reference
+    config.optim.epsilon = 1e-8  # of adamw
+    config.optim.weight_decay = 0.01  # times the learning rate
+    config.optim.decay_pattern = ""  # regex on paths: what decays; empty: all, as the reference
     config.optim.clip_norm = 1.0  # global norm; 0 switches clipping off
     config.optim.accumulation = 1  # micro-batches per update
     config.optim.ema_decay = 0.0  # 0: no moving average
@@ -48,7 +52,7 @@ def base() -> ConfigDict:
     config.lora.alpha = 16.0  # a change is scaled by alpha / rank
     config.lora.pattern = (  # regex on the paths of the matrices to change
         r"^predictor/.*(in_kernel|attention/out/kernel|mapper/kernel"
-        r"|conditioning/(text|clip_text|clip_image)/kernel)$"
+        r"|conditioning/(text|clip_text|clip_image)/kernel|(query|key|value)/kernel)$"
     )
 
     config.mesh = ConfigDict()
@@ -58,7 +62,7 @@ def base() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000  # steps
-    config.checkpoint.keep = 3  # newest checkpoints kept
+    config.checkpoint.keep = 3  # newest checkpoints kept; None: all (to average them offline)
 
     config.log = ConfigDict()
     config.log.every = 50  # steps between metric lines

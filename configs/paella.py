@@ -5,14 +5,15 @@
 
 Presets: `tiny` (continuous integration), `shapes` (quickstart), `shapes_long` (more steps),
 `shapes_tasks` (images, labels and maps as conditions too), `shapes64`, `finetune` (trains on from
-another run), `600m` and `1b` (released architecture and recipe; unmeasured here, needs a pod).
+another run), `style` (LoRA on one image), `600m` and `1b` (released architecture and recipe;
+unmeasured here, needs a pod). `--config.cell.corruption=mask` and the like change one factor.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import cells, common
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
@@ -26,80 +27,13 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "600m": _600m,
         "1b": _1b,
         "finetune": _finetune,
+        "style": _style,
     }
     if preset not in presets:
         raise ValueError(
             f"unknown preset {preset!r} of configs/paella.py; known: {sorted(presets)}"
         )
-    config = common.base()
-    config.method = "paella"
-    config.preset = preset
-    config.tokenizer = ""  # run folder of a trained VQGAN
-
-    config.model = ConfigDict()
-    config.model.codebook_size = 8192  # must equal the tokenizer's
-    config.model.token_width = 256  # token embedding and classifier width
-    config.model.patch_size = 2
-    config.model.time_width = 64
-    config.model.cond_width = 1024  # width of the conditioning sequence
-    config.model.widths = (640, 1280, 1280)  # channels per level
-    config.model.depths = (6, 16, 6)  # repetitions of the level's pattern, down and up
-    config.model.num_heads = (0, 16, 16)
-    config.model.patterns = ("CT", "CTA", "CTA")  # C conv, T timestep, A attention, F MLP
-    config.model.clip_tokens = 4
-    config.model.num_classes = 0  # condition on class labels (data must have them)
-    config.model.num_segments = 0  # condition on segmentation maps (data must have them)
-    config.model.kernel_size = 3
-    config.model.dropout = 0.1
-    config.model.self_attention = True
-    config.model.remat = False  # recompute activations in the backward pass
-
-    config.text = ConfigDict()
-    config.text.folder = ""  # frozen T5/ByT5 in Hugging Face layout; empty: train one jointly
-    config.text.max_length = 768  # bytes including the end token; longer captions are cut
-    config.text.pad_to = 256  # static length of training batches
-    config.text.width = 1536  # the fields below describe a jointly trained encoder
-    config.text.num_layers = 2
-    config.text.num_heads = 4
-    config.text.hidden_dim = 256
-    config.text.dropout = 0.0
-
-    config.clip = ConfigDict()
-    config.clip.folder = ""  # frozen CLIP text and vision towers in Hugging Face layout
-    config.image_encoder = ConfigDict()
-    config.image_encoder.kind = "none"  # none, clip (of clip.folder) or joint (fields below)
-    config.image_encoder.patch_size = 8
-    config.image_encoder.width = 96
-    config.image_encoder.num_layers = 2
-    config.image_encoder.num_heads = 4
-    config.image_encoder.projection = 96  # width of the embedding
-
-    config.objective = ConfigDict()
-    config.objective.label_smoothing = 0.1
-    config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0
-    config.objective.minimum_t = 0.001
-    # Shares of samples trained without a condition, each kind by its own draw per sample.
-    config.objective.text_drop = 0.05
-    config.objective.clip_text_drop = 0.9
-    config.objective.image_drop = 0.9
-    config.objective.label_drop = 0.5
-    config.objective.segmentation_drop = 0.5
-    # False: padding up to the batch's longest caption is seen as text, as in the released models'
-    # training. Sampling never sees it: a prompt is drawn as if it were alone in its batch.
-    config.objective.mask_padding = True
-    config.objective.loss_chunks = 1  # cuts the classifier's positions to save memory
-
-    config.sampler = ConfigDict()
-    config.sampler.num_steps = 12
-    config.sampler.temperature = (0.7, 0.3)  # first and last step
-    config.sampler.guidance_scale = (8.0, 8.0)  # first and last step; 1 is off
-    config.sampler.guided_steps = None  # guidance stops after this many steps
-    config.sampler.renoise_steps = None  # None: all steps but the last
-    config.sampler.renoise_mode = "initial"  # initial, previous or fresh
-    config.sampler.typical_mass = None
-    config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls
-
-    common.add_evaluation(config)
+    config = cells.token_config(preset)
     presets[preset](config)
     return config
 
@@ -199,16 +133,9 @@ def _finetune(config: ConfigDict) -> None:
 
     For LoRA add `--config.lora.rank=16 --config.optim.learning_rate=8e-4`.
     """
-    blocks = (config.model, config.text, config.clip, config.image_encoder)
-    for block in (*blocks, config.objective, config.sampler):
-        for name in block:
-            block[name] = None
-    config.precision = None
-    config.data.image_size = None
-    config.data.source = "folder"
-    config.num_steps = 1000
-    config.batch_size = 8
-    config.optim.warmup_steps = 50
-    config.checkpoint.every = 250
-    config.log.every = 10
-    config.log.preview_every = 250
+    cells.train_further(config)
+
+
+def _style(config: ConfigDict) -> None:
+    """The style of one image: data.image_file, data.caption and init_from."""
+    cells.style_of_one_image(config)

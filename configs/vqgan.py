@@ -1,4 +1,4 @@
-"""The f4 VQGAN tokenizer.
+"""The f4 VQGAN tokenizer. MUSE's is in configs/resnet_vqgan.py.
 
     python -m paella_jax.train --config configs/vqgan.py:shapes --workdir runs/vqgan
 
@@ -21,6 +21,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config = common.base()
     config.method = "vqgan"
     config.preset = preset
+    config.architecture = "paella"
+    config.train_decoder_only = False  # True: encoder and codebook stay those of init_from
 
     config.model = ConfigDict()
     config.model.levels = 2  # halvings: 2 gives f4
@@ -30,6 +32,13 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.codebook_size = 8192
     config.model.scale_factor = 0.3764  # latents are divided by this for latent diffusion
 
+    add_objective(config)
+    presets[preset](config)
+    return config
+
+
+def add_objective(config: ConfigDict) -> None:
+    """Losses, adversary and care of the codebook: the same fields for every tokenizer."""
     config.objective = ConfigDict()
     config.objective.reconstruction_weight = 1.0  # mean squared error
     config.objective.codebook_weight = 1.0
@@ -49,8 +58,6 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     # where backgrounds differ, batch statistics wobble by more than the distance of two codes.
     config.objective.settle_statistics_from = 1_000_000_000
     config.objective.dead_share = 0.03  # a code used less than this share of the mean is dead
-    presets[preset](config)
-    return config
 
 
 def _shapes(config: ConfigDict) -> None:

@@ -10,11 +10,11 @@ from paella_jax.config import ConfigError
 from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.direct_decoder import direct_decoder_method
 from paella_jax.families.finetune import carry_frozen, fine_tuned
-from paella_jax.families.paella import paella_method, prepare_frozen
 from paella_jax.families.stage_b import stage_b_method
 from paella_jax.families.stage_c import stage_c_method
+from paella_jax.families.tokens import prepare_frozen, token_method
 from paella_jax.families.vqgan import vqgan_method
-from paella_jax.previews import paella_preview, stage_b_preview, stage_c_preview
+from paella_jax.previews import stage_b_preview, stage_c_preview, token_preview
 from paella_jax.training.method import Method
 
 
@@ -32,9 +32,9 @@ def _fresh_method(config: ConfigDict, workdir: Path) -> Method:
     """The method starting from random parameters."""
     if config.method == "vqgan":
         return vqgan_method(config)
-    if config.method == "paella":
+    if config.method == "tokens":
         prepare_frozen(config, workdir)
-        return paella_method(config, workdir, paella_preview(config, workdir))
+        return token_method(config, workdir, token_preview(config, workdir))
     if config.method == "clip_prior":
         return clip_prior_method(config, workdir)
     if config.method == "stage_b":
@@ -44,6 +44,6 @@ def _fresh_method(config: ConfigDict, workdir: Path) -> Method:
     if config.method == "direct_decoder":
         return direct_decoder_method(config, workdir)
     raise ConfigError(
-        "method must be 'vqgan', 'paella', 'clip_prior', 'stage_b', 'stage_c' or "
+        "method must be 'vqgan', 'tokens', 'clip_prior', 'stage_b', 'stage_c' or "
         f"'direct_decoder', got {config.method!r}"
     )

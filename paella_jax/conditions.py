@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from paella_jax.data.shapes_maps import at_tokens
 from paella_jax.encoders.byte_tokenizer import PromptError, bucket_length, check_prompts
 from paella_jax.encoders.emphasis import text_weights
-from paella_jax.families.paella_networks import PaellaNetworks
+from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
 
@@ -81,7 +82,7 @@ def _checked(part: Any, number: int, max_length: int) -> Condition:
 
 
 def build_inputs(
-    networks: PaellaNetworks,
+    networks: TokenNetworks,
     config: ConfigDict,
     conditions: Sequence[Condition],
     grid: tuple[int, int],
@@ -95,6 +96,8 @@ def build_inputs(
     ids, mask = tokenize(networks, config, [c.prompt for c in conditions])
     weights = None
     if any(c.emphasis for c in conditions):
+        if networks.text_tokenizer is None or ids is None or networks.reads_text_alone:
+            raise ValueError("emphasis needs cell.network=unet with a T5; this run has another")
         each = [
             text_weights(networks.text_tokenizer, c.prompt, c.emphasis, ids.shape[1])
             for c in conditions
@@ -114,10 +117,15 @@ def build_inputs(
 
 
 def tokenize(
-    networks: PaellaNetworks, config: ConfigDict, texts: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask, padded to the training length where they fit, so that one shape serves."""
+    networks: TokenNetworks, config: ConfigDict, texts: Sequence[str]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Ids and mask, padded to the training length where they fit, so that one shape serves.
+
+    None where CLIP's is the only text encoder.
+    """
     tokenizer = networks.text_tokenizer
+    if tokenizer is None:
+        return None, None
     _, mask = tokenizer(texts)
     longest = int(mask.sum(1).max())
     usual = min(config.text.pad_to, tokenizer.max_length)
@@ -125,7 +133,13 @@ def tokenize(
     return tokenizer(texts, pad_to)
 
 
-def clip_ids(networks: PaellaNetworks, texts: Sequence[str]) -> np.ndarray | None:
+def text_limit(networks: TokenNetworks) -> int:
+    """The longest prompt; without limit where CLIP alone reads it, which cuts texts."""
+    tokenizer = networks.text_tokenizer
+    return sys.maxsize if tokenizer is None else tokenizer.max_length
+
+
+def clip_ids(networks: TokenNetworks, texts: Sequence[str]) -> np.ndarray | None:
     """CLIP's ids [count, 77] where the run has a CLIP text tower."""
     if networks.clip_tokenizer is None:
         return None
@@ -133,7 +147,7 @@ def clip_ids(networks: PaellaNetworks, texts: Sequence[str]) -> np.ndarray | Non
 
 
 def _images(
-    networks: PaellaNetworks, conditions: Sequence[Condition], embed_images: EmbedImages
+    networks: TokenNetworks, conditions: Sequence[Condition], embed_images: EmbedImages
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     most = max(len(c.images) for c in conditions)
     if most == 0:
@@ -162,10 +176,10 @@ def _embedding(image: ImageLike, width: int, embed_images: EmbedImages) -> np.nd
     return embed_images(read_image(image)[None])[0]
 
 
-def _labels(networks: PaellaNetworks, conditions: Sequence[Condition]) -> np.ndarray | None:
+def _labels(networks: TokenNetworks, conditions: Sequence[Condition]) -> np.ndarray | None:
     if all(c.label is None for c in conditions):
         return None
-    count = networks.predictor.num_classes
+    count = getattr(networks.predictor, "num_classes", 0)
     for label in (c.label for c in conditions if c.label is not None):
         if not 0 <= label < count:
             known = f"0 to {count - 1}" if count else "none: this run was not trained with labels"
@@ -174,11 +188,12 @@ def _labels(networks: PaellaNetworks, conditions: Sequence[Condition]) -> np.nda
 
 
 def _segmentation(
-    networks: PaellaNetworks, conditions: Sequence[Condition], grid: tuple[int, int]
+    networks: TokenNetworks, conditions: Sequence[Condition], grid: tuple[int, int]
 ) -> np.ndarray | None:
     if all(c.segmentation is None for c in conditions):
         return None
-    count, pixels = networks.predictor.num_segments, networks.vqgan.downsampling
+    count = getattr(networks.predictor, "num_segments", 0)
+    pixels = networks.vqgan.downsampling
     if not count:
         raise ValueError("this run was not trained with segmentation maps (model.num_segments=0)")
     maps = np.full((len(conditions), *grid), -1, np.int32)

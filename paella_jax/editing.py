@@ -16,19 +16,20 @@ from paella_jax.batching import image_keys, one_per_prompt
 from paella_jax.conditions import Condition
 from paella_jax.families.clip_prior import ClipPriorSampler
 from paella_jax.images import ImageError, ImageLike, read_image, read_mask
-from paella_jax.pipeline import Generation, PaellaPipeline
+from paella_jax.pipeline import Generation, TokenPipeline
 from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.token_sampler import start_from_image
 
 
-def encode_image(pipe: PaellaPipeline, image: ImageLike) -> np.ndarray:
+def encode_image(pipe: TokenPipeline, image: ImageLike) -> np.ndarray:
     """An image -> its tokens int32 [h, w].
 
     Raises:
       ImageError: its sides do not divide.
     """
     pixels = read_image(image)
-    divisor = pipe.networks.vqgan.downsampling * pipe.networks.predictor.grid_divisor
+    divisor = pipe.divisor
     height, width = pixels.shape[:2]
     if height % divisor or width % divisor:
         nearest = [max(divisor, round(side / divisor) * divisor) for side in (height, width)]
@@ -40,7 +41,7 @@ def encode_image(pipe: PaellaPipeline, image: ImageLike) -> np.ndarray:
 
 
 def image_to_image(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     image: ImageLike,
     prompt: str | Condition,
     *,
@@ -53,9 +54,9 @@ def image_to_image(
       pipe: from `paella_jax.load`.
       image: sides must divide by the grid.
       prompt: what to draw.
-      strength: share of the tokens noised at the start: 0 returns the image's own tokens, 1 is
-        text-to-image.
-      **options: of `PaellaPipeline.generate`.
+      strength: share of the tokens corrupted at the start (of the steps run, for a masked
+        network's confidence sampler): 0 returns the image's own tokens, 1 is text-to-image.
+      **options: of `TokenPipeline.generate`.
 
     Raises:
       ImageError, ValueError: unusable image, strength outside [0, 1].
@@ -67,13 +68,13 @@ def image_to_image(
         copies = options.get("num_images_per_prompt", 1)
         tokens = np.repeat(tokens, copies, axis=0)
         return Generation(pipe.decode(tokens), tokens, None)
-    return pipe.generate(
-        [prompt], image_tokens=tokens, t_start=strength, **_size(pipe, tokens), **options
-    )
+    settings = pipe.settings(sampler=options.get("sampler"))
+    start = start_from_image(settings, strength)
+    return pipe.generate([prompt], image_tokens=tokens, **_size(pipe, tokens), **start, **options)
 
 
 def inpaint(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     image: ImageLike,
     mask: ImageLike,
     prompt: str | Condition,
@@ -108,7 +109,7 @@ def inpaint(
 
 
 def outpaint(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     image: ImageLike,
     prompt: str | Condition,
     *,
@@ -128,7 +129,7 @@ def outpaint(
       bottom: pixels.
       left: pixels.
       right: pixels.
-      **options: of `PaellaPipeline.generate`.
+      **options: of `TokenPipeline.generate`.
 
     Raises:
       ImageError, ValueError: unusable image or sizes.
@@ -149,7 +150,7 @@ def outpaint(
 
 
 def morph(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     image: ImageLike,
     prompt: str | Condition,
     *,
@@ -177,7 +178,7 @@ def morph(
 
 
 def variations(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     images: Sequence[ImageLike],
     prompt: str | Condition = "",
     **options: Any,
@@ -193,7 +194,7 @@ def variations(
 
 
 def with_prior(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     prior: ClipPriorSampler,
     conditions: Sequence[str | Condition],
     *,
@@ -220,7 +221,7 @@ def with_prior(
 
 
 def interpolate(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     first: str | Condition,
     second: str | Condition,
     *,
@@ -241,7 +242,7 @@ def interpolate(
 
 
 def interpolate_images(
-    pipe: PaellaPipeline,
+    pipe: TokenPipeline,
     first: ImageLike,
     second: ImageLike,
     *,
@@ -275,6 +276,6 @@ def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
     return (length * direction).astype(np.float32)
 
 
-def _size(pipe: PaellaPipeline, tokens: np.ndarray) -> dict[str, Any]:
+def _size(pipe: TokenPipeline, tokens: np.ndarray) -> dict[str, Any]:
     cell = pipe.networks.vqgan.downsampling
     return {"height": tokens.shape[1] * cell, "width": tokens.shape[2] * cell}

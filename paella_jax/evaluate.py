@@ -20,7 +20,7 @@ def check_method(arguments: argparse.Namespace) -> None:
     from paella_jax.training.checkpoint import read_config
 
     method = read_config(arguments.checkpoint).method
-    for flag, needed in (("sweep", "paella"), ("tasks", "paella"), ("direct", "stage_c")):
+    for flag, needed in (("sweep", "tokens"), ("tasks", "tokens"), ("direct", "stage_c")):
         if getattr(arguments, flag) and method != needed:
             raise ValueError(f"--{flag} is for runs of method {needed!r}, this is a {method!r}")
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paella_jax.pipeline import load_paella
+from paella_jax.pipeline import load_tokens
 from paella_jax.training.checkpoint import CheckpointError, read_config
 from paella_jax.wuerstchen_pipeline import load_wuerstchen
 
 # method -> loader; a new family adds its line here
 LOADERS: dict[str, Callable[..., Any]] = {
-    "paella": load_paella,
+    "tokens": load_tokens,
     "stage_b": load_wuerstchen,
     "stage_c": load_wuerstchen,
 }
@@ -34,6 +34,6 @@ def load(directory: str | Path, **options: Any) -> Any:
             f"{directory} holds a run of method {method!r}, which draws no images from text; give "
             f"one of {sorted(LOADERS)}"
         )
-    if options and method == "paella":
-        raise ValueError(f"a Paella run has no loading options, got {sorted(options)}")
+    if options and method == "tokens":
+        raise ValueError(f"a token predictor's run has no loading options, got {sorted(options)}")
     return LOADERS[method](directory, **options)

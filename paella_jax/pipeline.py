@@ -16,16 +16,31 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from paella_jax.batching import check_side, image_keys, in_batches, one_per_prompt
-from paella_jax.conditions import Condition, as_conditions, build_inputs, clip_ids, tokenize
+from paella_jax.conditions import (
+    Condition,
+    as_conditions,
+    build_inputs,
+    clip_ids,
+    text_limit,
+    tokenize,
+)
+from paella_jax.data.conditions import whole_image_conds
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.evaluation.pictures import to_uint8
+from paella_jax.families.cells import sampler_fields
 from paella_jax.families.finetune import restore_trained
-from paella_jax.families.paella import load_networks
-from paella_jax.families.paella_networks import PaellaNetworks
+from paella_jax.families.token_networks import TokenNetworks
+from paella_jax.families.tokens import load_networks
 from paella_jax.images import read_images
 from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
 from paella_jax.sampling.guidance import guide, guide_jointly, mix
-from paella_jax.sampling.renoise import Known, Ramps, RenoiseSettings, sample
+from paella_jax.sampling.renoise import Known, Ramps
+from paella_jax.sampling.token_sampler import (
+    TokenSettings,
+    draw_tokens,
+    starts_from_noise,
+    token_settings,
+)
 from paella_jax.training.checkpoint import CheckpointError, read_config
 from paella_jax.training.sharding import make_mesh, replicated
 
@@ -70,14 +85,14 @@ class Request:
     known: Known | None = None
 
 
-class PaellaPipeline:
+class TokenPipeline:
     """Text-to-image with one trained run.
 
     Calls with the same shapes and step count reuse one compiled program, whatever their prompts,
     seeds, temperatures and guidance.
     """
 
-    def __init__(self, networks: PaellaNetworks, params: Tree, frozen: Tree, config: ConfigDict):
+    def __init__(self, networks: TokenNetworks, params: Tree, frozen: Tree, config: ConfigDict):
         self.networks = networks
         self.config = config
         self.mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
@@ -95,22 +110,15 @@ class PaellaPipeline:
         """Replaces the weights; nothing is compiled again."""
         self.params, self.frozen = jax.device_put((params, frozen), replicated(self.mesh))
 
-    def settings(self, **changes: Any) -> RenoiseSettings:
+    def settings(self, sampler: str | None = None, **changes: Any) -> TokenSettings:
         """The run's sampler settings with the given ones replaced; None keeps the run's.
 
-        Temperature and guidance take one number or a (first, last) pair.
+        Temperatures and guidance take one number or a (first, last) pair. `sampler` chooses what
+        is corrupted again: "random" or "confidence".
         """
-        base = {k: v for k, v in self.config.sampler.items() if k != "joint_guidance"}
-        pair = lambda v: (
-            tuple(float(x) for x in v) if isinstance(v, tuple | list) else (float(v),) * 2
-        )
-        chosen = {k: v for k, v in changes.items() if v is not None}
-        for name in ("temperature", "guidance_scale"):
-            if name in chosen:
-                chosen[name] = pair(chosen[name])
-        settings = replace(RenoiseSettings(**base), **chosen)
-        settings.check()
-        return settings
+        cell = self.config.cell
+        base = sampler_fields(self.config)
+        return token_settings(cell.corruption, sampler or cell.sampler, base, changes)
 
     def __call__(
         self,
@@ -143,7 +151,7 @@ class PaellaPipeline:
           num_images_per_prompt: images of each prompt; they follow one another in the result.
           output_type: "pil" or "array" (float32 [count, height, width, 3] in [0, 1]).
           callback: called as (step, images so far) for every step once sampling is done.
-          **sampler: further fields of `RenoiseSettings`, and arguments of `generate`.
+          **sampler: further sampler settings (`settings`), and arguments of `generate`.
 
         Raises:
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
@@ -205,6 +213,7 @@ class PaellaPipeline:
         trace: bool = False,
         image_tokens: np.ndarray | None = None,
         known: Known | None = None,
+        low_tokens: np.ndarray | None = None,
         **sampler: Any,
     ) -> Generation:
         """As calling the pipeline, with the tokens and with what editing.py needs.
@@ -220,14 +229,16 @@ class PaellaPipeline:
           num_images_per_prompt: images of each picture's conditions.
           batch_size: bounds the images per program.
           trace: also return the tokens after every step.
-          image_tokens: clean tokens [pictures, h, w] to start from at level `t_start`.
+          image_tokens: clean tokens [pictures, h, w] to start from at level `t_start` (`strength`
+            of a masked network's confidence sampler).
           known: tokens to keep and where to draw, [pictures, h, w] each.
-          **sampler: fields of `RenoiseSettings`.
+          low_tokens: [pictures, low, low], what a super-resolution network enlarges.
+          **sampler: see `settings`.
 
         Raises:
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
         """
-        limit = self.networks.text_tokenizer.max_length
+        limit = text_limit(self.networks)
         rows = as_conditions(prompt, limit)
         count, copies = len(rows), num_images_per_prompt
         negatives = check_prompts(negative_prompt, limit, allow_empty=True)
@@ -237,14 +248,16 @@ class PaellaPipeline:
         settings = self.settings(**sampler)
         if image_tokens is None and known is None:
             _require_noise_start(settings)
+        shared = self._shared_inputs(count, grid, low_tokens)
         conditions = tuple(
-            build_inputs(self.networks, self.config, column, grid, self.embed)
+            replace(build_inputs(self.networks, self.config, column, grid, self.embed), **shared)
             for column in zip(*rows, strict=True)
         )
         ids, mask = tokenize(self.networks, self.config, negatives)
+        negative = clip_ids(self.networks, negatives)
         request = Request(
             conditions=conditions,
-            unconditional=ConditionInputs(ids, mask, clip_ids=clip_ids(self.networks, negatives)),
+            unconditional=ConditionInputs(ids, mask, clip_ids=negative, **shared),
             weights=_weights(weights, count, len(conditions), grid),
             keys=None,
             image_tokens=None
@@ -268,21 +281,52 @@ class PaellaPipeline:
         images, tokens, *history = in_batches(run, request, len(keys), batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if trace else None)
 
+    @property
+    def divisor(self) -> int:
+        """Image sides must be multiples of this."""
+        return self.networks.vqgan.downsampling * self.networks.predictor.grid_divisor
+
     def _grid(self, height: int | None, width: int | None) -> tuple[int, int]:
-        pixels = self.networks.vqgan.downsampling
-        divisor = pixels * self.networks.predictor.grid_divisor
+        pixels, predictor = self.networks.vqgan.downsampling, self.networks.predictor
         default = self.config.data.image_size
         size = [default if side is None else side for side in (height, width)]
         for name, side in zip(("height", "width"), size, strict=True):
-            check_side(name, side, divisor)
-        return size[0] // pixels, size[1] // pixels
+            check_side(name, side, self.divisor)
+        grid = size[0] // pixels, size[1] // pixels
+        fixed = getattr(predictor, "grid", 0)
+        if fixed and grid != (fixed, fixed):
+            raise ValueError(
+                f"{size[0]}x{size[1]} pixels are {grid[0]}x{grid[1]} tokens; this network has "
+                f"learned positions for {fixed}x{fixed} only: draw {fixed * pixels}x"
+                f"{fixed * pixels} pixels"
+            )
+        return grid
+
+    def _shared_inputs(
+        self, count: int, grid: tuple[int, int], low_tokens: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        """What the conditions and the unconditional prediction have in common."""
+        networks, shared = self.networks, {}
+        if networks.low_vqgan is not None:
+            if low_tokens is None:
+                raise ValueError(
+                    "this network enlarges pictures: give low_tokens, or load it with a base by "
+                    "paella_jax.load(BASE, super_resolution=RUN)"
+                )
+            side = networks.low_grid
+            shared["low_tokens"] = _tokens(low_tokens, count, (side, side), "low_tokens")
+        elif low_tokens is not None:
+            raise ValueError("low_tokens belong to super-resolution runs; this is none")
+        if self.config.cell.network == "uvit":
+            pixels = networks.vqgan.downsampling
+            whole = whole_image_conds(grid[0] * pixels, grid[1] * pixels)
+            shared["micro_conds"] = np.tile(whole, (count, 1))
+        return shared
 
 
-def _require_noise_start(settings: RenoiseSettings) -> None:
-    if settings.t_start < 1.0:
-        raise ValueError(
-            f"t_start {settings.t_start} below 1 starts from an image; give image_tokens"
-        )
+def _require_noise_start(settings: TokenSettings) -> None:
+    if not starts_from_noise(settings):
+        raise ValueError("t_start (or strength) below 1 starts from an image; give image_tokens")
 
 
 def _weights(
@@ -323,13 +367,13 @@ def _tokens(given: Any, pictures: int, grid: tuple[int, int], name: str) -> np.n
 
 
 def _generate(
-    networks: PaellaNetworks,
+    networks: TokenNetworks,
     params: Tree,
     frozen: Tree,
     request: Request,
     ramps: Ramps,
     *,
-    settings: RenoiseSettings,
+    settings: TokenSettings,
     grid: tuple[int, int],
     joint: bool,
     trace: bool,
@@ -349,12 +393,13 @@ def _generate(
         denoise = guide_jointly(conditional, predict(both))
     else:
         denoise = guide(conditional, predict(uncond))
-    out = sample(
+    out = draw_tokens(
         denoise,
         request.keys,
-        (request.keys.shape[0], *grid),
+        grid,
         settings,
         codebook_size=networks.predictor.codebook_size,
+        mask_token=networks.predictor.mask_token,
         image_tokens=request.image_tokens,
         known=request.known,
         codebook=frozen["vqgan"]["params"]["codebook"],
@@ -372,16 +417,18 @@ def _same_shapes(first: Tree, second: Tree) -> bool:
     return shapes(first) == shapes(second)
 
 
-def load_paella(directory: str | Path) -> PaellaPipeline:
-    """Loads a Paella run's newest checkpoint, or a converted one.
+def load_tokens(directory: str | Path) -> TokenPipeline:
+    """Loads a token predictor's newest checkpoint (Paella, MUSE, aMUSEd), or a converted one.
 
     Raises:
       CheckpointError: no run there, of another kind, incomplete or damaged.
     """
     workdir = Path(directory)
     config = read_config(workdir)
-    if config.method != "paella":
-        raise CheckpointError(f"{workdir} holds a run of method {config.method!r}, not of paella")
+    if config.method != "tokens":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
+        )
     networks, frozen = load_networks(config, workdir)
     params = restore_trained(workdir, config)
     if networks.text_is_joint and "text_encoder" not in params:
@@ -389,4 +436,4 @@ def load_paella(directory: str | Path) -> PaellaPipeline:
             f"{workdir} holds converted weights without a text encoder; convert them again with "
             "--tokenizer VQGAN_RUN --text T5_FOLDER"
         )
-    return PaellaPipeline(networks, params, frozen, config)
+    return TokenPipeline(networks, params, frozen, config)

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from paella_jax.data.build import make_source
 from paella_jax.evaluation.pictures import save_grid
 from paella_jax.evaluation.shapes_report import score_images
-from paella_jax.families.paella import load_networks
 from paella_jax.families.stage_b import COMPRESSOR, load_carried_stage_a, make_stage_b
-from paella_jax.pipeline import PaellaPipeline
+from paella_jax.families.tokens import load_networks
+from paella_jax.pipeline import TokenPipeline
 from paella_jax.training.state import TrainState
 from paella_jax.wuerstchen_pipeline import WuerstchenPipeline, load_stage_c_pipeline
 
@@ -23,14 +23,14 @@ Preview = Callable[[TrainState, Tree, Path], dict[str, float]]
 SHOWN = 16
 
 
-def paella_preview(config: ConfigDict, workdir: Path) -> Preview:
+def token_preview(config: ConfigDict, workdir: Path) -> Preview:
     """Samples captions of the validation split."""
-    pipelines: list[PaellaPipeline] = []
+    pipelines: list[TokenPipeline] = []
 
     def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:
         if not pipelines:
             networks, _ = load_networks(config, workdir)
-            pipelines.append(PaellaPipeline(networks, state.eval_params, frozen, config))
+            pipelines.append(TokenPipeline(networks, state.eval_params, frozen, config))
         pipelines[0].set_params(state.eval_params, frozen)
         return pipelines[0].generate(captions, seed=list(range(len(captions)))).images
 

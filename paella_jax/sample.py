@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from paella_jax.launch import run, setup_jax
 
 if TYPE_CHECKING:
-    from paella_jax.pipeline import Generation, PaellaPipeline
+    from paella_jax.pipeline import Generation, TokenPipeline
     from paella_jax.wuerstchen_pipeline import WuerstchenGeneration, WuerstchenPipeline
 
 TASKS = ("image", "like", "between", "to", "mix")
@@ -144,7 +144,7 @@ def check_flags(arguments: argparse.Namespace) -> str | None:
     return task
 
 
-def draw(pipe: PaellaPipeline, arguments: argparse.Namespace) -> tuple[Generation, list[str]]:
+def draw(pipe: TokenPipeline, arguments: argparse.Namespace) -> tuple[Generation, list[str]]:
     """Runs the task the flags ask for; returns the pictures and their titles."""
     from paella_jax import editing
 
@@ -202,7 +202,7 @@ def draw_wuerstchen(
     for name in ("mask", "outpaint", "morph", "like", "between", "mix", "to", "emphasis", "label",
                  "segmentation", "prior", "weights"):  # fmt: skip
         if getattr(arguments, name) not in (None, []):
-            raise ValueError(f"--{name} is a task of Paella runs; this is a Würstchen run")
+            raise ValueError(f"--{name} is a task of token predictors; this is a Würstchen run")
     prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
     image = None if arguments.image is None else editing.read_image(arguments.image)
     if image is not None and not prompts:
@@ -216,7 +216,7 @@ def draw_wuerstchen(
 
 
 def _draw_over(
-    pipe: PaellaPipeline, arguments: argparse.Namespace, condition: Any, options: dict[str, Any]
+    pipe: TokenPipeline, arguments: argparse.Namespace, condition: Any, options: dict[str, Any]
 ) -> Generation:
     from paella_jax import editing
 
@@ -268,12 +268,12 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.loading import load
-    from paella_jax.pipeline import PaellaPipeline
+    from paella_jax.pipeline import TokenPipeline
 
     pipe = load(arguments.checkpoint, **({"offload": True} if arguments.offload else {}))
-    if isinstance(pipe, PaellaPipeline) and arguments.stepper:
-        raise ValueError("--stepper belongs to Würstchen runs; this is a Paella run")
-    paint = draw if isinstance(pipe, PaellaPipeline) else draw_wuerstchen
+    if isinstance(pipe, TokenPipeline) and arguments.stepper:
+        raise ValueError("--stepper belongs to Würstchen runs; this is a token predictor")
+    paint = draw if isinstance(pipe, TokenPipeline) else draw_wuerstchen
     result, titles = paint(pipe, arguments)
     write(Path(arguments.out), result.images, titles)
     print(f"wrote {arguments.out} ({len(result.images)} images)")

@@ -38,7 +38,7 @@ TOP_LEVEL_USERS = {
     "evaluation.sampling_speed": {"models", "sampling"},
     "evaluation.wuerstchen_speed": {"models", "sampling", "encoders"},
 }
-ENTRIES = {"train", "sample", "evaluate", "benchmark", "compile", "convert.__main__"}
+ENTRIES = {"train", "sample", "evaluate", "benchmark", "compile", "average", "convert.__main__"}
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 
 

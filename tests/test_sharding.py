@@ -14,7 +14,7 @@ import small
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from paella_jax.families.paella import paella_method
+from paella_jax.families.tokens import token_method
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.training.loop import abstract_state
@@ -48,7 +48,7 @@ def problem(tmp_path_factory):
         model__widths="(128,)", model__patterns='("CTA",)', model__cond_width=128, text__width=128,
         text__hidden_dim=256,
     )  # fmt: skip
-    method = paella_method(config, workdir)
+    method = token_method(config, workdir)
     params, _ = method.init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))

@@ -1,10 +1,12 @@
-"""config.json of Würstchen's stages in diffusers' layout (reference/wuerstchen.md 1 and 4.1)."""
+"""config.json in diffusers' layout: reading any, and Würstchen's (wuerstchen.md 1 and 4.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import flax.linen as nn
 
 from paella_jax.convert import hf_folder
 from paella_jax.convert.tensors import ConversionError
@@ -23,23 +25,40 @@ UNTOLD = {
 }
 
 
-def read_untold_fields(file: Path, family: str) -> dict[str, Any]:
-    """Fields of our network that a diffusers config.json tells and its weights do not.
+def read_model(
+    file: Path, model_class: str, make: Callable[[Mapping[str, Any]], nn.Module]
+) -> nn.Module:
+    """Our module for a diffusers config.json.
+
+    Args:
+      file: the config.json.
+      model_class: diffusers' class it must be of.
+      make: its content -> the module.
 
     Raises:
       ConversionError: it is of another class, or lacks fields.
+      ValueError: it has an option that ours does not have.
     """
     config = hf_folder.read_json(file)
-    if config.get("_class_name") != CLASSES[family]:
+    if config.get("_class_name") != model_class:
         raise ConversionError(
-            f"{file} is of a {config.get('_class_name')!r}, not of a {CLASSES[family]}"
+            f"{file} is of a {config.get('_class_name')!r}, not of a {model_class}"
         )
-    make = {"stage_b": stage_b_from_reference_config, "stage_c": stage_c_from_reference_config}
     with hf_folder.errors_name(file):
         try:
-            model = make[family](config)
+            return make(config)
         except KeyError as error:
             raise ConversionError(f"has no field {error}; download it again") from error
+
+
+def read_untold_fields(file: Path, family: str) -> dict[str, Any]:
+    """Fields of a Würstchen stage that a diffusers config.json tells and its weights do not.
+
+    Raises:
+      ConversionError, ValueError: as `read_model`.
+    """
+    make = {"stage_b": stage_b_from_reference_config, "stage_c": stage_c_from_reference_config}
+    model = read_model(file, CLASSES[family], make[family])
     return {name: getattr(model, name) for name in UNTOLD[family]}
 
 

@@ -13,8 +13,8 @@ from paella_jax.convert.tensors import ConversionError, Weights
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, text_width
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
 from paella_jax.families import stage_b, stage_c
-from paella_jax.families.paella import prepare_frozen
 from paella_jax.families.text_side import TextSide, carry_text
+from paella_jax.families.tokens import prepare_frozen
 from paella_jax.families.vqgan import carry_tokenizer, make_vqgan
 from paella_jax.models.stage_b import StageB
 from paella_jax.noise.gaussian import CosineSchedule

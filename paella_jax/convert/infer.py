@@ -1,8 +1,10 @@
-"""Which network a weights file belongs to, told by its tensors' names."""
+"""Which published network a weights file (by its tensors' names) or a run is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+
+from ml_collections import ConfigDict
 
 from paella_jax.convert.tensors import ConversionError, Weights
 
@@ -12,9 +14,13 @@ MARKS: dict[str, tuple[str, ...]] = {
     "stage_b": ("effnet_mappers.0.weight", "effnet_mappers.1.weight", "effnet_mappers.2.weight"),
     "stage_c": ("cond_mapper.0.weight", "cond_mapper.2.weight"),
     "paella": ("byt5_mapper.weight", "in_mapper.0.weight", "out_mapper.1.weight"),
-    "vqgan": ("vquantizer.codebook.weight", "vquantizer.embedding.weight", "in_block.1.weight"),
+    "amused": ("embed.embeddings.weight", "encoder_proj.weight", "mlm_layer.conv2.weight"),
+    "vqgan": (
+        "vquantizer.codebook.weight", "vquantizer.embedding.weight", "in_block.1.weight",
+        "quantize.embedding.weight", "encoder.conv_in.weight",
+    ),
     "clip_prior": ("blocks.0.weight", "blocks.1.0.weight"),
-}
+}  # fmt: skip
 WUERSTCHEN = "wuerstchen"  # stands for any of its stages
 STAGES = ("stage_b", "stage_c", "vqgan")
 # Others that come with the releases: which option takes them.
@@ -24,9 +30,20 @@ OTHERS = {
     ),
     "a CLIP model; give its folder as --clip, or for Würstchen as --text": (
         "text_model.final_layer_norm.weight", "visual.proj", "text_projection",
+        "text_projection.weight",
     ),
     "Würstchen's compressor; give it as --compressor": ("backbone.0.0.weight", "mapper.0.weight"),
 }  # fmt: skip
+
+# Networks of token predictors that were published.
+PREDICTORS = {"unet": "paella", "uvit": "amused"}
+
+
+def run_family(config: ConfigDict) -> str:
+    """The family of a run: a key of MARKS, or the method or network that has no published one."""
+    if config.method != "tokens":
+        return config.method
+    return PREDICTORS.get(config.cell.network, config.cell.network)
 
 
 def recognise(names: Iterable[str]) -> str | None:

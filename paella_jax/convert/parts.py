@@ -1,10 +1,11 @@
-"""Opening what one conversion reads: the weights, and for a Stage B the compressor beside them."""
+"""Opening what one conversion reads: the weights, and what comes beside them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
+from paella_jax.convert.amused_folder import AmusedFolder, is_amused_folder, open_amused_folder
 from paella_jax.convert.infer import check_family
 from paella_jax.convert.tensors import ConversionError, Weights
 from paella_jax.convert.weights_file import open_weights
@@ -18,24 +19,28 @@ class Parts(NamedTuple):
     """Opened files; nothing of them is read yet.
 
     Attributes:
-      family: of `weights`, a key of plan.FAMILIES.
+      family: of `weights`, a key of infer.MARKS.
       weights: the network's.
       compressor: for a Stage B.
+      amused: the whole folder that an amused's weights are part of.
     """
 
     family: str
     weights: Weights
     compressor: Weights | None = None
+    amused: AmusedFolder | None = None
 
     @property
     def files(self) -> list[Path]:
         """Every file once."""
-        others = () if self.compressor is None else self.compressor.files
-        return list(dict.fromkeys((*self.weights.files, *others)))
+        others = [part.files for part in (self.compressor, self.amused) if part is not None]
+        return list(dict.fromkeys(sum(others, self.weights.files)))
 
     @property
     def source(self) -> str:
         """One line on what kinds of files they are."""
+        if self.amused is not None:
+            return f"diffusers pipeline folder (the transformer a {self.weights.source})"
         if self.compressor is None:
             return self.weights.source
         return f"{self.weights.source}, and the compressor from a {self.compressor.source}"
@@ -47,16 +52,19 @@ def open_parts(
     """Opens a weights file and tells its family.
 
     Args:
-      path: see `open_weights`.
+      path: see `open_weights`; for an amused also the folder of a diffusers pipeline.
       family: of the command line, so "wuerstchen" may stand for its stages.
       key: entry of a torch file. Default for a Stage C: the averaged weights, where both are.
       compressor: file of a Stage B's compressor. Default: the entry beside Stage B's own weights.
 
     Raises:
-      ConversionError: nothing there, another family, no compressor for a Stage B, or a compressor
-        for another family.
+      ConversionError: nothing there, another family, no compressor for a Stage B, a compressor
+        for another family, or a pipeline folder that lacks parts.
     """
-    weights = open_weights(path, key)
+    folder = open_amused_folder(path) if is_amused_folder(path) else None
+    if folder is not None and key is not None:
+        raise ConversionError(f"{path} is a pipeline folder, which has no entries; leave out --key")
+    weights = open_weights(path, key) if folder is None else folder.transformer
     found = check_family(weights, family)
     if found == "stage_c" and key is None and {AVERAGED, PLAIN} <= {*weights.entries}:
         weights = open_weights(path, AVERAGED)
@@ -66,7 +74,7 @@ def open_parts(
         return Parts(found, weights, _open_compressor(weights, compressor))
     if compressor:
         raise ConversionError(f"--compressor is no option of {found}; leave it out")
-    return Parts(found, weights)
+    return Parts(found, weights, amused=folder)
 
 
 def _open_compressor(stage_b: Weights, given: str | Path | None) -> Weights:

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import clip_prior as clip_prior_configs
-from configs import paella as paella_configs
-from configs import stage_b as stage_b_configs
-from configs import stage_c as stage_c_configs
-from configs import vqgan as vqgan_configs
 from paella_jax.config import apply_override
 from paella_jax.convert import hf_folder
-from paella_jax.convert import paella as paella_names
-from paella_jax.convert import wuerstchen as wuerstchen_names
-from paella_jax.convert.clip_prior import import_clip_prior, infer_clip_prior
+from paella_jax.convert.amused_config import (
+    RELEASED_DOWNSAMPLING,
+    config_file,
+    is_vqmodel,
+    sample_size,
+)
+from paella_jax.convert.amused_folder import AmusedFolder
 from paella_jax.convert.compressor import MAPPER, import_compressor, infer_compressor
-from paella_jax.convert.diffusers_config import read_untold_fields
+from paella_jax.convert.diffusers_config import read_model, read_untold_fields
+from paella_jax.convert.family_table import Family, family_of
 from paella_jax.convert.infer import check_family
-from paella_jax.convert.paella import condition_widths, import_paella, infer_paella
+from paella_jax.convert.paella import condition_widths
 from paella_jax.convert.parts import Parts
 from paella_jax.convert.tensors import ConversionError, Weights, flatten
 from paella_jax.convert.vqgan import (
     DIFFUSERS_CLASS,
     has_diffusers_names,
-    import_vqgan,
-    infer_vqgan,
     vqgan_from_diffusers_config,
 )
-from paella_jax.convert.wuerstchen import (
-    import_stage_b,
-    import_stage_c,
-    infer_stage_b,
-    infer_stage_c,
-    is_diffusers,
-)
+from paella_jax.convert.wuerstchen import is_diffusers
 from paella_jax.families.stage_b import COMPRESSOR, make_compressor
-from paella_jax.models.clip_prior import ClipPrior
-from paella_jax.models.paella import Paella
-from paella_jax.models.stage_b import StageB
-from paella_jax.models.stage_c import StageC
-from paella_jax.models.vqgan import VQGAN
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.training.checkpoint import read_config
 
 Tree = Any
 # Where a field's value is from.
 SHAPES, JSON, COMMAND, DEFAULT = "the weights", "its config.json", "the command line", "default"
-STAGE_B = "Stage B's run"
+STAGE_B, SCHEDULER = "Stage B's run", "its scheduler"
 # Würstchen's released stages draw from 1024 pixels on (reference/wuerstchen.md 5.5).
 RELEASED_PIXELS = 1024
 
@@ -60,16 +47,20 @@ class Conversion(NamedTuple):
     """What a weights file becomes; nothing of it is read yet.
 
     Attributes:
-      family: a key of FAMILIES.
+      family: a key of infer.MARKS.
       config: of the run folder.
       tree: {"params": ..., "model_state": ...}, views of the mapped file.
       origins: config field of the network -> where its value is from.
+      amused: the pipeline folder that the weights are part of.
+      tokenizer: what becomes of that folder's tokenizer.
     """
 
     family: str
     config: ConfigDict
     tree: Tree
     origins: dict[str, str]
+    amused: AmusedFolder | None = None
+    tokenizer: Conversion | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tree by path, as the run folder stores it."""
@@ -78,24 +69,6 @@ class Conversion(NamedTuple):
     def parameter_count(self) -> int:
         """Number of trained scalars."""
         return sum(array.size for array in flatten(self.tree["params"]).values())
-
-
-class Family(NamedTuple):
-    """How weights of one kind are taken in.
-
-    Attributes:
-      get_config: of its config file.
-      preset: of the released network, whose fields stand where the weights do not tell.
-      infer: tensors -> fields of the network.
-      build: tensors and config -> the run folder's tree.
-      head_width: of the released network's attention; 0 without attention.
-    """
-
-    get_config: Callable[[str], ConfigDict]
-    preset: str
-    infer: Callable[[Weights], dict[str, Any]]
-    build: Callable[[Weights, ConfigDict], Tree]
-    head_width: int = 0
 
 
 def plan_conversion(
@@ -113,66 +86,97 @@ def plan_conversion(
       CheckpointError: the Stage B given for a Stage C is no run folder.
       ConfigError: an override names no field, or has another type.
     """
-    family, weights, compressor = parts
+    family, weights, compressor, amused = parts
     check_family(weights, family)
-    kind = FAMILIES[family]
+    kind = family_of(family, weights)
     config = kind.get_config(kind.preset)
-    origins = {f"model.{name}": DEFAULT for name in config.model}
+    origins = {f"{kind.block}.{name}": DEFAULT for name in config[kind.block]}
     field_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {field_of(override) for override in overrides}
-    found = _found(weights, family)
+    found = _found(weights, family, kind)
     if compressor is not None:
         found |= _found_compressor(compressor, told="compressor.stages" in named)
-    if kind.head_width and "model.num_heads" not in found:
-        config.model.num_heads = None
+    if kind.head_width:
+        untold = [name for name in map(kind.field, kind.heads) if name not in found]
+        found |= {name: (None, DEFAULT) for name in untold}
     stored = dtype or next(iter(weights.values())).dtype
     precision = "bfloat16" if stored == jnp.bfloat16 else "float32"
-    for name, (value, origin) in (found | {"precision": (precision, DEFAULT)}).items():
-        _set(config, name, value)
-        origins[name] = origin
+    found |= {"precision": (precision, DEFAULT)}
+    if amused is not None:
+        found |= {"sampler.schedule": (amused.schedule, SCHEDULER)}
+    _set_all(config, origins, found)
     for override in overrides:
         apply_override(config, override)
         origins[field_of(override)] = COMMAND
     if family == "stage_c" and config.stage_b and "data.image_size" not in named:
-        config.data.image_size = read_config(config.stage_b).data.image_size
-        origins["data.image_size"] = STAGE_B
+        size = read_config(config.stage_b).data.image_size
+        _set_all(config, origins, {"data.image_size": (size, STAGE_B)})
     if kind.head_width:
-        _check_heads(config, kind.head_width)
+        _check_heads(config, kind)
     if family == "paella":
         config.image_encoder.kind = "clip" if config.clip.folder else "none"
+    tokenizer = None
+    if amused is not None:
+        tokenizer = plan_conversion(Parts("vqgan", amused.vqvae))
+    if family == "amused" and "data.image_size" not in named:
+        size = _amused_image_size(config, weights, tokenizer)
+        _set_all(config, origins, {"data.image_size": size})
     with hf_folder.errors_name(weights.files[0]):
         tree = kind.build(weights, config)
     if compressor is not None:
         with hf_folder.errors_name(compressor.files[0]):
             _add_compressor(tree, compressor, config)
-    return Conversion(family, config, tree, origins)
+    return Conversion(family, config, tree, origins, amused, tokenizer)
 
 
-def _set(config: ConfigDict, name: str, value: Any) -> None:
-    *parents, last = name.split(".")
-    for parent in parents:
-        config = config[parent]
-    config[last] = value
+def _set_all(
+    config: ConfigDict, origins: dict[str, str], found: dict[str, tuple[Any, str]]
+) -> None:
+    """Sets config fields and notes where they are from."""
+    for name, (value, origin) in found.items():
+        *parents, last = name.split(".")
+        block = config
+        for parent in parents:
+            block = block[parent]
+        block[last] = value
+        origins[name] = origin
 
 
-def _found(weights: Weights, family: str) -> dict[str, tuple[Any, str]]:
+def _found(weights: Weights, family: str, kind: Family) -> dict[str, tuple[Any, str]]:
     """Config field -> its value and where that is from."""
+    file = config_file(weights)
     with hf_folder.errors_name(weights.files[0]):
-        fields = FAMILIES[family].infer(weights)
-        found = {f"model.{name}": (value, SHAPES) for name, value in fields.items()}
-        if "num_heads" in fields:
-            found["model.num_heads"] = (fields["num_heads"], DEFAULT)  # of the released width
+        fields = kind.infer(weights)
+        in_json = file is not None and (family == "amused" or is_vqmodel(weights))
+        origin = JSON if in_json else SHAPES
+        found = {kind.field(name): (value, origin) for name, value in fields.items()}
+        if not in_json:
+            heads = {kind.field(name) for name in kind.heads} & found.keys()
+            found |= {name: (found[name][0], DEFAULT) for name in heads}  # of the released width
         if family == "paella":
             found["text.width"] = (condition_widths(weights)[0], SHAPES)
-    config_file = weights.files[0].parent / hf_folder.CONFIG
-    if family == "vqgan" and has_diffusers_names(weights) and config_file.is_file():
-        found["model.scale_factor"] = (_diffusers_scale(config_file), JSON)
+    if family == "vqgan" and has_diffusers_names(weights) and file is not None:
+        model: Any = read_model(file, DIFFUSERS_CLASS, vqgan_from_diffusers_config)
+        found["model.scale_factor"] = (float(model.scale_factor), JSON)
     if family in ("stage_b", "stage_c"):
         found["data.image_size"] = (RELEASED_PIXELS, DEFAULT)
-        if is_diffusers(weights) and config_file.is_file():
-            untold = read_untold_fields(config_file, family)
+        if is_diffusers(weights) and file is not None:
+            untold = read_untold_fields(file, family)
             found |= {f"model.{name}": (value, JSON) for name, value in untold.items()}
     return found
+
+
+def _amused_image_size(
+    config: ConfigDict, weights: Weights, tokenizer: Conversion | None
+) -> tuple[int, str]:
+    """Pixels of the training images: the token map's side times the tokenizer's downsampling."""
+    side = sample_size(weights, config.uvit.downsample)
+    origin = DEFAULT if config_file(weights) is None else JSON
+    if tokenizer is not None:
+        return side * make_vqgan(tokenizer.config).downsampling, origin
+    if config.tokenizer:
+        return side * make_vqgan(read_config(config.tokenizer)).downsampling, origin
+    return side * RELEASED_DOWNSAMPLING, origin
 
 
 def _found_compressor(compressor: Weights, told: bool) -> dict[str, tuple[Any, str]]:
@@ -199,89 +203,19 @@ def _add_compressor(tree: Tree, compressor: Weights, config: ConfigDict) -> None
     tree["model_state"][COMPRESSOR] = variables["batch_stats"]
 
 
-def _diffusers_scale(file: Path) -> float:
-    config = hf_folder.read_json(file)
-    if config.get("_class_name") != DIFFUSERS_CLASS:
+def _check_heads(config: ConfigDict, kind: Family) -> None:
+    """Raises ConversionError where a number of attention heads is not known."""
+    block = config[kind.block]
+    for name in kind.heads:
+        if block[name] is not None:
+            continue
+        width = "conv_width" if name == "conv_heads" else "width"
+        sizes, form = f"{width} {block.get(width)} does", "N"
+        if "widths" in block:
+            sizes = f"widths {block.widths} of levels {block.patterns} do"
+            form = "(...), one number per level, 0 where there is no A"
         raise ConversionError(
-            f"{file} is of a {config.get('_class_name')!r}, not of a {DIFFUSERS_CLASS}"
+            f"the weights do not tell the number of attention heads, and {sizes} not divide into "
+            f"heads of {kind.head_width} as the released model's; give "
+            f"--config.{kind.field(name)}={form}"
         )
-    with hf_folder.errors_name(file):
-        try:
-            return float(vqgan_from_diffusers_config(config).scale_factor)
-        except KeyError as error:
-            raise ConversionError(f"has no field {error}; download it again") from error
-
-
-def _check_heads(config: ConfigDict, head_width: int) -> None:
-    """Raises ConversionError where the number of attention heads is not known."""
-    model = config.model
-    if model.num_heads is not None:
-        return
-    sizes, form = f"width {model.get('width')} does", "N"
-    if "widths" in model:
-        sizes = f"widths {model.widths} of levels {model.patterns} do"
-        form = "(...), one number per level, 0 where there is no A"
-    raise ConversionError(
-        f"the weights do not tell the number of attention heads, and {sizes} not divide into "
-        f"heads of {head_width} as the released model's; give --config.model.num_heads={form}"
-    )
-
-
-def _paella_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_paella(weights, Paella(**config.model))
-    return {"params": {"predictor": params}, "model_state": {}}
-
-
-def _clip_prior_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_clip_prior(weights, ClipPrior(**config.model))
-    return {"params": {"prior": params}, "model_state": {}}
-
-
-def _stage_b_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_stage_b(weights, StageB(**config.model))
-    return {"params": {"stage_b": params}, "model_state": {}}
-
-
-def _stage_c_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_stage_c(weights, StageC(**config.model))
-    return {"params": {"stage_c": params}, "model_state": {}}
-
-
-def _vqgan_tree(weights: Weights, config: ConfigDict) -> Tree:
-    variables = import_vqgan(weights, VQGAN(**config.model), has_diffusers_names(weights))
-    # In further training no code counts as dead before it has been watched for a while.
-    codes = {
-        "usage": np.ones(config.model.codebook_size, np.float32),
-        "candidates": np.zeros_like(variables["params"]["codebook"], np.float32),
-    }
-    state = {"vqgan": variables["batch_stats"], "codes": codes}
-    return {"params": {"vqgan": variables["params"]}, "model_state": state}
-
-
-FAMILIES = {
-    "paella": Family(
-        paella_configs.get_config,
-        "1b",
-        infer_paella,
-        _paella_tree,
-        paella_names.RELEASED_HEAD_WIDTH,
-    ),
-    "vqgan": Family(vqgan_configs.get_config, "f4", infer_vqgan, _vqgan_tree),
-    "clip_prior": Family(
-        clip_prior_configs.get_config, "released", infer_clip_prior, _clip_prior_tree
-    ),
-    "stage_b": Family(
-        stage_b_configs.get_config,
-        "v2",
-        infer_stage_b,
-        _stage_b_tree,
-        wuerstchen_names.RELEASED_HEAD_WIDTH,
-    ),
-    "stage_c": Family(
-        stage_c_configs.get_config,
-        "v2",
-        infer_stage_c,
-        _stage_c_tree,
-        wuerstchen_names.RELEASED_HEAD_WIDTH,
-    ),
-}

@@ -61,7 +61,17 @@ def _attention_of(
 
 
 def vqmodel_diffusers_config(model: VQModel, sample_size: int = 32) -> dict[str, Any]:
-    """The inverse: what config.json holds. Nothing reads `sample_size`."""
+    """The inverse: what config.json holds. Nothing reads `sample_size`.
+
+    Raises:
+      ValueError: a decoder of other sizes than the encoder's, which diffusers cannot hold.
+    """
+    if model.decoder_sizes != (tuple(model.widths), model.blocks_per_level + 1):
+        raise ValueError(
+            f"decoder_widths {model.decoder_widths} and decoder_blocks_per_level "
+            f"{model.decoder_blocks_per_level} have no place in diffusers' VQModel; export the "
+            "tokenizer from before its decoder was replaced"
+        )
     name_of = lambda kinds, attention: next(k for k, value in kinds.items() if value == attention)
     same = model.code_channels == model.latent_channels
     return {
@@ -100,18 +110,18 @@ def vqmodel_entries(model: VQModel) -> list[Entry]:
         *linear_entries("decoder.conv_out", "decoder_out", layout="conv"),
     ]
     last = len(model.widths) - 1
-    for side, blocks in (
-        ("encoder", model.blocks_per_level),
-        ("decoder", model.blocks_per_level + 1),
+    for side, widths, blocks in (
+        ("encoder", model.widths, model.blocks_per_level),
+        ("decoder", *model.decoder_sizes),
     ):
         theirs = "down_blocks" if side == "encoder" else "up_blocks"
         # Each side in the order it runs in: the decoder's deepest level first.
         order = range(last + 1) if side == "encoder" else range(last, -1, -1)
         attention = getattr(model, f"{side}_attention")
-        before = model.widths[0] if side == "encoder" else model.widths[-1]
+        before = widths[0] if side == "encoder" else widths[-1]
         for place, level in enumerate(order):
             name, path = f"{side}.{theirs}.{place}", f"{side}_levels_{place}"
-            width = model.widths[level]
+            width = widths[level]
             for block in range(blocks):
                 projected = block == 0 and before != width
                 entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", projected)

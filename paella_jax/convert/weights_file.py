@@ -11,6 +11,7 @@ from paella_jax.convert.torch_file import read_torch_file
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 INDEX = "*.safetensors.index.json"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside it may be variants in float16
 
 
 def open_weights(path: str | Path, key: str | None = None) -> Weights:
@@ -41,6 +42,8 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
 
 
 def _open_folder(folder: Path, key: str | None) -> Weights:
+    if (folder / DIFFUSERS_WEIGHTS).is_file():
+        return open_weights(folder / DIFFUSERS_WEIGHTS, key)
     indexes = sorted(folder.glob(INDEX))
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(indexes) == 1:

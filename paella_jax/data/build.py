@@ -8,6 +8,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.buckets import BucketedFolderSource
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.loader import Source
+from paella_jax.data.one_image import OneImageSource
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.sources import ShapesSource
 
@@ -26,7 +27,8 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
     """The training or validation source.
 
     Raises:
-      ConfigError: unknown source or spec, wrong image size, or a folder without images or captions.
+      ConfigError: unknown source or spec, wrong image size, a folder without images or captions, or
+        an unfit single image or its caption.
     """
     try:
         if data.source == "folder" and data.buckets and split == "train":
@@ -49,6 +51,15 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
                 flip=data.flip,
                 captions=data.captions,
             )
+        if data.source == "one_image":
+            return OneImageSource(
+                data.image_file,
+                data.caption,
+                data.image_size,
+                crop=data.crop,
+                resize=data.resize,
+                flip=data.flip,
+            )
         if data.source == "shapes":
             spec = get_spec(data.spec)
             if spec.image_size != data.image_size:
@@ -59,4 +70,4 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
             return ShapesSource(data.spec, split, data.size, seed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    raise ConfigError(f"data.source must be 'shapes' or 'folder', got {data.source!r}")
+    raise ConfigError(f"data.source must be 'shapes', 'folder' or 'one_image', got {data.source!r}")

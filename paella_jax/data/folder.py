@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, list_images
+from paella_jax.data.conditions import AESTHETIC_SCORE
 
 VALIDATION_EVERY = 20  # one image in twenty is kept for validation
 MAX_BROKEN_SHARE = 0.1
@@ -100,7 +101,9 @@ class FolderSource:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int."""
+        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int, and
+        aMUSEd's `micro_conds` float32 [5]: the file's width and height, the crop's top and left
+        in the resized image, and a fixed aesthetic score."""
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -120,14 +123,21 @@ class FolderSource:
             sample = self.samples[position]
             try:
                 caption = sample.read_caption()
-                image = read_image(sample.image, round(height * enlarge), round(width * enlarge))
+                original = open_upright(sample.image)
             except UNREADABLE as error:
                 self._skip(position, error)
                 continue
-            pixels = crop(image, height, width, rng if self.crop == "random" else None)
+            image = cover(original, round(height * enlarge), round(width * enlarge))
+            left, top = corner(image, height, width, rng if self.crop == "random" else None)
+            pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
             if self.flip and rng is not None and rng.random() < 0.5:
                 pixels = np.ascontiguousarray(pixels[:, ::-1])
-            return {"image": pixels, "caption": caption, "index": index}
+            return {
+                "image": pixels,
+                "caption": caption,
+                "index": index,
+                "micro_conds": np.array([*original.size, top, left, AESTHETIC_SCORE], np.float32),
+            }
         raise RuntimeError(f"no readable sample in {self.folder}")
 
     def _skip(self, position: int, error: Exception) -> None:
@@ -154,17 +164,34 @@ def load_image(file: Path, size: int) -> np.ndarray:
 
 def read_image(file: Path, height: int, width: int) -> Image.Image:
     """RGB, upright, resized (bicubic, antialiased) to just cover height x width pixels."""
+    return cover(open_upright(file), height, width)
+
+
+def open_upright(file: Path) -> Image.Image:
+    """RGB in the file's own size, turned as its camera says."""
     with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+        return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def cover(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resized (bicubic, antialiased) to just cover height x width pixels."""
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def corner(
+    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
+) -> tuple[int, int]:
+    """Left and top of a crop: at the centre, or anywhere in the image with `rng`."""
+    spare = (image.width - width, image.height - height)
+    left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
+    return left, top
 
 
 def crop(
     image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """uint8 [height, width, 3] from the centre, or from anywhere in the image with `rng`."""
-    spare = (image.width - width, image.height - height)
-    left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
+    left, top = corner(image, height, width, rng)
     return np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)

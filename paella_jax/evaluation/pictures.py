@@ -120,6 +120,13 @@ def save_curves(
         if curves:
             axis.legend()
     figure.tight_layout()
+    save_figure(file, figure)
+
+
+def save_figure(file: str | Path, figure: Any) -> None:
+    """Writes a matplotlib figure as PNG and closes it; the file appears whole or not at all."""
+    from matplotlib import pyplot
+
     file = Path(file)
     part = file.with_name(file.name + ".part")
     figure.savefig(part, format="png", dpi=110)

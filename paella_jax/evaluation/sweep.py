@@ -12,7 +12,7 @@ import numpy as np
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.pictures import save_curves
 from paella_jax.evaluation.shapes_report import score_images, summary
-from paella_jax.pipeline import PaellaPipeline
+from paella_jax.pipeline import TokenPipeline
 from paella_jax.training.checkpoint import write_atomically
 
 STEPS = (4, 8, 12, 16, 24)
@@ -22,7 +22,7 @@ SPLITS = {"seen": "validation", "heldout": "heldout"}
 Row = dict[str, Any]
 
 
-def sweep(pipeline: PaellaPipeline, out: Path, num_images: int = 64) -> dict[str, list[Row]]:
+def sweep(pipeline: TokenPipeline, out: Path, num_images: int = 64) -> dict[str, list[Row]]:
     """Scores every setting on the same captions and seeds, and writes sweep.json and sweep.png.
 
     Steps are swept with each guidance weight, temperatures at the run's own step count and
@@ -49,13 +49,13 @@ def sweep(pipeline: PaellaPipeline, out: Path, num_images: int = 64) -> dict[str
     return result
 
 
-def _captions(pipeline: PaellaPipeline, split: str, count: int) -> list[str]:
+def _captions(pipeline: TokenPipeline, split: str, count: int) -> list[str]:
     config = pipeline.config
     source = ShapesSource(config.data.spec, split, count, config.seed + 1)
     return [source[i]["caption"] for i in range(count)]
 
 
-def _row(pipeline: PaellaPipeline, captions: Mapping[str, list[str]], **settings: Any) -> Row:
+def _row(pipeline: TokenPipeline, captions: Mapping[str, list[str]], **settings: Any) -> Row:
     row: Row = dict(settings)
     for split, texts in captions.items():
         images = pipeline.generate(texts, seed=list(range(len(texts))), **settings).images

@@ -14,7 +14,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.pictures import pad_to_same_size, save_gif, save_grid
-from paella_jax.pipeline import PaellaPipeline
+from paella_jax.pipeline import TokenPipeline
 
 RED = "a large red circle at the top left on a white background"
 BLUE = "a large blue triangle at the bottom right on a black background"
@@ -31,7 +31,7 @@ class Example(NamedTuple):
     titles: list[str]
 
 
-def draw_task_examples(pipe: PaellaPipeline, out: Path) -> list[Path]:
+def draw_task_examples(pipe: TokenPipeline, out: Path) -> list[Path]:
     """Writes `<task>.png` for every task into `out`, `interpolation.gif`, and one sheet of all.
 
     Args:
@@ -65,7 +65,7 @@ def draw_task_examples(pipe: PaellaPipeline, out: Path) -> list[Path]:
     return files
 
 
-def _pictures(pipe: PaellaPipeline) -> tuple[np.ndarray, np.ndarray]:
+def _pictures(pipe: TokenPipeline) -> tuple[np.ndarray, np.ndarray]:
     """Two validation images with their segmentation maps."""
     source = ShapesWithMaps(ShapesSource(pipe.config.data.spec, "validation", 16, 11))
     samples = [source[i] for i in (3, 5)]
@@ -73,14 +73,14 @@ def _pictures(pipe: PaellaPipeline) -> tuple[np.ndarray, np.ndarray]:
     return images, np.stack([sample["segmentation"] for sample in samples])
 
 
-def _text_to_image(pipe: PaellaPipeline) -> Example:
+def _text_to_image(pipe: TokenPipeline) -> Example:
     square = pipe.generate([RED, BLUE, TWO], seed=[0, 1, 2]).images
     size = pipe.config.data.image_size
     wide = pipe.generate([TWO], width=2 * size).images[0]
     return Example([*square, wide], [RED, BLUE, TWO, "the same, twice as wide as trained"])
 
 
-def _image_to_image(pipe: PaellaPipeline) -> Example:
+def _image_to_image(pipe: TokenPipeline) -> Example:
     picture = _pictures(pipe)[0][0]
     strengths = (0.0, 0.5, 0.75, 1.0)
     drawn = [
@@ -89,13 +89,13 @@ def _image_to_image(pipe: PaellaPipeline) -> Example:
     return Example([picture, *drawn], ["the image", *(f"strength {s}: {BLUE}" for s in strengths)])
 
 
-def _variations(pipe: PaellaPipeline) -> Example:
+def _variations(pipe: TokenPipeline) -> Example:
     picture = _pictures(pipe)[0][0]
     drawn = editing.variations(pipe, [picture], num_images_per_prompt=4, seed=3).images
     return Example([picture, *drawn], ["the image", *["by its embedding"] * 4])
 
 
-def _mixing(pipe: PaellaPipeline) -> Example:
+def _mixing(pipe: TokenPipeline) -> Example:
     picture = _pictures(pipe)[0][0]
     conditions = [Condition(images=(picture,)), Condition(BLUE)]
     shares = (1.0, 0.6, 0.4, 0.0)
@@ -107,7 +107,7 @@ def _mixing(pipe: PaellaPipeline) -> Example:
     )
 
 
-def _inpainting(pipe: PaellaPipeline) -> Example:
+def _inpainting(pipe: TokenPipeline) -> Example:
     picture = _pictures(pipe)[0][0]
     mask = np.zeros(picture.shape[:2], bool)
     mask[:, picture.shape[1] // 2 :] = True
@@ -120,7 +120,7 @@ def _inpainting(pipe: PaellaPipeline) -> Example:
     return Example([picture, shown, *drawn], ["the image", "the mask", *[prompt] * 3])
 
 
-def _outpainting(pipe: PaellaPipeline) -> Example:
+def _outpainting(pipe: TokenPipeline) -> Example:
     picture, size = _pictures(pipe)[0][0], pipe.config.data.image_size
     prompt = (
         "a small yellow circle at the bottom left and a large blue triangle at the bottom right "
@@ -130,7 +130,7 @@ def _outpainting(pipe: PaellaPipeline) -> Example:
     return Example([picture, drawn], ["the image", f"{size} pixels more to the right: {prompt}"])
 
 
-def _morphing(pipe: PaellaPipeline) -> Example:
+def _morphing(pipe: TokenPipeline) -> Example:
     picture = _pictures(pipe)[0][1]
     steps = (4, 8, 14)
     drawn = [editing.morph(pipe, picture, RED, start_step=s, seed=7).images[0] for s in steps]
@@ -139,18 +139,18 @@ def _morphing(pipe: PaellaPipeline) -> Example:
     )
 
 
-def _interpolation(pipe: PaellaPipeline) -> Example:
+def _interpolation(pipe: TokenPipeline) -> Example:
     frames = editing.interpolate(pipe, RED, BLUE, frames=5, seed=8).images
     return Example([*frames], [RED, "", "", "", BLUE])
 
 
-def _image_interpolation(pipe: PaellaPipeline) -> Example:
+def _image_interpolation(pipe: TokenPipeline) -> Example:
     first, second = _pictures(pipe)[0]
     frames = editing.interpolate_images(pipe, first, second, frames=5, seed=9).images
     return Example([*frames], ["like one image", "", "", "", "like the other"])
 
 
-def _negative_prompt(pipe: PaellaPipeline) -> Example:
+def _negative_prompt(pipe: TokenPipeline) -> Example:
     prompt, negative = "a large circle at the top left", "a blue circle"
     plain = pipe.generate([prompt] * 2, seed=[10, 11]).images
     steered = pipe.generate([prompt] * 2, negative_prompt=negative, seed=[10, 11]).images
@@ -159,20 +159,20 @@ def _negative_prompt(pipe: PaellaPipeline) -> Example:
     )
 
 
-def _emphasis(pipe: PaellaPipeline) -> Example:
+def _emphasis(pipe: TokenPipeline) -> Example:
     factors = (0.0, 1.0, 3.0)
     conditions = [Condition(TWO, emphasis={"blue triangle": factor}) for factor in factors]
     drawn = pipe.generate(conditions, seed=12).images
     return Example([*drawn], [f"attention to 'blue triangle' x {factor}" for factor in factors])
 
 
-def _class_labels(pipe: PaellaPipeline) -> Example:
+def _class_labels(pipe: TokenPipeline) -> Example:
     count = pipe.networks.predictor.num_classes
     drawn = pipe.generate([Condition(label=i) for i in range(count)], seed=13).images
     return Example([*drawn], [f"class {i}, no text" for i in range(count)])
 
 
-def _segmentation_map(pipe: PaellaPipeline) -> Example:
+def _segmentation_map(pipe: TokenPipeline) -> Example:
     segments = _pictures(pipe)[1][0]
     drawn = pipe.generate([Condition(segmentation=segments)], num_images_per_prompt=3, seed=14)
     levels = segments.astype(np.float32) / max(1, segments.max())
@@ -180,7 +180,7 @@ def _segmentation_map(pipe: PaellaPipeline) -> Example:
     return Example([shown, *drawn.images], ["the map", *["by the map, no text"] * 3])
 
 
-TASKS: dict[str, Callable[[PaellaPipeline], Example]] = {
+TASKS: dict[str, Callable[[TokenPipeline], Example]] = {
     "text_to_image": _text_to_image,
     "image_to_image": _image_to_image,
     "variations": _variations,

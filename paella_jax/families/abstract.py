@@ -1,7 +1,8 @@
 """Methods whose frozen networks are shapes only: what a preset needs to be compiled without files.
 
-Frozen encoders that a run reads from folders have their published sizes here
-(reference/paella.md 1): ByT5-XL's encoder and both towers of CLIP ViT-H/14.
+Frozen networks that a run reads from folders have their published sizes here: ByT5-XL's encoder and
+both towers of CLIP ViT-H/14 (reference/paella.md 1), T5-XXL's encoder, aMUSEd's CLIP ViT-L/14 text
+tower and the ResNet VQGANs at f16 and f8 (reference/muse.md 1.1, 2.1, 2.5).
 """
 
 from __future__ import annotations
@@ -14,26 +15,36 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from configs import resnet_vqgan
 from paella_jax.config import ConfigError
 from paella_jax.convert.clip import text_shapes, vision_shapes
-from paella_jax.convert.vqgan import abstract_vqgan
+from paella_jax.data.conditions import whole_image_conds
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
-from paella_jax.families.paella import networks_method
-from paella_jax.families.paella_networks import PaellaNetworks
+from paella_jax.families.tokens import TextNetworks, assemble, networks_method
 from paella_jax.families.vqgan import vqgan_method
-from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
+from paella_jax.models.vqmodel import VQModel
 from paella_jax.training.lora import frozen_shardings
 from paella_jax.training.method import Method
 
 Tree = Any
+SMALLEST_LARGE = 128  # pixels; below, a preset is for the embedded data
 BYT5_XL = T5Encoder(
     vocab_size=384, width=2560, num_layers=36, num_heads=32, head_dim=64, hidden_dim=6720
 )
+T5_XXL = T5Encoder(
+    vocab_size=32128, width=4096, num_layers=24, num_heads=64, head_dim=64, hidden_dim=10240
+)
+# A preset tells by its text width which frozen encoder it reads.
+FROZEN_TEXT = {encoder.width: encoder for encoder in (BYT5_XL, T5_XXL)}
+CLIP_L_TEXT = ClipText(
+    vocab_size=49408, max_length=77, width=768, num_layers=12, num_heads=12, hidden_dim=3072,
+    projection=768, activation="quick_gelu",
+)  # fmt: skip
 CLIP_TEXT = ClipText(
     vocab_size=49408, max_length=77, width=1024, num_layers=24, num_heads=16, hidden_dim=4096,
     projection=1024,
@@ -52,8 +63,8 @@ def abstract_method(config: ConfigDict) -> Method:
     """
     if config.method == "vqgan":
         return vqgan_method(config, [_blank(config)])
-    if config.method == "paella":
-        return _paella(config)
+    if config.method == "tokens":
+        return _tokens(config)
     raise ConfigError(f"method {config.method!r} cannot be compiled without its files")
 
 
@@ -79,38 +90,76 @@ def _as_it_is(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return sample
 
 
-def _paella(config: ConfigDict) -> Method:
-    dtype = jnp.dtype(config.precision)
-    released = config.image_encoder.kind == "clip"
-    text = BYT5_XL.clone(dtype=dtype) if released else None
-    predictor = Paella(**config.model, dtype=dtype)
-    vqgan = VQGAN(codebook_size=predictor.codebook_size)
-    encoder, frozen = _image_encoder(config), {"vqgan": abstract_vqgan(vqgan)}
-    length = min(config.text.pad_to, config.text.max_length)
-    blank = {"text_ids": np.zeros(length, np.int32), "text_mask": np.ones(length, bool)}
-    if text is not None:
-        ids = jnp.zeros((1, 4), jnp.int32)
-        shapes = jax.eval_shape(lambda: text.init(jax.random.key(0), ids))
-        frozen["text_encoder"] = shapes["params"]
-        frozen["clip_text"] = text_shapes(CLIP_TEXT)
-        frozen["image_encoder"] = vision_shapes(CLIP_VISION)
-        blank["clip_ids"] = np.zeros(77, np.int32)
+def _tokens(config: ConfigDict) -> Method:
+    """Encoders read from folders have the released Paella's, MUSE's or aMUSEd's sizes."""
+    vqgan, variables = _tokenizer(config)
+    frozen, blank = {"vqgan": variables}, {}
+    text, empty = _text(config, frozen, blank)
+    low = None
+    if config.cell.network == "super_resolution":
+        low = VQModel(codebook_size=config.model.codebook_size)
+        frozen["low_vqgan"] = _shapes_of(low)
     side = config.data.image_size // vqgan.downsampling
-    if predictor.num_classes:
+    if config.model.num_classes:
         blank["labels"] = np.zeros((), np.int32)
-    if predictor.num_segments:
+    if config.model.num_segments:
         blank["segmentation"] = np.zeros((side, side), np.int32)
-    networks = PaellaNetworks(
-        predictor,
-        text or joint_text_encoder(config.text, config.precision),
-        make_tokenizer(BYT5_XL.vocab_size, "", config.text.max_length),
-        vqgan,
-        text_is_joint=text is None,
-        clip_text=CLIP_TEXT.clone(dtype=dtype) if released else None,
-        image_encoder=encoder,
-    )
-    empty = jnp.zeros(77, jnp.int32) if released else None
+    if config.cell.network == "uvit":
+        blank["micro_conds"] = whole_image_conds(config.data.image_size, config.data.image_size)
+    encoder = _image_encoder(config)
+    if config.image_encoder.kind == "clip":
+        frozen["image_encoder"] = vision_shapes(CLIP_VISION)
+    networks = assemble(config, vqgan, text, encoder, low)
     return networks_method(config, networks, frozen, [_blank(config, **blank)], _as_it_is, empty)
+
+
+def _tokenizer(config: ConfigDict) -> tuple[Any, Tree]:
+    """Paella's f4, or MUSE's f16 and f8 where the images are large; and its shapes."""
+    codes, network = config.model.codebook_size, config.cell.network
+    model: Any = VQModel(codebook_size=codes)
+    if network == "unet" or config.data.image_size < SMALLEST_LARGE:
+        model = VQGAN(codebook_size=codes)
+    elif network == "super_resolution":
+        widths = resnet_vqgan.get_config("f8").model.widths
+        levels = (False,) * len(widths)
+        model = VQModel(
+            codebook_size=codes, widths=widths, encoder_attention=levels, decoder_attention=levels
+        )
+    return model, _shapes_of(model)
+
+
+def _shapes_of(model: Any) -> Tree:
+    side = model.downsampling
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3))))
+
+
+def _text(
+    config: ConfigDict, frozen: Tree, blank: dict[str, np.ndarray]
+) -> tuple[TextNetworks, jax.Array | None]:
+    """Encoders and the empty text's CLIP ids; adds shapes to `frozen` and ids to the sample."""
+    dtype = jnp.dtype(config.precision)
+    uses_clip = config.text.kind == "clip" or config.image_encoder.kind == "clip"
+    clip = None
+    if uses_clip:
+        clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(dtype=dtype)
+        frozen["clip_text"] = text_shapes(clip)
+        blank["clip_ids"] = np.zeros(77, np.int32)
+    empty = jnp.zeros(77, jnp.int32) if uses_clip else None
+    if config.text.kind == "clip":
+        return TextNetworks(None, None, False, clip, None), empty
+    length = min(config.text.pad_to, config.text.max_length)
+    blank |= {"text_ids": np.zeros(length, np.int32), "text_mask": np.ones(length, bool)}
+    encoder = FROZEN_TEXT.get(config.text.width)
+    is_joint = encoder is None
+    if encoder is None:
+        encoder = joint_text_encoder(config.text, config.precision)
+    else:
+        encoder, ids = encoder.clone(dtype=dtype), jnp.zeros((1, 4), jnp.int32)
+        frozen["text_encoder"] = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids))[
+            "params"
+        ]
+    tokenizer = make_tokenizer(BYT5_XL.vocab_size, "", config.text.max_length)
+    return TextNetworks(encoder, tokenizer, is_joint, clip, None), empty
 
 
 def _image_encoder(config: ConfigDict) -> ImageEncoder | None:

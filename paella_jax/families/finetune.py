@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, flatten_config
 from paella_jax.data.loader import make_iterator
+from paella_jax.families.vqgan import DECODER_FIELDS, architecture_of, place_fixed
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.training.checkpoint import (
     CONFIG_FILE,
@@ -40,7 +41,7 @@ Array = jax.Array
 Tree = Any
 BASE_FILE = f"{BASE}.safetensors"
 # Fields that say what the networks are: they must be those of init_from ...
-NETWORKS = ("model.", "text.", "clip.", "image_encoder.")
+NETWORKS = ("architecture", "model.", "text.", "clip.", "image_encoder.")
 # ... but for these, which only say how they train or how text is cut.
 FREE = {"model.dropout", "model.remat", "text.max_length", "text.pad_to", "text.dropout"}
 # Where a config leaves one of these None, it is taken over.
@@ -50,6 +51,7 @@ TAKEN_OVER = (*NETWORKS, "objective.", "sampler.", "precision", "data.image_size
 OPTIONAL = ("predictor/conditioning/clip_text/", "predictor/conditioning/clip_image/",
             "compressor/", "discriminator/")  # fmt: skip
 DISCRIMINATOR = "discriminator"
+DECODER = "vqgan"  # all of a tokenizer that is trained where its encoder is fixed
 
 
 def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
@@ -120,10 +122,13 @@ def source_config(config: ConfigDict) -> ConfigDict:
             f"{config.method!r}; choose the config file of that method"
         )
     theirs, ours = flatten_config(source), flatten_config(config)
+    free = FREE | (DECODER_FIELDS if config.get("train_decoder_only") else set())
+    if config.method == "vqgan":
+        theirs["architecture"] = architecture_of(source)  # which older runs do not name
     # A folder that the source leaves empty may be given: converted weights bring no encoders.
     differing = [
         f"{name}: {theirs[name]!r} -> {ours[name]!r}"
-        for name in sorted(theirs.keys() & ours.keys() - FREE)
+        for name in sorted(theirs.keys() & ours.keys() - free)
         if name.startswith(NETWORKS)
         and ours[name] != theirs[name]
         and not _is_open(name, ours[name])
@@ -166,9 +171,9 @@ def fine_tuned(config: ConfigDict, workdir: Path, method: Method) -> Method:
       ConfigError: LoRA settings that cannot be, or weights that do not fit the networks.
     """
     check_lora(config.lora)
-    if config.lora.rank and not (config.init_from and config.method == "paella"):
+    if config.lora.rank and not (config.init_from and config.method == "tokens"):
         raise ConfigError(
-            f"lora.rank {config.lora.rank} needs method 'paella' and --config.init_from=RUN, the "
+            f"lora.rank {config.lora.rank} needs method 'tokens' and --config.init_from=RUN, the "
             f"run to adapt; got method {config.method!r}, init_from {config.init_from!r}"
         )
     if not config.init_from:
@@ -190,13 +195,26 @@ def _starting_params(config: ConfigDict, method: Method) -> tuple[Tree, Tree]:
     source = source_config(config)
     params, model_state = _restore(Path(config.init_from), source)
     wanted, wanted_state = jax.eval_shape(method.init, jax.random.key(0))
+    fresh = []
     if DISCRIMINATOR in wanted and DISCRIMINATOR not in params:
-        # Released tokenizers come without the adversary they were trained with: it starts fresh.
-        fresh, fresh_state = jax.jit(method.init)(jax.random.key(config.seed))
-        params = {**params, DISCRIMINATOR: fresh[DISCRIMINATOR]}
-        model_state = {**model_state, DISCRIMINATOR: fresh_state[DISCRIMINATOR]}
+        # Released tokenizers come without the adversary they were trained with.
+        fresh.append(DISCRIMINATOR)
+    if config.method == "vqgan":
+        decoder_only = config.get("train_decoder_only", False)
+        params, model_state = place_fixed(params, model_state, decoder_only)
+        if decoder_only and _shapes(params[DECODER]) != _shapes(wanted[DECODER]):
+            fresh.append(DECODER)  # a decoder of another size
+    if fresh:
+        drawn, drawn_state = jax.jit(method.init)(jax.random.key(config.seed))
+        params = {**params, **{name: drawn[name] for name in fresh}}
+        if DISCRIMINATOR in fresh:
+            model_state = {**model_state, DISCRIMINATOR: drawn_state[DISCRIMINATOR]}
     name = f"init_from {config.init_from}"
     return _fit(params, wanted, name), _fit(model_state, wanted_state, name)
+
+
+def _shapes(tree: Tree) -> dict[tuple[str, ...], tuple[int, ...]]:
+    return {path: tuple(x.shape) for path, x in flatten_dict(tree).items()}
 
 
 def _fit(tree: Tree, wanted: Tree, source: str) -> Tree:
@@ -323,13 +341,42 @@ def save_merged(workdir: str | Path, out: str | Path) -> Path:
       ConfigError: `out` already holds something.
       CheckpointError: no run in `workdir`, or a damaged one.
     """
-    workdir, out = Path(workdir), Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose a new folder")
+    check_new_folder(out)
     config = read_config(workdir)
     step, restored = restore_variables(workdir)
     params = restore_trained(workdir, config)
-    config = config.copy_and_resolve_references()
+    return write_run(workdir, out, step, params, restored["model_state"])
+
+
+def check_new_folder(out: str | Path) -> None:
+    """Raises ConfigError where a folder to be written already holds something."""
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not empty; choose a new folder")
+
+
+def write_run(
+    workdir: str | Path, out: str | Path, step: int, params: Tree, model_state: Tree
+) -> Path:
+    """Writes weights made of a run as a folder of its own, with that run's frozen networks.
+
+    Args:
+      workdir: the run; its config is kept, less `init_from` and LoRA.
+      out: the new folder.
+      step: of the one checkpoint in it.
+      params: whole parameters, numpy.
+      model_state: batch statistics and the like.
+
+    Returns:
+      `out`, absolute.
+
+    Raises:
+      ConfigError: `out` already holds something.
+      CheckpointError: no run in `workdir`.
+    """
+    check_new_folder(out)
+    workdir = Path(workdir)
+    config = read_config(workdir).copy_and_resolve_references()
     with config.unlocked():
         config.init_from = ""
         if "lora" in config:
@@ -340,7 +387,7 @@ def save_merged(workdir: str | Path, out: str | Path) -> Path:
             workdir / "frozen", out / "frozen", ignore=shutil.ignore_patterns(BASE_FILE)
         )
     checkpointer = Checkpointer(out)
-    state = {"params": params, "ema_params": {}, "model_state": restored["model_state"]}
+    state = {"params": params, "ema_params": {}, "model_state": model_state}
     checkpointer.save(step, state, None)
     checkpointer.close()
     return out

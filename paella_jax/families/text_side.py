@@ -1,6 +1,6 @@
 """The text side of the diffusion stages: a small encoder that trains along, frozen CLIP, or none.
 
-Unlike Paella's (families/paella.py) it has one encoder whose last states the network attends to.
+Unlike Paella's (families/tokens.py) it has one encoder whose last states the network attends to.
 """
 
 from __future__ import annotations

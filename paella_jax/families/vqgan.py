@@ -1,8 +1,15 @@
-"""The tokenizer family: building, training and loading a VQGAN."""
+"""The tokenizer family: building, training and loading a VQGAN, Paella's or MUSE's.
+
+`config.architecture` says which: "paella" (models/vqgan.py) or "resnet" (models/vqmodel.py). Runs
+from before there was a choice are Paella's.
+
+With `config.train_decoder_only` the encoder and the codebook of `config.init_from` stay as they
+are, to the bit, and only the decoder is trained (reference/muse.md 1.1). They then live in the
+model state under "fixed", out of the optimiser's reach; `variables_of` puts the two together.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, to_json
+from paella_jax.config import ConfigError, flatten_config, from_json, to_json
 from paella_jax.data.build import check_sizes, make_source
 from paella_jax.data.loader import Source, image_transform
 from paella_jax.evaluation.pictures import save_grid
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.perceptual import load_perceptual, perceptual_distance
+from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqgan import VQGAN
+from paella_jax.models.vqmodel import VQModel
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
 from paella_jax.training.checkpoint import (
@@ -34,47 +43,106 @@ from paella_jax.training.weights import load_tree, save_tree
 
 Array = jax.Array
 Tree = Any
+ARCHITECTURES = {"paella": VQGAN, "resnet": VQModel}
+FIXED = "fixed"
+# Fields of the networks that only the decoder has; they do not touch an image's tokens.
+DECODER_FIELDS = {
+    "model.bottleneck_blocks",
+    "model.decoder_widths",
+    "model.decoder_blocks_per_level",
+    "model.decoder_attention",
+}
 
 
-def make_vqgan(config: ConfigDict) -> VQGAN:
-    """The network of a config, in its compute dtype."""
-    return VQGAN(**config.model, dtype=jnp.dtype(config.precision))
+def make_vqgan(config: ConfigDict) -> VQGAN | VQModel:
+    """The network of a config, in its compute dtype.
+
+    Raises:
+      ConfigError: unknown `architecture`, or fields of `model` that do not fit together.
+    """
+    name = architecture_of(config)
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
+    model = ARCHITECTURES[name](**config.model, dtype=jnp.dtype(config.precision))
+    if isinstance(model, VQModel):
+        try:
+            model.check()
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+    return model
+
+
+def architecture_of(config: ConfigDict) -> str:
+    """Which network a tokenizer's config describes."""
+    return config.get("architecture", "paella")
 
 
 def variables_of(params: Tree, model_state: Tree) -> Tree:
-    """What `VQGAN.apply` takes, out of a train state's trees."""
-    return {"params": params["vqgan"], "batch_stats": model_state["vqgan"]}
+    """What a tokenizer's `apply` takes, out of a train state's trees."""
+    variables = {"params": {**params["vqgan"], **model_state.get(FIXED, {})}}
+    if "vqgan" in model_state:  # the ResNet keeps no batch statistics
+        variables["batch_stats"] = model_state["vqgan"]
+    return variables
+
+
+def place_fixed(params: Tree, model_state: Tree, decoder_only: bool) -> tuple[Tree, Tree]:
+    """Keeps a tokenizer's encoder and codebook with the trained parameters, or out of their reach.
+
+    Args:
+      params: {"vqgan", ...}, with or without the encoder.
+      model_state: which holds the encoder as "fixed" if they do not.
+      decoder_only: whether only the decoder is to be trained.
+
+    Returns:
+      Both trees, rearranged.
+    """
+    whole = variables_of(params, model_state)["params"]
+    state = {name: tree for name, tree in model_state.items() if name != FIXED}
+    if not decoder_only:
+        return {**params, "vqgan": whole}, state
+    decoder = {name: tree for name, tree in whole.items() if is_decoder(name)}
+    fixed = {name: tree for name, tree in whole.items() if not is_decoder(name)}
+    return {**params, "vqgan": decoder}, {**state, FIXED: fixed}
 
 
 @dataclass(frozen=True)
 class VQGANNetworks:
     """Tokenizer and, with an adversarial loss, its discriminator."""
 
-    vqgan: VQGAN
+    vqgan: VQGAN | VQModel
     discriminator: Discriminator | None
+    decoder_only: bool = False
 
     def init(self, key: Array, size: int) -> tuple[Tree, Tree]:
         """Fresh parameters and model state for square images of `size` pixels."""
         first, second = jax.random.split(key)
         images = jnp.zeros((1, size, size, 3))
         variables = self.vqgan.init(first, images)
-        params, state = {"vqgan": variables["params"]}, {"vqgan": variables["batch_stats"]}
-        state["codes"] = initial_code_state(self.vqgan.codebook_size, self.vqgan.latent_channels)
+        params, state = {"vqgan": variables["params"]}, {}
+        if "batch_stats" in variables:
+            state["vqgan"] = variables["batch_stats"]
+        state["codes"] = initial_code_state(*variables["params"]["codebook"].shape)
         if self.discriminator is not None:
             variables = self.discriminator.init(second, images)
             params["discriminator"] = variables["params"]
             state["discriminator"] = variables["batch_stats"]
-        return params, state
+        return place_fixed(params, state, self.decoder_only)
 
     def reconstruct(
-        self, params: Tree, stats: Tree, images: Array, quantized: Array, settled: Array
+        self, params: Tree, state: Tree, images: Array, quantized: Array, settled: Array
     ) -> tuple[Any, Tree]:
-        """The objective's `reconstruct`."""
-        variables = {"params": params, "batch_stats": stats}
+        """The objective's `reconstruct`. A fixed encoder keeps to its running statistics."""
         output, updated = self.vqgan.apply(
-            variables, images, quantized, train=True, settled=settled, mutable=["batch_stats"]
+            variables_of(params, state),
+            images,
+            quantized,
+            train=not self.decoder_only,
+            settled=settled,
+            mutable=["batch_stats"],
         )
-        return output, updated["batch_stats"]
+        if "batch_stats" in updated:
+            state = {**state, "vqgan": updated["batch_stats"]}
+        return output, state
 
     def discriminate(self, params: Tree, stats: Tree, images: Array) -> tuple[Array, Tree]:
         """The objective's `discriminate`."""
@@ -87,20 +155,31 @@ class VQGANNetworks:
 
 
 def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
-    """Training of configs/vqgan.py, on `config.data` unless a source is given.
+    """Training of configs/vqgan.py or configs/resnet_vqgan.py.
+
+    Data is `config.data` unless a source is given.
 
     Raises:
-      ConfigError: image size that does not divide, or a perceptual weight without a file.
+      ConfigError: fields of the network that do not fit, image size that does not divide, a
+        perceptual weight without a file, or only a decoder to train without the rest.
     """
+    decoder_only = config.get("train_decoder_only", False)
+    if decoder_only and not config.init_from:
+        raise ConfigError(
+            "train_decoder_only needs --config.init_from=RUN, the trained tokenizer whose encoder "
+            "and codebook are kept"
+        )
     model, settings, size = make_vqgan(config), config.objective, config.data.image_size
-    check_sizes(config.data, model.downsampling, "model.levels")
+    halvings = "model.levels" if architecture_of(config) == "paella" else "model.widths"
+    check_sizes(config.data, model.downsampling, halvings)
     if settings.perceptual_weight > 0 and not settings.perceptual_file:
         raise ConfigError("objective.perceptual_weight > 0 needs objective.perceptual_file")
     perceptual = load_perceptual(settings.perceptual_file) if settings.perceptual_weight else None
     adversary = None
     if settings.adversarial_weight > 0:
         adversary = Discriminator(settings.discriminator_depth, settings.discriminator_width)
-    networks = VQGANNetworks(model, adversary)
+    networks = VQGANNetworks(model, adversary, decoder_only)
+    revive = lambda params, state, step: revive_dead_codes(params, state, step, settings)
     return Method(
         title="vqgan",
         init=lambda key: networks.init(key, size),
@@ -116,12 +195,14 @@ def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
         frozen={} if perceptual is None else {"perceptual": perceptual},
         source=make_source(config.data, "train", config.seed) if source is None else source,
         transform=image_transform,
-        after_update=lambda params, state, step: revive_dead_codes(params, state, step, settings),
+        after_update=None if decoder_only else revive,
         preview=_preview(config, model),
     )
 
 
-def _preview(config: ConfigDict, model: VQGAN) -> Callable[[TrainState, Tree, Path], dict]:
+def _preview(
+    config: ConfigDict, model: VQGAN | VQModel
+) -> Callable[[TrainState, Tree, Path], dict]:
     """Validation images beside their reconstructions."""
     source = make_source(config.data, "validation", config.seed)
     count = min(config.log.preview_images, len(source))
@@ -142,7 +223,7 @@ def _preview(config: ConfigDict, model: VQGAN) -> Callable[[TrainState, Tree, Pa
     return preview
 
 
-def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN, Tree]:
+def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN | VQModel, Tree]:
     """Config, network and variables of a trained tokenizer.
 
     Raises:
@@ -152,27 +233,100 @@ def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN, Tree]:
     if config.method != "vqgan":
         raise CheckpointError(
             f"{workdir} holds a run of method {config.method!r}, not of a vqgan; give the run "
-            "folder of configs/vqgan.py"
+            "folder of configs/vqgan.py or configs/resnet_vqgan.py"
         )
     _, restored = restore_variables(workdir)
     return config, make_vqgan(config), variables_of(restored["params"], restored["model_state"])
 
 
-def carry_tokenizer(source: str, workdir: Path) -> None:
+def carry_tokenizer(source: str, workdir: Path, name: str = "vqgan") -> None:
     """Copies a trained tokenizer into another run's folder, so that the run is self-contained."""
     config, _, variables = load_vqgan_run(source)
-    save_tree(workdir / "frozen" / "vqgan.safetensors", variables)
+    save_tree(workdir / "frozen" / f"{name}.safetensors", variables)
     # The config is written last: its presence says that the weights are complete.
-    write_atomically(workdir / "frozen" / "vqgan.json", to_json(config))
+    write_atomically(workdir / "frozen" / f"{name}.json", to_json(config))
 
 
-def load_carried_tokenizer(workdir: Path) -> tuple[VQGAN, Tree]:
+def load_carried_tokenizer(workdir: Path, name: str = "vqgan") -> tuple[VQGAN | VQModel, Tree]:
     """The tokenizer that `carry_tokenizer` left in a run's folder."""
-    file = workdir / "frozen" / "vqgan.json"
+    config = carried_config(workdir, name)
+    return make_vqgan(config), load_tree(workdir / "frozen" / f"{name}.safetensors")
+
+
+def load_carried_vqgan(workdir: Path) -> tuple[VQGAN, Tree]:
+    """The same where it must be Paella's: Würstchen's Stage B works on its latents.
+
+    Raises:
+      ConfigError: the folder carries a tokenizer of another architecture.
+    """
+    model, variables = load_carried_tokenizer(workdir)
+    if not isinstance(model, VQGAN):
+        raise ConfigError(
+            f"{workdir} carries a tokenizer of architecture 'resnet'; this needs one of "
+            "configs/vqgan.py"
+        )
+    return model, variables
+
+
+def carried_config(workdir: Path, name: str = "vqgan") -> ConfigDict:
+    """The config of the tokenizer in a run's folder. Raises CheckpointError where there is none."""
+    file = workdir / "frozen" / f"{name}.json"
     if not file.is_file():
         raise CheckpointError(
             f"{workdir} carries no tokenizer (missing {file}); converted weights get it with "
             "--tokenizer VQGAN_RUN"
         )
-    config = ConfigDict(json.loads(file.read_text()))
-    return make_vqgan(config), load_tree(workdir / "frozen" / "vqgan.safetensors")
+    return from_json(file.read_text())
+
+
+def same_codes(first: str | Path, second: str | Path) -> bool:
+    """Whether two run folders give every image the same tokens, see `differing_codes`."""
+    return not differing_codes(_open(Path(first)), _open(Path(second)))
+
+
+def _open(workdir: Path) -> tuple[ConfigDict, Tree]:
+    """Config and variables of a tokenizer's run, or of the tokenizer another run carries."""
+    if read_config(workdir).method == "vqgan":
+        config, _, variables = load_vqgan_run(workdir)
+        return config, variables
+    return carried_config(workdir), load_carried_tokenizer(workdir)[1]
+
+
+def differing_codes(first: tuple[ConfigDict, Tree], second: tuple[ConfigDict, Tree]) -> list[str]:
+    """Names of what differs, to the bit, between two tokenizers' encoders and codebooks.
+
+    Args:
+      first: config and variables of a tokenizer.
+      second: those of another. Their decoders do not count.
+    """
+    networks = [_encoder_fields(config) for config, _ in (first, second)]
+    fields = sorted(
+        name
+        for name in networks[0].keys() | networks[1].keys()
+        if networks[0].get(name) != networks[1].get(name)
+    )
+    if fields:
+        return fields
+    trees = [_encoder_arrays(variables) for _, variables in (first, second)]
+    return sorted(
+        name
+        for name in trees[0].keys() | trees[1].keys()
+        if name not in trees[0]
+        or name not in trees[1]
+        or not np.array_equal(np.asarray(trees[0][name]), np.asarray(trees[1][name]))
+    )
+
+
+def _encoder_fields(config: ConfigDict) -> dict[str, Any]:
+    fields = {"architecture": architecture_of(config), "precision": config.precision}
+    for name, value in flatten_config(config).items():
+        if name.startswith("model.") and name not in DECODER_FIELDS:
+            fields[name] = value
+    return fields
+
+
+def _encoder_arrays(variables: Tree) -> dict[str, Any]:
+    kept = {name: tree for name, tree in variables["params"].items() if not is_decoder(name)}
+    kept = {"params": kept, "batch_stats": variables.get("batch_stats", {})}
+    leaves = jax.tree_util.tree_flatten_with_path(kept)[0]
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -24,6 +24,9 @@ class Conditioning:
       labels: int32 [batch], a class per sample, -1 for none.
       segmentation: int32 [batch, h, w], a class per token position, -1 for none.
       guide: float [batch, h, w, 16], the compressor's latents, raw scale.
+      micro_conds: float32 [batch, 5], aMUSEd's: width and height of the image in pixels, top and
+        left of its crop, aesthetic score.
+      low_tokens: int32 [batch, h, w], the tokens of a smaller picture to enlarge.
     """
 
     text: Leaf | None = None
@@ -35,6 +38,8 @@ class Conditioning:
     labels: Leaf | None = None
     segmentation: Leaf | None = None
     guide: Leaf | None = None
+    micro_conds: Leaf | None = None
+    low_tokens: Leaf | None = None
 
 
 @struct.dataclass
@@ -50,6 +55,8 @@ class ConditionInputs:
       image_mask: as in `Conditioning`.
       labels: as in `Conditioning`.
       segmentation: as in `Conditioning`.
+      micro_conds: as in `Conditioning`.
+      low_tokens: as in `Conditioning`.
     """
 
     text_ids: Leaf | None = None
@@ -60,3 +67,5 @@ class ConditionInputs:
     image_mask: Leaf | None = None
     labels: Leaf | None = None
     segmentation: Leaf | None = None
+    micro_conds: Leaf | None = None
+    low_tokens: Leaf | None = None

@@ -106,7 +106,8 @@ class PatchOutput(nn.Module):
 class Paella(nn.Module):
     """Predicts the clean tokens of a noised token map. Defaults are the released 1B model."""
 
-    codebook_size: int = 8192  # vocabulary; there is no mask token
+    codebook_size: int = 8192
+    mask_row: bool = False  # the input table has one row more, the mask; not in the released model
     token_width: int = 256  # token embedding width, also the width before the classifier
     patch_size: int = 2
     time_width: int = 64  # timestep embedding width
@@ -140,7 +141,8 @@ class Paella(nn.Module):
         """Logits of the clean tokens.
 
         Args:
-          tokens: int32 [batch, h, w]; h and w divisible by `grid_divisor`.
+          tokens: int32 [batch, h, w]; h and w divisible by `grid_divisor`; with a `mask_row`
+            `mask_token` where unknown.
           t: float32 [batch], share of replaced tokens in [0, 1].
           cond: conditioning; at least one input must be present.
           deterministic: switches dropout off.
@@ -153,9 +155,10 @@ class Paella(nn.Module):
         """
         self._check(tokens.shape)
         table_init = nn.initializers.normal(math.sqrt(1.0 / self.codebook_size))
-        table = self.param("token_table", table_init, (self.codebook_size, self.token_width))
-        # Starts as a copy of the token table, a separate parameter afterwards.
-        classifier = self.param("classifier", lambda _: jnp.array(table).T)
+        rows = self.codebook_size + self.mask_row
+        table = self.param("token_table", table_init, (rows, self.token_width))
+        # Starts as a copy of the codes' embeddings, a separate parameter afterwards.
+        classifier = self.param("classifier", lambda _: jnp.array(table[: self.codebook_size]).T)
 
         time = timestep_embedding(t, self.time_width)
         sequence = ConditioningSequence(
@@ -247,6 +250,16 @@ class Paella(nn.Module):
                 name=name,
             )
         return wrap(FeedForwardBlock, (2,))(scale, dropout, self.dtype, name=name)
+
+    @property
+    def mask_token(self) -> int | None:
+        """The id of an unknown token; None where tokens are replaced by random ones."""
+        return self.codebook_size if self.mask_row else None
+
+    @property
+    def knows_noise_level(self) -> bool:
+        """Whether `t` is read."""
+        return any("T" in pattern for pattern in self.patterns)
 
     @property
     def grid_divisor(self) -> int:

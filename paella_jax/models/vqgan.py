@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,28 +17,9 @@ from paella_jax.models.layers import (
     pixel_shuffle,
     pixel_unshuffle,
 )
-from paella_jax.ops.codebook import nearest_code
+from paella_jax.models.quantizer import Quantizer, uniform_codebook
 
 Array = jax.Array
-
-
-class Quantized(NamedTuple):
-    """Result of the quantiser."""
-
-    codes: Array  # [batch, h, w, C], gradient passes straight through to the latents
-    tokens: Array  # int32 [batch, h, w]
-    codebook_loss: Array  # scalar, pulls codes to latents
-    commitment_loss: Array  # scalar, pulls latents to codes
-
-
-class Reconstruction(NamedTuple):
-    """Result of a training pass."""
-
-    images: Array  # [batch, H, W, 3], not clamped
-    latents: Array  # [batch, h, w, C], before quantisation
-    tokens: Array
-    codebook_loss: Array
-    commitment_loss: Array
 
 
 class LatentBatchNorm(nn.Module):
@@ -102,7 +81,7 @@ class VQGANBlock(nn.Module):
         return x + gammas[5] * Dense(channels, dtype=self.dtype, name="contract")(hidden)
 
 
-class VQGAN(nn.Module):
+class VQGAN(Quantizer):
     """Encoder, quantiser and decoder. Defaults are the released f4 model.
 
     Latents and codes are on the raw (BatchNorm) scale here; `scale` and `unscale` convert to the
@@ -128,17 +107,13 @@ class VQGAN(nn.Module):
         self.encoder_out = conv(self.latent_channels, use_bias=False)
         self.latent_norm = LatentBatchNorm()
         self.codebook = self.param(
-            "codebook", self._codebook_init, (self.codebook_size, self.latent_channels)
+            "codebook", uniform_codebook, (self.codebook_size, self.latent_channels)
         )
         self.decoder_in = conv(self.width)
         self.decoder_blocks = [block() for _ in range(self.bottleneck_blocks)]
         self.decoder_ups = [Upsample(w, 4, dtype=self.dtype) for w in reversed(widths[:-1])]
         self.decoder_level_blocks = [block() for _ in widths[:-1]]
         self.decoder_out = conv(3 * 4)
-
-    @staticmethod
-    def _codebook_init(key: Array, shape: tuple[int, int]) -> Array:
-        return jax.random.uniform(key, shape, jnp.float32, -1.0 / shape[0], 1.0 / shape[0])
 
     @property
     def downsampling(self) -> int:
@@ -151,39 +126,12 @@ class VQGAN(nn.Module):
         Raises:
           ValueError: H or W is not a multiple of `downsampling`.
         """
-        height, width = images.shape[1:3]
-        if height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"image size {height}x{width} must be a multiple of {self.downsampling} on both "
-                "sides; crop or pad it"
-            )
+        self.check_divisible(images)
         x = self.encoder_in(pixel_unshuffle(images, 2).astype(self.dtype))
         x = self.encoder_blocks[0](x)
         for down, block in zip(self.encoder_downs, self.encoder_blocks[1:], strict=True):
             x = block(down(x))
         return self.latent_norm(self.encoder_out(x), train, settled)
-
-    def quantize(self, latents: Array) -> Quantized:
-        """Latents [batch, h, w, C] -> nearest codes, tokens and losses."""
-        fixed = jax.lax.stop_gradient
-        tokens = self._nearest(fixed(latents))
-        codes = self.lookup(tokens)
-        return Quantized(
-            # The bracket is exactly zero, so the value is the code itself, without rounding.
-            codes=fixed(codes) + (latents - fixed(latents)),
-            tokens=tokens,
-            codebook_loss=jnp.square(codes - fixed(latents)).mean(),
-            commitment_loss=jnp.square(latents - fixed(codes)).mean(),
-        )
-
-    def _nearest(self, latents: Array) -> Array:
-        # At an accelerator's default (bfloat16) precision close codes would be confused.
-        with jax.default_matmul_precision("highest"):
-            return nearest_code(latents, self.codebook)
-
-    def lookup(self, tokens: Array) -> Array:
-        """Tokens [batch, h, w] -> codes [batch, h, w, C]."""
-        return jnp.take(self.codebook, tokens, axis=0)
 
     def decode(self, latents: Array) -> Array:
         """Latents or codes [batch, h, w, C] -> float32 images, not clamped to [0, 1]."""
@@ -201,39 +149,3 @@ class VQGAN(nn.Module):
     def unscale(self, latents: Array) -> Array:
         """The inverse of `scale`."""
         return latents * self.scale_factor
-
-    def encode_tokens(self, images: Array) -> Array:
-        """Images -> int32 tokens [batch, h, w]."""
-        return self._nearest(self.encode(images))
-
-    def decode_tokens(self, tokens: Array) -> Array:
-        """Tokens -> images clamped to [0, 1]."""
-        return jnp.clip(self.decode(self.lookup(tokens)), 0.0, 1.0)
-
-    def __call__(
-        self,
-        images: Array,
-        quantized: Array | None = None,
-        train: bool = False,
-        settled: Array | None = None,
-    ) -> Reconstruction:
-        """One training pass.
-
-        Args:
-          images: [batch, H, W, 3] in [0, 1].
-          quantized: bool [batch]; False samples are decoded from their raw latents.
-          train: use and update batch statistics (collection "batch_stats" must be mutable).
-          settled: bool scalar; True uses the running statistics and leaves them as they are.
-        """
-        latents = self.encode(images, train, settled)
-        result = self.quantize(latents)
-        inputs = result.codes
-        if quantized is not None:
-            inputs = jnp.where(quantized.reshape(-1, 1, 1, 1), inputs, latents)
-        return Reconstruction(
-            self.decode(inputs),
-            latents,
-            result.tokens,
-            result.codebook_loss,
-            result.commitment_loss,
-        )

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from paella_jax.models.layers import Dense, Dtype
+from paella_jax.models.quantizer import Quantizer, uniform_codebook
 from paella_jax.models.uvit_blocks import SeparateAttention
-from paella_jax.models.vqgan import Quantized, Reconstruction
-from paella_jax.ops.codebook import nearest_code
 
 Array = jax.Array
 
@@ -112,11 +111,12 @@ class Middle(nn.Module):
         return ResnetBlock(self.features, self.groups, self.dtype, name="block_1")(x)
 
 
-class VQModel(nn.Module):
+class VQModel(Quantizer):
     """Encoder, quantiser and decoder. Defaults are aMUSEd's f16 model.
 
-    The decoder's levels mirror the encoder's and have one block more each. Pixels are in [0, 1]
-    on both sides.
+    The decoder's levels mirror the encoder's and have one block more each, unless they are given
+    sizes of their own (MUSE's larger decoder, reference/muse.md 1.4). Pixels are in [0, 1] on both
+    sides.
     """
 
     widths: tuple[int, ...] = (128, 256, 256, 512, 768)  # channels per level, finest first
@@ -128,12 +128,15 @@ class VQModel(nn.Module):
     middle_attention: bool = False
     encoder_attention: tuple[bool, ...] = (False,) * 5  # per level, finest first
     decoder_attention: tuple[bool, ...] = (False,) * 5  # per level, finest first
+    decoder_widths: tuple[int, ...] = ()  # finest first; empty: `widths`
+    decoder_blocks_per_level: int = 0  # 0: one more than the encoder's
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        self._check()
+        self.check()
         dtype, groups = self.dtype, self.norm_groups
-        middle = lambda: Middle(self.widths[-1], groups, self.middle_attention, dtype)
+        decoder_widths, decoder_blocks = self.decoder_sizes
+        middle = lambda width: Middle(width, groups, self.middle_attention, dtype)
         project = lambda features: Dense(features, kernel_init=torch_default, dtype=dtype)
         last = len(self.widths) - 1
         self.encoder_in = _conv(self.widths[0], dtype)
@@ -148,21 +151,21 @@ class VQModel(nn.Module):
             )
             for level, width in enumerate(self.widths)
         ]
-        self.encoder_middle = middle()
+        self.encoder_middle = middle(self.widths[-1])
         self.encoder_norm = _group_norm(groups)
         self.encoder_out = _conv(self.latent_channels, dtype)
         self.latents_to_codes = project(self.code_channels)
-        bound = 1.0 / self.codebook_size
-        init = lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
-        self.codebook = self.param("codebook", init, (self.codebook_size, self.code_channels))
+        self.codebook = self.param(
+            "codebook", uniform_codebook, (self.codebook_size, self.code_channels)
+        )
         self.codes_to_latents = project(self.latent_channels)
-        self.decoder_in = _conv(self.widths[-1], dtype)
-        self.decoder_middle = middle()
+        self.decoder_in = _conv(decoder_widths[-1], dtype)
+        self.decoder_middle = middle(decoder_widths[-1])
         # Deepest first, the order they run in.
         self.decoder_levels = [
             Level(
-                self.widths[level],
-                self.blocks_per_level + 1,
+                decoder_widths[level],
+                decoder_blocks,
                 groups,
                 self.decoder_attention[level],
                 "up" if level > 0 else "",
@@ -173,64 +176,41 @@ class VQModel(nn.Module):
         self.decoder_norm = _group_norm(groups)
         self.decoder_out = _conv(3, dtype)
 
-    def _check(self) -> None:
-        for name in ("encoder_attention", "decoder_attention"):
-            if len(getattr(self, name)) != len(self.widths):
-                raise ValueError(
-                    f"{name} {getattr(self, name)} needs one entry per level of {self.widths}"
-                )
-        bad = [width for width in self.widths if width % self.norm_groups]
+    def check(self) -> None:
+        """Raises ValueError where fields do not fit together."""
+        for name in ("encoder_attention", "decoder_attention", "decoder_widths"):
+            given = getattr(self, name)
+            if len(given) != len(self.widths) and not (name == "decoder_widths" and not given):
+                raise ValueError(f"{name} {given} needs one entry per level of {self.widths}")
+        bad = [w for w in (*self.widths, *self.decoder_widths) if w % self.norm_groups]
         if bad:
             raise ValueError(f"{self.norm_groups} norm groups do not divide the widths {bad}")
+
+    @property
+    def decoder_sizes(self) -> tuple[tuple[int, ...], int]:
+        """The decoder's channels per level, finest first, and blocks per level."""
+        blocks = self.decoder_blocks_per_level or self.blocks_per_level + 1
+        return tuple(self.decoder_widths or self.widths), blocks
 
     @property
     def downsampling(self) -> int:
         """Image pixels per token side."""
         return 2 ** (len(self.widths) - 1)
 
-    def encode(self, images: Array) -> Array:
+    def encode(self, images: Array, train: bool = False, settled: Array | None = None) -> Array:
         """Images [batch, H, W, 3] in [0, 1] -> float32 [batch, h, w, code_channels].
+
+        `train` and `settled` change nothing: this network keeps no statistics.
 
         Raises:
           ValueError: H or W is not a multiple of `downsampling`.
         """
-        height, width = images.shape[1:3]
-        if height % self.downsampling or width % self.downsampling:
-            raise ValueError(
-                f"image size {height}x{width} must be a multiple of {self.downsampling} on both "
-                "sides; crop or pad it"
-            )
+        self.check_divisible(images)
         x = self.encoder_in(images.astype(self.dtype))
         for level in self.encoder_levels:
             x = level(x)
         x = nn.silu(self.encoder_norm(self.encoder_middle(x)))
         return self.latents_to_codes(self.encoder_out(x)).astype(jnp.float32)
-
-    def quantize(self, latents: Array) -> Quantized:
-        """Latents [batch, h, w, code_channels] -> nearest codes, tokens and losses.
-
-        The reference's training loss is commitment_loss + 0.25 * codebook_loss: its weight is on
-        the other term than in the paper.
-        """
-        fixed = jax.lax.stop_gradient
-        tokens = self._nearest(fixed(latents))
-        codes = self.lookup(tokens)
-        return Quantized(
-            # The bracket is exactly zero, so the value is the code itself, without rounding.
-            codes=fixed(codes) + (latents - fixed(latents)),
-            tokens=tokens,
-            codebook_loss=jnp.square(codes - fixed(latents)).mean(),
-            commitment_loss=jnp.square(latents - fixed(codes)).mean(),
-        )
-
-    def _nearest(self, latents: Array) -> Array:
-        # At an accelerator's default (bfloat16) precision close codes would be confused.
-        with jax.default_matmul_precision("highest"):
-            return nearest_code(latents, self.codebook)
-
-    def lookup(self, tokens: Array) -> Array:
-        """Tokens [batch, h, w] -> codes [batch, h, w, code_channels]."""
-        return jnp.take(self.codebook, tokens, axis=0)
 
     def decode(self, latents: Array) -> Array:
         """Latents or codes [batch, h, w, code_channels] -> float32 images, not clamped."""
@@ -239,23 +219,3 @@ class VQModel(nn.Module):
         for level in self.decoder_levels:
             x = level(x)
         return self.decoder_out(nn.silu(self.decoder_norm(x))).astype(jnp.float32)
-
-    def encode_tokens(self, images: Array) -> Array:
-        """Images -> int32 tokens [batch, h, w]."""
-        return self._nearest(self.encode(images))
-
-    def decode_tokens(self, tokens: Array) -> Array:
-        """Tokens -> images clamped to [0, 1]."""
-        return jnp.clip(self.decode(self.lookup(tokens)), 0.0, 1.0)
-
-    def __call__(self, images: Array) -> Reconstruction:
-        """One training pass over images [batch, H, W, 3] in [0, 1]."""
-        latents = self.encode(images)
-        result = self.quantize(latents)
-        return Reconstruction(
-            self.decode(result.codes),
-            latents,
-            result.tokens,
-            result.codebook_loss,
-            result.commitment_loss,
-        )

@@ -1,11 +1,12 @@
-"""Training losses of the token predictors (reference/paella.md 2.6)."""
+"""Training losses of the token predictors (reference/paella.md 2.6, muse.md 4)."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from paella_jax.noise.tokens import loss_weight
 from paella_jax.ops.cross_entropy import chunked_cross_entropy
 
 Array = jax.Array
@@ -16,10 +17,9 @@ def weighted_token_loss(
     classifier: Array,
     targets: Array,
     noise_mask: Array,
-    t: Array,
+    weight: Array,
     *,
     smoothing: float = 0.1,
-    minimum: float = 0.3,
     chunks: int = 1,
 ) -> tuple[Array, dict[str, Array]]:
     """Label-smoothed cross-entropy, weighted per token and normalised per image.
@@ -29,9 +29,8 @@ def weighted_token_loss(
       classifier: [width, codes].
       targets: int32 [batch, h, w], the clean tokens.
       noise_mask: bool [batch, h, w].
-      t: float32 [batch].
+      weight: float32 [batch, h, w], of each token's loss; not all 0 in an image.
       smoothing: label smoothing.
-      minimum: loss weight of a clean token at t = 0.
       chunks: see `chunked_cross_entropy`.
 
     Returns:
@@ -41,7 +40,6 @@ def weighted_token_loss(
     scores = chunked_cross_entropy(
         features, classifier, targets, smoothing=smoothing, chunks=chunks
     )
-    weight = loss_weight(noise_mask, t, minimum)
     per_image = (scores.loss * weight).sum((1, 2)) / weight.sum((1, 2))
     noised = noise_mask.astype(jnp.float32)
     count = jnp.maximum(noised.sum(), 1.0)
@@ -51,3 +49,17 @@ def weighted_token_loss(
         "loss_noised": (scores.loss * noised).sum() / count,
     }
     return per_image.mean(), metrics
+
+
+def with_bias(features: Array, predictor: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Features and classifier of a predictor's parameters, for a product without a bias.
+
+    A bias (only U-ViTs with `use_bias` have one) becomes the classifier's last row, with ones as
+    the features' last column.
+    """
+    classifier = predictor["classifier"]
+    bias = predictor.get("classifier_bias")
+    if bias is None:
+        return features, classifier
+    ones = jnp.ones((*features.shape[:-1], 1), features.dtype)
+    return jnp.concatenate([features, ones], -1), jnp.concatenate([classifier, bias[None]])

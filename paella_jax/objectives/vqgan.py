@@ -1,4 +1,4 @@
-"""Training the f4 VQGAN: reconstruction, codebook, optional adversarial and perceptual losses.
+"""Training a tokenizer: reconstruction, codebook, optional adversarial and perceptual losses.
 
 Weights and switches follow reference/paella.md 5. Dead codes: how often every code is used is
 tracked as a moving average; every `revive_every` steps, codes used less than `dead_share` of the
@@ -34,27 +34,28 @@ def perplexity(usage: Array) -> Array:
     return jnp.exp(-(p * jnp.log(jnp.maximum(p, 1e-9))).sum())
 
 
-def initial_code_state(codebook_size: int, latent_channels: int) -> dict[str, Array]:
+def initial_code_state(codebook_size: int, code_channels: int) -> dict[str, Array]:
     """Usage zero: every code is dead until it is seen, so all are drawn from the first batch."""
     return {
         "usage": jnp.zeros((codebook_size,)),
-        "candidates": jnp.zeros((codebook_size, latent_channels)),
+        "candidates": jnp.zeros((codebook_size, code_channels)),
     }
 
 
-def _candidates(key: Array, latents: Array, tokens: Array, codebook: Array) -> Array:
-    """One latent vector of the batch per code, drawn in proportion to its squared distance.
+def _candidates(key: Array, latents: Array, codes: Array, count: int) -> Array:
+    """`count` latent vectors of the batch, drawn in proportion to their squared distance to codes.
 
     That is k-means++'s rule: most positions of an image look alike, so drawn evenly nearly all
-    candidates would repeat a code that is there already. A little jitter keeps two codes apart.
+    candidates would repeat a code that is there already. A little jitter keeps two codes apart, in
+    units of the latents' own spread: not every tokenizer normalises them.
     """
     pick_key, jitter_key = jax.random.split(key)
     flat = latents.reshape(-1, latents.shape[-1])
-    nearest = jnp.take(codebook, tokens.reshape(-1), axis=0)
-    mass = jnp.cumsum(jnp.square(flat - nearest).sum(-1) + 1e-12)
-    targets = jax.random.uniform(pick_key, (codebook.shape[0],)) * mass[-1]
+    mass = jnp.cumsum(jnp.square(flat - codes.reshape(flat.shape)).sum(-1) + 1e-12)
+    targets = jax.random.uniform(pick_key, (count,)) * mass[-1]
     chosen = flat[jnp.minimum(jnp.searchsorted(mass, targets), flat.shape[0] - 1)]
-    return chosen + 0.01 * jax.random.normal(jitter_key, chosen.shape)
+    spread = 0.01 * flat.std(0, keepdims=True)
+    return chosen + spread * jax.random.normal(jitter_key, chosen.shape)
 
 
 def vqgan_objective(
@@ -70,7 +71,8 @@ def vqgan_objective(
     the discriminator's parameters as constants, and the other way round.
 
     Args:
-      reconstruct: (params, state, images, quantized, settled) -> (Reconstruction, new state).
+      reconstruct: (params, state, images, quantized, settled) -> (Reconstruction, new state), of
+        the whole trees.
       discriminate: (params, state, images) -> (logits, new state); None without adversarial loss.
       perceptual: (frozen, a, b) -> distance [batch]; None without perceptual loss.
       settings: `config.objective` of configs/vqgan.py.
@@ -79,14 +81,12 @@ def vqgan_objective(
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         images = images_from_batch(inputs.batch)
-        state = dict(inputs.model_state)
         split = jax.vmap(lambda key: jax.random.split(key))(inputs.keys)
         raw = jax.vmap(lambda key: jax.random.uniform(key))(split[:, 0])
         quantized = raw >= settings.unquantized_share
         settled = inputs.step >= settings.settle_statistics_from
-        output, state["vqgan"] = reconstruct(
-            params["vqgan"], state["vqgan"], images, quantized, settled
-        )
+        output, state = reconstruct(params, inputs.model_state, images, quantized, settled)
+        state = dict(state)
         usage = code_usage(output.tokens, codebook_size)
         mse = jnp.square(output.images - images).mean()
         metrics = {
@@ -100,8 +100,7 @@ def vqgan_objective(
             + settings.codebook_weight * output.codebook_loss
             + settings.commitment_weight * output.commitment_loss
         )
-        codebook = params["vqgan"]["codebook"]
-        state["codes"] = _code_state(state["codes"], usage, split[0, 1], output, codebook, settings)
+        state["codes"] = _code_state(state["codes"], usage, split[0, 1], output, settings)
         if perceptual is not None:
             metrics["perceptual"] = perceptual(inputs.frozen, output.images, images).mean()
             loss += settings.perceptual_weight * metrics["perceptual"]
@@ -117,14 +116,12 @@ def vqgan_objective(
     return objective
 
 
-def _code_state(
-    codes: Tree, usage: Array, key: Array, output: Any, codebook: Array, settings: ConfigDict
-) -> Tree:
+def _code_state(codes: Tree, usage: Array, key: Array, output: Any, settings: ConfigDict) -> Tree:
     """The running usage of every code, and latents that could replace a dead one."""
-    decay, stop = settings.usage_decay, jax.lax.stop_gradient
+    decay, latents = settings.usage_decay, jax.lax.stop_gradient(output.latents)
     return {
         "usage": decay * codes["usage"] + (1.0 - decay) * usage,
-        "candidates": _candidates(key, stop(output.latents), output.tokens, stop(codebook)),
+        "candidates": _candidates(key, latents, output.codes, usage.size),
     }
 
 

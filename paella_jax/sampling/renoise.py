@@ -174,6 +174,7 @@ def sample(
     settings: RenoiseSettings,
     *,
     codebook_size: int,
+    mask_token: int | None = None,
     initial_tokens: Array | None = None,
     image_tokens: Array | None = None,
     known: Known | None = None,
@@ -192,6 +193,8 @@ def sample(
       shape: (batch, h, w).
       settings: see `RenoiseSettings`.
       codebook_size: the vocabulary.
+      mask_token: of a network trained with masks: the noise is then this id everywhere, and only
+        masked tokens are drawn, since such a network predicts nothing useful for visible ones.
       initial_tokens: tokens at level `t_start`; None starts from the noise.
       image_tokens: clean tokens to start from instead: a share `t_start` of them is replaced by
         the noise here, so that t_start = 1 is the same as starting from the noise.
@@ -202,17 +205,24 @@ def sample(
       ramps: replaces the settings' temperature and guidance ramps.
       randomness: replaces the random noise and masks, for tests against recorded runs.
       draw: replaces the settings' way of drawing in every step.
-      trace: also return the tokens after every step.
+      trace: also return the tokens after every step; with a `mask_token` before masking again.
 
     Returns:
       int32 [batch, h, w]; with `trace`, a pair with int32 [num_steps, batch, h, w].
+
+    Raises:
+      ValueError: a setting that makes no sense, or none for a masked network.
     """
     settings.check()
+    if mask_token is not None:
+        _check_masked(settings)
     batch, *grid = shape
     index = jnp.arange(batch) if sample_index is None else sample_index
     keys = key if key.ndim == 1 else sample_keys(key, index)
     if randomness is None:
         randomness = _randomness(keys, tuple(grid), settings.num_steps, codebook_size)
+    if mask_token is not None:
+        randomness = randomness._replace(initial=jnp.full(shape, mask_token, jnp.int32))
     # Kept tokens enter the initial noise as well: renoising with it leaves them alone.
     hold = (lambda tokens: tokens) if known is None else known.hold
     randomness = randomness._replace(initial=hold(randomness.initial))
@@ -222,10 +232,11 @@ def sample(
     for start, stop, guided, draw_mode in _segments(settings):
         implementation = settings.draw_implementation
         choose = partial(_draw, draw or draw_mode, codebook=codebook, implementation=implementation)
-        body = _make_body(denoise, choose, hold, settings, randomness, codebook_size, guided)
+        body = _make_body(
+            denoise, choose, hold, settings, randomness, codebook_size, mask_token, guided, trace
+        )
         part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], steps)
-        one_step = lambda x, step, body=body: (y := body(x, step), y if trace else None)
-        tokens, visited = lax.scan(one_step, tokens, part)
+        tokens, visited = lax.scan(body, tokens, part)
         history.append(visited)
     return (tokens, jnp.concatenate(history)) if trace else tokens
 
@@ -237,20 +248,24 @@ def _make_body(
     settings: RenoiseSettings,
     randomness: Randomness,
     codebook_size: int,
+    mask_token: int | None,
     guided: bool,
-) -> Callable[[Array, Step], Array]:
+    trace: bool,
+) -> Callable[[Array, Step], tuple[Array, Array | None]]:
     """The loop's body: predict, draw, renoise, put kept tokens back.
 
     The reference puts them back after the draw only; with "initial" and "previous" noise that is
     the same, since both hold them. With "fresh" noise it would lose them.
     """
 
-    def body(tokens: Array, step: Step) -> Array:
+    def body(tokens: Array, step: Step) -> tuple[Array, Array | None]:
         t = jnp.full((tokens.shape[0],), step.t)
         logits = denoise(tokens, t, step.guidance_scale if guided else None)
         if settings.typical_mass is not None:
             logits = typical_filter(logits, settings.typical_mass, settings.typical_min_tokens)
         drawn = choose(logits, step)
+        if mask_token is not None:
+            drawn = jnp.where(tokens == mask_token, drawn, tokens)
         if settings.renoise_mode == "initial":
             source = randomness.initial
         elif settings.renoise_mode == "previous":
@@ -261,9 +276,21 @@ def _make_body(
         if settings.renoise_choice == "confidence":
             order = confidence_order(logits, drawn)
         renoised, _ = replace_tokens(drawn, source, order, step.t_next)
-        return hold(jnp.where(step.renoise, renoised, drawn))
+        after = hold(jnp.where(step.renoise, renoised, drawn))
+        if not trace:
+            return after, None
+        return after, after if mask_token is None else hold(drawn)
 
     return body
+
+
+def _check_masked(settings: RenoiseSettings) -> None:
+    """Raises ValueError for what only a network trained with random tokens can do."""
+    why = "for a network trained with masks"
+    _require(settings.renoise_mode == "initial", "renoise_mode", settings.renoise_mode,
+             f"'initial' {why}: masks have no other source")  # fmt: skip
+    _require(settings.renoise_choice == "random", "renoise_choice", settings.renoise_choice,
+             f"'random' {why}; its lowest-confidence sampler is parallel decoding")  # fmt: skip
 
 
 def confidence_order(logits: Array, drawn: Array) -> Array:

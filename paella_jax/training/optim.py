@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, path_aware_map
 from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+
+Array = jax.Array
+Tree = Any
+KINDS = ("adamw", "adafactor")
+MIN_FACTORED_SIZE = 128  # matrices with a smaller side keep their full second moments
+MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
 
 
 def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
@@ -19,14 +34,99 @@ def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [optim.warmup_steps])
 
 
+def check_optim(optim: ConfigDict) -> None:
+    """Raises ConfigError for an optimiser, a beta or a pattern that cannot be."""
+    if optim.kind not in KINDS:
+        raise ConfigError(f"optim.kind must be one of {', '.join(KINDS)}, got {optim.kind!r}")
+    for name in ("beta1", "beta2"):
+        if not 0.0 <= optim[name] < 1.0:
+            raise ConfigError(f"optim.{name} must be at least 0 and below 1, got {optim[name]}")
+    try:
+        re.compile(optim.decay_pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"optim.decay_pattern {optim.decay_pattern!r} is no regex: {error}"
+        ) from error
+
+
 def make_optimizer(optim: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm; decay on every parameter, as the reference."""
+    """AdamW or Adafactor after clipping by global norm, with decoupled weight decay.
+
+    The decay falls on every parameter, as in Paella's reference, or on those whose path matches
+    `optim.decay_pattern`.
+
+    Raises:
+      ConfigError: settings that cannot be (`check_optim`); from the optimiser's `init`, also where
+        it only sees shapes: a pattern that matches no parameter.
+    """
+    check_optim(optim)
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+    schedule = make_schedule(optim, num_steps)
+    mask = decay_mask(optim.decay_pattern) if optim.decay_pattern else None
+    if optim.kind == "adafactor":
+        return optax.chain(clip, _adafactor(optim, schedule, mask))
     adamw = optax.adamw(
-        make_schedule(optim, num_steps),
+        schedule,
         b1=optim.beta1,
         b2=optim.beta2,
         eps=optim.epsilon,
         weight_decay=optim.weight_decay,
+        mask=mask,
     )
     return optax.chain(clip, adamw)
+
+
+def decay_mask(pattern: str) -> Callable[[Tree], Tree]:
+    """A function from parameters to a tree of bools: the regex is found in "block/.../kernel".
+
+    Raises:
+      ConfigError: when called, if it is found in no path.
+    """
+
+    def mask(params: Tree) -> Tree:
+        chosen = path_aware_map(
+            lambda path, _: bool(re.search(pattern, "/".join(map(str, path)))), params
+        )
+        if not any(jax.tree.leaves(chosen)):
+            example = next(iter(flatten_dict(params, sep="/")), "(no parameters)")
+            raise ConfigError(
+                f"optim.decay_pattern {pattern!r} matches no parameter; a path looks like "
+                f"{example}; leave it empty to decay every parameter"
+            )
+        return chosen
+
+    return mask
+
+
+def _adafactor(
+    optim: ConfigDict, schedule: optax.Schedule, mask: Callable[[Tree], Tree] | None
+) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern 2018) as MUSE's settings name it: muse.md 1.2.
+
+    Built from optax's parts, as `optax.adafactor` differs from those settings: it scales steps by
+    the size of the parameters, raises beta2 towards 1 with the step, and does not scale the decay
+    by the learning rate. `optim.epsilon` is Adam's; Adafactor's 1e-30 only guards against 0/0.
+    What MUSE leaves open: the momentum is of the scaled gradient, in float32 and bias-corrected,
+    and each array's update is clipped to an RMS of 1, as in the Adafactor paper.
+    """
+    momentum = optax.ema(optim.beta1) if optim.beta1 else optax.identity()
+    return optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=optim.beta2,
+            decay_rate_fn=_unbiased_decay,
+            min_dim_size_to_factor=MIN_FACTORED_SIZE,
+        ),
+        optax.clip_by_block_rms(MAX_UPDATE_RMS),
+        momentum,
+        optax.add_decayed_weights(optim.weight_decay, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _unbiased_decay(step: Any, beta2: Any) -> Array:
+    """The decay whose running average equals the bias-corrected one of a fixed `beta2`.
+
+    Where optax expects `1 - step ** -exponent`; step 0 is the first. Shazeer & Stern, section 7.1.
+    """
+    before = jnp.asarray(step, jnp.float32)
+    return beta2 * (1.0 - beta2**before) / (1.0 - beta2 ** (before + 1.0))

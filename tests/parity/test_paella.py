@@ -116,8 +116,9 @@ def training_loss(params, model, arrays, chunks=1):
         {"params": params}, noised, r, conditioning(arrays), return_features=True
     )
     target = jnp.asarray(arrays["train.target"], jnp.int32)
+    weight = loss_weight(mask, r, 0.3)
     return weighted_token_loss(
-        features, params["classifier"], target, mask, r, smoothing=0.1, minimum=0.3, chunks=chunks
+        features, params["classifier"], target, mask, weight, smoothing=0.1, chunks=chunks
     )
 
 

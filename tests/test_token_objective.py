@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys, sample_noise_level
-from paella_jax.objectives.paella import drop_conditions, unmasked_padding
+from paella_jax.objectives.token_prediction import drop_conditions, unmasked_padding
 
 COUNT = 4000
 KEYS = sample_keys(jax.random.key(0), jnp.arange(COUNT))

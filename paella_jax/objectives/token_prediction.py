@@ -1,4 +1,10 @@
-"""Paella's training step: noise the tokens, predict the clean ones (reference/paella.md 2.6, 3)."""
+"""A token predictor's training step: corrupt the tokens, predict the clean ones.
+
+Paella replaces tokens by random ones and weighs all positions (reference/paella.md 2.6, 3); MUSE
+masks an exact number and looks at the masked ones alone (reference/muse.md 1.5, 2.8). Both divide
+by each image's own weight, so that the loss does not depend on how a batch is cut or sharded
+(aMUSEd divides by the batch's masked tokens).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +17,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
-from paella_jax.noise.tokens import add_noise, sample_noise_level
+from paella_jax.noise.masking import add_mask, sample_mask_ratio
+from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
-from paella_jax.objectives.tokens import weighted_token_loss
+from paella_jax.objectives.tokens import weighted_token_loss, with_bias
 
 Array = jax.Array
 Tree = Any
-CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation")  # in a batch
+CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation",
+              "micro_conds")  # fmt: skip # in a batch
 
 
 def drop_conditions(
@@ -68,13 +76,48 @@ def unmasked_padding(inputs: ConditionInputs) -> ConditionInputs:
     return replace(inputs, text_mask=jnp.broadcast_to(used, inputs.text_mask.shape))
 
 
-def paella_objective(
+def sample_level(keys: Array, settings: ConfigDict) -> Array:
+    """The share of tokens to corrupt, one per sample; keys [batch] -> float32 [batch].
+
+    Density "uniform" is Paella's, "cosine" MUSE's arccos density, which has its mass near 1.
+    """
+    if settings.density == "uniform":
+        return sample_noise_level(keys, settings.minimum_t)
+    return sample_mask_ratio(keys, settings.density, settings.minimum_t)
+
+
+def corrupt(
+    keys: Array, tokens: Array, t: Array, codebook_size: int, mask_token: int | None
+) -> tuple[Array, Array]:
+    """Corrupted tokens and where (bool), both [batch, h, w].
+
+    Without a `mask_token` every token is replaced by a random one with probability t; with it an
+    exact share t becomes the mask.
+    """
+    if mask_token is None:
+        return add_noise(keys, tokens, t, codebook_size)
+    return add_mask(keys, tokens, t, mask_token)
+
+
+def token_weight(
+    noise_mask: Array, t: Array, settings: ConfigDict, mask_token: int | None
+) -> Array:
+    """Loss weights float32 [batch, h, w]: masked tokens alone, or all by Paella's formula."""
+    if mask_token is None:
+        return loss_weight(noise_mask, t, settings.minimum_weight)
+    return noise_mask.astype(jnp.float32)
+
+
+def token_objective(
     predict: Callable[..., Array],
     condition: Callable[..., Conditioning],
     encode_images: Callable[[Tree, Array], Array],
     settings: ConfigDict,
     codebook_size: int,
+    *,
+    mask_token: int | None = None,
     embed_images: Callable[[Tree, Tree, Array], Array] | None = None,
+    encode_low: Callable[[Tree, Array], Array] | None = None,
     empty_clip_ids: Array | None = None,
 ) -> Objective:
     """Builds the objective.
@@ -85,40 +128,41 @@ def paella_objective(
       encode_images: (frozen, images) -> tokens, the frozen tokenizer.
       settings: `config.objective` of configs/paella.py.
       codebook_size: vocabulary.
+      mask_token: the mask's id; None replaces tokens by random ones.
       embed_images: (params, frozen, images) -> image embeddings [batch, width]; None: no image
         conditioning.
+      encode_low: (frozen, images) -> tokens of the small picture, for super-resolution.
       empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         split = jax.vmap(lambda key: jax.random.split(key, 4))(inputs.keys)
         level_keys, noise_keys, drop_keys, dropout_keys = split.T
-        batch = inputs.batch
+        batch, frozen = inputs.batch, inputs.frozen
         tokens = batch.get("tokens")
         if tokens is None:
-            tokens = encode_images(inputs.frozen, images_from_batch(batch))
-        given = ConditionInputs(
-            **{name: batch.get(name) for name in CONDITIONS},
-            image_pooled=None
-            if embed_images is None
-            else embed_images(params, inputs.frozen, images_from_batch(batch))[:, None],
-        )
+            tokens = encode_images(frozen, images_from_batch(batch))
+        conditions = {name: batch.get(name) for name in CONDITIONS}
+        if embed_images is not None:
+            embedding = embed_images(params, frozen, images_from_batch(batch))
+            conditions["image_pooled"] = embedding[:, None]
+        if encode_low is not None:
+            conditions["low_tokens"] = encode_low(frozen, images_from_batch(batch))
+        given = ConditionInputs(**conditions)
         given = drop_conditions(drop_keys, given, settings, empty_clip_ids)
         if not settings.mask_padding:
             given = unmasked_padding(given)
         text_key, network_key = jax.random.split(dropout_keys[0])
-        cond = condition(params, inputs.frozen, given, text_key)
-        t = sample_noise_level(level_keys, settings.minimum_t)
-        noised, noise_mask = add_noise(noise_keys, tokens, t, codebook_size)
+        cond = condition(params, frozen, given, text_key)
+        t = sample_level(level_keys, settings)
+        noised, noise_mask = corrupt(noise_keys, tokens, t, codebook_size, mask_token)
         features = predict(params, noised, t, cond, network_key)
         loss, metrics = weighted_token_loss(
-            features,
-            params["predictor"]["classifier"],
+            *with_bias(features, params["predictor"]),
             tokens,
             noise_mask,
-            t,
+            token_weight(noise_mask, t, settings, mask_token),
             smoothing=settings.label_smoothing,
-            minimum=settings.minimum_weight,
             chunks=settings.loss_chunks,
         )
         return loss, (metrics, inputs.model_state)

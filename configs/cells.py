@@ -1,0 +1,171 @@
+"""What every token predictor's configuration has: the cell, its networks, objective and sampler.
+
+A cell is corruption x network x sampler (paella_jax/families/cells.py); configs/paella.py and
+configs/muse.py start from here and choose one. Only the chosen network's block is read.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def token_config(preset: str) -> ConfigDict:
+    """All blocks with the released Paella's values."""
+    config = common.base()
+    config.method = "tokens"
+    config.preset = preset
+    config.tokenizer = ""  # run folder of a trained VQGAN
+    config.low_tokenizer = ""  # the small pictures' one, for cell.network=super_resolution
+
+    config.cell = ConfigDict()
+    config.cell.corruption = "uniform"  # uniform (random tokens) or mask
+    config.cell.network = "unet"  # unet, transformer, uvit or super_resolution
+    config.cell.sampler = "random"  # what is corrupted again: random or least confident tokens
+
+    config.model = ConfigDict()  # cell.network=unet, and the vocabulary of all
+    config.model.codebook_size = 8192  # must equal the tokenizer's
+    config.model.token_width = 256  # token embedding and classifier width
+    config.model.patch_size = 2
+    config.model.time_width = 64
+    config.model.cond_width = 1024  # width of the conditioning sequence
+    config.model.widths = (640, 1280, 1280)  # channels per level
+    config.model.depths = (6, 16, 6)  # repetitions of the level's pattern, down and up
+    config.model.num_heads = (0, 16, 16)
+    config.model.patterns = ("CT", "CTA", "CTA")  # C conv, T timestep, A attention, F MLP
+    config.model.clip_tokens = 4
+    config.model.num_classes = 0  # condition on class labels (data must have them)
+    config.model.num_segments = 0  # condition on segmentation maps (data must have them)
+    config.model.kernel_size = 3
+    config.model.dropout = 0.1
+    config.model.self_attention = True
+    config.model.remat = False  # recompute activations in the backward pass
+
+    config.transformer = ConfigDict()  # cell.network=transformer: MUSE's base model, here 3B
+    config.transformer.width = 2048
+    config.transformer.depth = 48
+    config.transformer.num_heads = 16  # a guess: not published
+    config.transformer.feed_forward_width = 8192
+    config.transformer.time_width = 0  # of the noise level's embedding; 0: not told, as MUSE
+    config.transformer.dropout = 0.0
+    config.transformer.remat = False
+
+    config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
+    config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
+    config.uvit.token_width = 768
+    config.uvit.conv_width = 768
+    config.uvit.conv_blocks = 3
+    config.uvit.conv_heads = 12
+    config.uvit.width = 1024
+    config.uvit.depth = 22
+    config.uvit.num_heads = 16
+    config.uvit.feed_forward_width = 2816
+    config.uvit.micro_width = 256
+    config.uvit.micro_conds = 5  # 6: it is also told the noise level
+    config.uvit.downsample = False
+    config.uvit.upsample = False
+    config.uvit.use_bias = False
+    config.uvit.learned_norms = True
+    config.uvit.norm_epsilon = 1e-6
+    config.uvit.dropout = 0.0
+    config.uvit.attention_dropout = 0.0
+    config.uvit.remat = False
+
+    config.super_resolution = ConfigDict()  # cell.network=super_resolution: MUSE's Table 6
+    config.super_resolution.low_grid = 16  # side of the small picture's token map
+    config.super_resolution.low_depth = 16
+    config.super_resolution.width = 1024
+    config.super_resolution.depth = 32
+    config.super_resolution.num_heads = 16  # a guess: not published
+    config.super_resolution.feed_forward_width = 4096
+    config.super_resolution.block_size = 8  # tokens per side of a local attention block
+    config.super_resolution.time_width = 0
+    config.super_resolution.dropout = 0.0
+    config.super_resolution.remat = False
+
+    config.text = ConfigDict()
+    config.text.kind = "t5"  # t5 (the fields below), or clip: the states of clip.folder's tower
+    config.text.folder = ""  # frozen T5/ByT5 in Hugging Face layout; empty: train one jointly
+    config.text.max_length = 768  # bytes including the end token; longer captions are cut
+    config.text.pad_to = 256  # static length of training batches
+    config.text.empty_is_absent = False  # an empty text is invisible (MUSE), not its end token
+    config.text.width = 1536  # the fields below describe a jointly trained encoder
+    config.text.num_layers = 2
+    config.text.num_heads = 4
+    config.text.hidden_dim = 256
+    config.text.dropout = 0.0
+
+    config.clip = ConfigDict()
+    config.clip.folder = ""  # frozen CLIP text and vision towers in Hugging Face layout
+    config.image_encoder = ConfigDict()
+    config.image_encoder.kind = "none"  # none, clip (of clip.folder) or joint (fields below)
+    config.image_encoder.patch_size = 8
+    config.image_encoder.width = 96
+    config.image_encoder.num_layers = 2
+    config.image_encoder.num_heads = 4
+    config.image_encoder.projection = 96  # width of the embedding
+
+    config.objective = ConfigDict()
+    config.objective.density = "uniform"  # of the corrupted share: uniform, or cosine (MUSE)
+    config.objective.minimum_t = 0.001  # smallest share
+    config.objective.label_smoothing = 0.1
+    config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0; 0 with masks
+    # Shares of samples trained without a condition, each kind by its own draw per sample.
+    config.objective.text_drop = 0.05
+    config.objective.clip_text_drop = 0.9
+    config.objective.image_drop = 0.9
+    config.objective.label_drop = 0.5
+    config.objective.segmentation_drop = 0.5
+    # False: padding up to the batch's longest caption is seen as text, as in the released models'
+    # training. Sampling never sees it: a prompt is drawn as if it were alone in its batch.
+    config.objective.mask_padding = True
+    config.objective.loss_chunks = 1  # cuts the classifier's positions to save memory
+
+    config.sampler = ConfigDict()
+    config.sampler.num_steps = 12
+    config.sampler.temperature = (0.7, 0.3)  # first and last step
+    config.sampler.guidance_scale = (8.0, 8.0)  # first and last step; 1 is off
+    config.sampler.guided_steps = None  # guidance stops after this many steps
+    config.sampler.renoise_steps = None  # None: all steps but the last
+    config.sampler.renoise_mode = "initial"  # initial, previous or fresh
+    config.sampler.typical_mass = None
+    config.sampler.schedule = "cosine"  # share still masked: cosine, linear or power
+    config.sampler.exponent = 2.0  # of the power schedule
+    config.sampler.choice_temperature = (2.0, 0.0)  # noise on the confidences
+    config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls
+
+    common.add_evaluation(config)
+    return config
+
+
+def train_further(config: ConfigDict) -> None:
+    """Trains on from `init_from` on a folder of images; what is None here is that run's."""
+    blocks = (config.cell, config.model, config.transformer, config.uvit, config.super_resolution)
+    inputs = (config.text, config.clip, config.image_encoder)
+    for block in (*blocks, *inputs, config.objective, config.sampler):
+        for name in block:
+            block[name] = None
+    config.precision = None
+    config.data.image_size = None
+    config.data.source = "folder"
+    config.num_steps = 1000
+    config.batch_size = 8
+    config.optim.warmup_steps = 50
+    config.checkpoint.every = 250
+    config.log.every = 10
+    config.log.preview_every = 250
+
+
+def style_of_one_image(config: ConfigDict) -> None:
+    """One image's style by LoRA: aMUSEd's published recipe (reference/muse.md 2.8)."""
+    train_further(config)
+    config.data.source = "one_image"  # data.image_file and data.caption
+    config.batch_size = 1
+    config.num_steps = 1500
+    config.optim.warmup_steps = 0
+    config.optim.learning_rate = 4e-4
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+    config.checkpoint.every = 500
+    config.log.preview_every = 0

@@ -1,0 +1,90 @@
+"""One image with its caption, again and again: what a style is tuned from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paella_jax.data.folder import CROPS, UNREADABLE, crop, read_image
+
+
+@dataclass
+class OneImageSource:
+    """The same captioned image at every index (muse.md 2.8, style from one image).
+
+    The image is read once: upright, its short side resized to `resize` pixels. `source[i]` is the
+    centre; `source.draw(i, rng)` is what training reads, with the random crop and flip that were
+    asked for.
+
+    Attributes:
+      file: of the image.
+      caption: its text; surrounding blanks are removed.
+      image_size: pixels of the square sample.
+      crop: "center" or "random".
+      resize: pixels of the short side before the crop; 0 means `image_size`.
+      flip: mirror half of the drawn samples left to right.
+
+    Raises:
+      ValueError: no such file, no readable image, one that would have to be enlarged, an empty
+        caption, an unknown crop, or a `resize` below `image_size`.
+    """
+
+    file: str
+    caption: str
+    image_size: int
+    crop: str = "center"
+    resize: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        self.caption = self.caption.strip()
+        if not self.file or not Path(self.file).is_file():
+            raise ValueError(f"data.image_file {self.file!r} is no file; give the image to learn")
+        if not self.caption:
+            raise ValueError(
+                f"data.caption is empty; say what {self.file} shows and name its style, as in "
+                '--config.data.caption="a fox in the style of [V]"'
+            )
+        if self.crop not in CROPS:
+            raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        if self.resize and self.resize < self.image_size:
+            raise ValueError(
+                f"data.resize {self.resize} is smaller than data.image_size {self.image_size}; "
+                "0 resizes to the image size"
+            )
+        self.image = self._read(self.resize or self.image_size)
+
+    def _read(self, short_side: int) -> Image.Image:
+        try:
+            with Image.open(self.file) as opened:
+                width, height = opened.size
+            if min(width, height) < short_side:
+                raise ValueError(
+                    f"it has {width}x{height} pixels, data.resize or data.image_size asks for "
+                    f"{short_side}; give a larger image"
+                )
+            return read_image(Path(self.file), short_side, short_side)
+        except UNREADABLE as error:
+            raise ValueError(f"data.image_file {self.file} cannot be used: {error}") from error
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int."""
+        return self._sample(int(index), None)
+
+    def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        return self._sample(int(index), rng)
+
+    def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
+        size = self.image_size
+        pixels = crop(self.image, size, size, rng if self.crop == "random" else None)
+        if self.flip and rng is not None and rng.random() < 0.5:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return {"image": pixels, "caption": self.caption, "index": index}
