@@ -57,11 +57,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 def _shapes(config: ConfigDict) -> None:
     common.shapes_recipe(config)
     common.shapes_text(config)
-    config.model.codebook_size = 1024
-    config.transformer.width = 128
-    config.transformer.depth = 4
-    config.transformer.num_heads = 4
-    config.transformer.feed_forward_width = 512
+    cells.shapes_networks(config)
     config.objective.label_smoothing = 0.05
     config.optim.learning_rate = 1e-3
     config.sampler.num_steps = 12
@@ -71,34 +67,20 @@ def _shapes(config: ConfigDict) -> None:
 def _tiny(config: ConfigDict) -> None:
     _shapes(config)
     common.tiny_recipe(config)
-    config.model.codebook_size = 128
-    config.transformer.width = 64
-    config.transformer.depth = 2
-    config.transformer.feed_forward_width = 256
+    cells.tiny_networks(config)
 
 
 def _super_resolution_shapes(config: ConfigDict) -> None:
     """From a `shapes` tokenizer at f8 (4x4 tokens) to one at f4 (8x8)."""
     _shapes(config)
     config.cell.network = "super_resolution"
-    config.super_resolution.low_grid = 4
-    config.super_resolution.low_depth = 2
-    config.super_resolution.width = 128
-    config.super_resolution.depth = 4
-    config.super_resolution.num_heads = 4
-    config.super_resolution.feed_forward_width = 512
-    config.super_resolution.block_size = 4
     config.sampler.num_steps = 8
 
 
 def _super_resolution_tiny(config: ConfigDict) -> None:
-    _super_resolution_shapes(config)
-    common.tiny_recipe(config)
-    config.model.codebook_size = 128
-    config.super_resolution.low_depth = 1
-    config.super_resolution.width = 64
-    config.super_resolution.depth = 2
-    config.super_resolution.feed_forward_width = 256
+    _tiny(config)
+    config.cell.network = "super_resolution"
+    config.sampler.num_steps = 8
 
 
 def _published(config: ConfigDict) -> None:

@@ -41,15 +41,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 def _shapes(config: ConfigDict) -> None:
     common.shapes_recipe(config)
     common.shapes_text(config)
-    config.model.codebook_size = 1024
-    config.model.token_width = 64
-    config.model.time_width = 32
-    config.model.cond_width = 96
-    config.model.widths = (128,)
-    config.model.depths = (2,)
-    config.model.num_heads = (4,)
-    config.model.patterns = ("CTA",)
-    config.model.dropout = 0.0
+    cells.shapes_networks(config)
     config.objective.label_smoothing = 0.05
     config.objective.text_drop = 0.1
     config.optim.learning_rate = 2e-3
@@ -81,11 +73,7 @@ def _shapes_tasks(config: ConfigDict) -> None:
 def _tiny(config: ConfigDict) -> None:
     _shapes(config)
     common.tiny_recipe(config)
-    config.model.codebook_size = 128
-    config.model.token_width = 32
-    config.model.cond_width = 64
-    config.model.widths = (64,)
-    config.model.depths = (2,)
+    cells.tiny_networks(config)
 
 
 def _shapes64(config: ConfigDict) -> None:

@@ -64,8 +64,8 @@ def _levels(config: ConfigDict, widths: tuple[int, ...]) -> None:
 
 def _shapes(config: ConfigDict) -> None:
     """f4, as Paella's tokenizer of the same data."""
-    _levels(config, (32, 48, 64))
-    config.num_steps = 1000
+    _levels(config, (16, 32, 64))
+    config.num_steps = 1500
     config.batch_size = 32
     config.model.blocks_per_level = 1
     config.model.latent_channels = 16
@@ -73,7 +73,7 @@ def _shapes(config: ConfigDict) -> None:
     config.model.codebook_size = 1024
     config.model.norm_groups = 8
     config.objective.reconstruction_weight = 10.0  # pictures are flat: their error is small
-    config.objective.revive_until = 700
+    config.objective.revive_until = 1000
     config.objective.revive_every = 25
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "cosine"

@@ -13,28 +13,15 @@ import argparse
 import importlib.util
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paella_jax.evaluation.timing import interleaved
 from paella_jax.launch import run, setup_jax
 
 # The Stage B preset of a Stage C one, where they differ.
 STAGE_B = {"paper": "v2", "v2_mixed": "v2", "v2_aesthetic": "v2"}
-
-
-def interleaved(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call; one call of each variant per round, after one warm-up call each."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for function in variants.values():
-        function()
-    for _ in range(rounds):
-        for name, function in variants.items():
-            began = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - began)
-    return times
 
 
 def predictor_passes(config: Any, batch_size: int, depthwise: str) -> tuple[Callable[[], Any], int]:

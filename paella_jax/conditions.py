@@ -179,7 +179,7 @@ def _embedding(image: ImageLike, width: int, embed_images: EmbedImages) -> np.nd
 def _labels(networks: TokenNetworks, conditions: Sequence[Condition]) -> np.ndarray | None:
     if all(c.label is None for c in conditions):
         return None
-    count = getattr(networks.predictor, "num_classes", 0)
+    count = networks.num_classes
     for label in (c.label for c in conditions if c.label is not None):
         if not 0 <= label < count:
             known = f"0 to {count - 1}" if count else "none: this run was not trained with labels"
@@ -192,7 +192,7 @@ def _segmentation(
 ) -> np.ndarray | None:
     if all(c.segmentation is None for c in conditions):
         return None
-    count = getattr(networks.predictor, "num_segments", 0)
+    count = networks.num_segments
     pixels = networks.vqgan.downsampling
     if not count:
         raise ValueError("this run was not trained with segmentation maps (model.num_segments=0)")

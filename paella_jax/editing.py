@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def image_to_image(
         tokens = np.repeat(tokens, copies, axis=0)
         return Generation(pipe.decode(tokens), tokens, None)
     settings = pipe.settings(sampler=options.get("sampler"))
-    start = start_from_image(settings, strength)
+    start: dict[str, Any] = start_from_image(settings, strength)
     return pipe.generate([prompt], image_tokens=tokens, **_size(pipe, tokens), **start, **options)
 
 
@@ -87,6 +88,25 @@ def inpaint(
     Raises:
       ImageError: unusable image, a mask of another size, one that marks nothing or everything.
     """
+    pixels, marked = read_masked(image, mask)
+    tokens = encode_image(pipe, pixels)
+    cell = pipe.networks.vqgan.downsampling
+    generate = touched(marked, tokens.shape)
+    if generate.all():
+        raise ImageError(
+            f"the mask touches every cell of {cell}x{cell} pixels, so nothing of the image would "
+            "stay; use text-to-image instead"
+        )
+    known = Known(tokens[None], generate[None])
+    return pipe.generate([prompt], known=known, **_size(pipe, tokens[None]), **options)
+
+
+def read_masked(image: ImageLike, mask: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+    """Image float32 [height, width, 3] in [0, 1] and mask bool [height, width].
+
+    Raises:
+      ImageError: unusable image, a mask of another size, or one that marks nothing.
+    """
     pixels, marked = read_image(image), read_mask(mask)
     if marked.shape != pixels.shape[:2]:
         raise ImageError(
@@ -95,17 +115,19 @@ def inpaint(
         )
     if not marked.any():
         raise ImageError("the mask marks nothing; paint white what is to be drawn anew")
-    tokens = encode_image(pipe, pixels)
-    cell = pipe.networks.vqgan.downsampling
-    blocks = marked.reshape(tokens.shape[0], cell, tokens.shape[1], cell)
-    generate = np.asarray(blocks.any(axis=(1, 3)))
-    if generate.all():
-        raise ImageError(
-            f"the mask touches every cell of {cell}x{cell} pixels, so nothing of the image would "
-            "stay; use text-to-image instead"
-        )
-    known = Known(tokens[None], generate[None])
-    return pipe.generate([prompt], known=known, **_size(pipe, tokens[None]), **options)
+    return pixels, marked
+
+
+def touched(marked: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """bool [height, width] in pixels -> bool [h, w] (`grid`): tokens with any pixel marked.
+
+    The sides need not divide by the grid; a pixel on a border belongs to both tokens.
+    """
+    for axis, count in enumerate(grid):
+        edges = (np.arange(count + 1) * marked.shape[axis]).tolist()
+        spans = [range(a // count, -(-b // count)) for a, b in pairwise(edges)]
+        marked = np.stack([marked.take(span, axis).any(axis) for span in spans], axis)
+    return marked
 
 
 def outpaint(

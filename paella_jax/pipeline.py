@@ -281,6 +281,13 @@ class TokenPipeline:
         images, tokens, *history = in_batches(run, request, len(keys), batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if trace else None)
 
+    def condition_inputs(self, prompts: Sequence[str], grid: tuple[int, int]) -> ConditionInputs:
+        """What the networks are conditioned on for texts alone; numpy arrays, texts in front."""
+        rows = as_conditions(list(prompts), text_limit(self.networks))
+        column = [row[0] for row in rows]
+        inputs = build_inputs(self.networks, self.config, column, grid, self.embed)
+        return replace(inputs, **self._shared_inputs(len(column), grid, None))
+
     @property
     def divisor(self) -> int:
         """Image sides must be multiples of this."""

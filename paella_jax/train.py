@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from paella_jax.launch import run, setup_jax
 
@@ -28,25 +27,12 @@ def main() -> int:
 
     from paella_jax.build import build_method
     from paella_jax.training.loop import train
+    from paella_jax.training.timing import record_seconds
 
     result = train(config, workdir, build_method(config, workdir))
-    note = {
-        "steps": result.step,
-        "seconds": round(result.seconds, 1),
-        "compile_seconds": round(result.compile_seconds, 1),
-    }
-    record_seconds(workdir, note)
+    note = record_seconds(workdir, result)
     print(f"{workdir}: {json.dumps(note)}" + (" (stopped by SIGTERM)" if result.stopped else ""))
     return TERMINATED if result.stopped else 0
-
-
-def record_seconds(workdir: Path, note: dict[str, float]) -> None:
-    """Adds this call's time to the run's `timing.json`, one entry per call."""
-    from paella_jax.training.checkpoint import write_atomically
-
-    file = workdir / "timing.json"
-    calls = json.loads(file.read_text()) if file.is_file() else []
-    write_atomically(file, json.dumps([*calls, note], indent=2))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from paella_jax.models.stage_c import StageC
 
 PRESETS = {
     "vqgan": ["tiny", "shapes", "shapes64", "f4"],
+    "resnet_vqgan": ["tiny", "shapes", "f16", "f8", "finetune_decoder"],
     "paella": [
         "tiny",
         "shapes",

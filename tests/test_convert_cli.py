@@ -471,7 +471,7 @@ def test_diffusers_config_of_another_class(tmp_path):
 
 def test_export_of_what_the_format_cannot_hold(trained, tmp_path):
     convert_paella("paella", tmp_path / "run")
-    with pytest.raises(ConversionError, match="diffusers exists for vqgan, stage_b, stage_c only"):
+    with pytest.raises(ConversionError, match="exists for vqgan, stage_b, stage_c, amused only"):
         run("--export", "diffusers", "--checkpoint", tmp_path / "run", "--out", tmp_path / "x")
     tree = restore_variables(tmp_path / "run")[1]
     tree["params"]["predictor"]["segment_table"] = np.zeros((5, 16), np.float32)

@@ -21,7 +21,7 @@ ALLOWED = {
     "sampling": {"noise", "ops"},
     "objectives": {"noise", "ops", "models.conditioning"},
     "data": set(),
-    "evaluation": {"data"},
+    "evaluation": {"data", "noise"},
     "training": {"data", "noise", "objectives", "convert.safetensors_file", "convert.tensors"},
 }
 TOP_LEVEL_USERS = {
@@ -32,6 +32,8 @@ TOP_LEVEL_USERS = {
     "convert.export": {"families", "training"},
     "convert.__main__": {"launch"},
     "evaluation.report": {"loading", "training"},
+    "evaluation.classifier": {"models", "training"},
+    "evaluation.comparison_report": {"training"},
     "evaluation.sweep": {"pipeline", "training"},
     "evaluation.task_examples": {"pipeline", "editing", "conditions"},
     "evaluation.stages": {"families", "training", "wuerstchen_pipeline"},

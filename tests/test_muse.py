@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,12 @@ def small(**changes):
     return MuseTransformer(**{**SMALL, "feed_forward_width": 48, **changes})
 
 
+@cache
+def compiled(model, **fixed):
+    """The model's call; compiled once per test run, which these tests' time is made of."""
+    return jax.jit(partial(model.apply, **fixed))
+
+
 @pytest.fixture(scope="module")
 def inputs():
     """Tokens with some masks, noise levels, and texts of three and five words."""
@@ -30,7 +38,7 @@ def inputs():
 
 def started(model, inputs, seed=2):
     """Variables far from the small initial ones, so that every part has a say."""
-    variables = model.init(jax.random.key(seed), *inputs)
+    variables = jax.jit(model.init)(jax.random.key(seed), *inputs)
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -74,7 +82,8 @@ def test_the_noise_level_is_read_where_it_is_an_input(inputs, time_width):
     variables = started(model, inputs)
     tokens, t, cond = inputs
     same = np.allclose(
-        model.apply(variables, tokens, t, cond), model.apply(variables, tokens, 1.0 - t, cond)
+        compiled(model)(variables, tokens, t, cond),
+        compiled(model)(variables, tokens, 1.0 - t, cond),
     )
     assert same == (time_width == 0)
 
@@ -83,16 +92,16 @@ def test_hidden_text_is_not_read_and_absent_text_is_defined(inputs):
     model = small()
     variables = started(model, inputs)
     tokens, t, cond = inputs
-    logits = model.apply(variables, tokens, t, cond)
+    logits = compiled(model)(variables, tokens, t, cond)
     other = cond.replace(text=cond.text.at[0, 3:].add(5.0))
-    np.testing.assert_array_equal(model.apply(variables, tokens, t, other), logits)
+    np.testing.assert_array_equal(compiled(model)(variables, tokens, t, other), logits)
     seen = cond.replace(text=cond.text.at[0, 2].add(5.0))
-    assert np.abs(model.apply(variables, tokens, t, seen) - logits)[0].max() > 1e-3
+    assert np.abs(compiled(model)(variables, tokens, t, seen) - logits)[0].max() > 1e-3
     absent = cond.replace(text_mask=jnp.zeros((2, 5), bool))
-    without = model.apply(variables, tokens, t, absent)
+    without = compiled(model)(variables, tokens, t, absent)
     assert np.isfinite(without).all() and np.abs(without - logits).max() > 1e-3
     moved = absent.replace(text=cond.text + 5.0)
-    np.testing.assert_array_equal(model.apply(variables, tokens, t, moved), without)
+    np.testing.assert_array_equal(compiled(model)(variables, tokens, t, moved), without)
 
 
 def test_positions_are_told_apart(inputs):
@@ -100,16 +109,16 @@ def test_positions_are_told_apart(inputs):
     model = small()
     variables = started(model, inputs)
     _, t, cond = inputs
-    logits = model.apply(variables, jnp.full((2, 4, 4), 20), t, cond)
+    logits = compiled(model)(variables, jnp.full((2, 4, 4), 20), t, cond)
     assert np.abs(logits - logits[:, :1, :1]).max() > 1e-2
 
 
 def test_features_times_the_classifier_are_the_logits(inputs):
     model = small()
     variables = started(model, inputs)
-    features = model.apply(variables, *inputs, return_features=True)
+    features = compiled(model, return_features=True)(variables, *inputs)
     assert features.shape == (2, 4, 4, 32)
-    logits = model.apply(variables, *inputs)
+    logits = compiled(model)(variables, *inputs)
     assert logits.shape == (2, 4, 4, 20) and logits.dtype == jnp.float32
     np.testing.assert_allclose(features @ variables["params"]["classifier"], logits, atol=1e-4)
 
@@ -117,8 +126,8 @@ def test_features_times_the_classifier_are_the_logits(inputs):
 def test_half_precision_is_close(inputs):
     model = small()
     variables = started(model, inputs)
-    wide = model.apply(variables, *inputs)
-    narrow = model.clone(dtype=jnp.bfloat16).apply(variables, *inputs)
+    wide = compiled(model)(variables, *inputs)
+    narrow = compiled(model.clone(dtype=jnp.bfloat16))(variables, *inputs)
     assert narrow.dtype == jnp.float32
     error = np.abs(narrow - wide)
     assert 0 < error.max() < 0.1 * np.abs(wide).max()
@@ -129,7 +138,9 @@ def test_recomputing_activations_changes_nothing(inputs):
     model, variables = small(), None
     variables = started(model, inputs)
     loss = lambda model: lambda v: model.apply(v, *inputs).var()
-    plain, recomputed = (jax.grad(loss(small(remat=remat)))(variables) for remat in (False, True))
+    plain, recomputed = (
+        jax.jit(jax.grad(loss(small(remat=remat))))(variables) for remat in (False, True)
+    )
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(plain))
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), plain, recomputed))
 

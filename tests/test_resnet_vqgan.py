@@ -47,7 +47,7 @@ SMALL = {
         "model__norm_groups": 4, "model__encoder_attention": "(False,False)",
         "model__decoder_attention": "(False,False)",
     },
-    "paella": {"model__width": 8, "model__bottleneck_blocks": 1},
+    "paella": {"model__levels": 1, "model__width": 8, "model__bottleneck_blocks": 1},
 }  # fmt: skip
 FILES = {"resnet": "resnet_vqgan:tiny", "paella": "vqgan:tiny"}
 OTHER_DECODER = {

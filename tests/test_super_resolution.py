@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,12 @@ def small(**changes):
     return SuperResolution(**{**values, **changes})
 
 
+@cache
+def compiled(model, **fixed):
+    """The model's call; compiled once per test run, which these tests' time is made of."""
+    return jax.jit(partial(model.apply, **fixed))
+
+
 @pytest.fixture(scope="module")
 def inputs():
     """Tokens with masks, noise levels, and small maps with texts of three and five words."""
@@ -55,7 +63,7 @@ def inputs():
 @pytest.fixture(scope="module")
 def variables(inputs):
     """Far from the small initial values, so that every part has a say."""
-    start = small().init(jax.random.key(2), *inputs)
+    start = jax.jit(small().init)(jax.random.key(2), *inputs)
     leaves, tree = jax.tree.flatten(start)
     keys = jax.random.split(jax.random.key(3), len(leaves))
     noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
@@ -107,15 +115,15 @@ def test_multi_axis_attention_has_the_same_parameters_as_full_attention():
 
 def test_two_layers_carry_a_token_everywhere(inputs, variables):
     tokens, t, cond = inputs
-    before = small().apply(variables, *inputs)
-    after = small().apply(variables, tokens.at[:, 0, 0].set(20 - tokens[:, 0, 0]), t, cond)
+    before = compiled(small())(variables, *inputs)
+    after = compiled(small())(variables, tokens.at[:, 0, 0].set(20 - tokens[:, 0, 0]), t, cond)
     assert before.shape == (2, SIDE, SIDE, 20) and before.dtype == jnp.float32
     assert (np.abs(after - before).max(-1) > 1e-6).all()
 
 
 def test_small_picture_and_text_are_read(inputs, variables):
     tokens, t, cond = inputs
-    logits = lambda c: small().apply(variables, tokens, t, c)
+    logits = lambda c: compiled(small())(variables, tokens, t, c)
     before = logits(cond)
     changed = cond.replace(
         low_tokens=cond.low_tokens.at[0, 1, 1].set(10 - cond.low_tokens[0, 1, 1])
@@ -133,19 +141,19 @@ def test_places_of_the_small_picture_are_told_apart(inputs, variables):
     """Attention alone would not see that two of its tokens changed places."""
     tokens, t, cond = inputs
     low = jnp.arange(4).reshape(1, 2, 2).repeat(2, 0)
-    logits = lambda low: small().apply(variables, tokens, t, cond.replace(low_tokens=low))
+    logits = lambda low: compiled(small())(variables, tokens, t, cond.replace(low_tokens=low))
     assert np.abs(logits(low) - logits(low[:, ::-1])).max() > 1e-3
 
 
 def test_absent_text_is_defined_and_the_small_picture_stays(inputs, variables):
     tokens, t, cond = inputs
     absent = cond.replace(text_mask=jnp.zeros((2, 5), bool))
-    logits = small().apply(variables, tokens, t, absent)
+    logits = compiled(small())(variables, tokens, t, absent)
     assert np.isfinite(logits).all()
     other = absent.replace(text=cond.text + 5.0)
-    np.testing.assert_array_equal(small().apply(variables, tokens, t, other), logits)
+    np.testing.assert_array_equal(compiled(small())(variables, tokens, t, other), logits)
     enlarged = absent.replace(low_tokens=10 - cond.low_tokens)
-    assert np.abs(small().apply(variables, tokens, t, enlarged) - logits).max() > 1e-3
+    assert np.abs(compiled(small())(variables, tokens, t, enlarged) - logits).max() > 1e-3
 
 
 def test_gradients_reach_every_parameter(inputs, variables):
@@ -153,7 +161,9 @@ def test_gradients_reach_every_parameter(inputs, variables):
         logits = small(remat=remat).apply(v, *inputs)
         return -jax.nn.log_softmax(logits)[..., 3].mean()
 
-    plain, recomputed = (jax.grad(loss)(variables, remat) for remat in (False, True))
+    plain, recomputed = (
+        jax.jit(jax.grad(loss), static_argnums=1)(variables, remat) for remat in (False, True)
+    )
     for name, leaf in jax.tree_util.tree_leaves_with_path(plain):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(name)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), plain, recomputed))
@@ -162,14 +172,16 @@ def test_gradients_reach_every_parameter(inputs, variables):
 def test_features_noise_level_and_half_precision(inputs, variables):
     tokens, t, cond = inputs
     model = small()
-    logits = model.apply(variables, *inputs)
-    features = model.apply(variables, *inputs, return_features=True)
+    logits = compiled(model)(variables, *inputs)
+    features = compiled(model, return_features=True)(variables, *inputs)
     np.testing.assert_allclose(features @ variables["params"]["classifier"], logits, atol=1e-4)
-    np.testing.assert_array_equal(model.apply(variables, tokens, 1.0 - t, cond), logits)
+    np.testing.assert_array_equal(compiled(model)(variables, tokens, 1.0 - t, cond), logits)
     told = small(time_width=8)
-    start = told.init(jax.random.key(2), *inputs)
-    assert (told.apply(start, tokens, 1 - t, cond) != told.apply(start, tokens, t, cond)).any()
-    narrow = model.clone(dtype=jnp.bfloat16).apply(variables, *inputs)
+    start = jax.jit(told.init)(jax.random.key(2), *inputs)
+    assert (
+        compiled(told)(start, tokens, 1 - t, cond) != compiled(told)(start, tokens, t, cond)
+    ).any()
+    narrow = compiled(model.clone(dtype=jnp.bfloat16))(variables, *inputs)
     assert 0 < np.abs(narrow - logits).max() < 0.1 * np.abs(logits).max()
 
 

@@ -4,6 +4,9 @@ In (FILE: safetensors, a .pt of torch.save, or a Hugging Face or diffusers folde
     python -m paella_jax.convert --family vqgan --weights vqgan_f4.pt --out runs/f4
     python -m paella_jax.convert --family paella --weights paella_v3.pt --out runs/paella \\
         --tokenizer runs/f4 --text byt5-xl [--clip clip-vit-h-14]
+    python -m paella_jax.convert --family amused --weights AMUSED_FOLDER --out runs/amused
+    python -m paella_jax.convert --family amused --weights AMUSED_FOLDER/transformer \\
+        --tokenizer runs/f16 --clip clip-vit-l-14 --out runs/amused
     python -m paella_jax.convert --family clip_prior --weights prior_v1.pt --out runs/prior
     python -m paella_jax.convert --family wuerstchen --weights model_v2_stage_b.pt \\
         --tokenizer runs/f4 --text clip-vit-h-14 --out runs/stage_b [--compressor FILE]
@@ -34,9 +37,10 @@ from paella_jax.launch import run
 if TYPE_CHECKING:
     from paella_jax.convert.plan import Conversion
 
-FAMILIES = ("paella", "vqgan", "clip_prior", "stage_b", "stage_c", "wuerstchen")
+FAMILIES = ("paella", "amused", "vqgan", "clip_prior", "stage_b", "stage_c", "wuerstchen")
 CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
+DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
 
 
 def main() -> int:
@@ -49,7 +53,7 @@ def main() -> int:
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
     parser.add_argument("--tokenizer", default="", help="vqgan run folder to carry along")
     parser.add_argument("--text", default="", help="T5 or ByT5 (Paella) or CLIP folder (Würstchen)")
-    parser.add_argument("--clip", default="", help="CLIP folder to carry along (Paella)")
+    parser.add_argument("--clip", default="", help="CLIP folder to carry along (Paella, aMUSEd)")
     parser.add_argument("--stage_b", default="", help="Stage B run folder to carry along (Stage C)")
     parser.add_argument("--compressor", default="", help="file of Stage B's compressor")
     parser.add_argument("--export", choices=("original", "diffusers", "compressor"))
@@ -58,7 +62,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.5, help="of the second run, 0 to 1")
     parser.add_argument("--merge", metavar="RUN", help="run folder to merge LoRA adapters of")
     parser.add_argument("--out", required=True, help="new folder, or a FILE.safetensors to export")
-    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="to store weights in")
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help=DTYPE_HELP)
     arguments, overrides = parser.parse_known_args()
     modes = [
         arguments.family and arguments.weights,
@@ -83,7 +87,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from paella_jax.convert.frozen import OPTIONS, check_frozen, lacking
     from paella_jax.convert.model_card import describe_files, model_card
     from paella_jax.convert.parts import open_parts
-    from paella_jax.convert.plan import plan_conversion
+    from paella_jax.convert.plan import export_form, plan_conversion
     from paella_jax.convert.run_folder import check_new, write_run_folder
 
     out, dtype = Path(arguments.out), _dtype(arguments.dtype)
@@ -107,7 +111,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
         files = describe_files(parts.files, report)
         card = model_card(
             plan.family, fields, files, source=parts.source, lacking=missing, dtype=stored,
-            parameters=plan.parameter_count(), out=out.name,
+            parameters=plan.parameter_count(), out=out.name, export=export_form(plan.config),
         )  # fmt: skip
         write_run_folder(plan, out, card, dtype, report)
     print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
@@ -141,10 +145,12 @@ def export(arguments: argparse.Namespace) -> int:
     tensors, left = exported_tensors(arguments.checkpoint, form)
     total = sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in tensors.values())
     with _progress(total) as report:
-        write_export(arguments.checkpoint, out, form, tensors, dtype, report)
+        missing = write_export(arguments.checkpoint, out, form, tensors, dtype, report)
     print(f"{out}: {len(tensors)} tensors as {_dtype_names(tensors) if dtype is None else dtype}")
     if left:
         print(f"left out, the format has no place for them: {', '.join(left)}")
+    if missing:
+        print(f"not carried by this run, so not in the folder: {', '.join(missing)}")
     if "compressor" in left:
         print("write the compressor with --export compressor")
     return 0

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from paella_jax.convert import hf_folder
 from paella_jax.convert.amused import (
@@ -80,7 +79,7 @@ def sample_size(weights: Weights, downsample: bool) -> int:
     return int(known.get("sample_size", 32 if downsample else 16))
 
 
-def text_widths(tensors: Mapping[str, np.ndarray], config: ConfigDict) -> tuple[int, int]:
+def text_widths(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[int, int]:
     """Widths of the text states and of the pooled text that a transformer takes.
 
     Args:
@@ -95,41 +94,42 @@ def text_widths(tensors: Mapping[str, np.ndarray], config: ConfigDict) -> tuple[
     return text, _pooled(condition, config)
 
 
-def uvit_of_run(params: Mapping[str, Any], config: ConfigDict) -> UViT:
+def uvit_of_run(params: Mapping[str, Any], config: Mapping[str, Any]) -> UViT:
     """The network of a run's parameters."""
     text = params["text"]["kernel"].shape[0]
     return make_uvit(config, text, _pooled(params["condition_in"]["kernel"].shape[0], config))
 
 
-def make_uvit(config: ConfigDict, text_width: int, pooled_width: int) -> UViT:
+def make_uvit(config: Mapping[str, Any], text_width: int, pooled_width: int) -> UViT:
     """The network of a run's config, in float32."""
-    codes, fields = config.model.codebook_size, dict(config.uvit)
+    codes, fields = config["model"]["codebook_size"], dict(config["uvit"])
     fields["vocabulary_size"] = fields["vocabulary_size"] or codes + 1
     return UViT(**fields, codebook_size=codes, text_width=text_width, pooled_width=pooled_width)
 
 
-def _pooled(condition: int, config: ConfigDict) -> int:
-    uvit = config.uvit
-    pooled = condition - uvit.micro_conds * uvit.micro_width
+def _pooled(condition: int, config: Mapping[str, Any]) -> int:
+    uvit = config["uvit"]
+    count, width = uvit["micro_conds"], uvit["micro_width"]
+    pooled = condition - count * width
     if pooled <= 0:
         raise ConversionError(
-            f"cond_embed.linear_1.weight takes {condition} inputs, but {uvit.micro_conds} "
-            f"micro-conditions of width {uvit.micro_width} leave none for the text; give the "
+            f"cond_embed.linear_1.weight takes {condition} inputs, but {count} "
+            f"micro-conditions of width {width} leave none for the text; give the "
             f"folder with its {hf_folder.CONFIG}, or --config.uvit.micro_width=N"
         )
     return pooled
 
 
-def check_published(config: ConfigDict) -> None:
+def check_published(config: Mapping[str, Any]) -> None:
     """Refuses runs that an AmusedPipeline cannot hold.
 
     Raises:
       ConversionError: all reasons.
     """
     needed = {
-        "cell.corruption": (config.cell.corruption, "mask"),
-        "text.kind": (config.text.kind, "clip"),
-        "uvit.micro_conds": (config.uvit.micro_conds, MICRO_CONDS),
+        "cell.corruption": (config["cell"]["corruption"], "mask"),
+        "text.kind": (config["text"]["kind"], "clip"),
+        "uvit.micro_conds": (config["uvit"]["micro_conds"], MICRO_CONDS),
     }
     problems = [
         f"{name} is {value!r}, it has {only!r} only"

@@ -98,7 +98,7 @@ def open_amused_folder(path: str | Path) -> AmusedFolder:
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if missing:
         raise ConversionError(
-            f"{folder} lacks {', '.join(missing)} of a {PIPELINE}; download the whole folder, or "
+            f"{folder} lacks {', '.join(missing)} of an {PIPELINE}; download the whole folder, or "
             f"give {folder / TRANSFORMER} with --tokenizer VQGAN_RUN --clip CLIP_FOLDER"
         )
     schedule, mask_token = _read_scheduler(folder / SCHEDULER / SCHEDULER_CONFIG)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from paella_jax.convert import hf_folder
 from paella_jax.convert.tensors import ConversionError
 from paella_jax.convert.wuerstchen import (
@@ -25,9 +23,7 @@ UNTOLD = {
 }
 
 
-def read_model(
-    file: Path, model_class: str, make: Callable[[Mapping[str, Any]], nn.Module]
-) -> nn.Module:
+def read_model(file: Path, model_class: str, make: Callable[[Mapping[str, Any]], Any]) -> Any:
     """Our module for a diffusers config.json.
 
     Args:

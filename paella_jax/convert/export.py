@@ -8,30 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from paella_jax.convert.amused import export_uvit
+from paella_jax.convert.amused_config import (
+    RELEASED_DOWNSAMPLING,
+    check_published,
+    make_uvit,
+    text_widths,
+    uvit_of_run,
+)
+from paella_jax.convert.amused_export import AmusedRun, amused_configs, write_amused_folder
 from paella_jax.convert.clip_prior import clip_prior_entries
 from paella_jax.convert.compressor import export_compressor
 from paella_jax.convert.diffusers_config import diffusers_stage_b_config, diffusers_stage_c_config
 from paella_jax.convert.hf_folder import CONFIG
+from paella_jax.convert.infer import MARKS, article
 from paella_jax.convert.paella import export_paella
+from paella_jax.convert.plan import run_family
+from paella_jax.convert.run_folder import whole_folder
 from paella_jax.convert.safetensors_file import write_safetensors
 from paella_jax.convert.tensors import ConversionError, export_tensors
 from paella_jax.convert.vqgan import diffusers_config, export_vqgan
+from paella_jax.convert.vqmodel import export_vqmodel, vqmodel_diffusers_config
+from paella_jax.convert.weights_file import DIFFUSERS_WEIGHTS
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, export_stage_b, export_stage_c, text_width
 from paella_jax.families.clip_prior import make_clip_prior
 from paella_jax.families.finetune import restore_trained
 from paella_jax.families.stage_b import compressor_variables, make_compressor
-from paella_jax.families.vqgan import load_vqgan_run, make_vqgan
+from paella_jax.families.tokens import CLIP
+from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run, make_vqgan
 from paella_jax.models.paella import Paella
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
+from paella_jax.models.uvit import UViT
+from paella_jax.models.vqmodel import VQModel
 from paella_jax.training.checkpoint import read_config, restore_variables, write_atomically
 
 Tree = Any
 FORMS = ("original", "diffusers", "compressor")
-# Which runs have a diffusers class, and which hold a compressor.
-DIFFUSERS_FAMILIES = ("vqgan", "stage_b", "stage_c")
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+# Which runs have a diffusers class.
+DIFFUSERS_FAMILIES = ("vqgan", "stage_b", "stage_c", "amused")
 
 
 def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -39,42 +56,50 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
 
     Args:
       checkpoint: run folder, trained or converted.
-      form: original; for a vqgan and Würstchen's stages also diffusers; for a Stage B also
-        compressor, the original names of its semantic compressor.
+      form: original; for a vqgan, an amused and Würstchen's stages also diffusers (for an amused
+        and a ResNet vqgan only that); for a Stage B also compressor, the original names of its
+        semantic compressor.
 
     Returns:
-      The tensors, and the names of networks of the run that the format has no place for.
+      The tensors, of an amused its transformer's, and the names of networks of the run that the
+      format has no place for.
 
     Raises:
       CheckpointError: no run there, or a damaged one.
       ConversionError: the format cannot hold this run.
     """
     config = read_config(checkpoint)
-    family, diffusers = config.method, form == "diffusers"
+    family, diffusers = run_family(config), form == "diffusers"
+    if family not in MARKS:
+        raise ConversionError(f"{checkpoint} is a {family!r}, which has no published format")
     if diffusers and family not in DIFFUSERS_FAMILIES:
         raise ConversionError(
             f"--export diffusers exists for {', '.join(DIFFUSERS_FAMILIES)} only, {checkpoint} is "
-            f"a {family}; use --export original"
+            f"{article(family)}; use --export original"
         )
     if form == "compressor":
         if family != "stage_b":
             raise ConversionError(
-                f"--export compressor exists for a stage_b only, {checkpoint} is a {family}"
+                f"--export compressor exists for a stage_b only, {checkpoint} is {article(family)}"
             )
         model, variables = make_compressor(config), compressor_variables(checkpoint)
         return export_compressor(variables, model, copy=False), []
     if family == "vqgan":
-        _, vqgan, variables = load_vqgan_run(checkpoint)
-        return export_vqgan(variables, vqgan, diffusers, copy=False), []
+        return _vqgan_tensors(checkpoint, diffusers), []
     if family == "clip_prior":
         params = restore_variables(checkpoint)[1]["params"]
         entries = clip_prior_entries(make_clip_prior(config))
         return export_tensors(entries, params["prior"], copy=False), []
-    if family not in ("paella", "stage_b", "stage_c"):
-        raise ConversionError(f"{checkpoint} is a {family!r}, which has no published format")
+    _check_cell_is_published(config, family)
+    if family == "amused" and not diffusers:
+        raise ConversionError(_only_diffusers(checkpoint, "an amused"))
     params = restore_trained(checkpoint, config)
-    own = "predictor" if family == "paella" else family
+    own = "predictor" if family in ("paella", "amused") else family
     left = sorted(name for name in params if name != own)
+    if family == "amused":
+        run = _amused_run(checkpoint, config, uvit_of_run(params[own], config))
+        amused_configs(run)  # networks that cannot be one are refused now
+        return export_uvit(params[own], run.transformer, copy=False), left
     if family == "paella":
         return export_paella(params[own], Paella(**config.model), copy=False), left
     if family == "stage_b":
@@ -82,8 +107,55 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
     else:
         tensors = export_stage_c(params[own], StageC(**config.model), diffusers, copy=False)
     if diffusers:
-        _diffusers_config(checkpoint, tensors)  # a network that cannot be one is refused now
+        _diffusers_config(config, tensors)  # a network that cannot be one is refused now
     return tensors, left
+
+
+def _vqgan_tensors(checkpoint: str | Path, diffusers: bool) -> dict[str, np.ndarray]:
+    _, model, variables = load_vqgan_run(checkpoint)
+    if not isinstance(model, VQModel):
+        return export_vqgan(variables, model, diffusers, copy=False)
+    if not diffusers:
+        raise ConversionError(_only_diffusers(checkpoint, "a vqgan of architecture 'resnet'"))
+    vqmodel_diffusers_config(model)  # one that cannot be one is refused now
+    return export_vqmodel(variables["params"], model, copy=False)
+
+
+def _only_diffusers(checkpoint: str | Path, what: str) -> str:
+    return f"{checkpoint} is {what}, which has diffusers' names only; use --export diffusers"
+
+
+def _check_cell_is_published(config: ConfigDict, family: str) -> None:
+    """Raises ConversionError for cells that no published network is."""
+    if family == "amused":
+        check_published(config)
+    # Configs older than the choice have no such block.
+    corruption = config.get("cell", {}).get("corruption", "uniform")
+    if family == "paella" and corruption != "uniform":
+        raise ConversionError(
+            f"cell.corruption is {corruption!r}, the original Paella has no mask: this "
+            "run has no published format"
+        )
+
+
+def _amused_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> AmusedRun:
+    """What a run carries of a pipeline.
+
+    Raises:
+      ConversionError: its tokenizer is not a VQModel.
+    """
+    frozen, vqvae, pixels = Path(checkpoint) / "frozen", None, RELEASED_DOWNSAMPLING
+    if (frozen / "vqgan.json").is_file():
+        model, variables = load_carried_tokenizer(Path(checkpoint))
+        if not isinstance(model, VQModel):
+            raise ConversionError(
+                f"{checkpoint} carries a tokenizer of architecture 'paella', diffusers' "
+                "AmusedPipeline takes a 'resnet' only"
+            )
+        vqvae, pixels = (model, variables["params"]), model.downsampling
+    clip = frozen / CLIP if (frozen / CLIP).is_dir() else None
+    side = config.data.image_size // pixels
+    return AmusedRun(transformer, side, config.sampler.schedule, vqvae, clip)
 
 
 def write_export(
@@ -93,27 +165,42 @@ def write_export(
     tensors: dict[str, np.ndarray],
     dtype: np.dtype | None = None,
     report: Callable[[int], object] | None = None,
-) -> None:
+) -> list[str]:
     """Writes `exported_tensors` to a safetensors file, or for diffusers to a folder.
+
+    An amused's folder is a whole pipeline; `dtype` is for its transformer alone.
+
+    Returns:
+      Parts of that pipeline which the run does not carry, so that the folder lacks them.
 
     Raises:
       ConversionError: values do not fit `dtype`, or the disk is full.
     """
-    try:
-        file = out / DIFFUSERS_WEIGHTS if form == "diffusers" else out
-        write_safetensors(file, tensors, dtype, report)
-        if form == "diffusers":
-            config = _diffusers_config(checkpoint, tensors)
-            write_atomically(out / CONFIG, json.dumps(config, indent=2))
-    except OSError as error:
-        raise ConversionError(f"cannot write {out}: {error}") from error
-
-
-def _diffusers_config(checkpoint: str | Path, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """config.json of exported tensors."""
+    if form != "diffusers":
+        try:
+            write_safetensors(out, tensors, dtype, report)
+        except OSError as error:
+            raise ConversionError(f"cannot write {out}: {error}") from error
+        return []
     config = read_config(checkpoint)
+    with whole_folder(out) as part:
+        if run_family(config) == "amused":
+            model = make_uvit(config, *text_widths(tensors, config))
+            run = _amused_run(checkpoint, config, model)
+            write_amused_folder(run, part, tensors, dtype, report)
+            return run.missing
+        write_safetensors(part / DIFFUSERS_WEIGHTS, tensors, dtype, report)
+        text = json.dumps(_diffusers_config(config, tensors), indent=2)
+        write_atomically(part / CONFIG, text)
+    return []
+
+
+def _diffusers_config(config: ConfigDict, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """config.json of exported tensors."""
     if config.method == "vqgan":
-        return diffusers_config(make_vqgan(config))
+        model = make_vqgan(config)
+        is_resnet = isinstance(model, VQModel)
+        return vqmodel_diffusers_config(model) if is_resnet else diffusers_config(model)
     if config.method == "stage_b":
         return diffusers_stage_b_config(StageB(**config.model), text_width(tensors, TEXT_B))
     return diffusers_stage_c_config(StageC(**config.model), text_width(tensors, TEXT_C))

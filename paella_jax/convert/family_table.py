@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from configs import clip_prior as clip_prior_configs
-from configs import muse as muse_configs
-from configs import paella as paella_configs
-from configs import resnet_vqgan as resnet_vqgan_configs
-from configs import stage_b as stage_b_configs
-from configs import stage_c as stage_c_configs
-from configs import vqgan as vqgan_configs
 from paella_jax.convert import amused as amused_names
 from paella_jax.convert import paella as paella_names
 from paella_jax.convert import wuerstchen as wuerstchen_names
@@ -45,13 +37,14 @@ from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
 
 Tree = Any
+Config = Mapping[str, Any]
 
 
 class Family(NamedTuple):
     """How weights of one kind are taken in.
 
     Attributes:
-      get_config: of its config file.
+      file: of configs/ that it belongs to.
       preset: of the released network, whose fields stand where the weights do not tell.
       infer: tensors -> fields of the network.
       build: tensors and config -> the run folder's tree.
@@ -60,10 +53,10 @@ class Family(NamedTuple):
       heads: fields with numbers of heads.
     """
 
-    get_config: Callable[[str], ConfigDict]
+    file: str
     preset: str
     infer: Callable[[Weights], dict[str, Any]]
-    build: Callable[[Weights, ConfigDict], Tree]
+    build: Callable[[Weights, Config], Tree]
     block: str = "model"
     head_width: int = 0
     heads: tuple[str, ...] = ("num_heads",)
@@ -78,39 +71,39 @@ def family_of(name: str, weights: Weights) -> Family:
     return RESNET_VQGAN if name == "vqgan" and is_vqmodel(weights) else FAMILIES[name]
 
 
-def _paella_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_paella(weights, Paella(**config.model))
+def _paella_tree(weights: Weights, config: Config) -> Tree:
+    params = import_paella(weights, Paella(**config["model"]))
     return {"params": {"predictor": params}, "model_state": {}}
 
 
-def _amused_tree(weights: Weights, config: ConfigDict) -> Tree:
+def _amused_tree(weights: Weights, config: Config) -> Tree:
     params = import_uvit(weights, make_uvit(config, *text_widths(weights, config)))
     return {"params": {"predictor": params}, "model_state": {}}
 
 
-def _clip_prior_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_clip_prior(weights, ClipPrior(**config.model))
+def _clip_prior_tree(weights: Weights, config: Config) -> Tree:
+    params = import_clip_prior(weights, ClipPrior(**config["model"]))
     return {"params": {"prior": params}, "model_state": {}}
 
 
-def _stage_b_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_stage_b(weights, StageB(**config.model))
+def _stage_b_tree(weights: Weights, config: Config) -> Tree:
+    params = import_stage_b(weights, StageB(**config["model"]))
     return {"params": {"stage_b": params}, "model_state": {}}
 
 
-def _stage_c_tree(weights: Weights, config: ConfigDict) -> Tree:
-    params = import_stage_c(weights, StageC(**config.model))
+def _stage_c_tree(weights: Weights, config: Config) -> Tree:
+    params = import_stage_c(weights, StageC(**config["model"]))
     return {"params": {"stage_c": params}, "model_state": {}}
 
 
-def _vqgan_tree(weights: Weights, config: ConfigDict) -> Tree:
-    variables = import_vqgan(weights, VQGAN(**config.model), has_diffusers_names(weights))
+def _vqgan_tree(weights: Weights, config: Config) -> Tree:
+    variables = import_vqgan(weights, VQGAN(**config["model"]), has_diffusers_names(weights))
     state = {"vqgan": variables["batch_stats"], "codes": _code_state(variables["params"])}
     return {"params": {"vqgan": variables["params"]}, "model_state": state}
 
 
-def _resnet_vqgan_tree(weights: Weights, config: ConfigDict) -> Tree:
-    model = VQModel(**config.model)
+def _resnet_vqgan_tree(weights: Weights, config: Config) -> Tree:
+    model = VQModel(**config["model"])
     model.check()
     params = import_vqmodel(weights, model)
     return {"params": {"vqgan": params}, "model_state": {"codes": _code_state(params)}}
@@ -127,26 +120,26 @@ def _code_state(params: Tree) -> Tree:
 
 FAMILIES = {
     "paella": Family(
-        paella_configs.get_config, "1b", infer_paella, _paella_tree,
+        "paella", "1b", infer_paella, _paella_tree,
         head_width=paella_names.RELEASED_HEAD_WIDTH,
     ),
     "amused": Family(
-        muse_configs.get_config, "amused_256", uvit_fields, _amused_tree,
+        "muse", "amused_256", uvit_fields, _amused_tree,
         block="uvit", head_width=amused_names.RELEASED_HEAD_WIDTH,
         heads=("num_heads", "conv_heads"),
     ),
-    "vqgan": Family(vqgan_configs.get_config, "f4", infer_vqgan, _vqgan_tree),
+    "vqgan": Family("vqgan", "f4", infer_vqgan, _vqgan_tree),
     "clip_prior": Family(
-        clip_prior_configs.get_config, "released", infer_clip_prior, _clip_prior_tree
+        "clip_prior", "released", infer_clip_prior, _clip_prior_tree
     ),
     "stage_b": Family(
-        stage_b_configs.get_config, "v2", infer_stage_b, _stage_b_tree,
+        "stage_b", "v2", infer_stage_b, _stage_b_tree,
         head_width=wuerstchen_names.RELEASED_HEAD_WIDTH,
     ),
     "stage_c": Family(
-        stage_c_configs.get_config, "v2", infer_stage_c, _stage_c_tree,
+        "stage_c", "v2", infer_stage_c, _stage_c_tree,
         head_width=wuerstchen_names.RELEASED_HEAD_WIDTH,
     ),
 }  # fmt: skip
 # A vqgan of the other architecture.
-RESNET_VQGAN = Family(resnet_vqgan_configs.get_config, "f16", vqmodel_fields, _resnet_vqgan_tree)
+RESNET_VQGAN = Family("resnet_vqgan", "f16", vqmodel_fields, _resnet_vqgan_tree)

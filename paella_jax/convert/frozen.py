@@ -6,29 +6,38 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from paella_jax.config import to_json
 from paella_jax.convert import hf_folder
+from paella_jax.convert.amused_config import text_widths
+from paella_jax.convert.amused_folder import TEXT_ENCODER, AmusedFolder
+from paella_jax.convert.clip import TEXT_PROJECTION
+from paella_jax.convert.infer import article
 from paella_jax.convert.paella import condition_widths
-from paella_jax.convert.plan import Conversion
+from paella_jax.convert.plan import Conversion, run_family
 from paella_jax.convert.tensors import ConversionError, Weights
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, text_width
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
-from paella_jax.families import stage_b, stage_c
+from paella_jax.families import stage_b, stage_c, tokens
+from paella_jax.families.cells import check_cell
+from paella_jax.families.clip_folder import carry_clip
 from paella_jax.families.text_side import TextSide, carry_text
-from paella_jax.families.tokens import prepare_frozen
-from paella_jax.families.vqgan import carry_tokenizer, make_vqgan
+from paella_jax.families.vqgan import architecture_of, carry_tokenizer, make_vqgan, variables_of
 from paella_jax.models.stage_b import StageB
 from paella_jax.noise.gaussian import CosineSchedule
-from paella_jax.training.checkpoint import read_config
+from paella_jax.training.checkpoint import read_config, write_atomically
+from paella_jax.training.weights import save_tree
 
 # Family -> option -> the config field it stands for.
 OPTIONS: dict[str, dict[str, str]] = {
     "paella": {"tokenizer": "tokenizer", "text": "text.folder", "clip": "clip.folder"},
+    "amused": {"tokenizer": "tokenizer", "clip": "clip.folder"},
     "stage_b": {"tokenizer": "tokenizer", "text": "text.folder"},
     "stage_c": {"stage_b": "stage_b", "text": "text.folder"},
 }
 # What a family cannot draw without: option with its value -> config field.
 NEEDED: dict[str, dict[str, str]] = {
     "paella": {"--tokenizer VQGAN_RUN": "tokenizer", "--text T5_FOLDER": "text.folder"},
+    "amused": {"--tokenizer VQGAN_RUN": "tokenizer", "--clip CLIP_FOLDER": "clip.folder"},
     "stage_b": {"--tokenizer VQGAN_RUN": "tokenizer", "--text CLIP_FOLDER": "text.folder"},
     "stage_c": {"--stage_b STAGE_B_RUN": "stage_b", "--text CLIP_FOLDER": "text.folder"},
 }
@@ -37,7 +46,7 @@ CLIP_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 def lacking(plan: Conversion) -> str:
     """Which frozen networks are still needed to draw, and how to add them; empty for none."""
-    needed = NEEDED.get(plan.family, {})
+    needed = NEEDED.get(plan.family, {}) if plan.amused is None else {}
     missing = [option for option, field in needed.items() if not _value(plan.config, field)]
     if not missing:
         return ""
@@ -60,8 +69,11 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
     Raises:
       ConversionError: folders that are not there, or of other sizes than the weights.
       CheckpointError: the tokenizer or Stage B is no run folder.
-      ValueError: a text encoder's config describes a model that is none.
+      ValueError: a text encoder's config describes a model that is none, or fields of the config
+        that do not fit together.
     """
+    if plan.family == "amused":
+        _check_amused(plan, weights)
     checks = {"paella": _check_paella, "stage_b": _check_stage_b, "stage_c": _check_stage_c}
     if plan.family in checks:
         checks[plan.family](plan.config, weights)
@@ -70,8 +82,10 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
 def carry_frozen(plan: Conversion, folder: Path) -> None:
     """Copies the given networks into a new run folder. `check_frozen` was called before."""
     config = plan.config
-    if plan.family == "paella" and config.tokenizer:
-        prepare_frozen(config, folder)
+    if plan.family in ("paella", "amused") and config.tokenizer:
+        tokens.prepare_frozen(config, folder)
+    if plan.amused is not None:
+        _carry_amused(plan, plan.amused, folder)
     if plan.family == "stage_b" and config.tokenizer:
         carry_tokenizer(config.tokenizer, folder)
     if plan.family == "stage_c" and config.stage_b:
@@ -79,6 +93,63 @@ def carry_frozen(plan: Conversion, folder: Path) -> None:
     names = {"stage_b": stage_b.CLIP, "stage_c": stage_c.CLIP}
     if plan.family in names and config.text.folder:
         carry_text(config, folder, names[plan.family])
+
+
+def _carry_amused(plan: Conversion, source: AmusedFolder, folder: Path) -> None:
+    """Writes a pipeline folder's tokenizer and text encoder, as `tokens.prepare_frozen` does."""
+    assert plan.tokenizer is not None
+    tree = plan.tokenizer.tree
+    variables = variables_of(tree["params"], tree["model_state"])
+    save_tree(folder / "frozen" / "vqgan.safetensors", variables)
+    write_atomically(folder / "frozen" / "vqgan.json", to_json(plan.tokenizer.config))
+    with source.clip_folder() as clip, hf_folder.errors_name(source.folder / TEXT_ENCODER):
+        carry_clip(str(clip), folder / "frozen" / tokens.CLIP)
+
+
+def _check_amused(plan: Conversion, weights: Weights) -> None:
+    config, source = plan.config, plan.amused
+    check_cell(config)
+    codes, widths = config.model.codebook_size, text_widths(weights, config)
+    if source is None:
+        if config.clip.folder and not config.tokenizer:
+            raise ConversionError("--clip needs --tokenizer too: networks are carried together")
+        if config.tokenizer:
+            tokenizer = _check_tokenizer(config.tokenizer, "codebook_size", codes, "codes")
+            _check_amused_size(config, tokenizer)
+        _check_clip("--clip", config.clip.folder, *widths)
+        return
+    given = [f"--{option}" for option, field in OPTIONS["amused"].items() if _value(config, field)]
+    if given:
+        raise ConversionError(
+            f"{source.folder} brings its own networks; leave out {' and '.join(given)}, or give "
+            "its folder `transformer` alone"
+        )
+    assert plan.tokenizer is not None
+    theirs = plan.tokenizer.config.model.codebook_size
+    if theirs != codes:
+        raise ConversionError(
+            f"{source.folder}: its vqvae has {theirs} codes, its transformer {codes}; they do not "
+            "belong together"
+        )
+    mask = config.uvit.vocabulary_size - 1
+    if source.mask_token != mask:
+        raise ConversionError(
+            f"{source.folder}: its scheduler's mask_token_id is {source.mask_token}, the "
+            f"transformer's last row is {mask}; they do not belong together"
+        )
+    _check_amused_size(config, plan.tokenizer.config)
+    with source.clip_folder() as clip:
+        shown = str(source.folder / TEXT_ENCODER)
+        _check_clip("--weights", str(clip), *widths, shown=shown)
+
+
+def _check_amused_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
+    divisor = make_vqgan(tokenizer).downsampling * (2 if config.uvit.downsample else 1)
+    if config.data.image_size % divisor:
+        raise ConversionError(
+            f"data.image_size {config.data.image_size} must be a multiple of {divisor} for these "
+            f"networks; give --config.data.image_size={divisor}"
+        )
 
 
 def _check_paella(config: ConfigDict, weights: Weights) -> None:
@@ -103,8 +174,8 @@ def _check_tokenizer(run: str, field: str, needed: int, what: str) -> ConfigDict
     size = tokenizer.model.get(field) if tokenizer.method == "vqgan" else None
     if size != needed:
         raise ConversionError(
-            f"--tokenizer {run} is a {tokenizer.method} with {size} {what}, the weights need a "
-            f"vqgan with {needed}"
+            f"--tokenizer {run} is {article(run_family(tokenizer))} with {size} {what}, the "
+            f"weights need a vqgan with {needed}"
         )
     return tokenizer
 
@@ -123,11 +194,16 @@ def _check_width(option: str, folder: str, field: str, needed: int | None) -> No
 
 
 def _check_stage_b(config: ConfigDict, weights: Weights) -> None:
-    _check_clip(config.text.folder, text_width(weights, TEXT_B))
+    _check_clip("--text", config.text.folder, text_width(weights, TEXT_B))
     if not config.tokenizer:
         return
     channels = config.model.latent_channels
     tokenizer = _check_tokenizer(config.tokenizer, "latent_channels", channels, "latent channels")
+    if architecture_of(tokenizer) != "paella":
+        raise ConversionError(
+            f"--tokenizer {config.tokenizer} is of architecture {architecture_of(tokenizer)!r}; "
+            "Stage B works on the latents of a 'paella' only"
+        )
     parts = config.compressor
     networks = stage_b.StageBNetworks(
         StageB(**config.model), stage_b.make_compressor(config), make_vqgan(tokenizer),
@@ -142,7 +218,7 @@ def _check_stage_b(config: ConfigDict, weights: Weights) -> None:
 
 
 def _check_stage_c(config: ConfigDict, weights: Weights) -> None:
-    _check_clip(config.text.folder, text_width(weights, TEXT_C))
+    _check_clip("--text", config.text.folder, text_width(weights, TEXT_C))
     if not config.stage_b:
         return
     run, behind = config.stage_b, read_config(config.stage_b)
@@ -163,24 +239,49 @@ def _check_stage_c(config: ConfigDict, weights: Weights) -> None:
         )
 
 
-def _check_clip(folder: str, needed: int) -> None:
-    """Raises ConversionError for a CLIP folder that is not whole, or of another width."""
+def _check_clip(
+    option: str, folder: str, width: int, pooled: int | None = None, shown: str = ""
+) -> None:
+    """Raises ConversionError for a CLIP folder that is not whole, or of another width.
+
+    Args:
+      option: that gave it.
+      folder: empty for none.
+      width: of the states that the weights were trained with.
+      pooled: of the projection; None where the weights take no pooled text.
+      shown: what to call the folder.
+    """
     if not folder:
         return
-    path = Path(folder)
+    path, shown = Path(folder), shown or f"{option} {folder}"
     try:
         config = hf_folder.read_config(path)
     except FileNotFoundError as error:
-        raise ConversionError(f"--text: {error}") from error
-    with hf_folder.errors_name(path / hf_folder.CONFIG):
-        width = clip_text_from_hf_config(config).width
-    if width != needed:
+        raise ConversionError(f"{option}: {error}") from error
+    with hf_folder.errors_name(Path(shown)):
+        tower = clip_text_from_hf_config(config)
+    if tower.width != width:
         raise ConversionError(
-            f"--text {folder} has hidden_size {width}, the weights were trained with {needed} "
-            "(released: 1024 of CLIP ViT-H/14 for Stage B, 1280 of ViT-bigG/14 for Stage C)"
+            f"{shown} has hidden_size {tower.width}, the weights were trained with {width} "
+            "(released: 768 of CLIP ViT-L/14 for aMUSEd, 1024 of ViT-H/14 for Stage B, 1280 of "
+            "ViT-bigG/14 for Stage C)"
+        )
+    if pooled is not None and _projection(path, tower.projection) != pooled:
+        raise ConversionError(
+            f"{shown} has projection_dim {_projection(path, tower.projection)}, the weights were "
+            f"trained with {pooled}"
         )
     if not any(all((path / name).is_file() for name in names) for names in CLIP_TOKENIZERS):
         raise ConversionError(
-            f"--text {folder} has neither tokenizer.json nor vocab.json and merges.txt; copy them "
+            f"{shown} has neither tokenizer.json nor vocab.json and merges.txt; copy them "
             "there (diffusers repositories keep them in the folder `tokenizer`)"
         )
+
+
+def _projection(folder: Path, known: int | None) -> int | None:
+    """Width of a text tower's projection; where its config says nothing, the weights do."""
+    if known is not None:
+        return known
+    wanted = lambda name: name == TEXT_PROJECTION
+    tensors = hf_folder.read_weights(folder, wanted, "CLIPTextModelWithProjection")
+    return len(tensors[TEXT_PROJECTION]) if tensors else None

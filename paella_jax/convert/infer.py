@@ -1,10 +1,8 @@
-"""Which published network a weights file (by its tensors' names) or a run is."""
+"""Which network a weights file belongs to, told by its tensors' names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from ml_collections import ConfigDict
 
 from paella_jax.convert.tensors import ConversionError, Weights
 
@@ -35,15 +33,10 @@ OTHERS = {
     "Würstchen's compressor; give it as --compressor": ("backbone.0.0.weight", "mapper.0.weight"),
 }  # fmt: skip
 
-# Networks of token predictors that were published.
-PREDICTORS = {"unet": "paella", "uvit": "amused"}
 
-
-def run_family(config: ConfigDict) -> str:
-    """The family of a run: a key of MARKS, or the method or network that has no published one."""
-    if config.method != "tokens":
-        return config.method
-    return PREDICTORS.get(config.cell.network, config.cell.network)
+def article(family: str) -> str:
+    """The family's name in a sentence."""
+    return f"{'an' if family[0] in 'aeiou' else 'a'} {family}"
 
 
 def recognise(names: Iterable[str]) -> str | None:
@@ -63,8 +56,8 @@ def check_family(weights: Weights, family: str) -> str:
     file = ", ".join(str(path) for path in weights.files)
     if found is not None:
         raise ConversionError(
-            f"{file}: this looks like a {found} file, you gave --family {family}; give --family "
-            f"{found} or another file"
+            f"{file}: this looks like {article(found)} file, you gave --family {family}; give "
+            f"--family {found} or another file"
         )
     other = _first(OTHERS, set(weights))
     hint = f"it looks like {other}" if other else (

@@ -11,6 +11,8 @@ CHUNK = 8 * 2**20
 SAMPLE = {
     "paella": "python -m paella_jax.sample --checkpoint {out} "
     '--prompt "a red circle" --out grid.png',
+    "amused": "python -m paella_jax.sample --checkpoint {out} "
+    '--prompt "a red circle" --out grid.png',
     "vqgan": "python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
     "--config.tokenizer={out} --config.model.codebook_size={codes}",
     "stage_b": "python -m paella_jax.convert --family stage_c --weights FILE --stage_b {out} "
@@ -22,6 +24,7 @@ SAMPLE = {
 }
 TITLES = {
     "paella": "Paella token predictor",
+    "amused": "aMUSEd masked transformer",
     "vqgan": "VQGAN tokenizer",
     "stage_b": "Würstchen Stage B with its semantic compressor",
     "stage_c": "Würstchen Stage C",
@@ -41,7 +44,8 @@ def describe_files(
     files: Iterable[Path], report: Callable[[int], object] | None = None
 ) -> list[SourceFile]:
     """Name, bytes and SHA-256 of files; `report` is called with the bytes of each piece read."""
-    found = []
+    found, files = [], list(files)
+    names = [file.name for file in files]
     for file in files:
         digest = hashlib.sha256()
         with file.open("rb") as stream:
@@ -49,7 +53,9 @@ def describe_files(
                 digest.update(piece)
                 if report is not None:
                     report(len(piece))
-        found.append(SourceFile(file.name, file.stat().st_size, digest.hexdigest()))
+        is_shared = names.count(file.name) > 1
+        name = f"{file.parent.name}/{file.name}" if is_shared else file.name
+        found.append(SourceFile(name, file.stat().st_size, digest.hexdigest()))
     return found
 
 
@@ -63,6 +69,7 @@ def model_card(
     dtype: str,
     lacking: str,
     out: str,
+    export: str = "original",
 ) -> str:
     """The card's text.
 
@@ -75,7 +82,9 @@ def model_card(
       dtype: what they are stored in.
       lacking: what must be added before it can sample; empty for nothing.
       out: the folder's name, for the example.
+      export: the form to write the published names back in: original or diffusers.
     """
+    target = "FOLDER" if export == "diffusers" else "FILE.safetensors"
     rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]
     lines = [f"- `{f.name}`, {f.size:,} bytes, SHA-256 `{f.sha256}`" for f in files]
     codes = fields.get("model.codebook_size", ("",))[0]
@@ -100,8 +109,8 @@ width).
 
     {SAMPLE[family].format(out=out, codes=codes)}
 
-Fine-tune with `--config.init_from={out}`; write the original names back with
-`python -m paella_jax.convert --export original --checkpoint {out} --out FILE.safetensors`.
+Fine-tune with `--config.init_from={out}`; write the published names back with
+`python -m paella_jax.convert --export {export} --checkpoint {out} --out {target}`.
 
 ## Licence
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from configs import clip_prior, muse, paella, resnet_vqgan, stage_b, stage_c, vqgan
 from paella_jax.config import apply_override
 from paella_jax.convert import hf_folder
 from paella_jax.convert.amused_config import (
@@ -39,6 +40,17 @@ Tree = Any
 # Where a field's value is from.
 SHAPES, JSON, COMMAND, DEFAULT = "the weights", "its config.json", "the command line", "default"
 STAGE_B, SCHEDULER = "Stage B's run", "its scheduler"
+# Networks of token predictors that were published -> their family.
+PREDICTORS = {"unet": "paella", "uvit": "amused"}
+CONFIGS = {
+    "clip_prior": clip_prior.get_config,
+    "muse": muse.get_config,
+    "paella": paella.get_config,
+    "resnet_vqgan": resnet_vqgan.get_config,
+    "stage_b": stage_b.get_config,
+    "stage_c": stage_c.get_config,
+    "vqgan": vqgan.get_config,
+}
 # Würstchen's released stages draw from 1024 pixels on (reference/wuerstchen.md 5.5).
 RELEASED_PIXELS = 1024
 
@@ -89,7 +101,7 @@ def plan_conversion(
     family, weights, compressor, amused = parts
     check_family(weights, family)
     kind = family_of(family, weights)
-    config = kind.get_config(kind.preset)
+    config = CONFIGS[kind.file](kind.preset)
     origins = {f"{kind.block}.{name}": DEFAULT for name in config[kind.block]}
     field_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {field_of(override) for override in overrides}
@@ -98,7 +110,7 @@ def plan_conversion(
         found |= _found_compressor(compressor, told="compressor.stages" in named)
     if kind.head_width:
         untold = [name for name in map(kind.field, kind.heads) if name not in found]
-        found |= {name: (None, DEFAULT) for name in untold}
+        found |= dict.fromkeys(untold, (None, DEFAULT))
     stored = dtype or next(iter(weights.values())).dtype
     precision = "bfloat16" if stored == jnp.bfloat16 else "float32"
     found |= {"precision": (precision, DEFAULT)}
@@ -127,6 +139,19 @@ def plan_conversion(
         with hf_folder.errors_name(compressor.files[0]):
             _add_compressor(tree, compressor, config)
     return Conversion(family, config, tree, origins, amused, tokenizer)
+
+
+def run_family(config: ConfigDict) -> str:
+    """The family of a run: a key of MARKS, or the method or network that has no published one."""
+    if config.method != "tokens":
+        return config.method
+    return PREDICTORS.get(config.cell.network, config.cell.network)
+
+
+def export_form(config: ConfigDict) -> str:
+    """The form that a run's published names are written in: original or diffusers."""
+    only_diffusers = run_family(config) == "amused" or config.get("architecture") == "resnet"
+    return "diffusers" if only_diffusers else "original"
 
 
 def _set_all(
@@ -172,11 +197,13 @@ def _amused_image_size(
     """Pixels of the training images: the token map's side times the tokenizer's downsampling."""
     side = sample_size(weights, config.uvit.downsample)
     origin = DEFAULT if config_file(weights) is None else JSON
-    if tokenizer is not None:
-        return side * make_vqgan(tokenizer.config).downsampling, origin
+    known = None if tokenizer is None else tokenizer.config
     if config.tokenizer:
-        return side * make_vqgan(read_config(config.tokenizer)).downsampling, origin
-    return side * RELEASED_DOWNSAMPLING, origin
+        known = read_config(config.tokenizer)
+    # Whatever else may have been given is refused later.
+    is_known = known is not None and known.method == "vqgan"
+    pixels = make_vqgan(known).downsampling if is_known else RELEASED_DOWNSAMPLING
+    return side * pixels, origin
 
 
 def _found_compressor(compressor: Weights, told: bool) -> dict[str, tuple[Any, str]]:

@@ -33,9 +33,11 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
         raise ConversionError(f"{path} does not exist; give a weights file or a folder with one")
     with path.open("rb") as file:
         start = file.read(64)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    # A safetensors header can be of any length, so that its first byte may be a pickle's.
+    is_safetensors = start[5:9] == b"\0\0\0{"
+    if not is_safetensors and (start[:4] == b"PK\x03\x04" or start[:1] == b"\x80"):
         return read_torch_file(path, key)
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if is_safetensors or path.suffix == ".safetensors":
         _refuse_key(path, key)
         return Weights(map_safetensors(path), "safetensors file", (path,))
     raise ConversionError(f"{path}: {_what_it_is(start)}; download the weights file itself")

@@ -6,7 +6,6 @@ to be downloaded. One classifier must serve a whole comparison; save it and load
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,7 +26,7 @@ from paella_jax.training.weights import CheckpointError, load_tree, save_tree
 
 Array = jax.Array
 FEATURES = 64
-WIDTHS = (24, 48)  # channels after the first halving, and after each further one
+WIDTH = 48  # channels at 8 pixels a side and below; half as many at twice the side
 NOISE = 0.1  # largest noise on training images, so that features of flawed images stay sensible
 
 
@@ -80,8 +79,8 @@ class Classifier(nn.Module):
     def __call__(self, images: Array) -> tuple[Array, Array]:
         """float32 images [batch, H, W, 3] in [0, 1] -> features [batch, 64] and logits."""
         x = 2.0 * images - 1.0
-        for level in range(int(math.log2(images.shape[1] // 4))):
-            x = gelu(Downsample(WIDTHS[min(level, 1)], kernel_size=4)(x))
+        while (side := x.shape[1] // 2) >= 4:
+            x = gelu(Downsample(min(WIDTH, 8 * WIDTH // side), kernel_size=4)(x))
         features = gelu(Dense(FEATURES, name="features")(x.reshape(len(x), -1)))
         return features, Dense(self.classes, name="heads")(features)
 

@@ -10,9 +10,9 @@ from paella_jax.evaluation.comparison_rows import (
     FACTORS,
     Estimate,
     Row,
+    at_level,
     by_cell,
     by_training,
-    estimate,
     over_seeds,
 )
 from paella_jax.evaluation.pictures import save_figure
@@ -20,7 +20,7 @@ from paella_jax.evaluation.pictures import save_figure
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 LINES = ("-", (0, (4, 2)), ":", "-.")
 MARKERS = ("o", "^", "s", "D", "v", "P")
-DODGE = 0.012  # of the axis, between neighbouring cells, so that error bars stay apart
+DODGE = 0.004  # of the axis, between neighbouring cells, so that error bars stay apart
 PANELS = {
     "seen_exact": "seen captions: exact match",
     "heldout_attributes": "held-out captions: attributes right",
@@ -57,10 +57,7 @@ def _draw_cross_entropy(axis: Any, rows: Sequence[Row], styles: Mapping[str, Sty
     """One line per trained network: the sampler has no part in it, hence no marker of its own."""
     levels, trained = list(rows[0]["cross_entropy"]), by_training(rows)
     for place, own in enumerate(trained.values()):
-        points = [
-            estimate([float("nan") if (v := row["cross_entropy"][level]) is None else v
-                      for row in own]) for level in levels
-        ]  # fmt: skip
+        points = [at_level(own, "cross_entropy", level) for level in levels]
         style = _style(own[0], styles) | {"marker": "."}
         offset = place - (len(trained) - 1) / 2
         _line(axis, [float(level) for level in levels], points, offset, style)
@@ -76,7 +73,7 @@ def _line(
     axis: Any, x: Sequence[float], points: Sequence[Estimate], offset: float, style: Style
 ) -> None:
     shift = offset * DODGE * (max(x) - min(x)) if x else 0.0
-    known = [(place + shift, p) for place, p in zip(x, points, strict=True) if p.count]
+    known = [(place + shift, p) for place, p in zip(x, points, strict=True) if p.seeds]
     if not known:
         return
     axis.errorbar(
@@ -121,6 +118,10 @@ def _legend(styles: Mapping[str, Style]) -> list[Any]:
                 entries.append(Line2D([], [], linestyle="", label=" "))
             entries.append(Line2D([], [], linestyle="", label=factor.upper()))
             heading = factor
-        plain = {"color": "#333", "linestyle": "" if "marker" in style else "-", "linewidth": 2}
+        plain: Style = {
+            "color": "#333",
+            "linestyle": "" if "marker" in style else "-",
+            "linewidth": 2,
+        }
         entries.append(Line2D([], [], label=value, **(plain | style)))
     return entries

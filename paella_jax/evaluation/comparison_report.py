@@ -11,6 +11,7 @@ from paella_jax.evaluation.comparison_picture import draw_comparison
 from paella_jax.evaluation.comparison_rows import (
     STEP_METRICS,
     Row,
+    at_level,
     best_steps,
     by_cell,
     by_training,
@@ -116,11 +117,9 @@ def _predictions(rows: Sequence[Row]) -> list[str]:
     """Cross-entropy with spread, and the mean accuracy in brackets, at every level."""
     shown = []
     for level in rows[0]["cross_entropy"]:
-        loss, accuracy = (
-            over_seeds([row | {name: {level: row[name].get(level)}} for row in rows], name)
-            for name in ("cross_entropy", "token_accuracy")
-        )
-        shown.append(f"{loss.show(3)} ({accuracy.mean:.3f})" if accuracy.count else loss.show(3))
+        loss = at_level(rows, "cross_entropy", level)
+        accuracy = at_level(rows, "token_accuracy", level)
+        shown.append(f"{loss.show(3)} ({accuracy.mean:.3f})" if accuracy.seeds else loss.show(3))
     return shown
 
 

@@ -25,10 +25,10 @@ PREFERRED_STEPS = 12  # both papers' setting
 
 
 class Metric(NamedTuple):
-    """How a measurement is shown, and which direction is good."""
+    """How a measurement is shown, and which direction is good (None: neither by itself)."""
 
     title: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     digits: int
 
 
@@ -38,22 +38,22 @@ STEP_METRICS = {
     "heldout_exact": Metric("held-out exact match", True, 3),
     "heldout_attributes": Metric("held-out attributes", True, 3),
     "frechet": Metric("Fréchet distance", False, 2),
-    "diversity": Metric("diversity", True, 3),
+    "diversity": Metric("diversity", None, 3),
     "seconds_per_image": Metric("seconds per image", False, 4),
 }
 METRICS = STEP_METRICS | {"cross_entropy": Metric("cross-entropy", False, 3)}
 
 
 class Estimate(NamedTuple):
-    """A mean over `count` seeds; `spread` is the sample standard deviation, nan for one seed."""
+    """A mean over `seeds` values; `spread` is the sample standard deviation, nan for one seed."""
 
     mean: float
     spread: float
-    count: int
+    seeds: int
 
     def show(self, digits: int) -> str:
         """As "0.950 ± 0.010", without the spread where it is unknown, "-" if not measured."""
-        if not self.count:
+        if not self.seeds:
             return "-"
         spread = "" if math.isnan(self.spread) else f" ± {self.spread:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"
@@ -141,6 +141,12 @@ def read(row: Row, name: str, steps: str | None = None) -> float:
 def over_seeds(rows: Sequence[Row], name: str, steps: str | None = None) -> Estimate:
     """`read` of every row, as mean and spread."""
     return estimate([read(row, name, steps) for row in rows])
+
+
+def at_level(rows: Sequence[Row], curve: str, level: str) -> Estimate:
+    """One point of a curve, as mean and spread over the rows."""
+    values = [row[curve].get(level) for row in rows]
+    return estimate([math.nan if value is None else value for value in values])
 
 
 def by_cell(rows: Sequence[Row]) -> dict[str, list[Row]]:

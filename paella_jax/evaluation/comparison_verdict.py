@@ -61,9 +61,10 @@ def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, w
     """One sentence about the best and the second best; empty if fewer than two were measured."""
     metric = METRICS[name]
     found = {group: over_seeds(rows, name, steps) for group, rows in groups.items()}
-    sign = -1 if metric.higher_is_better else 1
+    sign = 1 if metric.higher_is_better is False else -1
+    word = "highest" if metric.higher_is_better is None else "best"
     ranked = sorted(
-        ((group, e) for group, e in found.items() if e.count), key=lambda item: sign * item[1].mean
+        ((group, e) for group, e in found.items() if e.seeds), key=lambda item: sign * item[1].mean
     )
     if len(ranked) < 2:
         return ""
@@ -74,7 +75,7 @@ def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, w
     if margin == 0.0:
         return f"{title} {where}: {first} and {second} tie at {shown[0]}."
     return (
-        f"{title} {where}: {first} is best with {shown[0]}, {margin:.{metric.digits}f} ahead of "
+        f"{title} {where}: {first} is {word} with {shown[0]}, {margin:.{metric.digits}f} ahead of "
         f"{second} ({shown[1]}); {_weight(margin, best, next_best, metric.digits)}."
     )
 
@@ -134,9 +135,10 @@ def _effect(pairs: Sequence[tuple[Row, Row]], name: str, steps: str | None) -> s
     if not changes:
         return ""
     mean, spread, count = estimate(changes)
-    sign = 1 if metric.higher_is_better else -1
-    better = sum(sign * change > 0 for change in changes)
+    sign = -1 if metric.higher_is_better is False else 1
+    word = "higher" if metric.higher_is_better is None else "better"
+    count_better = sum(sign * change > 0 for change in changes)
     shown = f"{mean:+.{metric.digits}f}"
     if not math.isnan(spread):
         shown += f" ± {spread:.{metric.digits}f}"
-    return f"{metric.title} {shown} (better in {better} of {count})"
+    return f"{metric.title} {shown} ({word} in {count_better} of {count})"

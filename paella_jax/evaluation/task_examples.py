@@ -41,8 +41,8 @@ def draw_task_examples(pipe: TokenPipeline, out: Path) -> list[Path]:
     Raises:
       ConfigError: the run was not trained with these conditions on the embedded data.
     """
-    model = pipe.networks.predictor
-    trained = pipe.networks.image_encoder and model.num_classes and model.num_segments
+    networks = pipe.networks
+    trained = networks.image_encoder and networks.num_classes and networks.num_segments
     if pipe.config.data.source != "shapes" or not trained:
         raise ConfigError("the task examples need a run of configs/paella.py:shapes_tasks")
     out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def _emphasis(pipe: TokenPipeline) -> Example:
 
 
 def _class_labels(pipe: TokenPipeline) -> Example:
-    count = pipe.networks.predictor.num_classes
+    count = pipe.networks.num_classes
     drawn = pipe.generate([Condition(label=i) for i in range(count)], seed=13).images
     return Example([*drawn], [f"class {i}, no text" for i in range(count)])
 

@@ -93,7 +93,8 @@ def _as_it_is(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _tokens(config: ConfigDict) -> Method:
     """Encoders read from folders have the released Paella's, MUSE's or aMUSEd's sizes."""
     vqgan, variables = _tokenizer(config)
-    frozen, blank = {"vqgan": variables}, {}
+    frozen = {"vqgan": variables}
+    blank: dict[str, np.ndarray] = {}
     text, empty = _text(config, frozen, blank)
     low = None
     if config.cell.network == "super_resolution":

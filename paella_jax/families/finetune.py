@@ -41,9 +41,14 @@ Array = jax.Array
 Tree = Any
 BASE_FILE = f"{BASE}.safetensors"
 # Fields that say what the networks are: they must be those of init_from ...
-NETWORKS = ("architecture", "model.", "text.", "clip.", "image_encoder.")
+NETWORKS = ("architecture", "cell.", "model.", "transformer.", "uvit.", "super_resolution.",
+            "text.", "clip.", "image_encoder.")  # fmt: skip
 # ... but for these, which only say how they train or how text is cut.
-FREE = {"model.dropout", "model.remat", "text.max_length", "text.pad_to", "text.dropout"}
+FREE = {"cell.sampler", "text.max_length", "text.pad_to", "text.dropout"} | {
+    f"{network}.{field}"
+    for network in ("model", "transformer", "uvit", "super_resolution")
+    for field in ("dropout", "attention_dropout", "remat")
+}
 # Where a config leaves one of these None, it is taken over.
 TAKEN_OVER = (*NETWORKS, "objective.", "sampler.", "precision", "data.image_size")
 # Left behind by a run that has no such part: released weights have layers for both CLIP towers, a

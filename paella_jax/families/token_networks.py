@@ -29,8 +29,13 @@ class TokenPredictor(Protocol):
     with `return_features=True` the input of its "classifier" matrix.
     """
 
-    init: Any
-    apply: Any
+    @property
+    def init(self) -> Any:
+        """(key, tokens, t, cond) -> variables."""
+
+    @property
+    def apply(self) -> Any:
+        """(variables, tokens, t, cond, ...) -> logits or features."""
 
     @property
     def codebook_size(self) -> int:
@@ -174,6 +179,16 @@ class TokenNetworks:
         return self.low_vqgan.apply(frozen["low_vqgan"], small, method="encode_tokens")
 
     @property
+    def num_classes(self) -> int:
+        """Class labels the predictor is conditioned on; 0 without."""
+        return self.predictor.num_classes if isinstance(self.predictor, Paella) else 0
+
+    @property
+    def num_segments(self) -> int:
+        """Classes of the segmentation maps it is conditioned on; 0 without."""
+        return self.predictor.num_segments if isinstance(self.predictor, Paella) else 0
+
+    @property
     def reads_text_alone(self) -> bool:
         """Whether the predictor takes no other condition."""
         return not isinstance(self.predictor, Paella)
@@ -197,11 +212,10 @@ class TokenNetworks:
             cond["image_pooled"] = jnp.zeros((1, 1, self.image_encoder.width))
             if self.image_encoder.is_joint:
                 params["image_encoder"] = self.image_encoder.init(image_key)
-        if isinstance(self.predictor, Paella):
-            if self.predictor.num_classes:
-                cond["labels"] = jnp.zeros((1,), jnp.int32)
-            if self.predictor.num_segments:
-                cond["segmentation"] = jnp.zeros((1, grid, grid), jnp.int32)
+        if self.num_classes:
+            cond["labels"] = jnp.zeros((1,), jnp.int32)
+        if self.num_segments:
+            cond["segmentation"] = jnp.zeros((1, grid, grid), jnp.int32)
         if isinstance(self.predictor, UViTPredictor):
             cond["micro_conds"] = jnp.zeros((1, 5))
         if self.low_vqgan is not None:

@@ -239,18 +239,18 @@ def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN | VQModel, Tr
     return config, make_vqgan(config), variables_of(restored["params"], restored["model_state"])
 
 
-def carry_tokenizer(source: str, workdir: Path, name: str = "vqgan") -> None:
+def carry_tokenizer(source: str, workdir: Path) -> None:
     """Copies a trained tokenizer into another run's folder, so that the run is self-contained."""
     config, _, variables = load_vqgan_run(source)
-    save_tree(workdir / "frozen" / f"{name}.safetensors", variables)
+    save_tree(workdir / "frozen" / "vqgan.safetensors", variables)
     # The config is written last: its presence says that the weights are complete.
-    write_atomically(workdir / "frozen" / f"{name}.json", to_json(config))
+    write_atomically(workdir / "frozen" / "vqgan.json", to_json(config))
 
 
-def load_carried_tokenizer(workdir: Path, name: str = "vqgan") -> tuple[VQGAN | VQModel, Tree]:
+def load_carried_tokenizer(workdir: Path) -> tuple[VQGAN | VQModel, Tree]:
     """The tokenizer that `carry_tokenizer` left in a run's folder."""
-    config = carried_config(workdir, name)
-    return make_vqgan(config), load_tree(workdir / "frozen" / f"{name}.safetensors")
+    config = carried_config(workdir)
+    return make_vqgan(config), load_tree(workdir / "frozen" / "vqgan.safetensors")
 
 
 def load_carried_vqgan(workdir: Path) -> tuple[VQGAN, Tree]:
@@ -268,9 +268,9 @@ def load_carried_vqgan(workdir: Path) -> tuple[VQGAN, Tree]:
     return model, variables
 
 
-def carried_config(workdir: Path, name: str = "vqgan") -> ConfigDict:
+def carried_config(workdir: Path) -> ConfigDict:
     """The config of the tokenizer in a run's folder. Raises CheckpointError where there is none."""
-    file = workdir / "frozen" / f"{name}.json"
+    file = workdir / "frozen" / "vqgan.json"
     if not file.is_file():
         raise CheckpointError(
             f"{workdir} carries no tokenizer (missing {file}); converted weights get it with "

@@ -77,7 +77,7 @@ def _pair(name: str, value: Any) -> Any:
     return tuple(float(x) for x in pair)
 
 
-def start_from_image(settings: TokenSettings, strength: float) -> dict[str, float]:
+def start_from_image(settings: TokenSettings, strength: float) -> dict[str, Any]:
     """The setting that starts a sampler from an image of which a share `strength` is corrupted."""
     is_decode = isinstance(settings, ParallelDecodeSettings)
     return {"strength": strength} if is_decode else {"t_start": strength}

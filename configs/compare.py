@@ -1,0 +1,101 @@
+"""What `paella_jax.compare` trains and measures, at an equal budget.
+
+    python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
+
+Presets: `shapes` (the full setting, overnight on two cores), `quick` (under an hour) and `tiny`
+(continuous integration: a minute or two, no quality to speak of).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config(preset: str = "shapes") -> ConfigDict:
+    """Builds one preset. Raises ValueError for an unknown one."""
+    presets = {"shapes": _shapes, "quick": _quick, "tiny": _tiny}
+    if preset not in presets:
+        raise ValueError(
+            f"unknown preset {preset!r} of configs/compare.py; known: {sorted(presets)}"
+        )
+    config = ConfigDict()
+    config.preset = preset
+    config.tokenizer = ""  # run folder of a trained tokenizer; empty: train the next line's
+    config.tokenizer_config = "configs/vqgan.py:shapes"
+    config.training = "configs/paella.py:shapes"  # recipe that all cells share
+    config.overrides = ()  # of that recipe, "a.b=value"
+    config.seeds = (0, 1, 2)
+
+    config.cells = ConfigDict()  # every combination is a cell
+    config.cells.corruptions = ("uniform", "mask")
+    config.cells.networks = ("unet", "transformer", "uvit")
+    config.cells.samplers = ("random", "confidence")
+    config.cells.mask_density = "cosine"  # each corruption with the density it was published with
+    config.cells.uniform_density = "uniform"
+
+    config.budget = ConfigDict()
+    # flops: equal forward FLOPs x images; seconds: equal time of training on this machine;
+    # parameters: equal images, and widths changed to the reference's number of parameters.
+    config.budget.kind = "flops"
+    config.budget.reference = "unet"  # network that sees `images`
+    config.budget.images = 166_400
+    config.budget.seconds = 900.0  # of each training, for kind=seconds
+
+    config.learning_rate = ConfigDict()  # per network: peak, the best of a short search
+    config.learning_rate.unet = 2e-3
+    config.learning_rate.transformer = 2e-3
+    config.learning_rate.uvit = 2e-3
+
+    config.measure = ConfigDict()
+    config.measure.steps = (4, 8, 12, 18, 24)
+    config.measure.main_steps = 12  # where guidance is chosen, and diversity and speed measured
+    config.measure.images = 512  # per split and step count
+    config.measure.guidance = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    config.measure.temperature = ((1.0, 1.0), (0.7, 0.3))  # first and last step's
+    config.measure.tuning_images = 256  # validation captions apart from the measured ones
+    config.measure.diversity_prompts = 64
+    config.measure.diversity_images = 4  # of each prompt
+    config.measure.token_images = 512  # for the cross-entropy of corrupted tokens
+    config.measure.real_images = 2048  # for the Fréchet distance
+    config.measure.classifier_steps = 500
+    config.measure.speed_rounds = 5
+    config.measure.speed_images = 32
+    presets[preset](config)
+    return config
+
+
+def _shapes(config: ConfigDict) -> None:
+    pass
+
+
+def _quick(config: ConfigDict) -> None:
+    config.seeds = (0, 1)
+    config.budget.images = 25_600
+    config.budget.seconds = 150.0
+    config.measure.images = 128
+    config.measure.guidance = (1.0, 2.0, 3.0, 5.0)
+    config.measure.tuning_images = 64
+    config.measure.diversity_prompts = 16
+    config.measure.token_images = 256
+    config.measure.speed_rounds = 3
+
+
+def _tiny(config: ConfigDict) -> None:
+    config.tokenizer_config = "configs/vqgan.py:tiny"
+    config.training = "configs/paella.py:tiny"
+    config.seeds = (0,)
+    config.budget.images = 320
+    config.budget.seconds = 2.0
+    config.measure.steps = (2, 4)
+    config.measure.main_steps = 4
+    config.measure.images = 16
+    config.measure.guidance = (1.0, 2.0)
+    config.measure.temperature = ((0.7, 0.3),)
+    config.measure.tuning_images = 8
+    config.measure.diversity_prompts = 4
+    config.measure.diversity_images = 2
+    config.measure.token_images = 16
+    config.measure.real_images = 64
+    config.measure.classifier_steps = 20
+    config.measure.speed_rounds = 2
+    config.measure.speed_images = 8

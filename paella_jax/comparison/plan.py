@@ -1,0 +1,206 @@
+"""Which cells a comparison trains, with which configs, on how many images."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError, load_config
+from paella_jax.evaluation.flops import count_flops
+from paella_jax.families.abstract import abstract_method
+from paella_jax.families.cells import check_cell
+from paella_jax.objectives.inputs import StepInputs
+
+Tree = Any
+BUDGETS = ("flops", "seconds", "parameters")
+# Block and fields of each network that its width is made of: (name, divisor).
+WIDTHS = {
+    "unet": ("model", ("token_width", "cond_width", "widths")),
+    "transformer": ("transformer", ("width", "feed_forward_width")),
+    "uvit": ("uvit", ("token_width", "conv_width", "width", "feed_forward_width")),
+}
+SCALES = tuple(1.0 + step / 16 for step in range(-12, 52))
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train; both samplers are measured on it.
+
+    Attributes:
+      corruption: "uniform" or "mask".
+      network: "unet", "transformer" or "uvit".
+      seed: of parameters and data order.
+    """
+
+    corruption: str
+    network: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.network}_{self.corruption}_{self.seed}"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Cost of a network with its text encoder, both of which are trained.
+
+    Attributes:
+      parameters: trained scalars.
+      flops: of one image's forward pass, predictor and text encoder.
+    """
+
+    parameters: int
+    flops: int
+
+
+def trainings(config: ConfigDict) -> list[Training]:
+    """Every network to train, seeds outermost so that an early look sees all cells.
+
+    Raises:
+      ConfigError: an unknown budget, or nothing to compare.
+    """
+    if config.budget.kind not in BUDGETS:
+        raise ConfigError(f"budget.kind must be one of {BUDGETS}, got {config.budget.kind!r}")
+    cells = config.cells
+    if config.budget.reference not in cells.networks:
+        raise ConfigError(
+            f"budget.reference {config.budget.reference!r} is none of cells.networks "
+            f"{cells.networks}"
+        )
+    for name in ("corruptions", "networks", "samplers"):
+        if not cells[name]:
+            raise ConfigError(f"cells.{name} is empty: there is nothing to compare")
+    if not config.seeds:
+        raise ConfigError("seeds is empty; give at least one")
+    return [
+        Training(corruption, network, seed)
+        for seed in config.seeds
+        for network in cells.networks
+        for corruption in cells.corruptions
+    ]
+
+
+def training_config(config: ConfigDict, training: Training, tokenizer: Path | str) -> ConfigDict:
+    """The config of one training without its budget: the shared recipe and the cell's three fields.
+
+    Raises:
+      ConfigError: the recipe has no such field, or the cell makes no sense.
+    """
+    overrides = [f"--config.{text}" for text in config.overrides]
+    run = load_config(config.training, overrides)
+    if run.method != "tokens":
+        raise ConfigError(f"training {config.training!r} is no token predictor's config")
+    run.tokenizer = str(tokenizer)
+    run.seed = training.seed
+    run.cell.corruption = training.corruption
+    run.cell.network = training.network
+    run.objective.density = config.cells[f"{training.corruption}_density"]
+    run.optim.learning_rate = config.learning_rate[training.network]
+    run.log.preview_every = 0
+    run.checkpoint.keep = 1
+    for sampler in config.cells.samplers:
+        run.cell.sampler = sampler
+        check_cell(run)
+    if config.budget.kind == "parameters" and training.network != config.budget.reference:
+        _match_parameters(run, config, training)
+    return run
+
+
+def _match_parameters(run: ConfigDict, config: ConfigDict, training: Training) -> None:
+    """Scales a network's widths until it has about the reference's number of parameters."""
+    reference = Training(training.corruption, config.budget.reference, training.seed)
+    wanted = size_of(training_config(config, reference, run.tokenizer)).parameters
+    block, names = WIDTHS[training.network]
+    start = {name: run[block][name] for name in names}
+    heads = 8 * max(run[block].get("num_heads", 1), run[block].get("conv_heads", 1))
+
+    def set_scale(scale: float) -> None:
+        for name, value in start.items():
+            run[block][name] = max(1, round(value * scale / heads)) * heads
+
+    def parameters(scale: float) -> int:
+        set_scale(scale)
+        return size_of(run).parameters
+
+    # Parameters rise with the widths: the first scale with at least as many, or the one before.
+    above = min(bisect.bisect_left(SCALES, wanted, key=parameters), len(SCALES) - 1)
+    close = SCALES[max(above - 1, 0) : above + 1]
+    set_scale(min(close, key=lambda scale: abs(parameters(scale) - wanted)))
+
+
+def size_of(run: ConfigDict) -> Size:
+    """Parameters and forward FLOPs of a config's networks; nothing is computed."""
+    method = abstract_method(run)
+    params = jax.eval_shape(method.init, jax.random.key(0))[0]
+    sample = method.transform(method.source[0])
+    side = run.data.image_size // 4
+    tokens = jax.ShapeDtypeStruct((1, side, side), jnp.int32)
+    batch = {name: jnp.asarray(x)[None] for name, x in sample.items() if name != "image"}
+
+    def forward(params: Tree, tokens: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(0), 1)
+        inputs = StepInputs(batch | {"tokens": tokens}, keys, jnp.zeros((), jnp.int32), {}, {})
+        return method.objective(params, inputs)[0]
+
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return Size(count, count_flops(forward, params, tokens))
+
+
+def set_budget(run: ConfigDict, config: ConfigDict, size: Size, reference: Size) -> None:
+    """Sets `num_steps` so that the training costs what the reference's does (flops, parameters)."""
+    images = float(config.budget.images)
+    if config.budget.kind == "flops":
+        images *= reference.flops / size.flops
+    _set_steps(run, round(images / run.batch_size))
+
+
+def set_seconds(run: ConfigDict, config: ConfigDict, seconds_per_step: float) -> None:
+    """The same for an equal time of training."""
+    _set_steps(run, round(config.budget.seconds / seconds_per_step))
+
+
+def _set_steps(run: ConfigDict, steps: int) -> None:
+    run.num_steps = max(steps, 1)
+    run.optim.warmup_steps = min(run.optim.warmup_steps, max(run.num_steps // 10, 1))
+    run.checkpoint.every = max(run.num_steps // 3, 1)
+
+
+def cell_name(corruption: str, network: str, sampler: str) -> str:
+    """As it is written in tables."""
+    return f"{network} / {corruption} / {sampler}"
+
+
+def check_measure(config: ConfigDict) -> None:
+    """Raises ConfigError for settings that would fail only after hours of training."""
+    measure = config.measure
+    if measure.main_steps not in measure.steps:
+        raise ConfigError(
+            f"measure.main_steps {measure.main_steps} must be one of measure.steps {measure.steps}"
+        )
+    for name in ("images", "tuning_images", "diversity_prompts", "token_images", "real_images"):
+        if measure[name] < 1:
+            raise ConfigError(f"measure.{name} must be at least 1, got {measure[name]}")
+    if measure.diversity_images < 2:
+        raise ConfigError("measure.diversity_images must be at least 2: distances need pairs")
+    if not measure.guidance or not measure.temperature:
+        raise ConfigError("measure.guidance and measure.temperature must not be empty")
+
+
+def describe(rows: Iterable[tuple[Training, ConfigDict, Size]]) -> str:
+    """The plan as a table: what each network costs and sees."""
+    lines = [f"{'training':<28}{'parameters':>12}{'MFLOP':>8}{'steps':>8}{'images':>9}"]
+    for training, run, size in rows:
+        lines.append(
+            f"{training.name:<28}{size.parameters:>12,}{size.flops / 1e6:>8.0f}"
+            f"{run.num_steps:>8}{run.num_steps * run.batch_size:>9,}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,33 @@
+"""How long the calls of a run took: `timing.json` in its folder, one entry per call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paella_jax.training.checkpoint import write_atomically
+from paella_jax.training.loop import RunResult
+
+FILE = "timing.json"
+
+
+def record_seconds(workdir: Path, result: RunResult) -> dict[str, float]:
+    """Adds a call's time to the run's file and returns the entry."""
+    note = {
+        "steps": result.step,
+        "seconds": round(result.seconds, 1),
+        "compile_seconds": round(result.compile_seconds, 1),
+    }
+    write_atomically(workdir / FILE, json.dumps([*_calls(workdir), note], indent=2))
+    return note
+
+
+def total_seconds(workdir: Path) -> float:
+    """Seconds of all recorded calls."""
+    return float(sum(call["seconds"] for call in _calls(workdir)))
+
+
+def _calls(workdir: Path) -> list[dict[str, Any]]:
+    file = workdir / FILE
+    return json.loads(file.read_text()) if file.is_file() else []
