@@ -18,7 +18,7 @@ def base() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "shapes"  # shapes (embedded), folder (captioned images) or one_image
-    config.data.spec = "shapes"  # tiny, shapes or shapes64
+    config.data.spec = "shapes"  # tiny, single, shapes or shapes64
     config.data.folder = ""  # for source=folder; layouts: paella_jax/data/captions.py
     config.data.image_file = ""  # for source=one_image, with its caption: the same every step
     config.data.caption = ""

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import cells, common
 
 # What aMUSEd's fine-tuning script spares from weight decay (reference/muse.md 2.8).
-AMUSED_DECAY = r"^(?!.*(bias|text_norm|embedding_norm|output_norm|token_table)).*$"
+AMUSED_DECAY = r"^(?!.*(bias$|token_table$|(text_norm|embedding_norm|output_norm)/scale$))"
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:

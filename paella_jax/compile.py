@@ -2,9 +2,10 @@
 
     python -m paella_jax.compile --config configs/paella.py:1b --devices 8
 
-prints parameters, memory per device and collectives as JSON. `--devices` simulates that many
+prints parameters, FLOPs, memory per device and collectives as JSON. `--devices` simulates that many
 devices on a CPU; without it the machine's own are used. Memory is XLA's account for the platform it
-compiles for: a CPU's differs from a TPU's.
+compiles for: a CPU's arguments are those of any platform, its temporaries are not (it computes
+bfloat16 in float32 and saves no memory in its order of operations).
 """
 
 from __future__ import annotations
@@ -39,8 +40,17 @@ def compile_preset(config: Any) -> dict[str, Any]:
     """Compiles one step of a config for all devices; returns what `compile` prints."""
     import jax
 
+    from paella_jax.evaluation.flops import count_flops
     from paella_jax.families.abstract import abstract_frozen, abstract_method
-    from paella_jax.training.compiled_step import FOR_LOOKING, compile_step, describe
+    from paella_jax.training.compiled_step import (
+        FOR_LOOKING,
+        MIB,
+        bytes_per_device,
+        compile_step,
+        describe,
+        first_batch,
+        jitted_step,
+    )
     from paella_jax.training.loop import abstract_state
     from paella_jax.training.sharding import check_batch, make_mesh, replicated
 
@@ -51,17 +61,31 @@ def compile_preset(config: Any) -> dict[str, Any]:
         state, _ = abstract_state(config, method, mesh)
         frozen = abstract_frozen(method.frozen, mesh)
         key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=replicated(mesh))
+        batch = first_batch(config, method, mesh)
         options = FOR_LOOKING if jax.default_backend() == "cpu" else None
-        compiled, seconds = compile_step(config, method, state, frozen, key, mesh, options)
+        compiled, seconds = compile_step(config, method, state, frozen, key, mesh, options, batch)
+        flops = count_flops(jitted_step(config, method, state, mesh), state, frozen, batch, key)
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    trees = {
+        "parameters": state.params,
+        "averages": state.ema_params,
+        "optimizer": state.opt_state,
+        **{f"frozen {name}": tree for name, tree in frozen.items()},
+        "batch": batch,
+    }
+    parts = {name: bytes_per_device(tree) for name, tree in trees.items()}
     return {
         "preset": config.preset,
         "mesh": dict(mesh.shape),
         "batch_size": config.batch_size,
+        "micro_batches": config.optim.accumulation,
         "trained_parameters": count(state.params),
         "frozen_parameters": count(frozen),
         "compile_seconds": round(seconds, 1),
+        # Products and convolutions of one update, frozen networks and recomputation included.
+        "teraflops": round(flops / 1e12, 3),
         **describe(compiled),
+        "arguments_mib_of": {name: round(size / MIB) for name, size in parts.items()},
     }
 
 

@@ -28,6 +28,7 @@ from paella_jax.data.conditions import whole_image_conds
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.evaluation.pictures import to_uint8
 from paella_jax.families.cells import sampler_fields
+from paella_jax.families.decoder_swap import swap_decoder
 from paella_jax.families.finetune import restore_trained
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import load_networks
@@ -424,11 +425,16 @@ def _same_shapes(first: Tree, second: Tree) -> bool:
     return shapes(first) == shapes(second)
 
 
-def load_tokens(directory: str | Path) -> TokenPipeline:
+def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipeline:
     """Loads a token predictor's newest checkpoint (Paella, MUSE, aMUSEd), or a converted one.
+
+    Args:
+      directory: run folder.
+      decoder: run folder of a tokenizer with the same codes, whose decoder is used instead.
 
     Raises:
       CheckpointError: no run there, of another kind, incomplete or damaged.
+      ConfigError: `decoder` has other codes.
     """
     workdir = Path(directory)
     config = read_config(workdir)
@@ -437,6 +443,9 @@ def load_tokens(directory: str | Path) -> TokenPipeline:
             f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
         )
     networks, frozen = load_networks(config, workdir)
+    if decoder:
+        vqgan, frozen["vqgan"] = swap_decoder(workdir, frozen["vqgan"], decoder)
+        networks = replace(networks, vqgan=vqgan)
     params = restore_trained(workdir, config)
     if networks.text_is_joint and "text_encoder" not in params:
         raise CheckpointError(

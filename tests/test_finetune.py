@@ -252,7 +252,7 @@ def test_clear_errors(base, photos, tmp_path, overrides, words):
 
 def test_another_family_is_refused(photos, tmp_path):
     vqgan = prepare_workdir(tmp_path / "vqgan", small.small_vqgan())
-    with pytest.raises(ConfigError, match="holds a run of method 'vqgan', this one is 'paella'"):
+    with pytest.raises(ConfigError, match="holds a run of method 'vqgan', this one is 'tokens'"):
         settled(tmp_path / "run", vqgan, photos)
 
 

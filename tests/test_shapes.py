@@ -48,6 +48,18 @@ GOLDEN = {
         "a small yellow cross at the top right on a white background",
         "06e12393735fbd5a",
     ),
+    ("single", "train"): (
+        "a large yellow square at the top right on a gray background",
+        "0a751c766026c589",
+    ),
+    ("single", "validation"): (
+        "a small blue circle at the top left on a gray background",
+        "11a2d9355e256aa7",
+    ),
+    ("single", "heldout"): (
+        "a small yellow cross at the top right on a white background",
+        "f451f9bd2d899d7c",
+    ),
     ("shapes64", "train"): (
         "a large cyan heart at the left and a large orange square at the right "
         "on a white background",
@@ -290,7 +302,7 @@ def test_source_samples_pickle_and_bounds():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("shape", "train", 1, 0), "unknown shapes spec 'shape'; known: tiny, shapes, shapes64"),
+        (("shape", "train", 1, 0), "unknown shapes spec 'shape'; known: tiny, shapes, single, shapes64"),
         (("shapes", "test", 1, 0), "unknown split 'test'"),
         (("shapes", "train", -1, 0), "size must be at least 0"),
     ],

@@ -34,7 +34,7 @@ from paella_jax.training.checkpoint import write_atomically
 
 MEASURED_SEED, TUNING_SEED = 101, 102  # of the captions; the same for every cell
 ATTRIBUTES = ("color", "shape", "size", "position")
-BATCH = 64
+TOKEN_BATCH = 64
 
 
 class Judge(NamedTuple):
@@ -120,9 +120,10 @@ def _row(
 ) -> Row:
     training, measure = trained.training, config.measure
     best = _tune(config, judge, pipeline, sampler)
+    shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
     by_steps = {}
     for steps in measure.steps:
-        options: dict[str, Any] = {"num_steps": steps, "sampler": sampler, **best}
+        options = shared | {"num_steps": steps}
         seen = _draw(pipeline, judge.seen, **options)
         heldout = _draw(pipeline, judge.heldout, **options)
         drawn = feature_statistics(judge.classifier.features(seen))
@@ -134,7 +135,7 @@ def _row(
             "seconds_per_image": None,
         }
     prompts = judge.seen[: measure.diversity_prompts]
-    options = {"num_steps": measure.main_steps, "sampler": sampler, **best}
+    options = shared | {"num_steps": measure.main_steps}
     images = _draw(pipeline, prompts, num_images_per_prompt=measure.diversity_images, **options)
     images = images.reshape(len(prompts), measure.diversity_images, *images.shape[1:])
     spread = diversity(images, judge.classifier.features)
@@ -165,8 +166,15 @@ def _tune(
     measure = config.measure
 
     def quality(temperature: tuple[float, float], guidance: float) -> tuple[float, ...]:
-        options = {"temperature": temperature, "guidance_scale": guidance, "sampler": sampler}
-        images = _draw(pipeline, judge.tuning, num_steps=measure.main_steps, **options)
+        images = _draw(
+            pipeline,
+            judge.tuning,
+            num_steps=measure.main_steps,
+            temperature=temperature,
+            guidance_scale=guidance,
+            sampler=sampler,
+            batch_size=measure.batch_size,
+        )
         scores = _scores("seen", images, judge.tuning, judge.spec)
         return scores["seen_exact"], scores["seen_attributes"], -guidance
 
@@ -177,7 +185,7 @@ def _tune(
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:
     seeds = list(range(len(captions)))
-    return pipeline.generate(list(captions), seed=seeds, batch_size=BATCH, **options).images
+    return pipeline.generate(list(captions), seed=seeds, **options).images
 
 
 def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, float]:
@@ -202,8 +210,8 @@ def _token_scores(pipeline: TokenPipeline, judge: Judge) -> dict[str, dict[str, 
 
     def logits(tokens: jax.Array, t: jax.Array) -> jax.Array:
         parts = []
-        for start in range(0, len(captions), BATCH):
-            cut = lambda x, start=start: x[start : start + BATCH]
+        for start in range(0, len(captions), TOKEN_BATCH):
+            cut = lambda x, start=start: x[start : start + TOKEN_BATCH]
             some = jax.tree.map(cut, inputs)
             parts.append(logits_of(pipeline.params, pipeline.frozen, some, cut(tokens), cut(t)))
         return jnp.concatenate(parts)
@@ -247,6 +255,7 @@ def measure_speed(
             sampler=row["sampler"],
             temperature=tuple(row["temperature"]),
             guidance_scale=row["guidance"],
+            batch_size=measure.batch_size,
         )
     times = interleaved(variants, measure.speed_rounds)
     return {cell: statistics.median(seconds) / len(captions) for cell, seconds in times.items()}

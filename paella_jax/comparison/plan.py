@@ -79,6 +79,12 @@ def trainings(config: ConfigDict) -> list[Training]:
     for name in ("corruptions", "networks", "samplers"):
         if not cells[name]:
             raise ConfigError(f"cells.{name} is empty: there is nothing to compare")
+    unknown = [name for name in cells.networks if name not in config.learning_rate]
+    if unknown:
+        raise ConfigError(
+            f"cells.networks has {unknown} without a learning_rate; known: "
+            f"{sorted(config.learning_rate)}"
+        )
     if not config.seeds:
         raise ConfigError("seeds is empty; give at least one")
     return [

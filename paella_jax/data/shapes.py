@@ -97,6 +97,13 @@ SPECS = {
         backgrounds=("black", "gray", "white"), relations=False,
         heldout=(*_HELDOUT, ("purple", "circle"), ("orange", "square")), validation_every=10,
     ),
+    # `shapes` with one object: shorter captions and nothing to bind, for quick comparisons.
+    "single": ShapesSpec(
+        name="single", image_size=32, lattice=2, jitter=0, min_objects=1, max_objects=1,
+        colors=_COLOR_NAMES[:6], shapes=_SHAPE_NAMES[:4], sizes=("small", "large"),
+        backgrounds=("black", "gray", "white"), relations=False,
+        heldout=(*_HELDOUT, ("purple", "circle"), ("orange", "square")), validation_every=10,
+    ),
     "shapes64": ShapesSpec(
         name="shapes64", image_size=64, lattice=3, jitter=1, min_objects=1, max_objects=3,
         colors=_COLOR_NAMES, shapes=_SHAPE_NAMES, sizes=("small", "large"),

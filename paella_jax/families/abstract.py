@@ -92,6 +92,9 @@ def _as_it_is(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _tokens(config: ConfigDict) -> Method:
     """Encoders read from folders have the released Paella's, MUSE's or aMUSEd's sizes."""
+    if config.cell.network == "super_resolution" and not config.low_tokenizer:
+        config = config.copy_and_resolve_references()
+        config.low_tokenizer = "shapes only"  # a run's folder elsewhere; here nothing is read
     vqgan, variables = _tokenizer(config)
     frozen = {"vqgan": variables}
     blank: dict[str, np.ndarray] = {}

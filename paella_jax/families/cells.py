@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.families.token_networks import TokenPredictor
 from paella_jax.models.muse import MuseTransformer
+from paella_jax.models.muse_super_resolution import SuperResolution
 from paella_jax.models.paella import Paella
 from paella_jax.models.uvit import UViT
 from paella_jax.models.uvit_predictor import UViTPredictor
@@ -111,8 +112,6 @@ def make_predictor(
     if config.cell.network == "transformer":
         return MuseTransformer(**config.transformer, grid=grid, mask_row=masked, **shared)
     if config.cell.network == "super_resolution":
-        from paella_jax.models.muse_super_resolution import SuperResolution
-
         return SuperResolution(
             **config.super_resolution,
             grid=grid,

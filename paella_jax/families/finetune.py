@@ -32,7 +32,7 @@ from paella_jax.training.checkpoint import (
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.lora import BASE, check_lora, lora_init, lora_merge
 from paella_jax.training.method import Method
-from paella_jax.training.optim import make_optimizer
+from paella_jax.training.optim import check_optim, make_optimizer
 from paella_jax.training.sharding import make_mesh
 from paella_jax.training.state import TrainState, create_state
 from paella_jax.training.weights import load_tree, save_tree
@@ -176,6 +176,7 @@ def fine_tuned(config: ConfigDict, workdir: Path, method: Method) -> Method:
       ConfigError: LoRA settings that cannot be, or weights that do not fit the networks.
     """
     check_lora(config.lora)
+    check_optim(config.optim)
     if config.lora.rank and not (config.init_from and config.method == "tokens"):
         raise ConfigError(
             f"lora.rank {config.lora.rank} needs method 'tokens' and --config.init_from=RUN, the "

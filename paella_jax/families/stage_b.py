@@ -18,7 +18,11 @@ from paella_jax.config import ConfigError, to_json
 from paella_jax.data.build import check_sizes, make_source
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
-from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
+from paella_jax.families.vqgan import (
+    carry_tokenizer,
+    load_carried_tokenizer,
+    load_carried_vqgan,
+)
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
@@ -168,7 +172,7 @@ def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tre
     Raises:
       ConfigError: parts or sizes that do not belong together.
     """
-    vqgan, variables = load_carried_tokenizer(workdir)
+    vqgan, variables = load_carried_vqgan(workdir)
     model = StageB(**config.model, dtype=jnp.dtype(config.precision))
     if vqgan.latent_channels != model.latent_channels:
         raise ConfigError(

@@ -25,9 +25,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
-       "data.prefetch", "data.folder", "preset")  # fmt: skip
+       "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset")  # fmt: skip
 # ... and where the networks it carries once came from.
-SOURCES = ("tokenizer", "stage_b", "text.folder", "clip.folder", "compressor.run", "init_from")
+SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder", "compressor.run", "init_from")
 
 
 def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
@@ -108,7 +108,9 @@ def read_config(workdir: str | Path) -> ConfigDict:
 class Checkpointer:
     """Asynchronous saves of the newest steps of one run."""
 
-    def __init__(self, workdir: str | Path, keep: int = 3) -> None:
+    def __init__(self, workdir: str | Path, keep: int | None = 3) -> None:
+        if keep is not None and keep < 1:
+            raise ConfigError(f"checkpoint.keep must be at least 1, or None for all, got {keep}")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.directory = Path(workdir).absolute() / "checkpoints"
         self.manager = ocp.CheckpointManager(self.directory, options=options)

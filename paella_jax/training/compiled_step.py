@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import Counter
@@ -49,13 +50,18 @@ def compile_step(
       batch: shapes with shardings.
     """
     if batch is None:
-        batch = _first_batch(config, method, mesh)
+        batch = first_batch(config, method, mesh)
     began = time.perf_counter()
+    step = jitted_step(config, method, state, mesh)
+    compiled = step.lower(state, frozen, batch, base_key).compile(options)
+    return compiled, time.perf_counter() - began
+
+
+def jitted_step(config: ConfigDict, method: Method, state: Tree, mesh: Mesh) -> Any:
+    """The train step under jit: the state is donated and keeps its shardings."""
     step = make_train_step(method.objective, config, method.after_update)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    compiled = jitted.lower(state, frozen, batch, base_key).compile(options)
-    return compiled, time.perf_counter() - began
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 class StepPrograms:
@@ -68,7 +74,7 @@ class StepPrograms:
         self._compile = lambda batch: compile_step(
             config, method, state, frozen, key, mesh, batch=batch
         )
-        batch = _first_batch(config, method, mesh)
+        batch = first_batch(config, method, mesh)
         self.seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._add(batch)
@@ -97,7 +103,8 @@ def _shapes(batch: dict[str, Any]) -> Any:
     return tuple(sorted((name, x.shape) for name, x in batch.items()))
 
 
-def _first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
+def first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
+    """Shapes and shardings of the global batch, from the first sample."""
     sample = method.transform(method.source[0])
     processes = jax.process_count()
     local = config.batch_size // processes
@@ -105,15 +112,30 @@ def _first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
 
 
 def describe(compiled: Any) -> dict[str, Any]:
-    """Memory per device in MiB, as XLA accounts for it, and how often each collective is called."""
+    """Memory per device in MiB, as XLA accounts for it, and how often each collective is called.
+
+    XLA:CPU tells no peak beyond the arguments: it is then their sum with the temporaries and with
+    the results that do not take a donated argument's place.
+    """
     memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = getattr(memory, "peak_memory_in_bytes", 0)
+    if peak <= arguments:
+        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        peak = arguments + temporaries + max(results, 0)
     text = "\n".join(module.to_string() for module in compiled.runtime_executable().hlo_modules())
     return {
-        "arguments_mib": round(memory.argument_size_in_bytes / MIB),
-        "temporaries_mib": round(memory.temp_size_in_bytes / MIB),
-        "peak_mib": round(getattr(memory, "peak_memory_in_bytes", 0) / MIB),
+        "arguments_mib": round(arguments / MIB),
+        "temporaries_mib": round(temporaries / MIB),
+        "peak_mib": round(peak / MIB),
         "collectives": dict(sorted(Counter(COLLECTIVE.findall(text)).items())),
     }
+
+
+def bytes_per_device(tree: Tree) -> int:
+    """Bytes that one device holds of shapes with shardings."""
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(size(x) for x in jax.tree.leaves(tree))
 
 
 def _repeat_shape(x: Any, count: int) -> Any:

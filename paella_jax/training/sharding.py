@@ -24,11 +24,16 @@ MIN_SHARD_SIZE = 2**14  # smaller arrays stay whole on every device
 MAX_REPLICATED_SHARE = 0.02
 
 # (path pattern, axes of the last dimensions); first match wins, a dimension that does not divide
-# stays whole. Wide projections split their outputs over "tensor", the way back their inputs.
+# stays whole. Wide projections split their outputs over "tensor", the way back their inputs
+# (Shoeybi et al. 2019, "Megatron-LM"); the classifier splits its classes. What a network has once
+# (embeddings, the context's and the output's projection) is sharded over "fsdp" alone.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"(expand|wi_0|wi_1|query|key|value|kv_mapper)/kernel$", ("fsdp", "tensor")),
-    (r"(contract|wo|attention/out)/kernel$", ("tensor", "fsdp")),
-    (r"in_kernel$", ("fsdp", "tensor")),
+    (
+        r"(expand|wi_0|wi_1|mlp_in|query|key|value|kv_mapper|modulation)/kernel$",
+        ("fsdp", "tensor"),
+    ),
+    (r"(contract|wo|mlp_out|attention(_\d)?/out)/kernel$", ("tensor", "fsdp")),
+    (r"in_kernel$|(^|/)classifier$", ("fsdp", "tensor")),
 )
 
 

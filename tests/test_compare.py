@@ -1,0 +1,167 @@
+"""The comparison: equal budgets, cells that make sense, and a whole small run that resumes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import small
+
+from paella_jax.build import build_method
+from paella_jax.comparison.plan import (
+    Training,
+    check_measure,
+    set_budget,
+    size_of,
+    training_config,
+    trainings,
+)
+from paella_jax.comparison.run import compare
+from paella_jax.comparison.train_cells import planned, train_cell
+from paella_jax.config import ConfigError, load_config
+from paella_jax.training.checkpoint import prepare_workdir
+from paella_jax.training.loop import train
+
+RECIPE = str(small.ROOT / "configs/paella.py:tiny")
+TINY = (
+    "model.codebook_size=32", "model.token_width=16", "model.widths=(32,)", "model.depths=(1,)",
+    "text.width=32", "text.hidden_dim=32", "text.num_layers=1", "batch_size=8",
+    "transformer.width=16", "transformer.depth=1", "transformer.feed_forward_width=32",
+)  # fmt: skip
+
+
+def comparison(preset="tiny", **overrides):
+    texts = [f"--config.{k.replace('__', '.')}={v}" for k, v in overrides.items()]
+    config = load_config(str(small.ROOT / f"configs/compare.py:{preset}"), texts)
+    config.training = RECIPE if preset == "tiny" else str(small.ROOT / "configs/paella.py:shapes")
+    return config
+
+
+def test_every_combination_is_trained_once_per_seed():
+    config = comparison("shapes")
+    todo = trainings(config)
+    assert len(set(todo)) == len(todo) == 2 * 3 * 3
+    assert [t.seed for t in todo[:6]] == [0] * 6  # an early look sees every network
+
+
+def test_equal_flops_times_images():
+    """By hand: what a network costs more, it sees fewer of."""
+    config = comparison("quick")
+    unet, transformer = (Training("mask", name, 0) for name in ("unet", "transformer"))
+    reference, other = (training_config(config, t, "") for t in (unet, transformer))
+    costs = size_of(reference), size_of(other)
+    set_budget(reference, config, costs[0], costs[0])
+    set_budget(other, config, costs[1], costs[0])
+    assert reference.num_steps * reference.batch_size == config.budget.images
+    spent = [c.flops * r.num_steps for c, r in zip(costs, (reference, other), strict=True)]
+    assert costs[0].flops != costs[1].flops
+    assert abs(spent[0] / spent[1] - 1) < 0.002
+
+
+def test_the_cells_share_all_but_the_cell():
+    config = comparison("quick")
+    runs = [training_config(config, Training(c, "unet", 0), "") for c in ("mask", "uniform")]
+    for block in ("data", "text", "optim", "model", "transformer"):
+        assert runs[0][block].to_dict() == runs[1][block].to_dict()
+    assert [r.objective.density for r in runs] == ["cosine", "uniform"]
+    assert runs[0].seed == runs[1].seed == 0 and runs[0].data.spec == "single"
+
+
+def test_equal_parameters():
+    config = comparison("quick", budget__kind="parameters")
+    unet = size_of(training_config(config, Training("mask", "unet", 0), "")).parameters
+    matched = training_config(config, Training("mask", "transformer", 0), "")
+    before = training_config(comparison("quick"), Training("mask", "transformer", 0), "")
+    assert abs(size_of(matched).parameters / unet - 1) < 0.05
+    assert abs(size_of(before).parameters / unet - 1) > 0.2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"budget__kind": "luck"}, "budget.kind must be one of"),
+        ({"budget__reference": "uvit", "cells__networks": "('unet',)"}, "none of cells.networks"),
+        ({"cells__samplers": "()"}, "cells.samplers is empty"),
+        ({"cells__samplers": "('best',)"}, "cell.sampler must be one of random, confidence"),
+        ({"cells__networks": "('unet', 'gan')"}, "learning_rate"),
+        ({"seeds": "()"}, "seeds is empty"),
+        ({"measure__main_steps": 5}, "measure.main_steps 5 must be one of"),
+        ({"measure__diversity_images": 1}, "at least 2"),
+        ({"measure__guidance": "()"}, "must not be empty"),
+        ({"overrides": "('transformer.time_width=0',)"}, "told how many tokens are random"),
+        ({"overrides": "('data.source=folder',)"}, "needs the embedded data"),
+        ({"overrides": "('nonsense=1',)"}, "unknown config field"),
+    ],
+)
+def test_senseless_comparisons_end_before_training(change, message, tmp_path):
+    with pytest.raises((ConfigError, KeyError), match=message):
+        compare(comparison(**change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_presets_measure_what_they_say():
+    for preset in ("shapes", "quick", "tiny"):
+        check_measure(comparison(preset))
+    assert comparison("quick").measure.steps == comparison("shapes").measure.steps
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    config = small.small_vqgan(num_steps=1)
+    workdir = prepare_workdir(tmp_path_factory.mktemp("tokenizer"), config)
+    train(config, workdir, build_method(config, workdir))
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
+    config = comparison(
+        tokenizer=tokenizer,
+        overrides=repr(TINY),
+        cells__networks="('unet', 'transformer')",
+        cells__corruptions="('mask',)",
+        budget__images=16,
+        measure__steps="(2,)",
+        measure__main_steps=2,
+        measure__guidance="(2.0,)",
+        measure__images=8,
+        measure__batch_size=8,
+        measure__classifier_steps=2,
+    )
+    out = tmp_path / "out"
+    report = compare(config, out)
+    assert len(report["rows"]) == 2 * 2 and len(report["verdict"]) > 3
+    for row in report["rows"]:
+        scores = row["by_steps"]["2"] if "2" in row["by_steps"] else row["by_steps"][2]
+        assert 0 <= scores["seen_exact"] <= 1 and scores["frechet"] > 0
+        assert scores["seconds_per_image"] > 0 and scores["diversity"] >= 0
+        assert set(row["cross_entropy"]) == {"10", "30", "50", "70", "90"}
+        assert row["images_trained"] >= 8
+    assert {"comparison.md", "comparison.json", "comparison.png"} <= {f.name for f in out.iterdir()}
+
+    lost = out / "cells" / "unet_mask_0_random.json"
+    kept = out / "cells" / "unet_mask_0_confidence.json"
+    before, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns
+    runs = {f: f.stat().st_mtime_ns for f in out.glob("runs/*/trained.json")}
+    lost.unlink()
+    again = compare(config, out)
+    assert json.loads(lost.read_text()) == before, "the same cell gives the same numbers"
+    assert kept.stat().st_mtime_ns == stamp
+    assert {f: f.stat().st_mtime_ns for f in out.glob("runs/*/trained.json")} == runs
+    assert again["rows"] == report["rows"]
+
+    config.budget.images = 32
+    with pytest.raises(ConfigError, match="holds another comparison"):
+        compare(config, out)
+
+
+def test_a_budget_in_seconds(tokenizer, tmp_path):
+    config = comparison(
+        tokenizer=tokenizer, overrides=repr(TINY), budget__kind="seconds", budget__seconds=0.5
+    )
+    training = Training("mask", "unet", 0)
+    run, size = planned(config, training, tokenizer)
+    done = train_cell(config, training, run, size, tmp_path)
+    told = json.loads((tmp_path / "runs/unet_mask_0.calibration.json").read_text())
+    assert done.images == 8 * max(round(0.5 / told["seconds_per_step"]), 1)
+    assert train_cell(config, training, run, size, tmp_path) == done
