@@ -43,7 +43,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
     config.learning_rate = ConfigDict()  # per network: peak, the best of a short search
     config.learning_rate.unet = 2e-3
-    config.learning_rate.transformer = 2e-3
+    config.learning_rate.transformer = 1e-3
     config.learning_rate.uvit = 2e-3
 
     config.measure = ConfigDict()

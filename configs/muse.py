@@ -46,6 +46,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.objective.label_smoothing = 0.1  # MUSE says nothing; MaskGIT's and open-muse's
     config.objective.text_drop = 0.1
     config.text.empty_is_absent = True
+    config.lora.pattern = r"^predictor/.*(query|key|value)/kernel$"  # as aMUSEd's
     # Guidance t rises from 0 (w = 1 + t; muse.md 1.6); its end is not published.
     config.sampler.num_steps = 24
     config.sampler.guidance_scale = (1.0, 5.0)

@@ -9,5 +9,7 @@ if [ $# -eq 0 ]; then
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
+  # Two processes, whole files each: compiling keeps one core busy, not two.
+  set -- -n 2 --dist loadfile
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -23,20 +23,28 @@ from paella_jax.sampling.schedule import linear_ramp
 from paella_jax.sampling.token_sampler import start_from_image
 
 
-def encode_image(pipe: TokenPipeline, image: ImageLike) -> np.ndarray:
+def encode_image(pipe: TokenPipeline, image: ImageLike, divisor: int | None = None) -> np.ndarray:
     """An image -> its tokens int32 [h, w].
 
+    Args:
+      pipe: from `paella_jax.load`.
+      image: of a size that the network takes.
+      divisor: of its sides instead, for an image that is only a part of what is drawn.
+
     Raises:
-      ImageError: its sides do not divide.
+      ImageError: its sides do not fit.
     """
     pixels = read_image(image)
-    divisor = pipe.divisor
     height, width = pixels.shape[:2]
-    if height % divisor or width % divisor:
-        nearest = [max(divisor, round(side / divisor) * divisor) for side in (height, width)]
+    side = pipe.only_side if divisor is None else 0
+    divisor = pipe.divisor if divisor is None else divisor
+    wrong = {height, width} != {side} if side else height % divisor or width % divisor
+    if wrong:
+        nearest = [side or max(divisor, round(x / divisor) * divisor) for x in (height, width)]
+        needed = f"be {side}, this network's only size" if side else f"be multiples of {divisor}"
         raise ImageError(
-            f"the image is {height}x{width} pixels (height x width), both must be multiples of "
-            f"{divisor}; resize or crop it to {nearest[0]}x{nearest[1]}"
+            f"the image is {height}x{width} pixels (height x width), both must {needed}; resize or "
+            f"crop it to {nearest[0]}x{nearest[1]}"
         )
     return pipe.encode(pixels[None])[0]
 
@@ -53,7 +61,7 @@ def image_to_image(
 
     Args:
       pipe: from `paella_jax.load`.
-      image: sides must divide by the grid.
+      image: of a size that the network draws.
       prompt: what to draw.
       strength: share of the tokens corrupted at the start (of the steps run, for a masked
         network's confidence sampler): 0 returns the image's own tokens, 1 is text-to-image.
@@ -71,7 +79,7 @@ def image_to_image(
         return Generation(pipe.decode(tokens), tokens, None)
     settings = pipe.settings(sampler=options.get("sampler"))
     start: dict[str, Any] = start_from_image(settings, strength)
-    return pipe.generate([prompt], image_tokens=tokens, **_size(pipe, tokens), **start, **options)
+    return pipe.generate([prompt], image_tokens=tokens, **size_of(pipe, tokens), **start, **options)
 
 
 def inpaint(
@@ -88,6 +96,17 @@ def inpaint(
     Raises:
       ImageError: unusable image, a mask of another size, one that marks nothing or everything.
     """
+    known = keep_unmasked(pipe, image, mask)
+    size = size_of(pipe, np.asarray(known.tokens))
+    return pipe.generate([prompt], known=known, **size, **options)
+
+
+def keep_unmasked(pipe: TokenPipeline, image: ImageLike, mask: ImageLike) -> Known:
+    """The image's tokens [1, h, w], to be drawn anew where the mask touches any of their pixels.
+
+    Raises:
+      ImageError: unusable image, a mask of another size, one that marks nothing or everything.
+    """
     pixels, marked = read_masked(image, mask)
     tokens = encode_image(pipe, pixels)
     cell = pipe.networks.vqgan.downsampling
@@ -97,8 +116,7 @@ def inpaint(
             f"the mask touches every cell of {cell}x{cell} pixels, so nothing of the image would "
             "stay; use text-to-image instead"
         )
-    known = Known(tokens[None], generate[None])
-    return pipe.generate([prompt], known=known, **_size(pipe, tokens[None]), **options)
+    return Known(tokens[None], generate[None])
 
 
 def read_masked(image: ImageLike, mask: ImageLike) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +163,8 @@ def outpaint(
 
     Args:
       pipe: from `paella_jax.load`.
-      image: stays as it is (its tokens do).
+      image: stays as it is (its tokens do). Its sides must be multiples of the token size; with
+        the margins they must make a size that the network draws.
       prompt: describes the whole canvas.
       top: pixels to add, a multiple of the token size. So are bottom, left and right.
       bottom: pixels.
@@ -163,12 +182,30 @@ def outpaint(
             raise ValueError(f"{name} is {margin} pixels; give a multiple of {cell} of at least 0")
     if not any(margins.values()):
         raise ValueError("outpainting needs at least one of top, bottom, left and right")
-    tokens = encode_image(pipe, image)
+    pixels = read_image(image)
+    height, width = pixels.shape[:2]
+    _check_canvas(pipe, (height, width), (height + top + bottom, width + left + right))
+    tokens = encode_image(pipe, pixels, cell)
     border = ((top // cell, bottom // cell), (left // cell, right // cell))
     generate = np.pad(np.zeros(tokens.shape, bool), border, constant_values=True)
     canvas = np.pad(tokens, border)[None]
     known = Known(canvas, generate[None])
-    return pipe.generate([prompt], known=known, **_size(pipe, canvas), **options)
+    return pipe.generate([prompt], known=known, **size_of(pipe, canvas), **options)
+
+
+def _check_canvas(pipe: TokenPipeline, image: tuple[int, int], canvas: tuple[int, int]) -> None:
+    """Raises ImageError where an image and its margins make a size that cannot be drawn."""
+    side, divisor = pipe.only_side, pipe.divisor
+    if side and canvas != (side, side):
+        wanted = f"this network draws {side}x{side} only"
+    elif not side and (canvas[0] % divisor or canvas[1] % divisor):
+        wanted = f"both must be multiples of {divisor}"
+    else:
+        return
+    raise ImageError(
+        f"the image of {image[0]}x{image[1]} pixels (height x width) and its margins make "
+        f"{canvas[0]}x{canvas[1]}; {wanted}: change the margins or resize the image"
+    )
 
 
 def morph(
@@ -184,10 +221,21 @@ def morph(
 
     Enters a run of `num_steps` at `start_step` with the image noised to that level, and renoises
     with the tokens of the step before, so that structure carries over.
+
+    Raises:
+      ImageError, ValueError: unusable image, a start outside the run, or a network trained with
+        masks, whose noise has no structure.
     """
+    if pipe.networks.predictor.mask_token is not None:
+        raise ValueError(
+            "morphing renoises with the tokens of the step before, which only a network trained "
+            "with random tokens (cell.corruption=uniform) understands; this one was trained with "
+            "masks: use image-to-image"
+        )
     if not 0 <= start_step < num_steps:
         raise ValueError(f"start_step {start_step} must be in [0, num_steps {num_steps})")
-    full = pipe.settings(num_steps=num_steps, temperature=options.pop("temperature", None))
+    temperature = options.pop("temperature", None)
+    full = pipe.settings(options.get("sampler"), num_steps=num_steps, temperature=temperature)
     ramp = linear_ramp(*full.temperature, num_steps)
     tokens = encode_image(pipe, image)[None]
     chosen: dict[str, Any] = {
@@ -196,7 +244,9 @@ def morph(
         "temperature": (float(ramp[start_step]), float(ramp[-1])),
         "renoise_mode": "previous",
     }
-    return pipe.generate([prompt], image_tokens=tokens, **_size(pipe, tokens), **(chosen | options))
+    return pipe.generate(
+        [prompt], image_tokens=tokens, **size_of(pipe, tokens), **(chosen | options)
+    )
 
 
 def variations(
@@ -298,6 +348,7 @@ def slerp(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
     return (length * direction).astype(np.float32)
 
 
-def _size(pipe: TokenPipeline, tokens: np.ndarray) -> dict[str, Any]:
+def size_of(pipe: TokenPipeline, tokens: np.ndarray) -> dict[str, Any]:
+    """The `height` and `width` in pixels of token maps [count, h, w]."""
     cell = pipe.networks.vqgan.downsampling
     return {"height": tokens.shape[1] * cell, "width": tokens.shape[2] * cell}

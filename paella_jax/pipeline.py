@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -33,19 +32,14 @@ from paella_jax.families.finetune import restore_trained
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import load_networks
 from paella_jax.images import read_images
-from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
-from paella_jax.sampling.guidance import guide, guide_jointly, mix
-from paella_jax.sampling.renoise import Known, Ramps
-from paella_jax.sampling.token_sampler import (
-    TokenSettings,
-    draw_tokens,
-    starts_from_noise,
-    token_settings,
-)
+from paella_jax.models.conditioning import ConditionInputs
+from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_sampler import TokenSettings, starts_from_noise, token_settings
+from paella_jax.token_programs import Request, draw_request
 from paella_jax.training.checkpoint import CheckpointError, read_config
 from paella_jax.training.sharding import make_mesh, replicated
 
-Array = jax.Array
 Tree = Any
 # A text, a Condition, a list of pictures, or a list of lists of conditions to mix.
 Prompt = str | Condition | Sequence[Any]
@@ -57,33 +51,13 @@ class Generation(NamedTuple):
     Attributes:
       images: float32 [count, height, width, 3] in [0, 1].
       tokens: int32 [count, h, w].
-      trace: int32 [num_steps, count, h, w], tokens after every step; None unless asked for.
+      trace: int32 [num_steps, count, h, w], tokens after every step; None unless asked for. Of a
+        masked network each step's complete prediction, before it is masked again.
     """
 
     images: np.ndarray
     tokens: np.ndarray
     trace: np.ndarray | None
-
-
-@struct.dataclass
-class Request:
-    """Everything a batch of pictures is made from; arrays with the pictures in front.
-
-    Attributes:
-      conditions: one or more, mixed by `weights`.
-      unconditional: what guidance steers away from.
-      weights: float32 [batch, conditions(, h, w)]; None with a single condition.
-      keys: [batch] PRNG keys.
-      image_tokens: int32 [batch, h, w], clean tokens to start from; None starts from noise.
-      known: tokens to keep; None draws everywhere.
-    """
-
-    conditions: tuple[ConditionInputs, ...]
-    unconditional: ConditionInputs
-    weights: Leaf | None
-    keys: Leaf
-    image_tokens: Leaf | None = None
-    known: Known | None = None
 
 
 class TokenPipeline:
@@ -104,7 +78,7 @@ class TokenPipeline:
         self._embed = jax.jit(networks.embed_images)
         self._embed_texts = jax.jit(networks.embed_texts)
         self._generate = jax.jit(
-            partial(_generate, networks), static_argnames=("settings", "grid", "joint", "trace")
+            partial(draw_request, networks), static_argnames=("settings", "grid", "joint", "trace")
         )
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
@@ -173,8 +147,8 @@ class TokenPipeline:
             **sampler,
         )
         if callback is not None and result.trace is not None:
-            for step, tokens in enumerate(result.trace):
-                callback(step, self.decode(tokens))
+            for step, images in enumerate(self.strip(result)):
+                callback(step, images)
         if output_type == "array":
             return result.images
         return [Image.fromarray(image) for image in to_uint8(result.images)]
@@ -182,6 +156,19 @@ class TokenPipeline:
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens [count, h, w] -> images float32 [count, H, W, 3] in [0, 1]."""
         return np.asarray(self._decode(self.frozen, jnp.asarray(tokens)))
+
+    def strip(self, generation: Any) -> np.ndarray:
+        """The pictures after every step, of a generation with a trace.
+
+        Returns:
+          float32 [steps, count, H, W, 3] in [0, 1].
+
+        Raises:
+          ValueError: no trace.
+        """
+        if generation.trace is None:
+            raise ValueError("the generation has no intermediate steps; draw it with trace=True")
+        return np.stack([self.decode(tokens) for tokens in generation.trace])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> tokens."""
@@ -215,6 +202,7 @@ class TokenPipeline:
         image_tokens: np.ndarray | None = None,
         known: Known | None = None,
         low_tokens: np.ndarray | None = None,
+        resampling: ResampleSettings | None = None,
         **sampler: Any,
     ) -> Generation:
         """As calling the pipeline, with the tokens and with what editing.py needs.
@@ -234,6 +222,8 @@ class TokenPipeline:
             of a masked network's confidence sampler).
           known: tokens to keep and where to draw, [pictures, h, w] each.
           low_tokens: [pictures, low, low], what a super-resolution network enlarges.
+          resampling: edits `image_tokens` by drawing some of them again and again, instead of a
+            sampler (mask_free_editing.py).
           **sampler: see `settings`.
 
         Raises:
@@ -246,9 +236,8 @@ class TokenPipeline:
         negatives = one_per_prompt(negatives, count, "negative_prompt")
         keys = image_keys(one_per_prompt(seed, count, "seed"), copies)
         grid = self._grid(height, width)
-        settings = self.settings(**sampler)
-        if image_tokens is None and known is None:
-            _require_noise_start(settings)
+        settings = resampling or self.settings(**sampler)
+        _check_start(settings, image_tokens, known, sampler)
         shared = self._shared_inputs(count, grid, low_tokens)
         conditions = tuple(
             replace(build_inputs(self.networks, self.config, column, grid, self.embed), **shared)
@@ -294,21 +283,25 @@ class TokenPipeline:
         """Image sides must be multiples of this."""
         return self.networks.vqgan.downsampling * self.networks.predictor.grid_divisor
 
+    @property
+    def only_side(self) -> int:
+        """Height and width of all images where positions are learned; 0 where sizes are free."""
+        return self.networks.vqgan.downsampling * getattr(self.networks.predictor, "grid", 0)
+
     def _grid(self, height: int | None, width: int | None) -> tuple[int, int]:
-        pixels, predictor = self.networks.vqgan.downsampling, self.networks.predictor
+        pixels, side_of_all = self.networks.vqgan.downsampling, self.only_side
         default = self.config.data.image_size
         size = [default if side is None else side for side in (height, width)]
         for name, side in zip(("height", "width"), size, strict=True):
             check_side(name, side, self.divisor)
-        grid = size[0] // pixels, size[1] // pixels
-        fixed = getattr(predictor, "grid", 0)
-        if fixed and grid != (fixed, fixed):
+        if side_of_all and size != [side_of_all, side_of_all]:
+            positions = side_of_all // pixels
             raise ValueError(
-                f"{size[0]}x{size[1]} pixels are {grid[0]}x{grid[1]} tokens; this network has "
-                f"learned positions for {fixed}x{fixed} only: draw {fixed * pixels}x"
-                f"{fixed * pixels} pixels"
+                f"{size[0]}x{size[1]} pixels are {size[0] // pixels}x{size[1] // pixels} tokens; "
+                f"this network has learned positions for {positions}x{positions} only: draw "
+                f"{side_of_all}x{side_of_all} pixels"
             )
-        return grid
+        return size[0] // pixels, size[1] // pixels
 
     def _shared_inputs(
         self, count: int, grid: tuple[int, int], low_tokens: np.ndarray | None
@@ -332,8 +325,18 @@ class TokenPipeline:
         return shared
 
 
-def _require_noise_start(settings: TokenSettings) -> None:
-    if not starts_from_noise(settings):
+def _check_start(
+    settings: TokenSettings | ResampleSettings, image_tokens: Any, known: Any, sampler: Any
+) -> None:
+    """Raises ValueError where settings that start from an image come without one."""
+    if isinstance(settings, ResampleSettings):
+        settings.check()
+        if image_tokens is None:
+            raise ValueError("resampling edits an image; give image_tokens")
+        unused = sorted(name for name, value in sampler.items() if value is not None)
+        if unused:
+            raise ValueError(f"mask-free editing runs no sampler: {', '.join(unused)} unused")
+    elif image_tokens is None and known is None and not starts_from_noise(settings):
         raise ValueError("t_start (or strength) below 1 starts from an image; give image_tokens")
 
 
@@ -372,57 +375,6 @@ def _tokens(given: Any, pictures: int, grid: tuple[int, int], name: str) -> np.n
             f"need {(pictures, *grid)}"
         )
     return array
-
-
-def _generate(
-    networks: TokenNetworks,
-    params: Tree,
-    frozen: Tree,
-    request: Request,
-    ramps: Ramps,
-    *,
-    settings: TokenSettings,
-    grid: tuple[int, int],
-    joint: bool,
-    trace: bool,
-) -> tuple[Array, ...]:
-    """One compiled program: encode, sample, decode.
-
-    Returns images, tokens and with `trace` the tokens of every step [batch, steps, h, w].
-    """
-    encode = lambda inputs: networks.condition(params, frozen, inputs)
-    predict = lambda c: lambda tokens, t: networks.logits(params, tokens, t, c)
-    conds, uncond = [encode(c) for c in request.conditions], encode(request.unconditional)
-    conditional = predict(conds[0])
-    if request.weights is not None:
-        conditional = mix([predict(c) for c in conds], request.weights)
-    if joint and len(conds) == 1 and _same_shapes(conds[0], uncond):
-        both: Conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conds[0], uncond)
-        denoise = guide_jointly(conditional, predict(both))
-    else:
-        denoise = guide(conditional, predict(uncond))
-    out = draw_tokens(
-        denoise,
-        request.keys,
-        grid,
-        settings,
-        codebook_size=networks.predictor.codebook_size,
-        mask_token=networks.predictor.mask_token,
-        image_tokens=request.image_tokens,
-        known=request.known,
-        codebook=frozen["vqgan"]["params"]["codebook"],
-        ramps=ramps,
-        trace=trace,
-    )
-    if not trace:
-        return networks.decode_tokens(frozen, out), out
-    tokens, history = out
-    return networks.decode_tokens(frozen, tokens), tokens, jnp.moveaxis(history, 0, 1)
-
-
-def _same_shapes(first: Tree, second: Tree) -> bool:
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    return shapes(first) == shapes(second)
 
 
 def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipeline:

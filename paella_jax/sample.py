@@ -5,12 +5,15 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --image FILE --mask FILE                 draw the mask's white part anew
   --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right
   --image FILE --morph 8                   keep the layout: enter a 24-step run at this step
+  --image FILE --edit 100 [--mask FILE]    draw some tokens again in each of 100 rounds
   --like FILE [--like FILE ...]            variations of one image, or a mix of several
   --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5
   --between FILE --between FILE            a strip from one image to another by their embeddings
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
 and --emphasis "PHRASE=1.5", --label N, --segmentation FILE.npy add conditions to the prompt.
+--strip writes the intermediate steps as well: a row per picture, or a .gif.
+--super_resolution RUN enlarges what is drawn (text-to-image, --mix, --mask, --outpaint, --edit).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from paella_jax.launch import run, setup_jax
 
 if TYPE_CHECKING:
     from paella_jax.pipeline import Generation, TokenPipeline
+    from paella_jax.two_scale import TwoScaleGeneration, TwoScalePipeline
     from paella_jax.wuerstchen_pipeline import WuerstchenGeneration, WuerstchenPipeline
 
 TASKS = ("image", "like", "between", "to", "mix")
@@ -33,6 +37,12 @@ UNUSED = {
     "to": ("prior",),
     "mix": ("prior",),
 }
+IMAGE_TASKS = ("mask", "outpaint", "morph", "strength", "edit")
+ONE_SCALE = ("strength", "morph", "like", "between", "to", "emphasis", "label", "segmentation",
+             "prior")  # fmt: skip
+NOT_WUERSTCHEN = ("mask", "outpaint", "morph", "edit", "like", "between", "mix", "to", "emphasis",
+                  "label", "segmentation", "prior", "weights", "sampler", "share", "top_k",
+                  "strip")  # fmt: skip
 IMAGE_FILES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
            "temperature", "seed")  # fmt: skip
@@ -55,18 +65,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--guidance_scale", type=float)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampler", choices=("random", "confidence"), help="default: the run's")
+    parser.add_argument("--strip", action="store_true", help="show the intermediate steps")
+    parser.add_argument("--super_resolution", metavar="RUN", help="run that enlarges the pictures")
+    parser.add_argument("--decoder", metavar="RUN", help="tokenizer run whose decoder is used")
     tasks = parser.add_argument_group("image tasks")
     tasks.add_argument("--image")
     tasks.add_argument("--strength", type=float)
     tasks.add_argument("--mask")
     tasks.add_argument("--outpaint", metavar="TOP,BOTTOM,LEFT,RIGHT")
     tasks.add_argument("--morph", type=int, metavar="STEP")
+    tasks.add_argument("--edit", type=int, metavar="ROUNDS")
+    tasks.add_argument("--share", type=float, help="of the tokens, per round; default 0.08")
+    tasks.add_argument("--top_k", type=int, help="draw among as many tokens; default 3")
     tasks.add_argument("--like", action="append", default=[], metavar="FILE")
     tasks.add_argument("--mix", action="append", default=[], metavar="PROMPT")
     tasks.add_argument("--weights", help="of --prompt and every --mix, with commas")
     tasks.add_argument("--between", action="append", default=[], metavar="FILE")
     tasks.add_argument("--to", metavar="PROMPT")
-    tasks.add_argument("--frames", type=int, default=8)
+    tasks.add_argument("--frames", type=int, default=8, help="of --to, --between, --edit --strip")
     tasks.add_argument("--prior", help="run folder of configs/clip_prior.py")
     tasks.add_argument("--emphasis", action="append", default=[], metavar="PHRASE=FACTOR")
     tasks.add_argument("--label", type=int)
@@ -132,9 +149,14 @@ def check_flags(arguments: argparse.Namespace) -> str | None:
     given = [name for name in TASKS if getattr(arguments, name) not in (None, [])]
     if len(given) > 1:
         raise ValueError(f"give one of {', '.join('--' + name for name in given)}, not several")
-    for name in ("mask", "outpaint", "morph", "strength"):
-        if getattr(arguments, name) is not None and given != ["image"]:
-            raise ValueError("--mask, --outpaint, --morph and --strength need --image FILE")
+    chosen = [name for name in IMAGE_TASKS if getattr(arguments, name) is not None]
+    if chosen and given != ["image"]:
+        raise ValueError("--mask, --outpaint, --morph, --strength and --edit need --image FILE")
+    if len(chosen) > 1 and chosen != ["mask", "edit"]:
+        raise ValueError(f"give one of {', '.join('--' + name for name in chosen)}, not several")
+    for name in ("share", "top_k"):
+        if getattr(arguments, name) is not None and arguments.edit is None:
+            raise ValueError(f"--{name} belongs to --edit")
     if arguments.weights and given != ["mix"]:
         raise ValueError("--weights belongs to --mix")
     task = given[0] if given else None
@@ -144,12 +166,28 @@ def check_flags(arguments: argparse.Namespace) -> str | None:
     return task
 
 
+def token_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What every task of a token predictor passes on to its pipeline."""
+    options = {name: getattr(arguments, name) for name in (*OPTIONS, "sampler")}
+    return options | ({"trace": True} if arguments.strip else {})
+
+
+def edit_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of mask-free editing, without those that were not given."""
+    options = token_options(arguments)
+    if options.pop("trace", False):
+        options["frames"] = min(arguments.frames, arguments.edit)
+    options |= {"mask": arguments.mask, "rounds": arguments.edit}
+    options |= {"share": arguments.share, "top_k": arguments.top_k}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def draw(pipe: TokenPipeline, arguments: argparse.Namespace) -> tuple[Generation, list[str]]:
     """Runs the task the flags ask for; returns the pictures and their titles."""
     from paella_jax import editing
 
     prompts = read_prompts(arguments)
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in OPTIONS}
+    options = token_options(arguments)
     size = {"height": arguments.height, "width": arguments.width}
     copies = arguments.num_images_per_prompt
     conditions = read_conditions(arguments, prompts)
@@ -199,9 +237,8 @@ def draw_wuerstchen(
     """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
     from paella_jax import editing
 
-    for name in ("mask", "outpaint", "morph", "like", "between", "mix", "to", "emphasis", "label",
-                 "segmentation", "prior", "weights"):  # fmt: skip
-        if getattr(arguments, name) not in (None, []):
+    for name in NOT_WUERSTCHEN:
+        if getattr(arguments, name) not in (None, [], False):
             raise ValueError(f"--{name} is a task of token predictors; this is a Würstchen run")
     prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
     image = None if arguments.image is None else editing.read_image(arguments.image)
@@ -220,14 +257,14 @@ def _draw_over(
 ) -> Generation:
     from paella_jax import editing
 
+    if arguments.edit is not None:
+        from paella_jax.mask_free_editing import edit
+
+        return edit(pipe, arguments.image, condition, **edit_options(arguments))
     if arguments.mask:
         return editing.inpaint(pipe, arguments.image, arguments.mask, condition, **options)
     if arguments.outpaint:
-        margins = numbers(arguments.outpaint, "outpaint", int)
-        if len(margins) != 4:
-            raise ValueError(f"--outpaint {arguments.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
-        sides = dict(zip(("top", "bottom", "left", "right"), margins, strict=True))
-        return editing.outpaint(pipe, arguments.image, condition, **sides, **options)
+        return editing.outpaint(pipe, arguments.image, condition, **margins(arguments), **options)
     if arguments.morph is not None:
         steps = options.pop("num_steps") or 24
         return editing.morph(
@@ -242,7 +279,61 @@ def _draw_over(
     return editing.image_to_image(pipe, arguments.image, condition, strength=strength, **options)
 
 
-def write(out: Path, images: Any, titles: list[str]) -> None:
+def margins(arguments: argparse.Namespace) -> dict[str, int]:
+    """Of --outpaint. Raises ValueError where they are not four whole numbers."""
+    sides = numbers(arguments.outpaint, "outpaint", int)
+    if len(sides) != 4:
+        raise ValueError(f"--outpaint {arguments.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
+    return dict(zip(("top", "bottom", "left", "right"), sides, strict=True))
+
+
+def draw_two_scales(
+    pipe: TwoScalePipeline, arguments: argparse.Namespace
+) -> tuple[TwoScaleGeneration, list[str]]:
+    """Text-to-image, mixing, inpainting, outpainting and editing with two runs."""
+    from paella_jax import two_scale_editing
+
+    for name in ONE_SCALE:
+        if getattr(arguments, name) not in (None, []):
+            raise ValueError(f"--{name} has no effect with --super_resolution; leave it out")
+    task, prompts = check_flags(arguments), read_prompts(arguments)
+    copies, options = arguments.num_images_per_prompt, token_options(arguments)
+    if task and len(prompts) != 1:
+        raise ValueError(f"this task takes one --prompt, got {len(prompts)}")
+    image, titles = arguments.image, [prompt for prompt in prompts for _ in range(copies)]
+    if arguments.edit is not None:
+        options = edit_options(arguments)
+        return two_scale_editing.edit(pipe, image, prompts[0], **options), titles
+    if arguments.mask:
+        drawn = two_scale_editing.inpaint(pipe, image, arguments.mask, prompts[0], **options)
+        return drawn, titles
+    if arguments.outpaint:
+        options |= margins(arguments)
+        return two_scale_editing.outpaint(pipe, image, prompts[0], **options), titles
+    if image:
+        raise ValueError("--image with --super_resolution needs --mask, --outpaint or --edit")
+    options |= {"height": arguments.height, "width": arguments.width}
+    if arguments.mix:
+        weights = numbers(arguments.weights, "weights") if arguments.weights else None
+        mixed = [[*prompts, *arguments.mix]]
+        return pipe.generate(mixed, weights=weights, **options), [" + ".join(mixed[0])] * copies
+    return pipe.generate(prompts, **options), titles
+
+
+def write_strip(out: Path, strip: Any, titles: list[str]) -> None:
+    """Writes pictures [steps, count, H, W, 3]: a row of steps each, or all of them in a movie."""
+    import numpy as np
+
+    steps = strip.shape[0]
+    by_picture = strip.swapaxes(0, 1)
+    if out.suffix.lower() == ".gif":
+        write(out, np.concatenate(list(by_picture), axis=2), titles)
+        return
+    names = [f"{title} ({step})" for title in titles for step in range(1, steps + 1)]
+    write(out, by_picture.reshape(-1, *strip.shape[2:]), names, columns=steps)
+
+
+def write(out: Path, images: Any, titles: list[str], columns: int | None = None) -> None:
     """Writes a grid (.png), a movie (.gif) or a folder of single images."""
     from PIL import Image
 
@@ -252,7 +343,7 @@ def write(out: Path, images: Any, titles: list[str]) -> None:
     if out.suffix.lower() == ".gif":
         save_gif(out, images)
     elif out.suffix.lower() == ".png":
-        save_grid(out, images, titles)
+        save_grid(out, images, titles, columns=columns)
     else:
         out.mkdir(exist_ok=True)
         for index, image in enumerate(to_uint8(images)):
@@ -267,15 +358,25 @@ def main() -> int:
         raise ValueError(f"--out {arguments.out} must be a .png grid, a .gif or a folder")
     setup_jax()
 
+    from paella_jax import two_scale_editing
     from paella_jax.loading import load
     from paella_jax.pipeline import TokenPipeline
+    from paella_jax.two_scale import TwoScalePipeline
 
-    pipe = load(arguments.checkpoint, **({"offload": True} if arguments.offload else {}))
-    if isinstance(pipe, TokenPipeline) and arguments.stepper:
+    names = ("offload", "super_resolution", "decoder")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    pipe: Any = load(arguments.checkpoint, **given)
+    two_scales = isinstance(pipe, TwoScalePipeline)
+    if arguments.stepper and (two_scales or isinstance(pipe, TokenPipeline)):
         raise ValueError("--stepper belongs to Würstchen runs; this is a token predictor")
-    paint = draw if isinstance(pipe, TokenPipeline) else draw_wuerstchen
+    one_scale = draw if isinstance(pipe, TokenPipeline) else draw_wuerstchen
+    paint: Any = draw_two_scales if two_scales else one_scale
     result, titles = paint(pipe, arguments)
-    write(Path(arguments.out), result.images, titles)
+    if arguments.strip:
+        strip = two_scale_editing.strip(pipe, result) if two_scales else pipe.strip(result)
+        write_strip(Path(arguments.out), strip, titles)
+    else:
+        write(Path(arguments.out), result.images, titles)
     print(f"wrote {arguments.out} ({len(result.images)} images)")
     return 0
 

@@ -18,8 +18,10 @@ MIB = 2**20
 @pytest.fixture
 def shallow(monkeypatch):
     """The released encoders with one layer each."""
-    for name in ("BYT5_XL", "CLIP_TEXT", "CLIP_VISION"):
+    for name in ("CLIP_TEXT", "CLIP_VISION", "CLIP_L_TEXT"):
         monkeypatch.setattr(abstract, name, getattr(abstract, name).clone(num_layers=1))
+    for width, encoder in abstract.FROZEN_TEXT.items():
+        monkeypatch.setitem(abstract.FROZEN_TEXT, width, encoder.clone(num_layers=1))
 
 
 @pytest.mark.slow
@@ -32,6 +34,35 @@ def test_the_released_width_compiles_for_eight_devices(shallow):
     share = 3 * 4 * report["trained_parameters"] / 8 / MIB
     assert share < report["arguments_mib"] < 1.1 * share + 4 * report["frozen_parameters"] / MIB
     assert report["collectives"]["all-gather"] > 50
+
+
+def test_a_tensor_axis_holds_less_of_muse_than_whole_copies(shallow):
+    """The 3B preset's recipe and text width with two narrow layers."""
+    sizes = {"width": 512, "depth": 2, "num_heads": 4, "feed_forward_width": 2048}
+    fields = {f"transformer__{name}": value for name, value in sizes.items()}
+    fields |= {"batch_size": 8, "data__image_size": 64, "transformer__remat": False}
+    whole = compile_preset(small.config_of("muse:3b", mesh__data=-1, mesh__fsdp=1, **fields))
+    cut = compile_preset(small.config_of("muse:3b", mesh__fsdp=-1, mesh__tensor=2, **fields))
+    assert cut["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert cut["trained_parameters"] == whole["trained_parameters"] > 10_000_000
+    assert cut["teraflops"] == whole["teraflops"] > 0
+    ours, theirs = cut["arguments_mib_of"], whole["arguments_mib_of"]
+    assert theirs["parameters"] == round(4 * whole["trained_parameters"] / MIB)
+    for name in ("parameters", "optimizer", "frozen text_encoder"):
+        assert ours[name] < 0.2 * theirs[name], name  # an eighth, and what divides less
+    assert cut["arguments_mib"] < 0.5 * whole["arguments_mib"]
+    assert abs(sum(ours.values()) - cut["arguments_mib"]) <= len(ours)
+    assert cut["peak_mib"] >= cut["arguments_mib"] + cut["temporaries_mib"] - 1
+    # Megatron's: one sum over the axis behind each attention and each MLP, forward at least.
+    assert cut["collectives"]["all-reduce"] >= 6 * sizes["depth"] // 2
+
+
+def test_super_resolution_and_uvit_need_no_folder():
+    layers = {"width": 64, "depth": 1, "num_heads": 4, "feed_forward_width": 128}
+    enlarger = {f"super_resolution__{name}": value for name, value in layers.items()}
+    shapes = small.config_of("muse:super_resolution_tiny", batch_size=8, **enlarger)
+    report = compile_preset(shapes)
+    assert report["arguments_mib_of"].keys() >= {"frozen vqgan", "frozen low_vqgan"}
 
 
 def test_a_small_preset_compiles_with_every_axis():

@@ -40,7 +40,8 @@ TOP_LEVEL_USERS = {
     "evaluation.sampling_speed": {"models", "sampling"},
     "evaluation.wuerstchen_speed": {"models", "sampling", "encoders"},
 }
-ENTRIES = {"train", "sample", "evaluate", "benchmark", "compile", "average", "convert.__main__"}
+ENTRIES = {"train", "compare", "sample", "evaluate", "benchmark", "compile", "average",
+           "convert.__main__"}  # fmt: skip
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 
 

@@ -302,7 +302,7 @@ def test_source_samples_pickle_and_bounds():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("shape", "train", 1, 0), "unknown shapes spec 'shape'; known: tiny, shapes, single, shapes64"),
+        (("shape", "train", 1, 0), "unknown shapes spec 'shape'; known: tiny, shapes, single"),
         (("shapes", "test", 1, 0), "unknown split 'test'"),
         (("shapes", "train", -1, 0), "size must be at least 0"),
     ],

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import to_json
 from paella_jax.convert import hf_folder
 from paella_jax.convert.amused_config import text_widths
 from paella_jax.convert.amused_folder import TEXT_ENCODER, AmusedFolder
@@ -21,11 +20,16 @@ from paella_jax.families import stage_b, stage_c, tokens
 from paella_jax.families.cells import check_cell
 from paella_jax.families.clip_folder import carry_clip
 from paella_jax.families.text_side import TextSide, carry_text
-from paella_jax.families.vqgan import architecture_of, carry_tokenizer, make_vqgan, variables_of
+from paella_jax.families.vqgan import (
+    architecture_of,
+    carry_tokenizer,
+    make_vqgan,
+    variables_of,
+    write_tokenizer,
+)
 from paella_jax.models.stage_b import StageB
 from paella_jax.noise.gaussian import CosineSchedule
-from paella_jax.training.checkpoint import read_config, write_atomically
-from paella_jax.training.weights import save_tree
+from paella_jax.training.checkpoint import read_config
 
 # Family -> option -> the config field it stands for.
 OPTIONS: dict[str, dict[str, str]] = {
@@ -100,8 +104,7 @@ def _carry_amused(plan: Conversion, source: AmusedFolder, folder: Path) -> None:
     assert plan.tokenizer is not None
     tree = plan.tokenizer.tree
     variables = variables_of(tree["params"], tree["model_state"])
-    save_tree(folder / "frozen" / "vqgan.safetensors", variables)
-    write_atomically(folder / "frozen" / "vqgan.json", to_json(plan.tokenizer.config))
+    write_tokenizer(plan.tokenizer.config, variables, folder)
     with source.clip_folder() as clip, hf_folder.errors_name(source.folder / TEXT_ENCODER):
         carry_clip(str(clip), folder / "frozen" / tokens.CLIP)
 

@@ -73,7 +73,9 @@ def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, w
     margin = abs(best.mean - next_best.mean)
     shown = [e.show(metric.digits) for e in (best, next_best)]
     if margin == 0.0:
-        return f"{title} {where}: {first} and {second} tie at {shown[0]}."
+        tied = [group for group, e in ranked if e.mean == best.mean]
+        names = "all" if len(tied) == len(ranked) else f"{', '.join(tied[:-1])} and {tied[-1]}"
+        return f"{title} {where}: {names} tie at {shown[0]}."
     return (
         f"{title} {where}: {first} is {word} with {shown[0]}, {margin:.{metric.digits}f} ahead of "
         f"{second} ({shown[1]}); {_weight(margin, best, next_best, metric.digits)}."

@@ -242,6 +242,11 @@ def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN | VQModel, Tr
 def carry_tokenizer(source: str, workdir: Path) -> None:
     """Copies a trained tokenizer into another run's folder, so that the run is self-contained."""
     config, _, variables = load_vqgan_run(source)
+    write_tokenizer(config, variables, workdir)
+
+
+def write_tokenizer(config: ConfigDict, variables: Tree, workdir: Path) -> None:
+    """Puts a tokenizer into a run's folder, where `load_carried_tokenizer` finds it."""
     save_tree(workdir / "frozen" / "vqgan.safetensors", variables)
     # The config is written last: its presence says that the weights are complete.
     write_atomically(workdir / "frozen" / "vqgan.json", to_json(config))

@@ -27,7 +27,8 @@ WEIGHTS_FILE = "weights.safetensors"
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset")  # fmt: skip
 # ... and where the networks it carries once came from.
-SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder", "compressor.run", "init_from")
+SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
+           "compressor.run", "init_from")  # fmt: skip
 
 
 def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:

@@ -114,13 +114,13 @@ def first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
 def describe(compiled: Any) -> dict[str, Any]:
     """Memory per device in MiB, as XLA accounts for it, and how often each collective is called.
 
-    XLA:CPU tells no peak beyond the arguments: it is then their sum with the temporaries and with
+    XLA:CPU's own peak leaves the temporaries out. There it is their sum with the arguments and with
     the results that do not take a donated argument's place.
     """
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     peak = getattr(memory, "peak_memory_in_bytes", 0)
-    if peak <= arguments:
+    if jax.default_backend() == "cpu":
         results = memory.output_size_in_bytes - memory.alias_size_in_bytes
         peak = arguments + temporaries + max(results, 0)
     text = "\n".join(module.to_string() for module in compiled.runtime_executable().hlo_modules())
