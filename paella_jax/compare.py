@@ -3,11 +3,16 @@
 Trains every cell (corruption x network) at an equal budget, samples each with both samplers at
 several step counts with its own best guidance, and writes comparison.md, .json and .png to --out.
 The same command goes on where it was stopped; finished trainings and measured cells are kept.
+With `--workers 2` two processes share the work: such small networks keep one core busy. The same
+command may also be started on several machines that share the folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from paella_jax.launch import run, setup_jax
@@ -19,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default="configs/compare.py:shapes")
     parser.add_argument("--out", required=True, help="folder of runs and results")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
@@ -29,12 +35,21 @@ def main() -> int:
     from paella_jax.comparison.run import compare
     from paella_jax.comparison.train_cells import Stopped
 
+    # Outside of training, which saves first: claims are given back and the other workers end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     out = Path(arguments.out).absolute()
+    command = [sys.executable, "-m", "paella_jax.compare", "--config", arguments.config]
+    command += ["--out", str(out), *overrides]
+    others = [subprocess.Popen(command) for _ in range(arguments.workers - 1)]
     try:
         report = compare(config, out)
     except Stopped as stop:
         print(stop)
         return TERMINATED
+    finally:
+        for other in others:
+            other.terminate()
+            other.wait()
     print("\n".join(report["verdict"]))
     print(f"wrote {out / 'comparison.md'}")
     return 0

@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
     parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
     parser.add_argument("--direct", help="direct decoder run: score a Würstchen's stages apart")
+    parser.add_argument("--super_resolution", default="", help="run that enlarges the pictures")
     parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
@@ -52,6 +53,7 @@ def main() -> int:
         num_images=arguments.num_images,
         step_counts=[int(s) for s in arguments.steps.split(",") if s],
         stage_seconds=stages,
+        super_resolution=arguments.super_resolution,
     )
     print(show(report))
     if arguments.direct:

@@ -75,6 +75,7 @@ class TokenPipeline:
         # Made once: a new jit of a bound method at every call would trace and compile again.
         self._decode = jax.jit(networks.decode_tokens)
         self._encode = jax.jit(networks.encode_images)
+        self._encode_low = jax.jit(networks.encode_low)
         self._embed = jax.jit(networks.embed_images)
         self._embed_texts = jax.jit(networks.embed_texts)
         self._generate = jax.jit(
@@ -173,6 +174,10 @@ class TokenPipeline:
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> tokens."""
         return np.asarray(self._encode(self.frozen, jnp.asarray(read_images(images))))
+
+    def encode_low(self, images: np.ndarray) -> np.ndarray:
+        """Images [count, H, W, 3], uint8 or in [0, 1] -> what super-resolution enlarges."""
+        return np.asarray(self._encode_low(self.frozen, jnp.asarray(read_images(images))))
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> embeddings [count, width]."""

@@ -24,7 +24,7 @@ SHOWN = 16
 
 
 def token_preview(config: ConfigDict, workdir: Path) -> Preview:
-    """Samples captions of the validation split."""
+    """Samples captions of the validation split; super-resolution enlarges their small pictures."""
     pipelines: list[TokenPipeline] = []
 
     def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:
@@ -32,7 +32,11 @@ def token_preview(config: ConfigDict, workdir: Path) -> Preview:
             networks, _ = load_networks(config, workdir)
             pipelines.append(TokenPipeline(networks, state.eval_params, frozen, config))
         pipelines[0].set_params(state.eval_params, frozen)
-        return pipelines[0].generate(captions, seed=list(range(len(captions)))).images
+        low: dict[str, Any] = {}
+        if config.cell.network == "super_resolution":
+            images = np.stack([sample["image"] for sample in _validation_samples(config)])
+            low["low_tokens"] = pipelines[0].encode_low(images)
+        return pipelines[0].generate(captions, seed=list(range(len(captions))), **low).images
 
     return _captioned(config, draw)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from paella_jax.batching import image_keys, one_per_prompt
@@ -58,7 +58,6 @@ class TwoScalePipeline:
         check_pair(base, super_resolution)
         self.base = base
         self.super_resolution = super_resolution
-        self._encode_low = jax.jit(super_resolution.networks.encode_low)
 
     @property
     def side(self) -> int:
@@ -197,8 +196,20 @@ class TwoScalePipeline:
 
         They are made small as in the super-resolution's training.
         """
-        frozen = self.super_resolution.frozen
-        return np.asarray(self._encode_low(frozen, jnp.asarray(images, jnp.float32)))
+        return self.super_resolution.encode_low(images)
+
+    @property
+    def config(self) -> ConfigDict:
+        """Of the second scale, whose pictures are the result."""
+        return self.super_resolution.config
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """As `TokenPipeline.encode`, by the second scale's tokenizer. So is `decode`."""
+        return self.super_resolution.encode(images)
+
+    def decode(self, tokens: np.ndarray) -> np.ndarray:
+        """Tokens [count, h, w] -> images float32 [count, H, W, 3] in [0, 1]."""
+        return self.super_resolution.decode(tokens)
 
 
 def check_pair(base: TokenPipeline, super_resolution: TokenPipeline) -> None:

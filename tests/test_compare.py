@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import small
@@ -17,7 +23,8 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
-from paella_jax.comparison.train_cells import planned, train_cell
+from paella_jax.comparison.share import Task, claim, do_together
+from paella_jax.comparison.train_cells import planned, read_trained, train_cell
 from paella_jax.config import ConfigError, load_config
 from paella_jax.training.checkpoint import prepare_workdir
 from paella_jax.training.loop import train
@@ -161,7 +168,46 @@ def test_a_budget_in_seconds(tokenizer, tmp_path):
     )
     training = Training("mask", "unet", 0)
     run, size = planned(config, training, tokenizer)
-    done = train_cell(config, training, run, size, tmp_path)
+    train_cell(config, training, run, tmp_path)
     told = json.loads((tmp_path / "runs/unet_mask_0.calibration.json").read_text())
-    assert done.images == 8 * max(round(0.5 / told["seconds_per_step"]), 1)
-    assert train_cell(config, training, run, size, tmp_path) == done
+    done = read_trained(training, size, tmp_path)
+    assert done.images == 8 * max(round(0.5 / told["seconds_per_step"]), 1) and done.seconds > 0
+
+
+def test_processes_share_the_work(tmp_path):
+    """Each task is done once, and both return only when all are done."""
+    made, lock = [], threading.Lock()
+
+    def work(name):
+        time.sleep(0.02)
+        with lock:
+            made.append(name)
+        (tmp_path / name).touch()
+
+    names = [f"task_{i}" for i in range(12)]
+    tasks = [Task(n, (tmp_path / n).is_file, partial(work, n)) for n in names]
+    with ThreadPoolExecutor(3) as pool:
+        done = [pool.submit(do_together, tasks, tmp_path, wait=0.01) for _ in range(3)]
+        for one in done:
+            one.result()
+            assert all(task.done() for task in tasks)
+    assert sorted(made) == sorted(names)
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_claims(tmp_path):
+    file = tmp_path / "one.claim"
+    with claim(file) as first, claim(file) as second:
+        assert first and not second
+    assert not file.exists()
+    with pytest.raises(RuntimeError), claim(file):
+        raise RuntimeError("the work failed")
+    assert not file.exists(), "others may try"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    file.write_text(f"{socket.gethostname()} {ended.pid}")
+    with claim(file) as mine:
+        assert mine, "its process is gone"
+    file.write_text("another-host 1")
+    with claim(file) as mine:
+        assert not mine, "who knows what happens there"

@@ -46,23 +46,24 @@ def test_a_tensor_axis_holds_less_of_muse_than_whole_copies(shallow):
     assert cut["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
     assert cut["trained_parameters"] == whole["trained_parameters"] > 10_000_000
     assert cut["teraflops"] == whole["teraflops"] > 0
-    ours, theirs = cut["arguments_mib_of"], whole["arguments_mib_of"]
+    ours, theirs = cut["held_mib_of"], whole["held_mib_of"]
     assert theirs["parameters"] == round(4 * whole["trained_parameters"] / MIB)
     for name in ("parameters", "optimizer", "frozen text_encoder"):
         assert ours[name] < 0.2 * theirs[name], name  # an eighth, and what divides less
     assert cut["arguments_mib"] < 0.5 * whole["arguments_mib"]
-    assert abs(sum(ours.values()) - cut["arguments_mib"]) <= len(ours)
+    unread = ours["frozen vqgan"]  # the tokenizer's decoder is held, but no argument
+    assert -len(ours) <= sum(ours.values()) - cut["arguments_mib"] <= unread
     assert cut["peak_mib"] >= cut["arguments_mib"] + cut["temporaries_mib"] - 1
     # Megatron's: one sum over the axis behind each attention and each MLP, forward at least.
     assert cut["collectives"]["all-reduce"] >= 6 * sizes["depth"] // 2
 
 
-def test_super_resolution_and_uvit_need_no_folder():
+def test_super_resolution_needs_no_tokenizer_of_small_pictures():
     layers = {"width": 64, "depth": 1, "num_heads": 4, "feed_forward_width": 128}
     enlarger = {f"super_resolution__{name}": value for name, value in layers.items()}
     shapes = small.config_of("muse:super_resolution_tiny", batch_size=8, **enlarger)
     report = compile_preset(shapes)
-    assert report["arguments_mib_of"].keys() >= {"frozen vqgan", "frozen low_vqgan"}
+    assert report["held_mib_of"].keys() >= {"frozen vqgan", "frozen low_vqgan"}
 
 
 def test_a_small_preset_compiles_with_every_axis():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
+from paella_jax.data.conditions import ConditionedImageTransform
 from paella_jax.data.folder import FolderSource, load_image
 from paella_jax.data.loader import make_iterator
 
@@ -46,6 +47,25 @@ def test_reads_images_with_captions_and_splits(tmp_path):
     sample = train[3]
     assert sample["caption"] == "caption 3" and sample["image"].shape == (16, 16, 3)
     np.testing.assert_array_equal(sample["image"][8, 8], [3, 0, 0])
+
+
+def test_micro_conditions_tell_the_file_and_the_crop(tmp_path):
+    """Width and height of the file (60 x 40), top and left of the crop, aMUSEd's score."""
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[..., 0], picture[..., 1] = np.mgrid[:40, :60] * 4
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a gradient")
+    centred = FolderSource(str(tmp_path), 20)[0]  # 30 x 20 pixels, of which 5 on the left are cut
+    np.testing.assert_array_equal(centred["micro_conds"], [60, 40, 0, 5, 6])
+    source = FolderSource(str(tmp_path), 20, crop="random", resize=40)
+    drawn = source.draw(0, np.random.default_rng(3))
+    top, left = drawn["micro_conds"][2:4].astype(int)
+    assert 0 <= top <= 20 and 0 <= left <= 40 and (top, left) != (10, 20)
+    np.testing.assert_array_equal(drawn["image"][0, 0, :2], [4 * top, 4 * left % 256])
+    transform = ConditionedImageTransform(None, 0, micro_conds=True)
+    np.testing.assert_array_equal(transform(drawn)["micro_conds"], drawn["micro_conds"])
+    plain = {"image": np.zeros((16, 24, 3), np.uint8), "caption": ""}
+    np.testing.assert_array_equal(transform(plain)["micro_conds"], [24, 16, 0, 0, 6])
 
 
 def test_table_as_jsonl_and_csv(tmp_path):

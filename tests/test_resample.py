@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def test_each_round_draws_the_rounded_share(predict, mask_token, share, count):
     assert states.shape == (5, *SHAPE) and states.dtype == np.int32
     np.testing.assert_array_equal(((states[0] != 39).sum((1, 2))), [count] * 3)
     assert set(np.unique(states)) <= {39, count}
-    for before, after in zip(states[:-1], states[1:], strict=True):
+    for before, after in pairwise(states):
         assert ((before != after).sum((1, 2)) <= count).all()
     np.testing.assert_array_equal(final, states[-1])
     if count == 5:

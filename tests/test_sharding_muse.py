@@ -93,7 +93,9 @@ def parameters(name):
 def gradients_on(name, mesh):
     def loss_of(params, batch):
         noised, level, cond, tokens, masked = constrain_batch(batch)
-        features = network(name).apply({"params": params}, noised, level, cond, return_features=True)
+        features = network(name).apply(
+            {"params": params}, noised, level, cond, return_features=True
+        )
         loss, _ = weighted_token_loss(
             features, params["classifier"], tokens, masked, masked.astype(jnp.float32), chunks=2
         )

@@ -31,6 +31,7 @@ from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_sc
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipeline import TokenPipeline, load_tokens
 from paella_jax.training.checkpoint import write_atomically
+from paella_jax.training.metrics import report
 
 MEASURED_SEED, TUNING_SEED = 101, 102  # of the captions; the same for every cell
 ATTRIBUTES = ("color", "shape", "size", "position")
@@ -81,21 +82,17 @@ def _samples(spec: str, split: str, count: int, seed: int) -> tuple[np.ndarray, 
     return np.stack([s["image"] for s in samples]), [s["caption"] for s in samples]
 
 
-def measure_network(
-    config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path
-) -> list[Row]:
-    """One network and corruption, all seeds and samplers; what is measured already is read.
+def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
+    """Writes the rows of one network and corruption, all seeds and samplers, that are not there.
 
     The seeds share one pipeline, so that its programs are compiled once.
     """
-    rows: list[Row] = []
     pipeline: TokenPipeline | None = None
     for trained in group:
         scores: dict[str, Any] | None = None
         for sampler in config.cells.samplers:
             file = row_file(out, trained, sampler)
             if file.is_file():
-                rows.append(json.loads(file.read_text()))
                 continue
             if pipeline is None or scores is None:
                 loaded = load_tokens(trained.workdir)
@@ -106,8 +103,7 @@ def measure_network(
             row = _row(config, judge, pipeline, trained, sampler) | scores
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(row, indent=2))
-            rows.append(row)
-    return rows
+            report(f"measured {row['cell']}, seed {row['seed']}")
 
 
 def row_file(out: Path, trained: Trained, sampler: str) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.measure import (
+    Judge,
     make_judge,
     measure_network,
     measure_speed,
+    row_file,
     with_speed,
 )
 from paella_jax.comparison.plan import (
@@ -21,7 +24,17 @@ from paella_jax.comparison.plan import (
     training_config,
     trainings,
 )
-from paella_jax.comparison.train_cells import Trained, planned, train_cell, train_tokenizer
+from paella_jax.comparison.share import Task, do_together
+from paella_jax.comparison.train_cells import (
+    Trained,
+    cell_folder,
+    is_trained,
+    planned,
+    read_trained,
+    tokenizer_folder,
+    train_cell,
+    train_tokenizer,
+)
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
 from paella_jax.evaluation.classifier import load_or_train_classifier
 from paella_jax.evaluation.comparison_report import write_report
@@ -37,7 +50,8 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
 
     Args:
       config: of configs/compare.py.
-      out: folder of everything; a second call with the same config goes on where one stopped.
+      out: folder of everything; a second call with the same config goes on where one stopped, or
+        shares the work with one that runs.
 
     Returns:
       The report, as in `comparison.json`.
@@ -50,24 +64,56 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     todo = trainings(config)
     spec = _check_all(config, todo)
     _claim(config, out)
-    tokenizer = train_tokenizer(config, out)
+    trained = _train_all(config, todo, out)
+    file = out / "classifier.safetensors"
+    get_classifier = partial(
+        load_or_train_classifier, file, spec, num_steps=config.measure.classifier_steps
+    )
+    do_together([Task("classifier", file.is_file, get_classifier)], out)
+    classifier = get_classifier()
+    judge = make_judge(config, spec, classifier)
+    rows = _measure_all(config, judge, trained, out)
+    speed = out / "speed.json"
+    time_all = lambda: write_atomically(
+        speed, json.dumps(measure_speed(config, judge, rows, trained), indent=2)
+    )
+    do_together([Task("speed", speed.is_file, time_all)], out)
+    rows = with_speed(rows, json.loads(speed.read_text()), config.measure.main_steps)
+    return write_report(rows, out, _notes(config, classifier.accuracy))
+
+
+def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trained]:
+    tokenizer = tokenizer_folder(config, out)
+    if not config.tokenizer:
+        work = partial(train_tokenizer, config, out)
+        do_together([Task("tokenizer", partial(is_trained, tokenizer), work)], out)
     plans = [(training, *planned(config, training, tokenizer)) for training in todo]
     report(describe(plans))
-    trained = [train_cell(config, *plan, out) for plan in plans]
-    classifier = load_or_train_classifier(
-        out / "classifier.safetensors", spec, num_steps=config.measure.classifier_steps
-    )
-    judge = make_judge(config, spec, classifier)
-    rows: list[Row] = []
+    tasks = [
+        Task(
+            training.name,
+            partial(is_trained, cell_folder(training, out)),
+            partial(train_cell, config, training, run, out),
+        )
+        for training, run, _ in plans
+    ]
+    do_together(tasks, out)
+    return [read_trained(training, size, out) for training, _, size in plans]
+
+
+def _measure_all(config: ConfigDict, judge: Judge, trained: list[Trained], out: Path) -> list[Row]:
+    samplers, tasks = config.cells.samplers, []
     for group in _groups(trained):
-        rows += measure_network(config, judge, group, out)
-        report(f"measured {len(rows)} of {len(todo) * len(config.cells.samplers)} rows")
-    file = out / "speed.json"
-    if not file.is_file():
-        speed = measure_speed(config, judge, rows, trained)
-        write_atomically(file, json.dumps(speed, indent=2))
-    rows = with_speed(rows, json.loads(file.read_text()), config.measure.main_steps)
-    return write_report(rows, out, _notes(config, judge.classifier.accuracy))
+        files = [row_file(out, one, sampler) for one in group for sampler in samplers]
+        name = "measure_" + "_".join(group[0].training.name.split("_")[:-1])
+        work = partial(measure_network, config, judge, group, out)
+        tasks.append(Task(name, partial(_all_there, files), work))
+    do_together(tasks, out)
+    return [json.loads(row_file(out, t, s).read_text()) for t in trained for s in samplers]
+
+
+def _all_there(files: list[Path]) -> bool:
+    return all(file.is_file() for file in files)
 
 
 def _check_all(config: ConfigDict, todo: list[Training]) -> str:

@@ -1,4 +1,7 @@
-"""Trains a comparison's tokenizer and networks; every finished run is left alone."""
+"""Trains a comparison's tokenizer and networks; every finished run is left alone.
+
+A finished run has a file `trained.json` with the images it saw and the seconds it took.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,23 @@ class Trained(NamedTuple):
     seconds: float
 
 
-def train_tokenizer(config: ConfigDict, out: Path) -> Path:
-    """The tokenizer all cells share: the given run, or a new one in `out`."""
-    if config.tokenizer:
-        return Path(config.tokenizer)
-    workdir = out / "tokenizer"
-    run = load_config(config.tokenizer_config)
-    _train(run, workdir)
-    return workdir
+def tokenizer_folder(config: ConfigDict, out: Path) -> Path:
+    """The run folder of the tokenizer all cells share: the given one, or one in `out`."""
+    return Path(config.tokenizer) if config.tokenizer else out / "tokenizer"
+
+
+def train_tokenizer(config: ConfigDict, out: Path) -> None:
+    """Trains the tokenizer in `out`, or resumes it.
+
+    Raises:
+      Stopped: by SIGTERM.
+    """
+    _train(load_config(config.tokenizer_config), tokenizer_folder(config, out))
+
+
+def is_trained(workdir: Path) -> bool:
+    """Whether a run is finished."""
+    return (workdir / TRAINED).is_file()
 
 
 def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[ConfigDict, Size]:
@@ -62,37 +74,39 @@ def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[Co
     return run, size
 
 
-def train_cell(
-    config: ConfigDict, training: Training, run: ConfigDict, size: Size, out: Path
-) -> Trained:
+def cell_folder(training: Training, out: Path) -> Path:
+    """A training's run folder."""
+    return out / "runs" / training.name
+
+
+def train_cell(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
     """Trains one network up to its budget, or resumes it.
 
     Raises:
       Stopped: by SIGTERM.
     """
-    workdir = out / "runs" / training.name
-    file = workdir / TRAINED
-    if not file.is_file():
-        if config.budget.kind == "seconds":
-            set_seconds(run, config, _seconds_per_step(run, workdir))
-        seconds = _train(run, workdir)
-        done = {"images": run.num_steps * run.batch_size, "seconds": seconds}
-        write_atomically(file, json.dumps(done))
-    done = json.loads(file.read_text())
+    workdir = cell_folder(training, out)
+    if config.budget.kind == "seconds":
+        set_seconds(run, config, _seconds_per_step(run, workdir))
+    _train(run, workdir)
+
+
+def read_trained(training: Training, size: Size, out: Path) -> Trained:
+    """What a finished training cost."""
+    workdir = cell_folder(training, out)
+    done = json.loads((workdir / TRAINED).read_text())
     return Trained(training, workdir, size, done["images"], done["seconds"])
 
 
-def _train(run: ConfigDict, workdir: Path) -> float:
-    """Trains a config in its folder and returns the seconds of all calls so far."""
+def _train(run: ConfigDict, workdir: Path) -> None:
     workdir = prepare_workdir(workdir, run)
-    if (workdir / TRAINED).is_file():
-        return total_seconds(workdir)
     report(f"training {workdir}, {run.num_steps} steps")
     result = train(run, workdir, build_method(run, workdir))
     record_seconds(workdir, result)
     if result.stopped:
         raise Stopped(f"stopped by SIGTERM at step {result.step} of {workdir}; run the same again")
-    return total_seconds(workdir)
+    done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
+    write_atomically(workdir / TRAINED, json.dumps(done))
 
 
 def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:

@@ -32,6 +32,7 @@ def evaluate_run(
     num_images: int | None = None,
     step_counts: Sequence[int] = (),
     stage_seconds: Mapping[str, float] | None = None,
+    super_resolution: str = "",
 ) -> dict[str, Any]:
     """Samples captions of both splits, scores them with the oracle and writes the report.
 
@@ -41,12 +42,14 @@ def evaluate_run(
       num_images: per split.
       step_counts: numbers of sampling steps to compare, on a quarter of the seen captions.
       stage_seconds: seconds of earlier stages, copied into the report.
+      super_resolution: run folder of a network that enlarges what the checkpoint draws.
 
     Raises:
       CheckpointError: no such run. ConfigError: the run was not trained on the embedded data.
     """
     began = time.perf_counter()
-    pipeline = load(checkpoint)
+    options = {"super_resolution": super_resolution} if super_resolution else {}
+    pipeline = load(checkpoint, **options)
     config = pipeline.config
     if config.data.source != "shapes":
         raise ConfigError("evaluate scores runs on the embedded data (data.source=shapes) only")

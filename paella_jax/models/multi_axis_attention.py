@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from paella_jax.models.layers import Dense
-from paella_jax.models.uvit_blocks import SeparateAttention, normal
+from paella_jax.models.uvit_blocks import SeparateAttention
 from paella_jax.ops.attention import dot_product_attention
 
 Array = jax.Array
@@ -25,33 +23,19 @@ LOCAL, ACROSS = "(b i j) (p q) n d", "(b p q) (i j) n d"
 
 
 class MultiAxisAttention(SeparateAttention):
-    """`SeparateAttention` of a square map to itself, along two axes; the same parameters."""
+    """`SeparateAttention` of a square map to itself, along two axes; the same parameters.
+
+    x and context are the same [B, side * side, C], and there is no mask.
+    """
 
     block_size: int = 8
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        context: Array,
-        context_mask: Array | None = None,
-        deterministic: bool = True,
-    ) -> Array:
-        """x and context [B, side * side, C] (the same map), no mask -> [B, side * side, C]."""
-        channels = x.shape[-1]
-        project = lambda name: Dense(
-            channels, self.use_bias, kernel_init=normal, dtype=self.dtype, name=name
+    def attend(self, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        """Half of the heads inside blocks, half across them."""
+        assert mask is None, "a square map has no padding"
+        return multi_axis_attention(
+            query, key, value, block_size=self.block_size, implementation=self.implementation
         )
-        split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
-        y = multi_axis_attention(
-            split(project("query")(x)),
-            split(project("key")(context)),
-            split(project("value")(context)),
-            block_size=self.block_size,
-            implementation=self.implementation,
-        )
-        y = project("out")(rearrange(y, "b n h d -> b n (h d)"))
-        return nn.Dropout(self.dropout)(y, deterministic=deterministic)
 
 
 def multi_axis_attention(

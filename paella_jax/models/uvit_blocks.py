@@ -85,15 +85,20 @@ class SeparateAttention(nn.Module):
             channels, self.use_bias, kernel_init=normal, dtype=self.dtype, name=name
         )
         split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
-        y = dot_product_attention(
+        y = self.attend(
             split(project("query")(x)),
             split(project("key")(context)),
             split(project("value")(context)),
-            key_mask=context_mask,
-            implementation=self.implementation,
+            context_mask,
         )
         y = project("out")(rearrange(y, "b n h d -> b n (h d)"))
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)
+
+    def attend(self, query: Array, key: Array, value: Array, mask: Array | None) -> Array:
+        """Who sees whom: here every key that the mask shows. [B, N, heads, head_dim]."""
+        return dot_product_attention(
+            query, key, value, key_mask=mask, implementation=self.implementation
+        )
 
 
 class ConvStageBlock(nn.Module):
