@@ -24,6 +24,14 @@ def token_config(preset: str) -> ConfigDict:
     config.cell.network = "unet"  # unet, transformer, uvit or super_resolution
     config.cell.sampler = "random"  # what is corrupted again: random or least confident tokens
 
+    _add_networks(config)
+    _add_conditions(config)
+    _add_objective_and_sampler(config)
+    common.add_evaluation(config)
+    return config
+
+
+def _add_networks(config: ConfigDict) -> None:
     config.model = ConfigDict()  # cell.network=unet, and the vocabulary of all
     config.model.codebook_size = 8192  # must equal the tokenizer's
     config.model.token_width = 256  # token embedding and classifier width
@@ -84,6 +92,8 @@ def token_config(preset: str) -> ConfigDict:
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
 
+
+def _add_conditions(config: ConfigDict) -> None:
     config.text = ConfigDict()
     config.text.kind = "t5"  # t5 (the fields below), or clip: the states of clip.folder's tower
     config.text.folder = ""  # frozen T5/ByT5 in Hugging Face layout; empty: train one jointly
@@ -106,6 +116,8 @@ def token_config(preset: str) -> ConfigDict:
     config.image_encoder.num_heads = 4
     config.image_encoder.projection = 96  # width of the embedding
 
+
+def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.objective = ConfigDict()
     config.objective.density = "uniform"  # of the corrupted share: uniform, or cosine (MUSE)
     config.objective.minimum_t = 0.001  # smallest share
@@ -134,9 +146,6 @@ def token_config(preset: str) -> ConfigDict:
     config.sampler.exponent = 2.0  # of the power schedule
     config.sampler.choice_temperature = (2.0, 0.0)  # noise on the confidences
     config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls
-
-    common.add_evaluation(config)
-    return config
 
 
 def shapes_networks(config: ConfigDict) -> None:

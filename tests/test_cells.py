@@ -249,7 +249,7 @@ def test_networks_that_do_not_fit_the_data(tmp_path):
     small.carry_random_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match=r"set --config\.model\.codebook_size=32"):
         load_networks(config_of(model__codebook_size=64), tmp_path)
-    with pytest.raises(ConfigError, match="cell.network=transformer has learned positions"):
+    with pytest.raises(ConfigError, match=r"cell\.network=transformer has learned positions"):
         load_networks(config_of(data__buckets="((32,64),)"), tmp_path)
 
 

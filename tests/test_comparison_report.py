@@ -177,9 +177,7 @@ def test_ties_and_unmeasured_cells():
         make_row(("mask", "uvit", "random"), frechet=1.0),
     ]
     sentences = verdict(rows)
-    assert "all tie at 1.00" in one(
-        sentences, "Fréchet distance at 12 steps"
-    )
+    assert "all tie at 1.00" in one(sentences, "Fréchet distance at 12 steps")
     lonely = [row for row in rows if row["network"] == "unet"]
     assert not [s for s in verdict(lonely) if s.startswith("Fréchet")]
 

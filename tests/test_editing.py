@@ -10,7 +10,7 @@ import small
 from PIL import Image
 
 import paella_jax
-from paella_jax import editing
+from paella_jax import editing, mask_free_editing
 from paella_jax import sample as sample_command
 from paella_jax.build import build_method
 from paella_jax.conditions import Condition
@@ -344,6 +344,11 @@ COMMANDS = {
     "morphing": (["--image", "IMAGE", "--morph", "2", "--num_steps", "4"], (1, 32, 32, 3)),
     "variations": (["--like", "IMAGE", "--num_images_per_prompt", "2"], (2, 32, 32, 3)),
     "mixing": (["--mix", "a blue square", "--weights", "0.3,0.7"], (1, 32, 32, 3)),
+    "mask-free editing": (
+        ["--image", "IMAGE", "--edit", "3", "--mask", "MASK", "--share", "0.2", "--top_k", "5"],
+        (1, 32, 32, 3),
+    ),
+    "confidence": (["--sampler", "confidence"], (1, 32, 32, 3)),
     "strip": (["--to", "a blue square", "--frames", "3"], (3, 32, 32, 3)),
     "image strip": (["--between", "IMAGE", "--between", "OTHER", "--frames", "3"], (3, 32, 32, 3)),
     "label and map": (["--label", "1", "--segmentation", "MAP"], (1, 32, 32, 3)),
@@ -354,7 +359,25 @@ WRONG_COMMANDS = {
     "give one of --image, --like, not several": ["--image", "IMAGE", "--like", "IMAGE"],
     "--weights belongs to --mix": ["--weights", "1"],
     "--width has no effect with --image": ["--image", "IMAGE", "--width", "64"],
-    "--strength need --image": ["--strength", "0.5"],
+    "--strength and --edit need --image": ["--strength", "0.5"],
+    "give one of --mask, --outpaint, not several": [
+        "--image",
+        "IMAGE",
+        "--mask",
+        "MASK",
+        "--outpaint",
+        "4,4,4,4",
+    ],
+    "--share belongs to --edit": ["--image", "IMAGE", "--share", "0.5"],
+    "--top_k belongs to --edit": ["--top_k", "5"],
+    "mask-free editing runs no sampler: num_steps": [
+        "--image",
+        "IMAGE",
+        "--edit",
+        "3",
+        "--num_steps",
+        "3",
+    ],
     "needs TOP,BOTTOM,LEFT,RIGHT": ["--image", "IMAGE", "--outpaint", "1,2"],
     "is not a list of numbers": ["--mix", "a", "--weights", "0.3;0.7"],
     "must be PHRASE=FACTOR": ["--emphasis", "red"],
@@ -377,10 +400,10 @@ def files(picture, tmp_path_factory):
     return {name: str(folder / file) for name, file in FILES.items()}
 
 
-def command_line(monkeypatch, pipe, files, flags):
+def command_line(monkeypatch, pipe, files, flags, draw=sample_command.draw):
     arguments = ["--checkpoint", "RUN", "--prompt", RED, *(files.get(f, f) for f in flags)]
     monkeypatch.setattr("sys.argv", ["sample", *arguments])
-    return sample_command.draw(pipe, sample_command.parse())
+    return draw(pipe, sample_command.parse())
 
 
 @pytest.mark.parametrize("task", COMMANDS)
@@ -397,3 +420,54 @@ def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, ta
 def test_commands_that_make_no_sense(pipe, files, monkeypatch, words):
     with pytest.raises(ValueError, match=words):
         command_line(monkeypatch, pipe, files, WRONG_COMMANDS[words])
+
+
+STRIPS = {
+    "text-to-image": (["--num_images_per_prompt", "2"], 3),
+    "mask-free editing": (["--image", "IMAGE", "--edit", "4", "--frames", "2"], 2),
+}
+
+
+@pytest.mark.parametrize("task", STRIPS)
+def test_strips_of_the_steps(pipe, files, monkeypatch, tmp_path, task):
+    """The last step is the picture; a grid has a row per picture, a movie a frame per step."""
+    flags, steps = STRIPS[task]
+    result, titles = command_line(monkeypatch, pipe, files, [*flags, "--strip"])
+    strip = pipe.strip(result)
+    count = len(titles)
+    assert strip.shape == (steps, count, 32, 32, 3)
+    np.testing.assert_allclose(strip[-1], result.images, atol=1e-5)
+    assert (strip[0] != strip[-1]).any()
+    for name in ("grid.png", "movie.gif", "folder"):
+        sample_command.write_strip(tmp_path / name, strip, titles)
+    with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "movie.gif") as movie:
+        assert (grid.width > grid.height) == (steps > count)
+        assert movie.size == (96 * count, 96) and movie.n_frames == 2 * (steps - 1)
+    assert len(list((tmp_path / "folder").glob("*.png"))) == steps * count
+
+
+def test_outpainting_takes_any_image_that_fills_the_canvas(pipe, picture):
+    """Only the canvas must divide by what the network needs; the image by a token."""
+    part = picture[:20, :28]
+    result = editing.outpaint(pipe, part, RED, bottom=4, left=4)
+    assert result.images.shape == (1, 24, 32, 3)
+    np.testing.assert_array_equal(result.tokens[0, :5, 1:], pipe.encode(part[None])[0])
+    with pytest.raises(ValueError, match=r"image of 20x28 pixels .* make 24x28; both must be .* 8"):
+        editing.outpaint(pipe, part, RED, bottom=4)
+    with pytest.raises(ValueError, match="make 22x32; both must be multiples of 8"):
+        editing.outpaint(pipe, picture[:18], RED, bottom=4)
+
+
+def test_mask_free_editing(pipe, picture):
+    """The same seed gives the same image in any batch; the prompt and guidance have a say."""
+    edit = lambda prompt=RED, **options: mask_free_editing.edit(
+        pipe, picture, prompt, **({"rounds": 6, "share": 0.2, "seed": 4} | options)
+    )
+    both = edit(num_images_per_prompt=2)
+    np.testing.assert_array_equal(edit().tokens, both.tokens[:1])
+    cut = edit(num_images_per_prompt=2, batch_size=1)
+    np.testing.assert_array_equal(cut.tokens, both.tokens)
+    assert both.trace is None and (both.tokens[0] != both.tokens[1]).any()
+    for change in ({"prompt": BLUE}, {"guidance_scale": 30.0}, {"seed": 5},
+                   {"negative_prompt": RED}, {"temperature": (5.0, 5.0)}):  # fmt: skip
+        assert (edit(**change).tokens != both.tokens[:1]).any(), change

@@ -215,7 +215,7 @@ def sample(
     """
     settings.check()
     if mask_token is not None:
-        _check_masked(settings)
+        check_masked(settings)
     batch, *grid = shape
     index = jnp.arange(batch) if sample_index is None else sample_index
     keys = key if key.ndim == 1 else sample_keys(key, index)
@@ -284,7 +284,7 @@ def _make_body(
     return body
 
 
-def _check_masked(settings: RenoiseSettings) -> None:
+def check_masked(settings: RenoiseSettings) -> None:
     """Raises ValueError for what only a network trained with random tokens can do."""
     why = "for a network trained with masks"
     _require(settings.renoise_mode == "initial", "renoise_mode", settings.renoise_mode,

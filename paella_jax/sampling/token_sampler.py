@@ -18,7 +18,13 @@ import jax
 
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
-from paella_jax.sampling.renoise import Known, Ramps, RenoiseSettings, sample
+from paella_jax.sampling.renoise import (
+    Known,
+    Ramps,
+    RenoiseSettings,
+    check_masked,
+    sample,
+)
 
 Array = jax.Array
 CORRUPTIONS = ("uniform", "mask")
@@ -65,6 +71,8 @@ def token_settings(
     chosen |= {name: value for name, value in changes.items() if value is not None}
     settings = kind(**{name: _pair(name, value) for name, value in chosen.items()})
     settings.check()
+    if corruption == "mask" and isinstance(settings, RenoiseSettings):
+        check_masked(settings)
     return settings
 
 
