@@ -18,7 +18,12 @@ from einops import rearrange
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import Dense, Dtype, gelu, timestep_embedding
 from paella_jax.models.multi_axis_attention import MultiAxisAttention
-from paella_jax.models.uvit_blocks import LearnedLayerNorm, SeparateAttention, normal
+from paella_jax.models.uvit_blocks import (
+    LearnedLayerNorm,
+    SeparateAttention,
+    linear_init,
+    normal,
+)
 from paella_jax.ops.linear import dense
 
 Array = jax.Array
@@ -69,7 +74,7 @@ class MuseMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, deterministic: bool = True) -> Array:
-        project = partial(Dense, use_bias=False, kernel_init=normal, dtype=self.dtype)
+        project = partial(Dense, use_bias=False, kernel_init=linear_init, dtype=self.dtype)
         hidden = gelu(project(self.hidden_width, name="expand")(x))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
         return project(x.shape[-1], name="contract")(hidden)
@@ -95,7 +100,7 @@ class TextContext(nn.Module):
                 f"the transformer is conditioned on text alone, got {given or 'no text'}; "
                 "cell.network=unet takes the other conditions"
             )
-        project = Dense(self.width, False, kernel_init=normal, dtype=self.dtype, name="text")
+        project = Dense(self.width, False, kernel_init=linear_init, dtype=self.dtype, name="text")
         null = self.param("null_text", normal, (1, 1, self.width)).astype(self.dtype)
         batch = cond.text.shape[0]
         null = jnp.broadcast_to(null, (batch, 1, self.width))
@@ -233,7 +238,7 @@ def add_noise_level(network: Transformer, x: Array, t: Array) -> Array:
     if not network.time_width:
         return x
     level = timestep_embedding(t, network.time_width)
-    level = Dense(network.width, False, normal, network.dtype, name="noise_level")(level)
+    level = Dense(network.width, False, linear_init, network.dtype, name="noise_level")(level)
     return x + level[:, None, :]
 
 
@@ -276,10 +281,10 @@ def token_head(network: Transformer, x: Array, grid: int, return_features: bool)
       return_features: stop before the classifier.
     """
     x = LearnedLayerNorm(name="output_norm")(x)
-    x = gelu(Dense(network.width, False, normal, network.dtype, name="output")(x))
+    x = gelu(Dense(network.width, False, linear_init, network.dtype, name="output")(x))
     features = rearrange(x, "b (h w) c -> b h w c", h=grid)
     shape = (network.width, network.codebook_size)
-    classifier = network.param("classifier", normal, shape)
+    classifier = network.param("classifier", linear_init, shape)
     if return_features:
         return features
     return dense(features, classifier.astype(network.dtype), precision_dtype=jnp.float32)

@@ -17,7 +17,7 @@ from paella_jax.models.uvit_blocks import (
     RootMeanSquareNorm,
     TextAttentionBlock,
     TransformerLayer,
-    normal,
+    linear_init,
     zeros,
 )
 from paella_jax.ops.linear import dense
@@ -169,7 +169,7 @@ class UViT(nn.Module):
         """The id of an unknown token."""
         return self.vocabulary_size - 1
 
-    def _dense(self, features: int, name: str, init: Initializer = normal) -> Dense:
+    def _dense(self, features: int, name: str, init: Initializer = linear_init) -> Dense:
         return Dense(features, self.use_bias, kernel_init=init, dtype=self.dtype, name=name)
 
     def _norm(self, name: str) -> RootMeanSquareNorm:

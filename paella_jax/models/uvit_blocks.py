@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,20 @@ Array = jax.Array
 
 # open-muse truncates at absolute +-2, a hundred deviations away: plain normals.
 normal = nn.initializers.normal(0.02)
+NARROW = 512  # inputs; the released models' layers have more
+
+
+def linear_init(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
+    """open-muse's deviation of 0.02, and 1 / sqrt(inputs) where a layer is narrow.
+
+    With 0.02 a transformer 96 channels wide never learns more than the tokens' frequencies: its
+    attention starts too flat. At the released widths the two are about the same.
+    """
+    inputs = math.prod(shape[:-1])
+    deviation = 0.02 if inputs >= NARROW else 1.0 / math.sqrt(inputs)
+    return deviation * jax.random.normal(key, shape, dtype)
+
+
 zeros = nn.initializers.zeros
 
 
@@ -82,7 +98,7 @@ class SeparateAttention(nn.Module):
         """x [B, N, C], context [B, L, D], context_mask bool [B, L] or None -> [B, N, C]."""
         channels = x.shape[-1]
         project = lambda name: Dense(
-            channels, self.use_bias, kernel_init=normal, dtype=self.dtype, name=name
+            channels, self.use_bias, kernel_init=linear_init, dtype=self.dtype, name=name
         )
         split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
         y = self.attend(
@@ -115,7 +131,7 @@ class ConvStageBlock(nn.Module):
     def __call__(self, x: Array, condition: Array, deterministic: bool = True) -> Array:
         """x [B, h, w, C], condition [B, D] -> [B, h, w, C]."""
         channels = x.shape[-1]
-        project = lambda width, name, init=normal: Dense(
+        project = lambda width, name, init=linear_init: Dense(
             width, self.use_bias, kernel_init=init, dtype=self.dtype, name=name
         )
         kernel = self.param("depthwise_kernel", normal, (3, 3, 1, channels)).astype(self.dtype)
@@ -154,7 +170,11 @@ class TextAttentionBlock(nn.Module):
         if text.shape[-1] != channels:
             # Of equal width, the text is taken as it is: without the SiLU as well.
             mapper = Dense(
-                channels, self.use_bias, kernel_init=normal, dtype=self.dtype, name="text_mapper"
+                channels,
+                self.use_bias,
+                kernel_init=linear_init,
+                dtype=self.dtype,
+                name="text_mapper",
             )
             text = mapper(nn.silu(text))
         for number in (1, 2):
@@ -205,7 +225,7 @@ class GatedFeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Array, deterministic: bool = True) -> Array:
         project = lambda width, name: Dense(
-            width, self.use_bias, kernel_init=normal, dtype=self.dtype, name=name
+            width, self.use_bias, kernel_init=linear_init, dtype=self.dtype, name=name
         )
         value, gate = jnp.split(project(2 * self.features, "expand")(x), 2, axis=-1)
         hidden = nn.Dropout(self.dropout)(value * gelu(gate), deterministic=deterministic)
@@ -276,7 +296,7 @@ class Resample(nn.Module):
         """[B, h, w, C] -> [B, 2h, 2w, C] or [B, h/2, w/2, C]."""
         channels = x.shape[-1]
         x = RootMeanSquareNorm(self.learned_norms, self.epsilon, name="norm")(x)
-        kernel = self.param("kernel", normal, (2, 2, channels, channels)).astype(self.dtype)
+        kernel = self.param("kernel", linear_init, (2, 2, channels, channels)).astype(self.dtype)
         x = (transposed_conv if self.up else strided_conv)(x, kernel)
         if self.use_bias:
             bias = self.param("bias", zeros, (channels,)).astype(self.dtype)
