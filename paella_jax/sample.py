@@ -140,28 +140,34 @@ def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[A
     ]
 
 
+def given(arguments: argparse.Namespace, name: str) -> bool:
+    """Whether a flag was given; 0 counts, although `0 == False`."""
+    value = getattr(arguments, name)
+    return value is not None and value is not False and value != []
+
+
 def check_flags(arguments: argparse.Namespace) -> str | None:
     """The one image task that the flags ask for.
 
     Raises:
       ValueError: several tasks, or a flag that the task does not use.
     """
-    given = [name for name in TASKS if getattr(arguments, name) not in (None, [])]
-    if len(given) > 1:
-        raise ValueError(f"give one of {', '.join('--' + name for name in given)}, not several")
-    chosen = [name for name in IMAGE_TASKS if getattr(arguments, name) is not None]
-    if chosen and given != ["image"]:
+    tasks = [name for name in TASKS if given(arguments, name)]
+    if len(tasks) > 1:
+        raise ValueError(f"give one of {', '.join('--' + name for name in tasks)}, not several")
+    chosen = [name for name in IMAGE_TASKS if given(arguments, name)]
+    if chosen and tasks != ["image"]:
         raise ValueError("--mask, --outpaint, --morph, --strength and --edit need --image FILE")
     if len(chosen) > 1 and chosen != ["mask", "edit"]:
         raise ValueError(f"give one of {', '.join('--' + name for name in chosen)}, not several")
     for name in ("share", "top_k"):
-        if getattr(arguments, name) is not None and arguments.edit is None:
+        if given(arguments, name) and arguments.edit is None:
             raise ValueError(f"--{name} belongs to --edit")
-    if arguments.weights and given != ["mix"]:
+    if arguments.weights and tasks != ["mix"]:
         raise ValueError("--weights belongs to --mix")
-    task = given[0] if given else None
+    task = tasks[0] if tasks else None
     for name in UNUSED[task] if task else ():
-        if getattr(arguments, name) not in (None, []):
+        if given(arguments, name):
             raise ValueError(f"--{name} has no effect with --{task}; leave it out")
     return task
 
@@ -238,7 +244,7 @@ def draw_wuerstchen(
     from paella_jax import editing
 
     for name in NOT_WUERSTCHEN:
-        if getattr(arguments, name) not in (None, [], False):
+        if given(arguments, name):
             raise ValueError(f"--{name} is a task of token predictors; this is a Würstchen run")
     prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
     image = None if arguments.image is None else editing.read_image(arguments.image)
@@ -294,7 +300,7 @@ def draw_two_scales(
     from paella_jax import two_scale_editing
 
     for name in ONE_SCALE:
-        if getattr(arguments, name) not in (None, []):
+        if given(arguments, name):
             raise ValueError(f"--{name} has no effect with --super_resolution; leave it out")
     task, prompts = check_flags(arguments), read_prompts(arguments)
     copies, options = arguments.num_images_per_prompt, token_options(arguments)

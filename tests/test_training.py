@@ -62,7 +62,7 @@ def test_run_folder_holds_everything(finished):
     assert steps == [1, 2, 3, 4]
     assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
     assert any("preview_exact" in row for row in rows)
-    assert read_config(workdir).method == "paella"
+    assert read_config(workdir).method == "tokens"
 
 
 def test_a_preview_that_fails_ends_nothing(tmp_path, capsys):

@@ -137,18 +137,19 @@ def test_copies_do_not_share_the_second_scale_s_noise(pipe, base, enlarger):
 
 
 def test_small_picture_and_settings_of_both_scales_count(pipe, enlarger):
-    result = pipe.generate(RED, seed=0)
+    result = pipe.generate(RED, seed=0, num_images_per_prompt=8)
     same_low = {
         "super_resolution_steps": 4,
         "super_resolution_guidance": 9.0,
         "super_resolution_temperature": (3.0, 3.0),
     }
     for name, value in same_low.items():
-        other = pipe.generate(RED, seed=0, **{name: value})
+        other = pipe.generate(RED, seed=0, num_images_per_prompt=8, **{name: value})
         np.testing.assert_array_equal(other.low.tokens, result.low.tokens)
         assert (other.tokens != result.tokens).any(), name
     for change in ({"num_steps": 3}, {"guidance_scale": 9.0}, {"temperature": (3.0, 3.0)}):
-        assert (pipe.generate(RED, seed=0, **change).low.tokens != result.low.tokens).any(), change
+        other = pipe.generate(RED, seed=0, num_images_per_prompt=8, **change)
+        assert (other.low.tokens != result.low.tokens).any(), change
     maps = [np.full((1, 4, 4), n) for n in (0, 17)]
     enlarged = [enlarger.generate([RED], low_tokens=m, seed=0).tokens for m in maps]
     assert (enlarged[0] != enlarged[1]).any()

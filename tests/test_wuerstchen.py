@@ -148,7 +148,7 @@ def test_the_command_line(pipe, picture, tmp_path, monkeypatch):
     assert over.images.shape == (1, 32, 32, 3)
     with pytest.raises(ValueError, match="strength must be in"):
         draw("--image", str(file), "--prompt", RED, "--strength", "0")
-    with pytest.raises(ValueError, match="--label is a task of Paella runs"):
+    with pytest.raises(ValueError, match="--label is a task of token predictors"):
         draw("--prompt", RED, "--label", "0")
 
 
