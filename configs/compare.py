@@ -72,9 +72,12 @@ def _shapes(config: ConfigDict) -> None:
 
 def _quick(config: ConfigDict) -> None:
     """Pictures of one object, so that little training shows something."""
-    config.overrides = ("data.spec=single", "text.max_length=80", "text.pad_to=72")
+    config.overrides = (
+        "data.spec=single", "text.max_length=80", "text.pad_to=72",
+        "batch_size=16",  # captions are read after so many updates, whatever their size
+    )  # fmt: skip
     config.seeds = (0, 1)
-    config.budget.images = 25_600
+    config.budget.images = 38_400
     config.budget.seconds = 120.0
     config.measure.images = 96
     config.measure.batch_size = 48  # divides all numbers of pictures: one program per step count

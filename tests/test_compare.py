@@ -26,7 +26,7 @@ from paella_jax.comparison.run import compare
 from paella_jax.comparison.share import Task, claim, do_together
 from paella_jax.comparison.train_cells import planned, read_trained, train_cell
 from paella_jax.config import ConfigError, load_config
-from paella_jax.training.checkpoint import prepare_workdir
+from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
 from paella_jax.training.loop import train
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
@@ -98,10 +98,11 @@ def test_equal_parameters():
         ({"overrides": "('transformer.time_width=0',)"}, "told how many tokens are random"),
         ({"overrides": "('data.source=folder',)"}, "needs the embedded data"),
         ({"overrides": "('nonsense=1',)"}, "unknown config field"),
+        ({"tokenizer": "nowhere"}, "is not a run folder"),
     ],
 )
 def test_senseless_comparisons_end_before_training(change, message, tmp_path):
-    with pytest.raises((ConfigError, KeyError), match=message):
+    with pytest.raises((ConfigError, CheckpointError, KeyError), match=message):
         compare(comparison(**change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -118,6 +119,12 @@ def tokenizer(tmp_path_factory):
     workdir = prepare_workdir(tmp_path_factory.mktemp("tokenizer"), config)
     train(config, workdir, build_method(config, workdir))
     return workdir
+
+
+def test_a_tokenizer_of_another_codebook_size_ends_before_training(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="128 differs from the tokenizer's 32"):
+        compare(comparison(tokenizer=tokenizer), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A whole comparison: plan -> tokenizer -> trainings -> measurements -> speed -> report."""
+"""A whole comparison: plan -> tokenizer, classifier -> trainings -> measurements -> report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from paella_jax.comparison.share import Task, do_together
 from paella_jax.comparison.train_cells import (
     Trained,
     cell_folder,
+    check_tokenizer,
     is_trained,
     planned,
     read_trained,
@@ -57,19 +58,23 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
       The report, as in `comparison.json`.
 
     Raises:
-      ConfigError: before anything is trained, for settings that make no sense.
+      ConfigError, CheckpointError: before anything is trained, for settings that make no sense.
       Stopped: by SIGTERM, with everything saved.
     """
     check_measure(config)
     todo = trainings(config)
     spec = _check_all(config, todo)
+    if config.tokenizer:
+        check_tokenizer(config, todo[0])
     _claim(config, out)
-    trained = _train_all(config, todo, out)
     file = out / "classifier.safetensors"
     get_classifier = partial(
         load_or_train_classifier, file, spec, num_steps=config.measure.classifier_steps
     )
-    do_together([Task("classifier", file.is_file, get_classifier)], out)
+    do_together(
+        [*_tokenizer_task(config, out), Task("classifier", file.is_file, get_classifier)], out
+    )
+    trained = _train_all(config, todo, out)
     classifier = get_classifier()
     judge = make_judge(config, spec, classifier)
     rows = _measure_all(config, judge, trained, out)
@@ -82,11 +87,16 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     return write_report(rows, out, _notes(config, classifier.accuracy))
 
 
+def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
+    """Nothing where a trained one is given."""
+    if config.tokenizer:
+        return []
+    finished = partial(is_trained, tokenizer_folder(config, out))
+    return [Task("tokenizer", finished, partial(train_tokenizer, config, out))]
+
+
 def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trained]:
     tokenizer = tokenizer_folder(config, out)
-    if not config.tokenizer:
-        work = partial(train_tokenizer, config, out)
-        do_together([Task("tokenizer", partial(is_trained, tokenizer), work)], out)
     plans = [(training, *planned(config, training, tokenizer)) for training in todo]
     report(describe(plans))
     tasks = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -47,6 +48,17 @@ class Trained(NamedTuple):
 def tokenizer_folder(config: ConfigDict, out: Path) -> Path:
     """The run folder of the tokenizer all cells share: the given one, or one in `out`."""
     return Path(config.tokenizer) if config.tokenizer else out / "tokenizer"
+
+
+def check_tokenizer(config: ConfigDict, training: Training) -> None:
+    """Whether the given tokenizer is one and fits the networks' vocabulary.
+
+    Raises:
+      ConfigError, CheckpointError: it is none, or has another codebook size.
+    """
+    run = training_config(config, training, config.tokenizer)
+    with TemporaryDirectory() as folder:
+        build_method(run, Path(folder))
 
 
 def train_tokenizer(config: ConfigDict, out: Path) -> None:
