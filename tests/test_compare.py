@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
+import os
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ import pytest
 import small
 
 from paella_jax.build import build_method
+from paella_jax.comparison import train_cells
+from paella_jax.comparison.measure import measured_captions, with_speed
 from paella_jax.comparison.plan import (
     Training,
     check_measure,
@@ -24,10 +27,15 @@ from paella_jax.comparison.plan import (
 )
 from paella_jax.comparison.run import compare
 from paella_jax.comparison.share import Task, claim, do_together
-from paella_jax.comparison.train_cells import planned, read_trained, train_cell
+from paella_jax.comparison.train_cells import (
+    check_finished,
+    planned,
+    read_trained,
+    train_cell,
+)
 from paella_jax.config import ConfigError, load_config
 from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
-from paella_jax.training.loop import train
+from paella_jax.training.loop import RunResult, train
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
 TINY = (
@@ -81,6 +89,10 @@ def test_equal_parameters():
     before = training_config(comparison("quick"), Training("mask", "transformer", 0), "")
     assert abs(size_of(matched).parameters / unet - 1) < 0.05
     assert abs(size_of(before).parameters / unet - 1) > 0.2
+    config.budget.reference = "transformer"
+    transformer = size_of(training_config(config, Training("mask", "transformer", 0), ""))
+    matched = training_config(config, Training("mask", "unet", 0), "")
+    assert abs(size_of(matched).parameters / transformer.parameters - 1) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,16 @@ def test_equal_parameters():
         ({"overrides": "('data.source=folder',)"}, "needs the embedded data"),
         ({"overrides": "('nonsense=1',)"}, "unknown config field"),
         ({"tokenizer": "nowhere"}, "is not a run folder"),
+        ({"seeds": "(0, 0)"}, "has one twice"),
+        ({"budget__images": -5}, "budget.images must be positive"),
+        ({"measure__images": 1}, "measure.images must be at least 2"),
+        ({"measure__speed_rounds": 0}, "at least 1"),
+        ({"measure__temperature": "(1.0,)"}, "give pairs"),
+        ({"measure__steps": "(0, 4)"}, "different and at least 1"),
+        ({"overrides": "('data.image_size=36',)"}, "36 does not fit spec"),
+        ({"overrides": "('text.max_length=30',)"}, "bytes and an end token"),
+        ({"tokenizer_config": "configs/vqgan.py:shapes"}, "has 1024 codes, the networks 128"),
+        ({"tokenizer_config": "configs/resnet_vqgan.py:f8"}, "is an f8 tokenizer"),
     ],
 )
 def test_senseless_comparisons_end_before_training(change, message, tmp_path):
@@ -122,9 +144,25 @@ def tokenizer(tmp_path_factory):
 
 
 def test_a_tokenizer_of_another_codebook_size_ends_before_training(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="128 differs from the tokenizer's 32"):
+    with pytest.raises(ConfigError, match="has 32 codes, the networks 128"):
         compare(comparison(tokenizer=tokenizer), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_guidance_is_tuned_on_captions_that_are_not_measured():
+    for preset, spec in (("quick", "single"), ("shapes", "shapes"), ("tiny", "tiny")):
+        config = comparison(preset)
+        config.measure.images, config.measure.tuning_images = 40, 20
+        seen, heldout, tuning = measured_captions(config, spec)
+        assert [len(seen), len(heldout), len(tuning)] == [40, 40, 20]
+        assert not set(tuning) & (set(seen) | set(heldout)) and not set(seen) & set(heldout)
+        assert len(set(tuning)) >= 8 and len(set(seen)) >= 15, preset
+
+
+def test_every_row_has_its_own_seconds():
+    rows = [{"cell": "a", "seed": seed, "by_steps": {"2": {"seen_exact": 1.0}}} for seed in (0, 1)]
+    timed = with_speed(rows, {"a, seed 0": 0.5, "a, seed 1": 0.25}, 2)
+    assert [row["by_steps"][2]["seconds_per_image"] for row in timed] == [0.5, 0.25]
 
 
 @pytest.mark.slow
@@ -132,6 +170,7 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     config = comparison(
         tokenizer=tokenizer,
         overrides=repr(TINY),
+        seeds="(0, 1)",
         cells__networks="('unet', 'transformer')",
         cells__corruptions="('mask',)",
         budget__images=16,
@@ -144,9 +183,11 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     )
     out = tmp_path / "out"
     report = compare(config, out)
-    assert len(report["rows"]) == 2 * 2 and len(report["verdict"]) > 3
+    assert len(report["rows"]) == 2 * 2 * 2 and len(report["verdict"]) > 3
+    times = [row["by_steps"]["2"]["seconds_per_image"] for row in report["rows"]]
+    assert len(set(times)) == len(times), "each row is timed by itself"
     for row in report["rows"]:
-        scores = row["by_steps"]["2"] if "2" in row["by_steps"] else row["by_steps"][2]
+        scores = row["by_steps"]["2"]
         assert 0 <= scores["seen_exact"] <= 1 and scores["frechet"] > 0
         assert scores["seconds_per_image"] > 0 and scores["diversity"] >= 0
         assert set(row["cross_entropy"]) == {"10", "30", "50", "70", "90"}
@@ -164,6 +205,10 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     assert {f: f.stat().st_mtime_ns for f in out.glob("runs/*/trained.json")} == runs
     assert again["rows"] == report["rows"]
 
+    recipe = out / "runs" / "unet_mask_1" / "config.json"
+    recipe.write_text(recipe.read_text().replace('"beta2": 0.98', '"beta2": 0.9'))
+    with pytest.raises(ConfigError, match=r"beta2: 0\.9 -> 0\.98"):
+        compare(config, out)
     config.budget.images = 32
     with pytest.raises(ConfigError, match="holds another comparison"):
         compare(config, out)
@@ -178,7 +223,26 @@ def test_a_budget_in_seconds(tokenizer, tmp_path):
     train_cell(config, training, run, tmp_path)
     told = json.loads((tmp_path / "runs/unet_mask_0.calibration.json").read_text())
     done = read_trained(training, size, tmp_path)
-    assert done.images == 8 * max(round(0.5 / told["seconds_per_step"]), 1) and done.seconds > 0
+    assert done.images == 8 * max(round(0.5 / told["seconds_per_step"]), 1)
+    check_finished(config, training, run, tmp_path)
+
+
+def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_path, monkeypatch):
+    def fake_train(run, folder, method):
+        assert method.preview is None
+        rows = [{"step": 20, "images_per_second": 0.1}, {"step": 40, "images_per_second": 16.0}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return RunResult(None, 40, seconds=900.0, compile_seconds=60.0, stopped=stopped)
+
+    monkeypatch.setattr(train_cells, "train", fake_train)
+    config = comparison(tokenizer=tokenizer, overrides=repr(TINY))
+    run, _ = planned(config, Training("mask", "unet", 0), tokenizer)
+    workdir, stopped = tmp_path / "runs" / "one", True
+    with pytest.raises(train_cells.Stopped):
+        train_cells._seconds_per_step(run, workdir)
+    stopped = False
+    assert train_cells._seconds_per_step(run, workdir) == 8 / 16.0
+    assert [file.name for file in workdir.parent.iterdir()] == ["one.calibration.json"]
 
 
 def test_processes_share_the_work(tmp_path):
@@ -199,22 +263,38 @@ def test_processes_share_the_work(tmp_path):
             one.result()
             assert all(task.done() for task in tasks)
     assert sorted(made) == sorted(names)
-    assert not list(tmp_path.glob("*.claim"))
 
 
 def test_claims(tmp_path):
-    file = tmp_path / "one.claim"
+    file = tmp_path / "one"
     with claim(file) as first, claim(file) as second:
         assert first and not second
-    assert not file.exists()
+        assert str(os.getpid()) in file.read_text()
     with pytest.raises(RuntimeError), claim(file):
         raise RuntimeError("the work failed")
-    assert not file.exists(), "others may try"
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    file.write_text(f"{socket.gethostname()} {ended.pid}")
     with claim(file) as mine:
-        assert mine, "its process is gone"
-    file.write_text("another-host 1")
-    with claim(file) as mine:
-        assert not mine, "who knows what happens there"
+        assert mine, "others may try"
+
+
+def test_the_claim_of_a_killed_process_is_free(tmp_path):
+    """Even before anyone has waited for it."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from paella_jax.comparison.share import claim\n"
+        "with claim(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
+    )
+    file = tmp_path / "one"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True, cwd=small.ROOT
+    )
+    try:
+        assert other.stdout.readline().strip() == "True"
+        with claim(file) as mine:
+            assert not mine
+        other.kill()
+        assert other.stdout.read() == ""  # its end
+        with claim(file) as mine:
+            assert mine
+    finally:
+        other.kill()
+        other.wait()

@@ -120,6 +120,9 @@ def test_missing_step_measurement_is_named():
 def test_step_counts_that_are_compared():
     assert reference_steps(check_rows([make_row()])) == "12"
     assert reference_steps(check_rows([make_row(steps=(2, 6))])) == "6"
+    assert reference_steps(check_rows([make_row(steps=(2, 12))]), 2) == "2"
+    with pytest.raises(ValueError, match="24 steps were not measured, only 2, 6"):
+        reference_steps(check_rows([make_row(steps=(2, 6))]), 24)
     assert best_steps(check_rows([make_row()])) == "12"  # 18 and 24 are as good
     with pytest.raises(ValueError, match="no step count"):
         reference_steps(check_rows([make_row(steps=())]))

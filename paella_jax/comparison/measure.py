@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.comparison.plan import cell_name
+from paella_jax.comparison.plan import Training, cell_name
 from paella_jax.comparison.train_cells import Trained
+from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures
 from paella_jax.evaluation.comparison_rows import Row
@@ -33,7 +35,9 @@ from paella_jax.pipeline import TokenPipeline, load_tokens
 from paella_jax.training.checkpoint import write_atomically
 from paella_jax.training.metrics import report
 
-MEASURED_SEED, TUNING_SEED = 101, 102  # of the captions; the same for every cell
+CAPTION_SEED = 101  # the same for every cell
+TUNING_PARTS = 3  # one part in so many of the validation captions is for tuning alone
+SEARCHED = 100  # samples looked at for each one wanted
 ATTRIBUTES = ("color", "shape", "size", "position")
 TOKEN_BATCH = 64
 
@@ -47,7 +51,7 @@ class Judge(NamedTuple):
       real: statistics of real images' features.
       seen: captions with combinations that training has.
       heldout: captions with combinations that training never has.
-      tuning: captions for choosing guidance, of the seen kind.
+      tuning: captions for choosing guidance, of the seen kind; none of them is in `seen`.
       clean: images uint8 and captions whose tokens are corrupted.
     """
 
@@ -63,23 +67,41 @@ class Judge(NamedTuple):
 def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
     """Captions and real images of a comparison."""
     measure = config.measure
-    texts = lambda split, count, seed: _samples(spec, split, count, seed)[1]
-    real, _ = _samples(spec, "validation", measure.real_images, MEASURED_SEED)
-    return Judge(
-        spec,
-        classifier,
-        feature_statistics(classifier.features(real)),
-        texts("validation", measure.images, MEASURED_SEED),
-        texts("heldout", measure.images, MEASURED_SEED),
-        texts("validation", measure.tuning_images, TUNING_SEED),
-        _samples(spec, "validation", measure.token_images, MEASURED_SEED),
+    images, _ = _samples(spec, "validation", measure.real_images, for_tuning=False)
+    real = feature_statistics(classifier.features(images))
+    seen, heldout, tuning = measured_captions(config, spec)
+    clean = _samples(spec, "validation", measure.token_images, for_tuning=False)
+    return Judge(spec, classifier, real, seen, heldout, tuning, clean)
+
+
+def measured_captions(config: ConfigDict, spec: str) -> tuple[list[str], list[str], list[str]]:
+    """Captions seen, held out and for tuning. A caption may come several times, in one list only.
+
+    Raises:
+      ConfigError: the data has no captions for one of them.
+    """
+    measure = config.measure
+    return (
+        _samples(spec, "validation", measure.images, for_tuning=False)[1],
+        _samples(spec, "heldout", measure.images)[1],
+        _samples(spec, "validation", measure.tuning_images, for_tuning=True)[1],
     )
 
 
-def _samples(spec: str, split: str, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    source = ShapesSource(spec, split, count, seed)
-    samples = [source[i] for i in range(count)]
-    return np.stack([s["image"] for s in samples]), [s["caption"] for s in samples]
+def _samples(
+    spec: str, split: str, count: int, for_tuning: bool | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """The first `count` images and captions of a split, or of its part (not) for tuning."""
+    source = ShapesSource(spec, split, SEARCHED * count, CAPTION_SEED)
+    images, captions = [], []
+    for sample in map(source.__getitem__, range(len(source))):
+        own_part = zlib.crc32(sample["caption"].encode()) % TUNING_PARTS == 0
+        if for_tuning in (None, own_part):
+            images.append(sample["image"])
+            captions.append(sample["caption"])
+        if len(captions) == count:
+            return np.stack(images), captions
+    raise ConfigError(f"data.spec={spec} has too few captions in its {split} split to compare with")
 
 
 def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
@@ -230,22 +252,26 @@ def _token_scores(pipeline: TokenPipeline, judge: Judge) -> dict[str, dict[str, 
 def measure_speed(
     config: ConfigDict, judge: Judge, rows: Sequence[Row], trained: Sequence[Trained]
 ) -> dict[str, float]:
-    """Seconds per image of every cell at its main steps: one interleaved run, medians.
+    """Seconds per image of every row at its main steps: one interleaved run, medians.
 
-    The first seed stands for all.
+    Seeds may have chosen other guidance, which costs another time: each is timed. They share a
+    pipeline, so that its programs are compiled once.
     """
     measure = config.measure
     captions = [judge.seen[i % len(judge.seen)] for i in range(measure.speed_images)]
-    first = {t.training.name: t for t in trained if t.training.seed == config.seeds[0]}
-    loaded = {name: load_tokens(one.workdir) for name, one in first.items()}
-    variants = {}
-    for row in rows:
-        if row["seed"] != config.seeds[0]:
-            continue
-        name = f"{row['network']}_{row['corruption']}_{row['seed']}"
-        variants[row["cell"]] = partial(
-            _draw,
-            loaded[name],
+    weights: dict[Training, tuple[Any, Any]] = {}
+    pipelines: dict[tuple[str, str], TokenPipeline] = {}
+    for one in trained:
+        pipeline = load_tokens(one.workdir)
+        weights[one.training] = (pipeline.params, pipeline.frozen)
+        pipelines.setdefault((one.training.corruption, one.training.network), pipeline)
+
+    def draw(row: Row) -> None:
+        pipeline = pipelines[row["corruption"], row["network"]]
+        training = Training(row["corruption"], row["network"], row["seed"])
+        pipeline.set_params(*weights[training])
+        _draw(
+            pipeline,
             captions,
             num_steps=measure.main_steps,
             sampler=row["sampler"],
@@ -253,15 +279,20 @@ def measure_speed(
             guidance_scale=row["guidance"],
             batch_size=measure.batch_size,
         )
-    times = interleaved(variants, measure.speed_rounds)
-    return {cell: statistics.median(seconds) / len(captions) for cell, seconds in times.items()}
+
+    times = interleaved({_row_name(row): partial(draw, row) for row in rows}, measure.speed_rounds)
+    return {name: statistics.median(seconds) / len(captions) for name, seconds in times.items()}
+
+
+def _row_name(row: Row) -> str:
+    return f"{row['cell']}, seed {row['seed']}"
 
 
 def with_speed(rows: Sequence[Row], speed: Mapping[str, float], steps: int) -> list[Row]:
-    """The rows with the seconds per image of their cells."""
+    """The rows with their seconds per image."""
     timed = []
     for row in rows:
         by_steps = {int(s): dict(one) for s, one in row["by_steps"].items()}
-        by_steps[steps]["seconds_per_image"] = speed[row["cell"]]
+        by_steps[steps]["seconds_per_image"] = speed[_row_name(row)]
         timed.append(row | {"by_steps": by_steps})
     return timed

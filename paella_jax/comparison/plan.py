@@ -87,6 +87,11 @@ def trainings(config: ConfigDict) -> list[Training]:
         )
     if not config.seeds:
         raise ConfigError("seeds is empty; give at least one")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"seeds {config.seeds} has one twice")
+    for name in ("images", "seconds"):
+        if config.budget[name] <= 0:
+            raise ConfigError(f"budget.{name} must be positive, got {config.budget[name]}")
     return [
         Training(corruption, network, seed)
         for seed in config.seeds
@@ -127,11 +132,12 @@ def _match_parameters(run: ConfigDict, config: ConfigDict, training: Training) -
     wanted = size_of(training_config(config, reference, run.tokenizer)).parameters
     block, names = WIDTHS[training.network]
     start = {name: run[block][name] for name in names}
-    heads = 8 * max(run[block].get("num_heads", 1), run[block].get("conv_heads", 1))
+    heads = 8 * max(max(_each(run[block].get(name, 1))) for name in ("num_heads", "conv_heads"))
 
     def set_scale(scale: float) -> None:
         for name, value in start.items():
-            run[block][name] = max(1, round(value * scale / heads)) * heads
+            scaled = tuple(max(1, round(x * scale / heads)) * heads for x in _each(value))
+            run[block][name] = scaled if isinstance(value, tuple) else scaled[0]
 
     def parameters(scale: float) -> int:
         set_scale(scale)
@@ -141,6 +147,11 @@ def _match_parameters(run: ConfigDict, config: ConfigDict, training: Training) -
     above = min(bisect.bisect_left(SCALES, wanted, key=parameters), len(SCALES) - 1)
     close = SCALES[max(above - 1, 0) : above + 1]
     set_scale(min(close, key=lambda scale: abs(parameters(scale) - wanted)))
+
+
+def _each(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """A field that is one number, or one per level."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def size_of(run: ConfigDict) -> Size:
@@ -192,13 +203,21 @@ def check_measure(config: ConfigDict) -> None:
         raise ConfigError(
             f"measure.main_steps {measure.main_steps} must be one of measure.steps {measure.steps}"
         )
-    for name in ("images", "tuning_images", "diversity_prompts", "token_images", "real_images"):
-        if measure[name] < 1:
-            raise ConfigError(f"measure.{name} must be at least 1, got {measure[name]}")
-    if measure.diversity_images < 2:
-        raise ConfigError("measure.diversity_images must be at least 2: distances need pairs")
+    least = {
+        "images": 2, "real_images": 2, "diversity_images": 2,  # a covariance, pairs
+        "tuning_images": 1, "diversity_prompts": 1, "token_images": 1, "batch_size": 1,
+        "classifier_steps": 1, "speed_rounds": 1, "speed_images": 1,
+    }  # fmt: skip
+    for name, smallest in least.items():
+        if measure[name] < smallest:
+            raise ConfigError(f"measure.{name} must be at least {smallest}, got {measure[name]}")
+    if min(measure.steps) < 1 or len(set(measure.steps)) < len(measure.steps):
+        raise ConfigError(f"measure.steps {measure.steps} must be different and at least 1")
     if not measure.guidance or not measure.temperature:
         raise ConfigError("measure.guidance and measure.temperature must not be empty")
+    for pair in measure.temperature:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ConfigError(f"measure.temperature has {pair!r}; give pairs (first, last step)")
 
 
 def describe(rows: Iterable[tuple[Training, ConfigDict, Size]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from paella_jax.comparison.measure import (
     make_judge,
     measure_network,
     measure_speed,
+    measured_captions,
     row_file,
     with_speed,
 )
@@ -28,6 +30,7 @@ from paella_jax.comparison.share import Task, do_together
 from paella_jax.comparison.train_cells import (
     Trained,
     cell_folder,
+    check_finished,
     check_tokenizer,
     is_trained,
     planned,
@@ -37,6 +40,7 @@ from paella_jax.comparison.train_cells import (
     train_tokenizer,
 )
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
+from paella_jax.data.build import make_source
 from paella_jax.evaluation.classifier import load_or_train_classifier
 from paella_jax.evaluation.comparison_report import write_report
 from paella_jax.evaluation.comparison_rows import Row
@@ -64,8 +68,6 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     check_measure(config)
     todo = trainings(config)
     spec = _check_all(config, todo)
-    if config.tokenizer:
-        check_tokenizer(config, todo[0])
     _claim(config, out)
     file = out / "classifier.safetensors"
     get_classifier = partial(
@@ -83,8 +85,9 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
         speed, json.dumps(measure_speed(config, judge, rows, trained), indent=2)
     )
     do_together([Task("speed", speed.is_file, time_all)], out)
-    rows = with_speed(rows, json.loads(speed.read_text()), config.measure.main_steps)
-    return write_report(rows, out, _notes(config, classifier.accuracy))
+    steps = config.measure.main_steps
+    rows = with_speed(rows, json.loads(speed.read_text()), steps)
+    return write_report(rows, out, _notes(config, judge), steps)
 
 
 def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
@@ -99,6 +102,8 @@ def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trai
     tokenizer = tokenizer_folder(config, out)
     plans = [(training, *planned(config, training, tokenizer)) for training in todo]
     report(describe(plans))
+    for training, run, _ in plans:
+        check_finished(config, training, run, out)
     tasks = [
         Task(
             training.name,
@@ -128,7 +133,6 @@ def _all_there(files: list[Path]) -> bool:
 
 def _check_all(config: ConfigDict, todo: list[Training]) -> str:
     """Builds every training's config once, so that a wrong cell ends here; returns the data."""
-    spec = ""
     for training in todo:
         run = training_config(config, training, "unknown yet")
         if run.data.source != "shapes":
@@ -136,8 +140,15 @@ def _check_all(config: ConfigDict, todo: list[Training]) -> str:
                 f"training {config.training!r} is on data.source={run.data.source}; a comparison "
                 "needs the embedded data, which it can score"
             )
-        spec = run.data.spec
-    return spec
+    make_source(run.data, "train", 0)
+    check_tokenizer(config, run)
+    longest = max(len(text.encode()) for text in chain(*measured_captions(config, run.data.spec)))
+    if not run.text.folder and longest >= run.text.max_length:
+        raise ConfigError(
+            f"a caption to be measured has {longest} bytes and an end token, text.max_length is "
+            f'{run.text.max_length}; change it by "text.max_length={longest + 1}" in `overrides`'
+        )
+    return run.data.spec
 
 
 def _claim(config: ConfigDict, out: Path) -> None:
@@ -166,18 +177,20 @@ def _groups(trained: list[Trained]) -> list[list[Trained]]:
     return list(groups.values())
 
 
-def _notes(config: ConfigDict, accuracy: Any) -> list[str]:
+def _notes(config: ConfigDict, judge: Judge) -> list[str]:
+    images = f"the {config.budget.reference} sees {config.budget.images:,} images"
     budget = {
-        "flops": "equal forward FLOPs x images",
-        "seconds": f"{config.budget.seconds:.0f} s of training each",
-        "parameters": "equal images, widths changed to about equal parameters",
+        "flops": f"equal forward FLOPs x images; {images}",
+        "seconds": f"{config.budget.seconds:.0f} s of updates each",
+        "parameters": f"equal images, widths changed to about equal parameters; {images}",
     }[config.budget.kind]
-    seen = accuracy.get("validation", {}).get("exact")
+    seen = judge.classifier.accuracy.get("validation", {}).get("exact")
+    count = lambda captions: f"{len(captions)} ({len(set(captions))} different)"
     return [
-        f"Budget: {budget}; the {config.budget.reference} sees {config.budget.images:,} images.",
+        f"Budget: {budget}.",
         f"Seeds: {', '.join(str(seed) for seed in config.seeds)}. Scores are on "
-        f"{config.measure.images} captions per split; temperature and guidance were chosen on "
-        f"{config.measure.tuning_images} others.",
+        f"{count(judge.seen)} seen and {count(judge.heldout)} held-out captions; temperature and "
+        f"guidance were chosen on {count(judge.tuning)} others.",
         "The classifier behind the Fréchet distance and diversity reads "
         + (f"{seen:.1%} of real images exactly." if seen is not None else "real images."),
     ]

@@ -1,11 +1,13 @@
 """Dividing work between processes that were started on the same folder.
 
-A process claims a task by creating `<name>.claim` with its host and number, and removes it when the
-task is done. A claim of a process of this host that is gone counts as none.
+A process claims a task by locking `claims/<name>`. The system drops the lock when the process ends,
+however it ends, so that another one takes the task over. The folder must be on a file system with
+locks (a local disk, NFS).
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import time
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 from paella_jax.training.metrics import report
 
+CLAIMS = "claims"
 WAIT = 5.0  # seconds between looks at what others do
 
 
@@ -41,18 +44,20 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
       folder: of the claims.
       wait: seconds between looks while others are at work.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    claims = folder / CLAIMS
+    claims.mkdir(parents=True, exist_ok=True)
     told = False
     while todo := [task for task in tasks if not task.done()]:
         busy = True
         for task in todo:
-            with claim(folder / f"{task.name}.claim") as mine:
+            with claim(claims / task.name) as mine:
                 if mine and not task.done():
                     busy = False
                     task.work()
         if busy:
             if not told:
-                report(f"waiting for other processes: {', '.join(task.name for task in todo)}")
+                holders = [f"{task.name} ({(claims / task.name).read_text()})" for task in todo]
+                report(f"waiting for other processes: {', '.join(holders)}")
                 told = True
             time.sleep(wait)
 
@@ -60,41 +65,13 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
 @contextmanager
 def claim(file: Path) -> Iterator[bool]:
     """Whether this process may do what the file stands for; until the end of the block."""
-    mine = _create(file) or (_is_stale(file) and _take_over(file))
-    try:
-        yield mine
-    finally:
-        if mine:
-            file.unlink(missing_ok=True)
-
-
-def _create(file: Path) -> bool:
-    try:
-        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    with os.fdopen(handle, "w") as stream:
-        stream.write(f"{socket.gethostname()} {os.getpid()}")
-    return True
-
-
-def _is_stale(file: Path) -> bool:
-    """Whether the claim's process, on this host, does not run any more."""
-    try:
-        host, _, number = file.read_text().partition(" ")
-    except FileNotFoundError:
-        return False
-    if host != socket.gethostname() or not number.isdigit():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def _take_over(file: Path) -> bool:
-    file.unlink(missing_ok=True)
-    return _create(file)
+    with file.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        stream.truncate(0)
+        stream.write(f"{socket.gethostname()}, process {os.getpid()}")
+        stream.flush()
+        yield True

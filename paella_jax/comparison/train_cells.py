@@ -6,8 +6,9 @@ A finished run has a file `trained.json` with the images it saw and the seconds 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -21,10 +22,16 @@ from paella_jax.comparison.plan import (
     size_of,
     training_config,
 )
-from paella_jax.config import load_config
-from paella_jax.training.checkpoint import prepare_workdir, write_atomically
-from paella_jax.training.loop import train
-from paella_jax.training.metrics import report
+from paella_jax.config import ConfigError, load_config
+from paella_jax.families.vqgan import make_vqgan
+from paella_jax.training.checkpoint import (
+    check_same_run,
+    prepare_workdir,
+    read_config,
+    write_atomically,
+)
+from paella_jax.training.loop import RunResult, train
+from paella_jax.training.metrics import METRICS_FILE, read_metrics, report
 from paella_jax.training.timing import record_seconds, total_seconds
 
 TRAINED = "trained.json"
@@ -50,15 +57,31 @@ def tokenizer_folder(config: ConfigDict, out: Path) -> Path:
     return Path(config.tokenizer) if config.tokenizer else out / "tokenizer"
 
 
-def check_tokenizer(config: ConfigDict, training: Training) -> None:
-    """Whether the given tokenizer is one and fits the networks' vocabulary.
+def check_tokenizer(config: ConfigDict, run: ConfigDict) -> None:
+    """Whether the tokenizer, given or to be trained, fits the networks and the counted FLOPs.
+
+    Args:
+      config: of the comparison.
+      run: of any of its trainings.
 
     Raises:
-      ConfigError, CheckpointError: it is none, or has another codebook size.
+      ConfigError, CheckpointError: it is none, has another codebook size or is not f4.
     """
-    run = training_config(config, training, config.tokenizer)
-    with TemporaryDirectory() as folder:
-        build_method(run, Path(folder))
+    given = bool(config.tokenizer)
+    tokenizer = read_config(config.tokenizer) if given else load_config(config.tokenizer_config)
+    name = config.tokenizer or config.tokenizer_config
+    if tokenizer.method != "vqgan":
+        raise ConfigError(f"{name} is a {tokenizer.method} run, no tokenizer of configs/vqgan.py")
+    model = make_vqgan(tokenizer)
+    if model.downsampling != 4:
+        raise ConfigError(
+            f"{name} is an f{model.downsampling} tokenizer; FLOPs are counted for f4 ones"
+        )
+    if model.codebook_size != run.model.codebook_size:
+        raise ConfigError(
+            f"{name} has {model.codebook_size} codes, the networks {run.model.codebook_size}; add "
+            f'"model.codebook_size={model.codebook_size}" to `overrides`'
+        )
 
 
 def train_tokenizer(config: ConfigDict, out: Path) -> None:
@@ -76,7 +99,7 @@ def is_trained(workdir: Path) -> bool:
 
 
 def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[ConfigDict, Size]:
-    """A training's config with its budget in steps (1 where that is told by time), and its size."""
+    """A training's config and size; its budget in steps too, unless that is told by time."""
     run = training_config(config, training, tokenizer)
     size = size_of(run)
     reference = Training(training.corruption, config.budget.reference, training.seed)
@@ -103,6 +126,18 @@ def train_cell(config: ConfigDict, training: Training, run: ConfigDict, out: Pat
     _train(run, workdir)
 
 
+def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
+    """Whether a training that an earlier call finished is the one that is planned now.
+
+    Raises:
+      ConfigError: its recipe was another one; the message has the differences.
+    """
+    workdir = cell_folder(training, out)
+    if is_trained(workdir):
+        ignored = ("optim.warmup_steps",) if config.budget.kind == "seconds" else ()
+        check_same_run(workdir, run, ignored)
+
+
 def read_trained(training: Training, size: Size, out: Path) -> Trained:
     """What a finished training cost."""
     workdir = cell_folder(training, out)
@@ -113,22 +148,36 @@ def read_trained(training: Training, size: Size, out: Path) -> Trained:
 def _train(run: ConfigDict, workdir: Path) -> None:
     workdir = prepare_workdir(workdir, run)
     report(f"training {workdir}, {run.num_steps} steps")
-    result = train(run, workdir, build_method(run, workdir))
+    # Without its last preview, whose sampler takes longer to compile than a cell's report needs.
+    result = train(run, workdir, replace(build_method(run, workdir), preview=None))
     record_seconds(workdir, result)
+    if result.step >= run.num_steps:
+        done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
+        write_atomically(workdir / TRAINED, json.dumps(done))
+    _check_stopped(result, workdir)
+
+
+def _check_stopped(result: RunResult, workdir: Path) -> None:
     if result.stopped:
         raise Stopped(f"stopped by SIGTERM at step {result.step} of {workdir}; run the same again")
-    done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
-    write_atomically(workdir / TRAINED, json.dumps(done))
 
 
 def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:
-    """Measured once, in a run of a few steps that is thrown away, and kept for a resumed call."""
+    """Of an update, without compiling and saving: measured once and kept for a resumed call.
+
+    The first half of a short run that is thrown away warms up, the second half is timed.
+    """
     file = workdir.with_name(f"{workdir.name}.calibration.json")
     if not file.is_file():
         short = run.copy_and_resolve_references()
-        short.num_steps = CALIBRATION_STEPS
-        folder = prepare_workdir(workdir.with_name(f"{workdir.name}.calibration"), short)
-        result = train(short, folder, build_method(short, folder))
-        steady = (result.seconds - result.compile_seconds) / CALIBRATION_STEPS
-        write_atomically(file, json.dumps({"seconds_per_step": steady}))
+        short.num_steps = 2 * CALIBRATION_STEPS
+        short.log.every = CALIBRATION_STEPS
+        folder = workdir.with_name(f"{workdir.name}.calibration")
+        shutil.rmtree(folder, ignore_errors=True)  # a resumed one would time nothing
+        prepare_workdir(folder, short)
+        result = train(short, folder, replace(build_method(short, folder), preview=None))
+        _check_stopped(result, folder)
+        rate = read_metrics(folder / METRICS_FILE)[-1]["images_per_second"]
+        write_atomically(file, json.dumps({"seconds_per_step": run.batch_size / rate}))
+        shutil.rmtree(folder)
     return float(json.loads(file.read_text())["seconds_per_step"])

@@ -33,7 +33,10 @@ READING = (
 
 
 def write_report(
-    rows: Sequence[Mapping[str, Any]], out: Path, notes: Sequence[str] = ()
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    notes: Sequence[str] = (),
+    main_steps: int | None = None,
 ) -> dict[str, Any]:
     """Writes comparison.json, comparison.md and comparison.png.
 
@@ -41,6 +44,7 @@ def write_report(
       rows: one per cell and seed, see `comparison_rows`.
       out: folder, created where missing; each file appears whole or not at all.
       notes: lines for the top of the page, such as the budget all cells had.
+      main_steps: step count at which cells are compared; None as `reference_steps`.
 
     Returns:
       What comparison.json holds: `rows`, `notes` and `verdict`.
@@ -49,8 +53,8 @@ def write_report(
       ValueError: as `check_rows`, before anything is written.
     """
     clean = check_rows(rows)
-    result = {"notes": list(notes), "verdict": verdict(clean), "rows": clean}
-    page = markdown(clean, notes)
+    result = {"notes": list(notes), "verdict": verdict(clean, main_steps), "rows": clean}
+    page = markdown(clean, notes, main_steps)
     out.mkdir(parents=True, exist_ok=True)
     draw_comparison(out / "comparison.png", clean)
     write_atomically(out / "comparison.md", page)
@@ -58,10 +62,12 @@ def write_report(
     return result
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+def markdown(
+    rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), main_steps: int | None = None
+) -> str:
     """The page: cells at equal steps and at their best, cross-entropies, and the verdict."""
     clean = check_rows(rows)
-    steps = reference_steps(clean)
+    steps = reference_steps(clean, main_steps)
     cells = by_cell(clean)
     parts = [
         "# Comparison of token predictors",
@@ -69,7 +75,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> st
         READING,
         "![curves](comparison.png)",
         "## Verdict",
-        "\n".join(f"- {sentence}" for sentence in verdict(clean)),
+        "\n".join(f"- {sentence}" for sentence in verdict(clean, main_steps)),
         f"## Every cell at {steps} steps",
         _table(_score_columns(), {n: _scores(own, steps) for n, own in cells.items()}),
         "## Every cell at its best number of steps (by seen exact match)",

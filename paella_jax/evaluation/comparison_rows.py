@@ -166,12 +166,20 @@ def by_training(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: list(of_seed.values()) for name, of_seed in trained.items()}
 
 
-def reference_steps(rows: Sequence[Row]) -> str:
-    """The step count at which cells are compared: 12 if measured, else the largest."""
+def reference_steps(rows: Sequence[Row], wanted: int | None = None) -> str:
+    """The step count at which cells are compared: `wanted`, or 12 if measured, else the largest.
+
+    Raises:
+      ValueError: no step count was measured, or not the one that is wanted.
+    """
     counts = list(rows[0]["by_steps"])
     if not counts:
         raise ValueError("the rows hold no step count, so there is nothing to compare")
-    return str(PREFERRED_STEPS) if str(PREFERRED_STEPS) in counts else counts[-1]
+    if wanted is None:
+        return str(PREFERRED_STEPS) if str(PREFERRED_STEPS) in counts else counts[-1]
+    if str(wanted) not in counts:
+        raise ValueError(f"{wanted} steps were not measured, only {', '.join(counts)}")
+    return str(wanted)
 
 
 def best_steps(rows: Sequence[Row]) -> str:

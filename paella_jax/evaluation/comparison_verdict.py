@@ -25,7 +25,7 @@ from paella_jax.evaluation.comparison_rows import (
 PAIRED = ("seen_exact", "heldout_attributes", "frechet", "diversity", "seconds_per_image")
 
 
-def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def verdict(rows: Sequence[Mapping[str, Any]], main_steps: int | None = None) -> list[str]:
     """Plain sentences: first the winners, then the average effect of each factor.
 
     A margin counts only if it exceeds the larger of the two cells' standard deviations over
@@ -36,11 +36,12 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
       ValueError: as `check_rows`.
     """
     clean = check_rows(rows)
-    return _winners(clean) + _paired(clean)
+    steps = reference_steps(clean, main_steps)
+    return _winners(clean, steps) + _paired(clean, steps)
 
 
-def _winners(rows: Sequence[Row]) -> list[str]:
-    steps, cells = reference_steps(rows), by_cell(rows)
+def _winners(rows: Sequence[Row], steps: str) -> list[str]:
+    cells = by_cell(rows)
     fewest = next(iter(rows[0]["by_steps"]))
     sentences = []
     for name in ("seen_exact", "heldout_exact", "heldout_attributes", "frechet", "diversity"):
@@ -91,9 +92,9 @@ def _weight(margin: float, first: Estimate, second: Estimate, digits: int) -> st
     return f"within the spread over seeds ({spread:.{digits}f}), so undecided"
 
 
-def _paired(rows: Sequence[Row]) -> list[str]:
+def _paired(rows: Sequence[Row], steps: str) -> list[str]:
     """For each factor and pair of its values, over all pairs of rows that differ in it alone."""
-    steps, sentences = reference_steps(rows), []
+    sentences = []
     for factor in FACTORS:
         values = list(dict.fromkeys(row[factor] for row in rows))
         for before, after in combinations(values, 2):

@@ -20,7 +20,7 @@ from paella_jax.evaluation.pictures import save_curves, save_grid
 from paella_jax.evaluation.shapes_report import score_images, summary
 from paella_jax.loading import load
 from paella_jax.training.checkpoint import write_atomically
-from paella_jax.training.metrics import read_metrics
+from paella_jax.training.metrics import METRICS_FILE, read_metrics
 
 SPLITS = {"seen": "validation", "heldout": "heldout"}
 
@@ -120,7 +120,7 @@ def _ceiling(pipeline: Any, source: ShapesSource) -> dict[str, Any]:
 
 
 def _draw_training(checkpoint: Path, file: Path, by_steps: Mapping[str, float]) -> None:
-    rows = read_metrics(checkpoint / "metrics.jsonl")
+    rows = read_metrics(checkpoint / METRICS_FILE)
     curve = lambda name: (
         tuple(zip(*[(row["step"], row[name]) for row in rows if name in row], strict=True))
         or ((), ())

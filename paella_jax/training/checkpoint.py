@@ -7,6 +7,7 @@ iterator of every process, and a small JSON note. A folder of converted weights 
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,7 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     workdir = Path(workdir).absolute()
     file = workdir / CONFIG_FILE
     if file.is_file() and has_progress(workdir):
-        changes = _changes(read_config(workdir), config)
-        if changes:
-            raise ConfigError(
-                f"{workdir} holds a run of another config; choose another --workdir, or delete "
-                "the old run. Differences (old -> new):\n  " + "\n  ".join(changes)
-            )
+        check_same_run(workdir, config)
     elif file.is_file() and differing_fields(read_config(workdir), config, ignore=HOW):
         # The other processes of a cluster may be doing the same.
         shutil.rmtree(workdir / "frozen", ignore_errors=True)
@@ -62,6 +58,20 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     return workdir
 
 
+def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, ...] = ()) -> None:
+    """Whether a run folder belongs to a config, but for how it is carried out and `ignore`.
+
+    Raises:
+      ConfigError: it does not; the message has the differences.
+    """
+    changes = _changes(read_config(workdir), config, ignore)
+    if changes:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; choose another --workdir, or delete "
+            "the old run. Differences (old -> new):\n  " + "\n  ".join(changes)
+        )
+
+
 def has_progress(workdir: str | Path) -> bool:
     """Whether a folder holds a finished checkpoint, or converted weights."""
     workdir = Path(workdir)
@@ -70,12 +80,12 @@ def has_progress(workdir: str | Path) -> bool:
     return (workdir / WEIGHTS_FILE).is_file() or any(steps)
 
 
-def _changes(old: ConfigDict, new: ConfigDict) -> list[str]:
+def _changes(old: ConfigDict, new: ConfigDict, ignore: tuple[str, ...]) -> list[str]:
     """The differences that make another run; a folder where there was none adds a network."""
     before = flatten_config(old)
     kept = [
         name
-        for name in (*HOW, *SOURCES)
+        for name in (*HOW, *SOURCES, *ignore)
         if not (name in ("text.folder", "clip.folder") and before.get(name) == "")
     ]
     return differing_fields(old, new, ignore=kept)
@@ -83,7 +93,7 @@ def _changes(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def write_atomically(file: Path, text: str) -> None:
     """Writes beside the file, then renames: a reader never sees half of it."""
-    part = file.with_name(file.name + ".part")
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may do the same
     part.write_text(text)
     part.replace(file)
 

@@ -51,7 +51,7 @@ class RunResult:
     step: int
     seconds: float
     compile_seconds: float
-    stopped: bool  # by SIGTERM, after saving
+    stopped: bool  # SIGTERM came; everything up to `step` is saved
 
 
 def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
@@ -160,7 +160,7 @@ class _Run:
     def steps(
         self, state: TrainState, start: int, step_fn: Any, frozen: Tree, key: jax.Array, mesh: Mesh
     ) -> tuple[TrainState, bool]:
-        """Runs from `start` to the end; returns the state and whether SIGTERM ended it early."""
+        """Runs from `start` to the end or to SIGTERM; returns the state and whether that came."""
         config, pending = self.config, None
         with _termination_flag() as terminated, jax.transfer_guard("disallow"):
             for step in range(start, config.num_steps):
@@ -181,8 +181,9 @@ class _Run:
                     self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
             self.checkpointer.save(config.num_steps, state, self.data)
-            self._preview(state, frozen, config.num_steps)
-        return state, False
+            if not terminated[0]:
+                self._preview(state, frozen, config.num_steps)
+        return state, terminated[0]
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every

@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from paella_jax.training.checkpoint import write_atomically
 
+METRICS_FILE = "metrics.jsonl"
+
 
 def report(message: str) -> None:
     """One line for the person watching, on process 0."""
@@ -26,7 +28,7 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, log: ConfigDict, resume_step: int = 0) -> None:
         self.enabled = jax.process_index() == 0
-        self.file = workdir / "metrics.jsonl"
+        self.file = workdir / METRICS_FILE
         self.others: list[Any] = []
         if not self.enabled:
             return
