@@ -82,8 +82,7 @@ def least_confident(tokens, drawn, t, scale, share):
     chosen = np.take_along_axis(log_p, np.asarray(drawn)[..., None], -1).reshape(BATCH, -1)
     noised = np.zeros(chosen.shape, bool)
     for row, order in enumerate(np.argsort(chosen, axis=1, kind="stable")):
-        # ranks are counted from 0: rank / positions <= share
-        noised[row, order[: int(np.floor(share * order.size + 1e-6)) + 1]] = True
+        noised[row, order[: int(np.floor(share * order.size + 1e-6))]] = True
     return noised.reshape(SHAPE)
 
 

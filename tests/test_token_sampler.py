@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
-from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
+from paella_jax.sampling.renoise import (
+    Known,
+    Randomness,
+    RenoiseSettings,
+    confidence_order,
+    sample,
+)
 from paella_jax.sampling.token_sampler import (
     draw_tokens,
     start_from_image,
@@ -35,7 +41,7 @@ def denoise(tokens, t, scale):
     return TABLE[None] * (1.0 + seen + t.reshape(-1, 1, 1, 1)) * (1.0 if scale is None else scale)
 
 
-def draw(settings, mask_token, **options):
+def draw(settings, mask_token, denoise=denoise, **options):
     keys = jax.random.split(jax.random.key(0), SHAPE[0])
     run = lambda keys: draw_tokens(
         denoise, keys, SHAPE[1:], settings, codebook_size=CODES, mask_token=mask_token, **options
@@ -168,12 +174,47 @@ def test_masked_renoising_follows_the_formula(keep):
     jax.effects_barrier()
     inputs, predicted, last = masked_renoising(settings, uniform, draws, known)
     np.testing.assert_array_equal([tokens for tokens, _ in seen], inputs)
-    np.testing.assert_allclose([t[0] for _, t in seen], np.linspace(1, 1 / 6, 6), rtol=1e-6)
+    told = np.broadcast_to(np.linspace(1, 1 / 6, 6)[:, None], (6, SHAPE[0]))
+    if keep:  # what is kept is visible from the start: the network hears the true share
+        told = (inputs == MASK).mean((2, 3))
+    np.testing.assert_allclose([t for _, t in seen], told, rtol=1e-6)
     np.testing.assert_array_equal(states, predicted)
     np.testing.assert_array_equal(final, last)
     assert (np.asarray(final) < CODES).all()
     assert (inputs[0] == MASK).all() != keep
     assert (inputs[1:] == MASK).any() and (np.diff(states, axis=0) != 0).any()
+
+
+def test_parallel_decoding_tells_the_true_share_around_known_tokens():
+    generate = np.zeros(SHAPE, bool)
+    generate[:, :2] = True
+    settings = token_settings("mask", "confidence", BASE, {"num_steps": 3})
+    seen = []
+
+    def spy(tokens, t, scale):
+        note = lambda x, level: seen.append(((np.asarray(x) == MASK).mean((1, 2)), level))
+        jax.debug.callback(note, tokens, t, ordered=True)
+        return denoise(tokens, t, scale)
+
+    draw(settings, MASK, known=Known(jnp.full(SHAPE, 3), generate), denoise=spy)
+    jax.effects_barrier()
+    np.testing.assert_allclose([t for _, t in seen], [share for share, _ in seen])
+    assert seen[0][1][0] == pytest.approx(generate.mean()) and len(seen) == 3
+
+
+def test_lowest_confidence_renoising_counts_among_the_tokens_it_draws():
+    """Kept tokens are never ranked: else a sure network would renoise the whole part each step."""
+    generate = np.zeros(SHAPE, bool)
+    generate[:, 1:3] = True
+    logits = jax.random.normal(jax.random.key(0), (*SHAPE, CODES))
+    drawn = jnp.argmax(logits, -1)
+    count = generate[0].sum()
+    for share in (0.0, 0.25, 0.5, 1.0):
+        everywhere = np.asarray(confidence_order(logits, drawn)) <= share
+        np.testing.assert_array_equal(everywhere.sum((1, 2)), int(share * generate[0].size))
+        part = np.asarray(confidence_order(logits, drawn, generate)) <= share
+        np.testing.assert_array_equal(part.sum((1, 2)), int(share * count))
+        assert not part[~generate].any()
 
 
 @pytest.mark.parametrize("sampler", ["random", "confidence"])

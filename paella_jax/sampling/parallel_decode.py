@@ -180,7 +180,8 @@ def parallel_decode(
     """Draws token maps.
 
     Args:
-      denoise: guided prediction, see sampling/guidance.py; its t is the schedule's masked share.
+      denoise: guided prediction, see sampling/guidance.py; its t is the schedule's masked share,
+        around `known` tokens the true one.
       key: PRNG key, or [batch] keys, one per sample.
       shape: (batch, h, w).
       settings: see `ParallelDecodeSettings`.
@@ -247,11 +248,13 @@ def _step(
     trace: bool,
 ) -> tuple[Array, Visited | None]:
     """The loop's body: predict, draw what is unknown, mask the least confident of it again."""
+    unknown = tokens == mask_token
     t = jnp.full((tokens.shape[0],), step.t)
+    if known is not None:  # a network that is told the level learned it as the share of the map
+        t = unknown.mean((1, 2), dtype=jnp.float32)
     logits = denoise(tokens, t, step.guidance_scale if guided else None)
     logits = logits.astype(jnp.float32) / step.temperature
     drawn = draw(step.number, logits, step.draw_keys)
-    unknown = tokens == mask_token
     predicted = jnp.where(unknown, drawn, tokens)
     confidence = jnp.where(unknown, log_probability(logits, drawn), KNOWN_CONFIDENCE)
     confidence = confidence + step.choice_temperature * gumbel_noise(step.choice_uniform)

@@ -224,7 +224,7 @@ def sample(
     if mask_token is not None:
         randomness = randomness._replace(initial=jnp.full(shape, mask_token, jnp.int32))
     # Kept tokens enter the initial noise as well: renoising with it leaves them alone.
-    hold = (lambda tokens: tokens) if known is None else known.hold
+    hold = _hold(known)
     randomness = randomness._replace(initial=hold(randomness.initial))
     steps = _steps(settings, ramps or settings.ramps(), keys, randomness)
     tokens = hold(_start(settings, randomness, initial_tokens, image_tokens))
@@ -233,7 +233,7 @@ def sample(
         implementation = settings.draw_implementation
         choose = partial(_draw, draw or draw_mode, codebook=codebook, implementation=implementation)
         body = _make_body(
-            denoise, choose, hold, settings, randomness, codebook_size, mask_token, guided, trace
+            denoise, choose, known, settings, randomness, codebook_size, mask_token, guided, trace
         )
         part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], steps)
         tokens, visited = lax.scan(body, tokens, part)
@@ -244,7 +244,7 @@ def sample(
 def _make_body(
     denoise: Denoise,
     choose: Callable[[Array, Step], Array],
-    hold: Callable[[Array], Array],
+    known: Known | None,
     settings: RenoiseSettings,
     randomness: Randomness,
     codebook_size: int,
@@ -255,11 +255,15 @@ def _make_body(
     """The loop's body: predict, draw, renoise, put kept tokens back.
 
     The reference puts them back after the draw only; with "initial" and "previous" noise that is
-    the same, since both hold them. With "fresh" noise it would lose them.
+    the same, since both hold them. With "fresh" noise it would lose them. Around kept tokens a
+    network trained with masks is told the share that is masked, as in training.
     """
+    hold = _hold(known)
 
     def body(tokens: Array, step: Step) -> tuple[Array, Array | None]:
         t = jnp.full((tokens.shape[0],), step.t)
+        if mask_token is not None and known is not None:
+            t = (tokens == mask_token).mean((1, 2), dtype=jnp.float32)
         logits = denoise(tokens, t, step.guidance_scale if guided else None)
         if settings.typical_mass is not None:
             logits = typical_filter(logits, settings.typical_mass, settings.typical_min_tokens)
@@ -274,7 +278,7 @@ def _make_body(
             source = random_tokens(step.fresh_keys, tokens.shape[1:], codebook_size)
         order = step.mask_uniform
         if settings.renoise_choice == "confidence":
-            order = confidence_order(logits, drawn)
+            order = confidence_order(logits, drawn, None if known is None else known.generate)
         renoised, _ = replace_tokens(drawn, source, order, step.t_next)
         after = hold(jnp.where(step.renoise, renoised, drawn))
         if not trace:
@@ -293,21 +297,32 @@ def check_masked(settings: RenoiseSettings) -> None:
              f"'random' {why}; its lowest-confidence sampler is parallel decoding")  # fmt: skip
 
 
-def confidence_order(logits: Array, drawn: Array) -> Array:
+def _hold(known: Known | None) -> Callable[[Array], Array]:
+    return (lambda tokens: tokens) if known is None else known.hold
+
+
+def confidence_order(logits: Array, drawn: Array, generate: Array | None = None) -> Array:
     """Each position's rank by the probability of its drawn token, least confident first.
 
     Args:
       logits: [batch, h, w, codes].
       drawn: int [batch, h, w].
+      generate: bool [batch, h, w], False where a token is kept: only the others are ranked.
 
     Returns:
-      float32 [batch, h, w]: ranks over h * w, in [0, 1); it replaces the uniform map.
+      float32 [batch, h, w]: ranks from 1 over their number, so that a share t of them is at most t;
+      it replaces the uniform map. Above 1 for kept tokens.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, drawn[..., None], -1)[..., 0]
-    confidence = (chosen - jax.nn.logsumexp(logits, axis=-1)).reshape(drawn.shape[0], -1)
-    ranks = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
-    return (ranks / confidence.shape[-1]).astype(jnp.float32).reshape(drawn.shape)
+    confidence = chosen - jax.nn.logsumexp(logits, axis=-1)
+    count = jnp.full((drawn.shape[0], 1), confidence[0].size)
+    if generate is not None:
+        confidence = jnp.where(generate, confidence, jnp.inf)
+        count = jnp.maximum(generate.sum((1, 2))[:, None], 1)
+    flat = confidence.reshape(drawn.shape[0], -1)
+    ranks = 1 + jnp.argsort(jnp.argsort(flat, axis=-1), axis=-1)
+    return (ranks / count).astype(jnp.float32).reshape(drawn.shape)
 
 
 def _start(
