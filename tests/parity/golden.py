@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+OWN_COPY = Path(__file__).resolve().parent.parent / "golden"
+
 
 def folders(root: str, accepts) -> list[Path]:
     """Folders below `root` whose config.json satisfies `accepts`."""
@@ -20,11 +22,19 @@ def folders(root: str, accepts) -> list[Path]:
     return found
 
 
-def parametrize(metafunc, argument: str, accepts) -> None:
-    """One test per golden folder, its id the folder's path below --golden."""
+def parametrize(metafunc, argument: str, accepts, in_own_copy: bool = True) -> None:
+    """One test per golden folder, its id the folder's path below --golden.
+
+    An empty list would skip its tests silently: in the repository's copy it is an error, unless
+    that is known to be too large for it (`in_own_copy=False`).
+    """
     if argument in metafunc.fixturenames:
         root = metafunc.config.getoption("golden")
         found = folders(root, accepts)
+        if not found and in_own_copy and Path(root).resolve() == OWN_COPY:
+            raise pytest.UsageError(
+                f"{metafunc.module.__name__} finds no recording in {OWN_COPY}: nothing is compared"
+            )
         ids = [str(f.relative_to(root)) for f in found]
         metafunc.parametrize(argument, found, ids=ids, scope="module")
 
@@ -35,9 +45,6 @@ def is_model(name: str):
 
 def config_of(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
-
-
-OWN_COPY = Path(__file__).resolve().parent.parent / "golden"
 
 
 class TrimmedRecording(dict[str, np.ndarray]):

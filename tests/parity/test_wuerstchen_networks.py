@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc):
         stage_of(config) and (folder / "grads.safetensors").exists()
     )
     is_stage = lambda config, _: stage_of(config)
-    golden.parametrize(metafunc, "trained", with_gradients)
+    golden.parametrize(metafunc, "trained", with_gradients, in_own_copy=False)
     golden.parametrize(metafunc, "folder", is_stage)
 
 
