@@ -125,7 +125,7 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0; 0 with masks
     # Shares of samples trained without a condition, each kind by its own draw per sample.
     config.objective.text_drop = 0.05
-    config.objective.clip_text_drop = 0.9
+    config.objective.clip_text_drop = 0.9  # of CLIP's text beside the other; alone: text_drop
     config.objective.image_drop = 0.9
     config.objective.label_drop = 0.5
     config.objective.segmentation_drop = 0.5

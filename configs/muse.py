@@ -150,7 +150,6 @@ def _amused_256(config: ConfigDict) -> None:
     config.text.kind = "clip"
     config.text.empty_is_absent = False
     config.objective.label_smoothing = 0.0
-    config.objective.clip_text_drop = 0.1
     config.optim.learning_rate = 1e-4
     config.optim.warmup_steps = 0
     config.optim.clip_norm = 0.0

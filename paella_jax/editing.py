@@ -74,7 +74,7 @@ def image_to_image(
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     tokens = encode_image(pipe, image)[None]
     if strength == 0.0:
-        copies = options.get("num_images_per_prompt", 1)
+        copies = len(image_keys([0], options.get("num_images_per_prompt", 1)))
         tokens = np.repeat(tokens, copies, axis=0)
         return Generation(pipe.decode(tokens), tokens, None)
     settings = pipe.settings(sampler=options.get("sampler"))
@@ -91,7 +91,8 @@ def inpaint(
 ) -> Generation:
     """Draws the masked part of an image anew; every other token stays as it is.
 
-    A token is drawn where the mask (white or True) touches any of its pixels.
+    A token is drawn where the mask (white or True) touches any of its pixels. diffusers' aMUSEd
+    inpaints with the linear schedule (muse.md 2.7): `schedule="linear"` does the same here.
 
     Raises:
       ImageError: unusable image, a mask of another size, one that marks nothing or everything.

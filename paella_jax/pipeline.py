@@ -240,7 +240,7 @@ class TokenPipeline:
         negatives = check_prompts(negative_prompt, limit, allow_empty=True)
         negatives = one_per_prompt(negatives, count, "negative_prompt")
         keys = image_keys(one_per_prompt(seed, count, "seed"), copies)
-        grid = self._grid(height, width)
+        grid, codes = self._grid(height, width), self.networks.predictor.codebook_size
         settings = resampling or self.settings(**sampler)
         _check_start(settings, image_tokens, known, sampler)
         shared = self._shared_inputs(count, grid, low_tokens)
@@ -257,8 +257,8 @@ class TokenPipeline:
             keys=None,
             image_tokens=None
             if image_tokens is None
-            else _tokens(image_tokens, count, grid, "image_tokens"),
-            known=None if known is None else _known(known, count, grid),
+            else _tokens(image_tokens, count, grid, "image_tokens", codes),
+            known=None if known is None else _known(known, count, grid, codes),
         )
         request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request)
         joint = bool(self.config.sampler.get("joint_guidance", False))
@@ -320,7 +320,8 @@ class TokenPipeline:
                     "paella_jax.load(BASE, super_resolution=RUN)"
                 )
             side = networks.low_grid
-            shared["low_tokens"] = _tokens(low_tokens, count, (side, side), "low_tokens")
+            codes = networks.low_vqgan.codebook_size
+            shared["low_tokens"] = _tokens(low_tokens, count, (side, side), "low_tokens", codes)
         elif low_tokens is not None:
             raise ValueError("low_tokens belong to super-resolution runs; this is none")
         if self.config.cell.network == "uvit":
@@ -367,12 +368,23 @@ def _weights(
     return weights / weights.sum(1, keepdims=True)
 
 
-def _known(known: Known, pictures: int, grid: tuple[int, int]) -> Known:
-    kept = _tokens(known.tokens, pictures, grid, "known.tokens")
-    return Known(kept, _tokens(known.generate, pictures, grid, "known.generate"))
+def _known(known: Known, pictures: int, grid: tuple[int, int], codes: int) -> Known:
+    generate = _map(known.generate, pictures, grid, "known.generate").astype(bool)
+    kept = np.where(generate, 0, _map(known.tokens, pictures, grid, "known.tokens"))
+    return Known(_tokens(kept, pictures, grid, "known.tokens", codes), generate)
 
 
-def _tokens(given: Any, pictures: int, grid: tuple[int, int], name: str) -> np.ndarray:
+def _tokens(given: Any, pictures: int, grid: tuple[int, int], name: str, codes: int) -> np.ndarray:
+    array = _map(given, pictures, grid, name)
+    if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() >= codes:
+        raise ValueError(
+            f"{name} ({array.dtype}, from {array.min()} to {array.max()}) must be whole numbers "
+            f"from 0 to {codes - 1}, the tokenizer's codes"
+        )
+    return array
+
+
+def _map(given: Any, pictures: int, grid: tuple[int, int], name: str) -> np.ndarray:
     array = np.asarray(given)
     if array.shape != (pictures, *grid):
         raise ValueError(

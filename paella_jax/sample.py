@@ -272,7 +272,8 @@ def _draw_over(
     if arguments.outpaint:
         return editing.outpaint(pipe, arguments.image, condition, **margins(arguments), **options)
     if arguments.morph is not None:
-        steps = options.pop("num_steps") or 24
+        given_steps = options.pop("num_steps")
+        steps = 24 if given_steps is None else given_steps
         return editing.morph(
             pipe,
             arguments.image,

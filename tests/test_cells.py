@@ -228,6 +228,12 @@ REFUSED = {
         "cell__network": "unet", "text__empty_is_absent": True},
     "needs --config.low_tokenizer=RUN": {"cell__network": "super_resolution"},
     "no other network takes one": {"low_tokenizer": "x"},
+    "text.empty_is_absent has no effect on text.kind=clip": {
+        "text__kind": "clip", "text__empty_is_absent": True},
+    "transformer.time_width 1 is no embedding": {"transformer__time_width": 1},
+    "uvit.downsample and uvit.upsample must be the same": {
+        "cell__network": "uvit", "uvit__downsample": True},
+    "uvit.micro_conds must be 5, or 6": {"cell__network": "uvit", "uvit__micro_conds": 7},
     "objective.density must be one of cosine, uniform": {"objective__density": "normal"},
     "sampler: .*num_steps=0": {"sampler__num_steps": 0},
 }  # fmt: skip

@@ -16,10 +16,17 @@ import paella_jax
 from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
-from paella_jax.families.finetune import restore_trained, save_merged, settle_config
+from paella_jax.families.finetune import (
+    carry_frozen,
+    restore_trained,
+    save_merged,
+    settle_config,
+)
+from paella_jax.families.tokens import prepare_frozen
 from paella_jax.training import sharding
 from paella_jax.training.checkpoint import (
     Checkpointer,
+    CheckpointError,
     prepare_workdir,
     read_config,
     restore_variables,
@@ -228,6 +235,52 @@ def test_a_given_tokenizer_replaces_the_other_runs(base, photos, tmp_path):
     checkpointer.close()
     _, method = built(tmp_path / "run", base, photos, tokenizer=vqgan, **LORA)
     np.testing.assert_array_equal(method.frozen["vqgan"]["params"]["codebook"], codebook)
+
+
+def super_resolution_run(workdir, **overrides):
+    """An untrained run with both tokenizers in its folder, and its config."""
+    config = small.config_of(
+        "muse:super_resolution_tiny", model__codebook_size=32, text__width=32, text__num_layers=1,
+        super_resolution__width=32, super_resolution__num_heads=2, **overrides,
+    )  # fmt: skip
+    prepare_workdir(workdir, config)
+    return config
+
+
+def test_super_resolution_runs_carry_the_small_pictures_tokenizer_along(tmp_path):
+    base, new = tmp_path / "base", tmp_path / "new"
+    super_resolution_run(base, low_tokenizer="somewhere/gone")
+    small.carry_random_tokenizer(base)
+    small.carry_random_tokenizer(base / "frozen" / "low")
+    write = Checkpointer(base)
+    write.save(1, {"params": {"a": np.zeros(1)}, "ema_params": {}, "model_state": {}}, None)
+    write.close()
+    files = lambda run: sorted(
+        str(file.relative_to(run)) for file in run.rglob("*vqgan*") if file.is_file()
+    )
+    whole = files(base)
+    assert len(whole) == 4
+
+    finetune = lambda **overrides: settle_config(
+        small.config_of("muse:finetune", init_from=base, **overrides), new
+    )
+    config = finetune()
+    assert config.low_tokenizer == "somewhere/gone"
+    carry_frozen(config, new)
+    prepare_frozen(config, new)
+    assert files(new) == whole, "nothing is read from where it once came from"
+
+    for overrides, left in (
+        ({"tokenizer": "other"}, [name for name in whole if "low" in name]),
+        ({"low_tokenizer": "other"}, [name for name in whole if "low" not in name]),
+    ):
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        config = finetune(**overrides)
+        carry_frozen(config, new)
+        assert files(new) == left
+        with pytest.raises(CheckpointError, match="other is not a run folder"):
+            prepare_frozen(config, new)
 
 
 @pytest.mark.parametrize(

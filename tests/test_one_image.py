@@ -55,6 +55,20 @@ def test_draws_crop_and_flip(file):
     np.testing.assert_array_equal(source.draw(0, np.random.default_rng(3))["image"], images[3])
 
 
+def test_micro_conditions_are_the_file_s_size_and_the_crop_s_corner(file):
+    source = make_source(data_of(file, resize=36, crop="random"), "train", 0)
+    np.testing.assert_array_equal(source[0]["micro_conds"], [64, 48, 2, 8, 6])
+    corners = set()
+    for seed in range(20):
+        sample = source.draw(0, np.random.default_rng(seed))
+        *size, top, left, score = sample["micro_conds"]
+        assert size == [64, 48] and score == 6 and 0 <= top <= 4 and 0 <= left <= 16
+        place = source.image.crop((left, top, left + 32, top + 32))
+        np.testing.assert_array_equal(sample["image"], np.asarray(place))
+        corners.add((top, left))
+    assert len(corners) > 8
+
+
 def test_the_stream_is_endless_and_repeatable(file):
     """One sample fills batches of any size; each place in the stream has its own crop."""
     source = make_source(data_of(file, resize=48, crop="random"), "train", 0)

@@ -16,6 +16,7 @@ from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.evaluation.report import evaluate_run
+from paella_jax.sampling.renoise import Known
 from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
 from paella_jax.training.loop import train
 
@@ -102,6 +103,19 @@ def test_bad_prompts(pipeline, prompt, words):
 def test_bad_arguments(pipeline, arguments, words):
     with pytest.raises(ValueError, match=words):
         pipeline(RED, **arguments)
+
+
+def test_tokens_must_be_codes_and_masks_may_be_bytes(pipeline):
+    tokens, part = np.zeros((1, 8, 8), np.int32), np.zeros((1, 8, 8), np.uint8)
+    part[:, :4] = 255
+    marked = pipeline.generate(RED, known=Known(tokens, part), seed=1)
+    same = pipeline.generate(RED, known=Known(tokens, part > 0), seed=1)
+    np.testing.assert_array_equal(marked.tokens, same.tokens)
+    for wrong in (tokens + 32, tokens - 1, tokens.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"known.tokens .* from 0 to 31"):
+            pipeline.generate(RED, known=Known(wrong, part))
+        with pytest.raises(ValueError, match=r"image_tokens .* from 0 to 31"):
+            pipeline.generate(RED, image_tokens=wrong, t_start=0.5)
 
 
 def test_load_refuses_what_is_no_paella_run(tmp_path, run_folder):

@@ -63,6 +63,18 @@ def test_the_ends_of_the_rates(share):
     assert all((rows == bool(share)).all() for rows in gone.values())
 
 
+def test_clip_text_alone_has_the_text_s_rate():
+    """aMUSEd and MUSE drop a tenth of their text; 90 % are for CLIP's text beside another."""
+    alone = ConditionInputs(clip_ids=jnp.full((COUNT, 77), 7, jnp.int32))
+    settings = ConfigDict({f"{name}_drop": share for name, share in SHARES.items()})
+    settings.text_drop, settings.clip_text_drop = 0.1, 0.9
+    out = jax.jit(lambda: drop_conditions(KEYS, alone, settings, EMPTY_CLIP))()
+    share = np.asarray((out.clip_ids == EMPTY_CLIP[None]).all(1)).mean()
+    assert abs(share - 0.1) < 4 * np.sqrt(0.09 / COUNT)
+    for preset in ("amused_256", "amused_512"):
+        assert small.config_of(f"muse:{preset}").objective.text_drop == 0.1
+
+
 def test_the_released_rates():
     """reference/paella.md 3."""
     objective = small.config_of("paella:1b").objective

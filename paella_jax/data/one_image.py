@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paella_jax.data.folder import CROPS, UNREADABLE, crop, read_image
+from paella_jax.data.conditions import AESTHETIC_SCORE
+from paella_jax.data.folder import CROPS, UNREADABLE, corner, cover, open_upright
 
 
 @dataclass
@@ -56,18 +57,20 @@ class OneImageSource:
                 f"data.resize {self.resize} is smaller than data.image_size {self.image_size}; "
                 "0 resizes to the image size"
             )
-        self.image = self._read(self.resize or self.image_size)
+        original, self.image = self._read(self.resize or self.image_size)
+        self.original_size = original.size
 
-    def _read(self, short_side: int) -> Image.Image:
+    def _read(self, short_side: int) -> tuple[Image.Image, Image.Image]:
+        """The upright image, and the same resized."""
         try:
-            with Image.open(self.file) as opened:
-                width, height = opened.size
+            original = open_upright(Path(self.file))
+            width, height = original.size
             if min(width, height) < short_side:
                 raise ValueError(
                     f"it has {width}x{height} pixels, data.resize or data.image_size asks for "
                     f"{short_side}; give a larger image"
                 )
-            return read_image(Path(self.file), short_side, short_side)
+            return original, cover(original, short_side, short_side)
         except UNREADABLE as error:
             raise ValueError(f"data.image_file {self.file} cannot be used: {error}") from error
 
@@ -75,7 +78,8 @@ class OneImageSource:
         return 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int."""
+        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int, and
+        `micro_conds` float32 [5] as `FolderSource` gives them."""
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -84,7 +88,14 @@ class OneImageSource:
 
     def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
         size = self.image_size
-        pixels = crop(self.image, size, size, rng if self.crop == "random" else None)
+        left, top = corner(self.image, size, size, rng if self.crop == "random" else None)
+        pixels = np.asarray(self.image.crop((left, top, left + size, top + size)), np.uint8)
         if self.flip and rng is not None and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return {"image": pixels, "caption": self.caption, "index": index}
+        conds = np.array([*self.original_size, top, left, AESTHETIC_SCORE], np.float32)
+        return {
+            "image": pixels,
+            "caption": self.caption,
+            "index": index,
+            "micro_conds": conds,
+        }

@@ -53,6 +53,7 @@ def check_cell(config: ConfigDict) -> None:
             f"since they look like clean ones; cell.network={cell.network} is not: set "
             f"--config.{field}, or --config.cell.corruption=mask"
         )
+    _check_fields(config)
     if cell.network == "uvit" and cell.corruption == "uniform" and config.uvit.vocabulary_size:
         raise ConfigError(
             "uvit.vocabulary_size is the released models' padded table, which ends in the mask; "
@@ -65,6 +66,11 @@ def check_cell(config: ConfigDict) -> None:
                 f"{', '.join(asked)}: only cell.network=unet is conditioned on more than text, "
                 f"not {cell.network}"
             )
+    if config.text.empty_is_absent and config.text.kind == "clip":
+        raise ConfigError(
+            "text.empty_is_absent has no effect on text.kind=clip, whose empty text is a text: set "
+            "--config.text.empty_is_absent=False"
+        )
     if config.text.empty_is_absent and cell.network in ("unet", "uvit"):
         raise ConfigError(
             f"text.empty_is_absent needs a network with a null position; {cell.network} has none: "
@@ -80,6 +86,26 @@ def check_cell(config: ConfigDict) -> None:
         token_settings(cell.corruption, cell.sampler, sampler_fields(config), {})
     except ValueError as error:
         raise ConfigError(f"sampler: {error}") from error
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Fields of the chosen network that would fail, or blind it, only once it is built."""
+    network = config.cell.network
+    if network in ("transformer", "super_resolution"):
+        width = config[network].time_width
+        if width and width < 4:
+            raise ConfigError(
+                f"{network}.time_width {width} is no embedding of the noise level; give 0 (not "
+                "told) or at least 4"
+            )
+    if network == "uvit" and config.uvit.downsample != config.uvit.upsample:
+        raise ConfigError(
+            "uvit.downsample and uvit.upsample must be the same: logits need the tokens' grid"
+        )
+    if network == "uvit" and config.uvit.micro_conds not in (5, 6):
+        raise ConfigError(
+            f"uvit.micro_conds must be 5, or 6 with the noise level, got {config.uvit.micro_conds}"
+        )
 
 
 def sampler_fields(config: ConfigDict) -> dict[str, Any]:

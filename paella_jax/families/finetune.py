@@ -49,8 +49,9 @@ FREE = {"cell.sampler", "text.max_length", "text.pad_to", "text.dropout"} | {
     for network in ("model", "transformer", "uvit", "super_resolution")
     for field in ("dropout", "attention_dropout", "remat")
 }
+LOW_TOKENIZER, LOW_FOLDER = "low_tokenizer", "low"  # the small pictures'; its folder in frozen/
 # Where a config leaves one of these None, it is taken over.
-TAKEN_OVER = (*NETWORKS, "objective.", "sampler.", "precision", "data.image_size")
+TAKEN_OVER = (*NETWORKS, "objective.", "sampler.", "precision", "data.image_size", LOW_TOKENIZER)
 # Left behind by a run that has no such part: released weights have layers for both CLIP towers, a
 # compressor may be frozen after training along, an adversary may be switched off.
 OPTIONAL = ("predictor/conditioning/clip_text/", "predictor/conditioning/clip_image/",
@@ -81,14 +82,14 @@ def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
         stored = flatten_config(known)
         for name, value in flatten_config(config).items():
             if name.startswith(TAKEN_OVER) and _is_open(name, value):
-                _set(config, name, stored.get(name))
+                _set(config, name, stored.get(name, value))
     _require_settled(config)
     return config.lock()
 
 
 def _is_open(name: str, value: Any) -> bool:
     """Whether a config leaves a field that describes the networks to `init_from`."""
-    return value is None or (value == "" and name.endswith(".folder"))
+    return value is None or (value == "" and (name.endswith(".folder") or name == LOW_TOKENIZER))
 
 
 def _set(config: ConfigDict, name: str, value: Any) -> None:
@@ -150,7 +151,8 @@ def source_config(config: ConfigDict) -> ConfigDict:
 def carry_frozen(config: ConfigDict, workdir: Path) -> None:
     """Copies the frozen networks of `init_from` into a new run's folder, once and whole.
 
-    A tokenizer given as `config.tokenizer` takes the place of the other run's.
+    A tokenizer given as `config.tokenizer`, and another `config.low_tokenizer`, take the place of
+    the other run's.
 
     Raises:
       ConfigError: `init_from` is unfit (`source_config`), or the config was never settled.
@@ -162,10 +164,16 @@ def carry_frozen(config: ConfigDict, workdir: Path) -> None:
     source = Path(config.init_from) / "frozen"
     if not source.is_dir():
         return
+    low = config.get(LOW_TOKENIZER, "")
+    replaced = [BASE_FILE]
+    if config.get("tokenizer"):
+        replaced += ["vqgan.safetensors", "vqgan.json"]
+    if low and low != read_config(config.init_from).get(LOW_TOKENIZER, ""):
+        replaced.append(LOW_FOLDER)
     part = workdir / "frozen.part"
     shutil.rmtree(part, ignore_errors=True)
-    unwanted = (BASE_FILE, "vqgan.*") if config.get("tokenizer") else (BASE_FILE,)
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns(*unwanted))
+    unwanted = lambda folder, names: replaced if Path(folder) == source else []
+    shutil.copytree(source, part, ignore=unwanted)
     part.replace(workdir / "frozen")
 
 

@@ -207,7 +207,8 @@ class TokenNetworks:
         if self.clip_text is not None:
             if self.text_encoder is None:
                 cond["text"] = jnp.zeros((1, 4, self.clip_text.width))
-            cond["text_pooled"] = jnp.zeros((1, self.clip_text.projection))
+            if self.clip_text.projection is not None:
+                cond["text_pooled"] = jnp.zeros((1, self.clip_text.projection))
         if self.image_encoder is not None:
             cond["image_pooled"] = jnp.zeros((1, 1, self.image_encoder.width))
             if self.image_encoder.is_joint:

@@ -63,7 +63,7 @@ def prepare_frozen(config: ConfigDict, workdir: Path) -> None:
                 "folder of configs/vqgan.py"
             )
         carry_tokenizer(config.tokenizer, workdir)
-    if config.low_tokenizer and not (workdir / LOW).is_dir():
+    if config.low_tokenizer and not (workdir / LOW / "frozen" / "vqgan.json").is_file():
         carry_tokenizer(config.low_tokenizer, workdir / LOW)
     target = workdir / "frozen" / TEXT_CONFIG
     if config.text.folder and not target.is_file():

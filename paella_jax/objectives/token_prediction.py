@@ -34,14 +34,15 @@ def drop_conditions(
     """Takes conditions away from a share of the samples, each kind by its own draw.
 
     Text becomes the empty one (a single end token), CLIP text the empty one's ids; images, labels
-    and maps become absent.
+    and maps become absent. Where CLIP's is the only text, `text_drop` is its share.
 
     Per sample, by its own key. The reference decides once per per-process batch, which makes the
     gradient of a small batch all or nothing; the expected shares are the same (paella.md 3). It
     also skips the image encoder where the whole batch drops it; here it always runs.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
-    shares = (settings.text_drop, settings.clip_text_drop, settings.image_drop,
+    clip_share = settings.text_drop if inputs.text_ids is None else settings.clip_text_drop
+    shares = (settings.text_drop, clip_share, settings.image_drop,
               settings.label_drop, settings.segmentation_drop)  # fmt: skip
     text, clip_text, image, label, segmentation = (uniform < jnp.asarray(shares)[None, :]).T
     changes: dict[str, Any] = {}

@@ -301,7 +301,9 @@ def _hold(known: Known | None) -> Callable[[Array], Array]:
     return (lambda tokens: tokens) if known is None else known.hold
 
 
-def confidence_order(logits: Array, drawn: Array, generate: Array | None = None) -> Array:
+def confidence_order(
+    logits: Array, drawn: Array, generate: Array | np.ndarray | None = None
+) -> Array:
     """Each position's rank by the probability of its drawn token, least confident first.
 
     Args:
