@@ -77,6 +77,7 @@ def in_batches(
     for start in range(0, count, size):
         rows = np.arange(start, start + size) % count
         piece = jax.tree.map(lambda x, rows=rows: x[rows], request)
-        outputs = run(jax.device_put(piece, batch_sharding(mesh)))
+        with jax.set_mesh(mesh):  # a preview runs inside of training, on another mesh
+            outputs = run(jax.device_put(piece, batch_sharding(mesh)))
         parts.append([np.asarray(x)[: count - start] for x in outputs])
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -14,6 +14,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Hundreds of small programs run a few times each: a third of the time went into optimising them.
+# Commands that tests start in processes of their own are optimised.
+jax.config.update("jax_disable_most_optimizations", True)
 # Many tests compile the same small programs; the cache also serves the next run.
 CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))

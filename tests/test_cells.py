@@ -70,14 +70,12 @@ def config_of(corruption="mask", network="transformer", **changes):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """One device and no optimisation: six networks are compiled here, and run a few times each."""
+def one_device():
+    """Six networks are compiled here, and run a few times each."""
     first = jax.devices()[:1]
     patch = pytest.MonkeyPatch()
     patch.setattr(jax, "devices", lambda *_: first)
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     patch.undo()
 
 

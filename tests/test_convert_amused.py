@@ -467,6 +467,7 @@ def test_a_folder_without_weights(copy, tmp_path):
         ("text_encoder", {"num_hidden_layers": 3}, r"text_encoder: .*\n? .*missing tensor"),
         ("transformer", {"_class_name": "Other"}, "is of a 'Other', not of a UVit2DModel"),
         ("transformer", {"micro_cond_embed_dim": 81}, r"config\.json: micro_cond_embed_dim 81"),
+        ("transformer", {"micro_cond_embed_dim": 96}, "has room for 6 micro-conditions"),
         ("transformer", {"sample_size": 7}, r"image_size 14 must be a multiple of 4 .*=4"),
         ("vqvae", {"_class_name": "Other"}, "is of a 'Other', not of a VQModel"),
         ("vqvae", {"norm_type": "spatial"}, r"config\.json: norm_type 'spatial' is not supported"),

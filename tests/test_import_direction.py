@@ -22,7 +22,14 @@ ALLOWED = {
     "objectives": {"noise", "ops", "models.conditioning"},
     "data": set(),
     "evaluation": {"data", "noise"},
-    "training": {"data", "noise", "objectives", "convert.safetensors_file", "convert.tensors"},
+    "training": {
+        "data",
+        "noise",
+        "objectives",
+        "ops",
+        "convert.safetensors_file",
+        "convert.tensors",
+    },
 }
 TOP_LEVEL_USERS = {
     "convert.plan": {"families", "training"},

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 from paella_jax.families.tokens import token_method
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
+from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.sharding import (
     MeshError,
     batch_sharding,
     check_batch,
-    constrain_batch,
     make_mesh,
     replicated,
     spec_for,

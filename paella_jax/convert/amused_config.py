@@ -58,6 +58,11 @@ def uvit_fields(weights: Weights) -> dict[str, Any]:
         fields = infer_uvit(weights)
     else:
         model = read_model(file, UVIT_CLASS, uvit_from_diffusers_config)
+        if model.micro_conds != MICRO_CONDS:  # ours would take a sixth for the noise level
+            raise ConversionError(
+                f"{file} has room for {model.micro_conds} micro-conditions, aMUSEd has "
+                f"{MICRO_CONDS}: micro_cond_embed_dim must be {MICRO_CONDS} x micro_cond_encode_dim"
+            )
         fields = {name: getattr(model, name) for name in (*UVIT_FIELDS, "micro_conds")}
     return {name: value for name, value in fields.items() if name not in TEXT_FIELDS}
 

@@ -24,6 +24,7 @@ from paella_jax.models.uvit_blocks import (
     linear_init,
     normal,
 )
+from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense
 
 Array = jax.Array
@@ -267,7 +268,7 @@ def layer_stack(
             network.dtype,
             block_size,
             name=f"{name}_{index}",
-        )(x, context, context_mask, deterministic)
+        )(constrain_batch(x), context, context_mask, deterministic)
     return x
 
 

@@ -20,6 +20,7 @@ from paella_jax.models.uvit_blocks import (
     linear_init,
     zeros,
 )
+from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense
 
 Array = jax.Array
@@ -143,7 +144,7 @@ class UViT(nn.Module):
                 self.attention,
                 self.dtype,
                 name=f"layer_{index}",
-            )(x, text, text_mask, condition, deterministic)
+            )(constrain_batch(x), text, text_mask, condition, deterministic)
         x = self._dense(self.conv_width, "hidden_out")(self._norm("hidden_out_norm")(x))
         x = rearrange(x, "b (h w) c -> b h w c", h=height, w=width)
 

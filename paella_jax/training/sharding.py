@@ -1,8 +1,4 @@
-"""Device mesh and sharding rules; the only file that names mesh axes.
-
-The batch is sharded over ("fsdp", "data") in that order. With ("data", "fsdp") XLA returns
-silently wrong gradients on meshes whose fsdp and tensor sizes are equal (stack-facts.md 3.1).
-"""
+"""Device mesh and sharding rules; the batch's own axes are in ops/batch_axis.py."""
 
 from __future__ import annotations
 
@@ -17,9 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from paella_jax.ops.batch_axis import BATCH
+
 Tree = Any
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("fsdp", "data"))
 MIN_SHARD_SIZE = 2**14  # smaller arrays stay whole on every device
 MAX_REPLICATED_SHARE = 0.02
 
@@ -127,13 +124,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The batch axis over ("fsdp", "data")."""
     return NamedSharding(mesh, BATCH)
-
-
-def constrain_batch(batch: Tree) -> Tree:
-    """Inside a jitted function under `jax.set_mesh`: keeps the batch axis sharded."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return batch
-    return jax.lax.with_sharding_constraint(batch, jax.tree.map(lambda _: BATCH, batch))
 
 
 def shard_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

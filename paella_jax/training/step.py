@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import Objective, StepInputs
+from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.training.optim import make_optimizer, make_schedule
-from paella_jax.training.sharding import constrain_batch
 from paella_jax.training.state import TrainState
 
 Array = jax.Array
