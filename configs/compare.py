@@ -2,8 +2,8 @@
 
     python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
 
-Presets: `shapes` (the full setting, overnight), `quick` (57 minutes with `--workers 2` on two cores)
-and `tiny` (for continuous integration: no quality to speak of).
+Presets: `shapes` (the full setting, overnight), `quick` (57 minutes with `--workers 2` on two
+cores) and `tiny` (for continuous integration: no quality to speak of).
 """
 
 from __future__ import annotations
