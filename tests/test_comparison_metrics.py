@@ -192,7 +192,7 @@ def test_uniform_and_perfect_predictions(tokens, keys):
     nothing = scores_of(lambda x, t: jnp.zeros((*x.shape, CODES)), tokens, keys)
     assert list(nothing) == ["10", "30", "50", "70", "90"]
     for entry in nothing.values():
-        assert entry["cross_entropy"] == pytest.approx(np.log(CODES), rel=1e-6)
+        assert entry["cross_entropy"] == pytest.approx(np.log(CODES), rel=1e-5)
         assert entry["images"] == IMAGES
     assert [entry["positions"] for entry in nothing.values()] == [6, 19, 32, 45, 58]
     perfect = scores_of(lambda x, t: 50.0 * jax.nn.one_hot(tokens, CODES), tokens, keys)
