@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from functools import partial
 
 import golden
 import jax
@@ -68,8 +67,6 @@ TOKENIZER = VQModel(
     widths=(8, 16), blocks_per_level=1, latent_channels=4, code_channels=4, codebook_size=CODES,
     norm_groups=4, encoder_attention=(False,) * 2, decoder_attention=(False,) * 2,
 )  # fmt: skip
-# Compiling without optimising is faster in total.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SIZE = 16  # pixels: 8 tokens, two pixels each
 
 
@@ -271,7 +268,7 @@ def test_a_converted_run_draws_what_the_networks_say(converted):
     tokens = jnp.full((1, height // 2, width // 2), MASK)
     numbers = jnp.array([[width, height, 0.0, 0.0, 6.0]])
 
-    @quick_jit
+    @jax.jit
     def expect(clip_params, params, ids):
         text = module.apply({"params": clip_params}, ids)
         states = text.penultimate_hidden_state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +17,6 @@ from paella_jax.sampling.parallel_decode import (
     parallel_decode,
 )
 from paella_jax.sampling.renoise import Known, Ramps
-
-# Many small programs run once each: compiling without optimising is faster in total.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 CODES, MASK = 11, 15
 SHAPE = (3, 4, 5)
@@ -38,7 +34,7 @@ def denoise(tokens, t, scale):
 
 def decode(settings=SETTINGS, shape=SHAPE, key=0, **kwargs):
     key = jax.random.key(key)
-    run = quick_jit(
+    run = jax.jit(
         lambda key: parallel_decode(denoise, key, shape, settings, mask_token=MASK, **kwargs)
     )
     return run(key)
@@ -139,7 +135,7 @@ def test_guidance_and_ramps():
             jax.debug.callback(lambda a, b: seen.append((float(a), float(b))), scale, t[0])
         return denoise(tokens, t, scale)
 
-    run = lambda settings: quick_jit(
+    run = lambda settings: jax.jit(
         lambda key: parallel_decode(spy, key, SHAPE, settings, mask_token=MASK)
     )(jax.random.key(0))
     ramp = replace(SETTINGS, guidance_scale=(1.0, 6.0))

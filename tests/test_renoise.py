@@ -22,8 +22,6 @@ from paella_jax.sampling.typical import typical_filter
 GRID, CODES, BATCH = (4, 6), 24, 3
 SHAPE = (BATCH, *GRID)
 CODEBOOK = jax.random.normal(jax.random.key(70), (CODES, 4))
-# The random bits' code is long and runs once: compiling it without optimising is 4 times faster.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 BASE = RenoiseSettings(num_steps=5, temperature=(1.0, 0.5), guidance_scale=(3.0, 2.0))
 
 
@@ -49,7 +47,7 @@ def unjitted_run(key, settings, shape=SHAPE, trace=False, **options):
     return sample(denoise, key, shape, settings, **options)
 
 
-run = quick_jit(unjitted_run, static_argnames=("settings", "trace", "shape"))
+run = jax.jit(unjitted_run, static_argnames=("settings", "trace", "shape"))
 
 
 def recorded(settings, seed=0):
@@ -58,7 +56,7 @@ def recorded(settings, seed=0):
     return Randomness(jnp.asarray(rng.integers(0, CODES, SHAPE), jnp.int32), jnp.asarray(masks))
 
 
-@partial(quick_jit, static_argnames=("guided", "draw", "typical"))
+@partial(jax.jit, static_argnames=("guided", "draw", "typical"))
 def predict_and_draw(tokens, t, temperature, scale, draw_keys, *, guided, draw, typical):
     """One step of reference/paella.md 4.1 up to the drawn tokens."""
     t = jnp.full(BATCH, t)
@@ -86,7 +84,7 @@ def least_confident(tokens, drawn, t, scale, share):
     return noised.reshape(SHAPE)
 
 
-@quick_jit
+@jax.jit
 def keys_of(key, step):
     """The sampler's documented keys: sample i's n-th is fold_in(fold_in(key, i), n)."""
     of_sample = lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n)
@@ -196,7 +194,7 @@ def test_one_device_and_eight_give_the_same_tokens():
     devices = np.array(jax.devices()[:8]).reshape(2, 4, 1)
     mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     by_batch = NamedSharding(mesh, P(("fsdp", "data")))
-    sharded = quick_jit(
+    sharded = jax.jit(
         lambda key, index: unjitted_run(key, settings, shape=shape, sample_index=index),
         out_shardings=by_batch,
     )(jax.device_put(key, NamedSharding(mesh, P())), jax.device_put(index, by_batch))
@@ -260,7 +258,7 @@ def test_guidance_that_stops_calls_the_unconditional_network_less():
             codebook_size=CODES,
             randomness=randomness,
         )
-        quick_jit(call)(recorded(BASE)).block_until_ready()
+        jax.jit(call)(recorded(BASE)).block_until_ready()
         jax.effects_barrier()
         assert (calls.count("cond"), calls.count("uncond")) == (5, unconditional), changes
 
@@ -272,7 +270,7 @@ def test_joint_guidance_gives_the_same_tokens():
 
     settings, key, randomness = replace(BASE, guided_steps=4), jax.random.key(7), recorded(BASE)
     joint = partial(sample, guide_jointly(CONDITIONAL, both), codebook_size=CODES)
-    call = quick_jit(lambda: joint(key, SHAPE, settings, randomness=randomness))
+    call = jax.jit(lambda: joint(key, SHAPE, settings, randomness=randomness))
     np.testing.assert_array_equal(call(), plain_loop(key, settings, randomness)[-1])
 
 
@@ -303,7 +301,7 @@ def test_the_last_step_never_renoises(num_steps, renoise_steps):
     )
     draw = lambda index, logits, keys: jnp.full(SHAPE, index, jnp.int32)
     noise = Randomness(jnp.full(SHAPE, -1), jnp.zeros((num_steps, *SHAPE)))
-    _, visited = quick_jit(partial(sampled_with, settings, draw))(noise)
+    _, visited = jax.jit(partial(sampled_with, settings, draw))(noise)
     assert (visited[:-1] == -1).all() and (visited[-1] == num_steps - 1).all()
 
 
@@ -322,7 +320,7 @@ def test_own_draw_sees_the_step_and_the_divided_logits():
         quantized = nearest_code(jax.nn.softmax(logits, -1) @ CODEBOOK, CODEBOOK)
         return jnp.where(index < 4, jax.vmap(draw_categorical)(keys, logits), quantized)
 
-    _, visited = quick_jit(partial(sampled_with, settings, draw))(randomness)
+    _, visited = jax.jit(partial(sampled_with, settings, draw))(randomness)
     np.testing.assert_array_equal(visited, plain_loop(jax.random.key(8), settings, randomness))
 
 

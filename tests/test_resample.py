@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import jax
@@ -15,9 +14,6 @@ from paella_jax.sampling.guidance import guide, mix
 from paella_jax.sampling.renoise import Known, Ramps
 from paella_jax.sampling.resample import ResampleSettings, choose, resample
 from paella_jax.sampling.top_k import top_k_filter
-
-# Many small programs run once each: compiling without optimising is faster in total.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 CODES, MASK = 40, 40
 SHAPE = (3, 4, 6)
@@ -39,7 +35,7 @@ def run(settings=SETTINGS, predict=denoise, mask_token=MASK, image=IMAGE, key=0,
     draw = lambda key: resample(
         predict, key, image, settings, codebook_size=CODES, mask_token=mask_token, **options
     )
-    return jax.tree.map(np.asarray, quick_jit(draw)(jax.random.key(key)))
+    return jax.tree.map(np.asarray, jax.jit(draw)(jax.random.key(key)))
 
 
 def count_masks(tokens, t, scale):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +22,6 @@ from paella_jax.sampling.token_sampler import (
     token_settings,
 )
 
-# Many small programs run once each: compiling without optimising is faster in total.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 CODES, MASK = 11, 11
 SHAPE = (2, 4, 5)
 BASE = {"num_steps": 5, "temperature": (0.9, 0.4), "guidance_scale": (1.0, 1.0),
@@ -46,7 +41,7 @@ def draw(settings, mask_token, denoise=denoise, **options):
     run = lambda keys: draw_tokens(
         denoise, keys, SHAPE[1:], settings, codebook_size=CODES, mask_token=mask_token, **options
     )
-    return jax.tree.map(np.asarray, quick_jit(run)(keys))
+    return jax.tree.map(np.asarray, jax.jit(run)(keys))
 
 
 def test_each_cell_has_its_sampler():
@@ -126,7 +121,7 @@ def test_each_cell_draws_with_its_sampler(cell):
         direct = lambda: sample(
             denoise, keys, SHAPE, settings, codebook_size=CODES, mask_token=mask_token
         )
-    np.testing.assert_array_equal(quick_jit(direct)(), final)
+    np.testing.assert_array_equal(jax.jit(direct)(), final)
 
 
 def masked_renoising(settings, uniform, draws, known=None):
@@ -170,7 +165,7 @@ def test_masked_renoising_follows_the_formula(keep):
         randomness=Randomness(jnp.zeros(SHAPE, jnp.int32), jnp.asarray(uniform)),
         draw=lambda number, logits, keys: jnp.asarray(draws)[number],
     )  # fmt: skip
-    final, states = quick_jit(run)(jax.random.key(0))
+    final, states = jax.jit(run)(jax.random.key(0))
     jax.effects_barrier()
     inputs, predicted, last = masked_renoising(settings, uniform, draws, known)
     np.testing.assert_array_equal([tokens for tokens, _ in seen], inputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,8 +25,6 @@ from paella_jax.sampling.parallel_decode import (
 )
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
-
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def pytest_generate_tests(metafunc):
@@ -119,7 +117,7 @@ def decode(case, denoise, **changes):
         trace=True,
         **changes,
     )
-    return quick_jit(call)()
+    return jax.jit(call)()
 
 
 def check_trace(case, tokens, visited):
@@ -182,7 +180,7 @@ def test_whole_loop_with_the_network(folder):
         denoise = network(case)
         check_trace(case, *decode(case, denoise))
         if case.logits is not None:
-            run = quick_jit(lambda x, d=denoise, c=case: d(x, jnp.ones(c.shape[0]), 5.0))
+            run = jax.jit(lambda x, d=denoise, c=case: d(x, jnp.ones(c.shape[0]), 5.0))
             assert case.settings.guidance_scale == (5.0, 5.0)
             for step, theirs in enumerate(case.logits):
                 label = f"{name} guided logits {step}"

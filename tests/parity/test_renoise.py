@@ -24,10 +24,6 @@ from paella_jax.sampling.typical import typical_filter
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
 
-# Small networks run a few times: compiling without optimising is faster in total.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def is_sampler(config, _):
     return {"traces", "weights", "codebook"} <= set(config)
 
@@ -61,7 +57,7 @@ def load(folder):
 @cache
 def compiled(model):
     """The network alone, compiled once per kind of input for every trace of a folder."""
-    return quick_jit(model.apply)
+    return jax.jit(model.apply)
 
 
 def values_in(arrays, pattern):
@@ -219,7 +215,7 @@ class Recording:
     def sample(self, denoise, draw=None):
         randomness, first = self.inputs()
         shape = randomness.initial.shape
-        call = quick_jit(
+        call = jax.jit(
             lambda randomness, first: sample(
                 denoise,
                 jax.random.key(0),

@@ -27,8 +27,6 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INPUTS = ("input_ids", "encoder_hidden_states", "pooled_text_emb", "micro_conds")
 TOLERANCE = {"atol": 5e-4, "rtol": 0.0}
-# Small networks run a few times: compiling without optimising is faster in total.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def is_uvit(config, _):
@@ -54,7 +52,7 @@ def case(folder):
 @pytest.fixture(scope="module")
 def outputs(case):
     """The logits and every submodule's output."""
-    run = quick_jit(
+    run = jax.jit(
         lambda params, *inputs: case.model.apply(
             {"params": params}, *inputs, capture_intermediates=True, mutable=["intermediates"]
         )
@@ -125,7 +123,7 @@ def test_every_intermediate(case, outputs):
 
 
 def test_features_and_the_classifier_make_the_logits(case, outputs):
-    run = quick_jit(partial(case.model.apply, return_features=True))
+    run = jax.jit(partial(case.model.apply, return_features=True))
     features = run({"params": case.params}, *case.inputs)
     assert features.shape[-1] == case.model.token_width
     logits = features @ case.params["classifier"]
@@ -139,7 +137,7 @@ def test_masked_padding_changes_nothing(case, outputs):
     length = text.shape[1]
     padded = jnp.pad(text, ((0, 0), (0, 3), (0, 0)), constant_values=3.0)
     mask = jnp.broadcast_to(jnp.arange(length + 3)[None] < length, padded.shape[:2])
-    run = quick_jit(case.model.apply)
+    run = jax.jit(case.model.apply)
     logits = run({"params": case.params}, tokens, padded, pooled, micro, text_mask=mask)
     np.testing.assert_allclose(logits, outputs[0], atol=1e-4)
     unmasked = run({"params": case.params}, tokens, padded, pooled, micro, text_mask=mask | True)
@@ -148,7 +146,7 @@ def test_masked_padding_changes_nothing(case, outputs):
 
 def test_bfloat16_is_close(case, outputs):
     model = case.model.clone(dtype=jnp.bfloat16)
-    logits = quick_jit(model.apply)({"params": case.params}, *case.inputs)
+    logits = jax.jit(model.apply)({"params": case.params}, *case.inputs)
     assert logits.dtype == jnp.float32
     error = np.linalg.norm(logits - outputs[0]) / np.linalg.norm(outputs[0])
     print(f"{case.label} bfloat16: relative error {error:.3f}")
@@ -219,7 +217,7 @@ def test_gradients_reach_every_parameter_and_survive_remat():
         return jnp.square(logits - target.reshape(1, 1, 1, -1)).mean()
 
     plain, again = (
-        quick_jit(jax.grad(partial(loss, model=model)))(params)
+        jax.jit(jax.grad(partial(loss, model=model)))(params)
         for model in (model, model.clone(remat=True))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), plain, again)

@@ -26,7 +26,6 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def is_vqmodel(config, _):
@@ -51,7 +50,7 @@ def case(folder):
         model=model,
         variables=variables,
         arrays=golden.arrays_of(folder),
-        run=quick_jit(call, static_argnums=2),
+        run=jax.jit(call, static_argnums=2),
     )
 
 
@@ -192,7 +191,7 @@ def test_attention_where_the_config_says():
     variables = {"params": jax.tree.map(draw, empty)}
     images = jax.random.uniform(jax.random.key(1), (1, 4, 4, 3))
     changed = images.at[0, 0, 0].add(0.5)
-    encode = quick_jit(partial(model.apply, method="encode"))
+    encode = jax.jit(partial(model.apply, method="encode"))
     # Two levels of 3x3 convolutions do not reach from one corner to the other; attention does.
     difference = encode(variables, images) - encode(variables, changed)
     assert np.abs(difference[0, -1, -1]).max() > 0
