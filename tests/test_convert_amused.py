@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
 import golden
 import jax
@@ -14,11 +13,11 @@ import numpy as np
 import pytest
 import small
 import small_clip
+from converting import run, same
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
 from paella_jax.config import to_json
-from paella_jax.convert import __main__ as command
 from paella_jax.convert.amused import (
     abstract_uvit,
     import_uvit,
@@ -68,22 +67,6 @@ TOKENIZER = VQModel(
     norm_groups=4, encoder_attention=(False,) * 2, decoder_attention=(False,) * 2,
 )  # fmt: skip
 SIZE = 16  # pixels: 8 tokens, two pixels each
-
-
-def run(*arguments):
-    """The command, in this process."""
-    saved, sys.argv = sys.argv, ["convert", *map(str, arguments)]
-    try:
-        assert command.main() == 0
-    finally:
-        sys.argv = saved
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.asarray(x).dtype == np.asarray(y).dtype
-        np.testing.assert_array_equal(x, y)
 
 
 def json_of(file):

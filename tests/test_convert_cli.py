@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import sys
 
 import golden
 import jax
@@ -15,11 +14,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import small
+from converting import run, same
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
 from paella_jax.build import build_method
-from paella_jax.convert import __main__ as command
 from paella_jax.convert.clip_prior import import_clip_prior, infer_clip_prior
 from paella_jax.convert.infer import recognise
 from paella_jax.convert.paella import (
@@ -60,15 +59,6 @@ GOLDEN = small.ROOT / "tests" / "golden"
 PAELLAS = ["paella", "paella_variant"]
 
 
-def run(*arguments):
-    """The command, in this process."""
-    saved, sys.argv = sys.argv, ["convert", *map(str, arguments)]
-    try:
-        assert command.main() == 0
-    finally:
-        sys.argv = saved
-
-
 def tensors_of(name):
     return load_file(GOLDEN / name / "weights.safetensors")
 
@@ -84,13 +74,6 @@ def convert_paella(name, out, *options):
         f"--config.model.num_heads={heads}",
         f"--config.model.self_attention={model.self_attention}", *options)  # fmt: skip
     return model
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.asarray(x).dtype == np.asarray(y).dtype
-        np.testing.assert_array_equal(x, y)
 
 
 # --- sizes from shapes

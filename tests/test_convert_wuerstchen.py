@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import golden
 import jax
@@ -12,13 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import small
+from converting import run, same
 from safetensors.numpy import load_file, save_file
 from small_clip import WIDTH, write_clip_folder
 from small_torch import write_torch_file
 
 import paella_jax
 from paella_jax.build import build_method
-from paella_jax.convert import __main__ as command
 from paella_jax.convert.compressor import abstract_compressor, export_compressor, import_compressor
 from paella_jax.convert.infer import recognise
 from paella_jax.convert.tensors import ConversionError
@@ -59,22 +58,6 @@ STAGES_OPTION = f"--config.compressor.stages={STAGES}"
 B_FROM = ["--family", "wuerstchen", "--weights", DIFFNEXT, HEADS_B]
 C_FROM = ["--family", "wuerstchen", "--weights", PRIOR, HEADS_C]
 WITH_COMPRESSOR = ["--compressor", COMPRESSOR, STAGES_OPTION]
-
-
-def run(*arguments):
-    """The command, in this process."""
-    saved, sys.argv = sys.argv, ["convert", *map(str, arguments)]
-    try:
-        assert command.main() == 0
-    finally:
-        sys.argv = saved
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.asarray(x).dtype == np.asarray(y).dtype
-        np.testing.assert_array_equal(x, y)
 
 
 def without_counters(tensors):
