@@ -243,6 +243,10 @@ class TokenPipeline:
         grid, codes = self._grid(height, width), self.networks.predictor.codebook_size
         settings = resampling or self.settings(**sampler)
         _check_start(settings, image_tokens, known, sampler)
+        if image_tokens is not None:
+            image_tokens = _tokens(image_tokens, count, grid, "image_tokens", codes)
+        if known is not None:
+            known = _known(known, count, grid, codes)
         shared = self._shared_inputs(count, grid, low_tokens)
         conditions = tuple(
             replace(build_inputs(self.networks, self.config, column, grid, self.embed), **shared)
@@ -255,13 +259,10 @@ class TokenPipeline:
             unconditional=ConditionInputs(ids, mask, clip_ids=negative, **shared),
             weights=_weights(weights, count, len(conditions), grid),
             keys=None,
-            image_tokens=None
-            if image_tokens is None
-            else _tokens(image_tokens, count, grid, "image_tokens", codes),
-            known=None if known is None else _known(known, count, grid, codes),
+            image_tokens=image_tokens,
+            known=known,
         )
-        request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request)
-        joint = bool(self.config.sampler.get("joint_guidance", False))
+        request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request).replace(keys=keys)
         run = lambda piece: self._generate(
             self.params,
             self.frozen,
@@ -269,10 +270,9 @@ class TokenPipeline:
             settings.ramps(),
             settings=settings.without_ramps(),
             grid=grid,
-            joint=joint,
+            joint=bool(self.config.sampler.get("joint_guidance", False)),
             trace=trace,
         )
-        request = request.replace(keys=keys)
         images, tokens, *history = in_batches(run, request, len(keys), batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if trace else None)
 

@@ -148,7 +148,7 @@ def read_trained(training: Training, size: Size, out: Path) -> Trained:
 def _train(run: ConfigDict, workdir: Path) -> None:
     workdir = prepare_workdir(workdir, run)
     report(f"training {workdir}, {run.num_steps} steps")
-    # Without its last preview, whose sampler takes longer to compile than a cell's report needs.
+    # No picture at the end: compiling its sampler would add to every training's time.
     result = train(run, workdir, replace(build_method(run, workdir), preview=None))
     record_seconds(workdir, result)
     if result.step >= run.num_steps:

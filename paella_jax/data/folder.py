@@ -129,7 +129,7 @@ class FolderSource:
                 continue
             image = cover(original, round(height * enlarge), round(width * enlarge))
             left, top = corner(image, height, width, rng if self.crop == "random" else None)
-            pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
+            pixels = cut(image, left, top, height, width)
             if self.flip and rng is not None and rng.random() < 0.5:
                 pixels = np.ascontiguousarray(pixels[:, ::-1])
             return {
@@ -194,4 +194,9 @@ def crop(
 ) -> np.ndarray:
     """uint8 [height, width, 3] from the centre, or from anywhere in the image with `rng`."""
     left, top = corner(image, height, width, rng)
+    return cut(image, left, top, height, width)
+
+
+def cut(image: Image.Image, left: int, top: int, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3] at a corner."""
     return np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)

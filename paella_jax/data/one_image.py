@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from paella_jax.data.conditions import AESTHETIC_SCORE
-from paella_jax.data.folder import CROPS, UNREADABLE, corner, cover, open_upright
+from paella_jax.data.folder import CROPS, UNREADABLE, corner, cover, cut, open_upright
 
 
 @dataclass
@@ -89,7 +89,7 @@ class OneImageSource:
     def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
         size = self.image_size
         left, top = corner(self.image, size, size, rng if self.crop == "random" else None)
-        pixels = np.asarray(self.image.crop((left, top, left + size, top + size)), np.uint8)
+        pixels = cut(self.image, left, top, size, size)
         if self.flip and rng is not None and rng.random() < 0.5:
             pixels = np.ascontiguousarray(pixels[:, ::-1])
         conds = np.array([*self.original_size, top, left, AESTHETIC_SCORE], np.float32)
