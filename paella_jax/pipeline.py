@@ -252,11 +252,9 @@ class TokenPipeline:
             replace(build_inputs(self.networks, self.config, column, grid, self.embed), **shared)
             for column in zip(*rows, strict=True)
         )
-        ids, mask = tokenize(self.networks, self.config, negatives)
-        negative = clip_ids(self.networks, negatives)
         request = Request(
             conditions=conditions,
-            unconditional=ConditionInputs(ids, mask, clip_ids=negative, **shared),
+            unconditional=self._unconditional(negatives, shared),
             weights=_weights(weights, count, len(conditions), grid),
             keys=None,
             image_tokens=image_tokens,
@@ -275,6 +273,13 @@ class TokenPipeline:
         )
         images, tokens, *history = in_batches(run, request, len(keys), batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if trace else None)
+
+    def _unconditional(
+        self, negatives: Sequence[str], shared: dict[str, np.ndarray]
+    ) -> ConditionInputs:
+        """What guidance leads away from: the negative prompts."""
+        ids, mask = tokenize(self.networks, self.config, negatives)
+        return ConditionInputs(ids, mask, clip_ids=clip_ids(self.networks, negatives), **shared)
 
     def condition_inputs(self, prompts: Sequence[str], grid: tuple[int, int]) -> ConditionInputs:
         """What the networks are conditioned on for texts alone; numpy arrays, texts in front."""

@@ -246,6 +246,21 @@ def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_pa
     assert [file.name for file in workdir.parent.iterdir()] == ["one.calibration.json"]
 
 
+def test_sigterm_in_the_last_step_ends_the_comparison_and_keeps_the_cell(
+    tokenizer, tmp_path, monkeypatch
+):
+    ended = lambda run, folder, method: RunResult(None, run.num_steps, 1.0, 0.5, stopped=True)
+    monkeypatch.setattr(train_cells, "train", ended)
+    config, training = (
+        comparison(tokenizer=tokenizer, overrides=repr(TINY)),
+        Training("mask", "unet", 0),
+    )
+    run, size = planned(config, training, tokenizer)
+    with pytest.raises(train_cells.Stopped):
+        train_cell(config, training, run, tmp_path)
+    assert read_trained(training, size, tmp_path).images == run.num_steps * 8
+
+
 def test_processes_share_the_work(tmp_path):
     """Each task is done once, and both return only when all are done."""
     made, lock = [], threading.Lock()

@@ -300,6 +300,12 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
         (lambda: editing.outpaint(pipe, picture, RED), "at least one of"),
         (lambda: editing.outpaint(pipe, picture, RED, left=3), "multiple of 4"),
         (lambda: editing.morph(pipe, picture, RED, start_step=24), "start_step 24"),
+        (
+            lambda: editing.image_to_image(
+                pipe, picture, RED, strength=0.0, num_images_per_prompt=0
+            ),
+            "num_images_per_prompt must be at least 1",
+        ),
         (lambda: editing.interpolate(pipe, RED, BLUE, frames=1), "at least 2 frames"),
         (lambda: pipe.generate([[RED, BLUE]], weights=[1.0]), "2 conditions in 1 pictures"),
         (lambda: pipe.generate([[RED, BLUE]], weights=[0.0, 0.0]), "positive sum"),
