@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from paella_jax.config import sibling
+
+common = sibling(__file__, "common")
 
 
 def token_config(preset: str) -> ConfigDict:
@@ -228,7 +230,7 @@ def train_further(config: ConfigDict) -> None:
 
 
 def style_of_one_image(config: ConfigDict) -> None:
-    """One image's style by LoRA: aMUSEd's published recipe (reference/muse.md 2.8)."""
+    """One image's style by LoRA: aMUSEd's published recipe (docs/models/muse.md 2.8)."""
     train_further(config)
     config.data.source = "one_image"  # data.image_file and data.caption
     config.batch_size = 1

@@ -6,7 +6,7 @@
 Presets: `tiny` (continuous integration) and `shapes` (embedded data: MUSE's recipe on the data,
 tokenizer and budget of configs/paella.py's), `super_resolution_tiny` and `super_resolution_shapes`
 (4x4 tokens of an f8 tokenizer to 8x8 of an f4 one), `632m`, `3b` and `super_resolution` (as
-published, guesses named; reference/muse.md 1), `amused_256` and `amused_512` (the released
+published, guesses named; docs/models/muse.md 1), `amused_256` and `amused_512` (the released
 architecture, where `convert --family amused` starts from), `finetune` and `style` (LoRA on one
 image). The published ones are unmeasured here: they need a pod.
 """
@@ -15,9 +15,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import cells, common
+from paella_jax.config import sibling
 
-# What aMUSEd's fine-tuning script spares from weight decay (reference/muse.md 2.8).
+cells = sibling(__file__, "cells")
+common = sibling(__file__, "common")
+
+
+# What aMUSEd's fine-tuning script spares from weight decay (docs/models/muse.md 2.8).
 AMUSED_DECAY = r"^(?!.*(bias$|token_table$|(text_norm|embedding_norm|output_norm)/scale$))"
 
 
@@ -47,7 +51,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.objective.text_drop = 0.1
     config.text.empty_is_absent = True
     config.lora.pattern = r"^predictor/.*(query|key|value)/kernel$"  # as aMUSEd's
-    # Guidance t rises from 0 (w = 1 + t; muse.md 1.6); its end is not published.
+    # Guidance t rises from 0 (w = 1 + t; docs/models/muse.md 1.6); its end is not published.
     config.sampler.num_steps = 24
     config.sampler.guidance_scale = (1.0, 5.0)
     config.sampler.temperature = (1.0, 1.0)
@@ -85,7 +89,7 @@ def _super_resolution_tiny(config: ConfigDict) -> None:
 
 
 def _published(config: ConfigDict) -> None:
-    """Table 4's recipe (reference/muse.md 1.2, 1.5); T5-XXL is read from `text.folder`."""
+    """Table 4's recipe (docs/models/muse.md 1.2, 1.5); T5-XXL is read from `text.folder`."""
     config.data.source = "folder"
     config.data.image_size = 256
     config.num_steps = 1_500_000
@@ -126,7 +130,7 @@ def _632m(config: ConfigDict) -> None:
 
 
 def _super_resolution(config: ConfigDict) -> None:
-    """16x16 to 64x64 tokens, Table 6 (reference/muse.md 1.3); `low_tokenizer` is the f16 one."""
+    """16x16 to 64x64 tokens, Table 6 (docs/models/muse.md 1.3); `low_tokenizer` is the f16 one."""
     _published(config)
     config.cell.network = "super_resolution"
     config.data.image_size = 512
@@ -137,7 +141,7 @@ def _super_resolution(config: ConfigDict) -> None:
 
 
 def _amused_256(config: ConfigDict) -> None:
-    """aMUSEd's U-ViT on CLIP-L text; trains as its fine-tuning script (reference/muse.md 2)."""
+    """aMUSEd's U-ViT on CLIP-L text; trains as its fine-tuning script (docs/models/muse.md 2)."""
     config.cell.network = "uvit"
     config.data.source = "folder"
     config.data.image_size = 256

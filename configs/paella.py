@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import cells, common
+from paella_jax.config import sibling
+
+cells = sibling(__file__, "cells")
+common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
@@ -92,7 +95,7 @@ def _shapes64(config: ConfigDict) -> None:
 
 
 def _1b(config: ConfigDict) -> None:
-    """The released recipe (reference/paella.md 3); ByT5-XL is read from `text.folder`."""
+    """The released recipe (docs/models/paella.md 3); ByT5-XL is read from `text.folder`."""
     config.data.source = "folder"
     config.data.image_size = 256
     config.num_steps = 1_500_000

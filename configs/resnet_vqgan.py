@@ -1,4 +1,4 @@
-"""MUSE's tokenizer: a ResNet VQGAN without attention (muse.md 1.4).
+"""MUSE's tokenizer: a ResNet VQGAN without attention (docs/models/muse.md 1.4).
 
     python -m paella_jax.train --config configs/resnet_vqgan.py:shapes --workdir runs/resnet_vqgan
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.vqgan import add_objective
+from paella_jax.config import sibling
+
+common = sibling(__file__, "common")
+vqgan = sibling(__file__, "vqgan")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
@@ -48,7 +50,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.decoder_widths = ()  # empty: as the encoder's
     config.model.decoder_blocks_per_level = 0  # 0: one more than the encoder's
 
-    add_objective(config)
+    vqgan.add_objective(config)
     # As in the VQ-VAE paper; aMUSEd's code swaps them: 0.25 on the codebook, 1 on commitment.
     config.objective.codebook_weight = 1.0
     config.objective.commitment_weight = 0.25

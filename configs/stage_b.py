@@ -6,14 +6,16 @@
 Presets: `tiny` (continuous integration), `shapes` (embedded data) and `v2`, the released
 architecture, with its second phase `v2_1024` (unmeasured here: need a pod). The recipe of v2's
 Stage B was never published; it is the first version's, with the paper's steps and batch size
-(reference/wuerstchen.md 4.4).
+(docs/models/wuerstchen.md 4.4).
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from paella_jax.config import sibling
+
+common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:

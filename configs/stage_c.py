@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import common
+from paella_jax.config import sibling
+
+common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:

@@ -13,7 +13,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from paella_jax.loading import load
+        from paella_jax.pipelines.load import load
 
         return load
     raise AttributeError(f"module 'paella_jax' has no attribute {name!r}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from paella_jax.launch import run, setup_jax
+from paella_jax.cli import run, setup_jax
 
 
 def _steps(text: str) -> list[int]:
@@ -31,8 +31,8 @@ def write_average(
         LoRA run.
       CheckpointError: no run there, or a damaged checkpoint.
     """
-    from paella_jax.families.finetune import check_new_folder, write_run
-    from paella_jax.training.averaging import average_run
+    from paella_jax.runs.average import average_run
+    from paella_jax.runs.derive import check_new_folder, write_run
 
     check_new_folder(out)
     step, params, model_state = average_run(checkpoint, decay, steps)

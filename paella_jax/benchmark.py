@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paella_jax.cli import run, setup_jax
 from paella_jax.evaluation.timing import interleaved
-from paella_jax.launch import run, setup_jax
 
 # The Stage B preset of a Stage C one, where they differ.
 STAGE_B = {"paper": "v2", "v2_mixed": "v2", "v2_aesthetic": "v2"}
@@ -63,7 +63,7 @@ def matmul_ceiling(dtype: str) -> float:
 def main() -> int:
     """Runs the benchmark and prints (and writes) its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", default="configs/paella.py:shapes")
+    parser.add_argument("--config", default="paella:shapes")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer", help="Python file with make(config, batch_size)")
@@ -80,11 +80,11 @@ def main() -> int:
     import jax
 
     if arguments.sample and config.method == "stage_c":
-        from paella_jax.evaluation.wuerstchen_speed import wuerstchen_cost
+        from paella_jax.reports.wuerstchen_speed import wuerstchen_cost
 
         report = wuerstchen_cost(
             config,
-            load_config(f"configs/stage_b.py:{STAGE_B.get(config.preset, config.preset)}"),
+            load_config(f"stage_b:{STAGE_B.get(config.preset, config.preset)}"),
             image_size=arguments.image_size,
             batch=arguments.batch_size or 1,
             params_dtype=arguments.params_dtype,
@@ -92,7 +92,7 @@ def main() -> int:
         write(report | {"config": arguments.config}, arguments.out)
         return 0
     if arguments.sample:
-        from paella_jax.evaluation.sampling_speed import sampling_cost
+        from paella_jax.reports.sampling_speed import sampling_cost
 
         report = sampling_cost(
             config, image_size=arguments.image_size, params_dtype=arguments.params_dtype

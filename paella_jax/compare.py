@@ -15,14 +15,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from paella_jax.launch import run, setup_jax
-from paella_jax.train import TERMINATED
+from paella_jax.cli import TERMINATED, run, setup_jax
 
 
 def main() -> int:
     """Parses the command line and compares; `--config.a.b=value` overrides a field."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", default="configs/compare.py:shapes")
+    parser.add_argument("--config", default="compare:shapes")
     parser.add_argument("--out", required=True, help="folder of runs and results")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
     arguments, overrides = parser.parse_known_args()

@@ -15,7 +15,7 @@ import json
 import os
 from typing import Any
 
-from paella_jax.launch import run
+from paella_jax.cli import run
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
 """Configurations: loading a file with a preset, overrides, checks, and JSON next to a run.
 
-A config file is `configs/NAME.py`, chosen as `configs/NAME.py:preset`; it offers
-`get_config(preset) -> ConfigDict`. Overrides are `--config.section.field=value`.
+A config file offers `get_config(preset) -> ConfigDict`. Those that come with the package are chosen
+as `NAME:preset` from any directory, others by path as `mine/NAME.py:preset`. They are read by path
+and never imported: a folder named `configs` in the working directory changes nothing. Overrides are
+`--config.section.field=value`.
 """
 
 from __future__ import annotations
@@ -12,20 +14,34 @@ import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
 
-class ConfigError(ValueError):
+class UserError(Exception):
+    """A mistake of the user's: the message says what is wrong and what to do about it.
+
+    Commands show it as one line without a traceback. Every such error of the package is of a class
+    below this one, and of a built-in class as well.
+    """
+
+
+class ConfigError(UserError, ValueError):
     """A configuration is wrong; the message names the field, its value and the fix."""
 
 
+# Beside the package in a checkout, inside of it where the package is installed.
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
+
+
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """Builds the configuration named by `path.py[:preset]` and applies overrides.
+    """Builds the configuration named by `NAME[:preset]` or `path.py[:preset]`, applies overrides.
 
     Args:
-      spec: path of a config file, optionally followed by `:preset`.
+      spec: name of a config that comes with the package, or path of a config file.
       overrides: strings like `--config.optim.learning_rate=1e-4` (the dashes may be left out).
 
     Returns:
@@ -35,17 +51,37 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       ConfigError: no such file or preset, an unknown field, or a value of the wrong type.
     """
     path, _, preset = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"no config file {path!r}; give a path such as configs/paella.py:shapes")
-    module_spec = importlib.util.spec_from_file_location(f"paella_config_{file.stem}", file)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = load_module(_config_file(path))
     config = module.get_config(preset) if preset else module.get_config()
     for override in overrides:
         apply_override(config, override)
     return config.lock()
+
+
+def _config_file(path: str) -> Path:
+    """The file of a config's name or path. Raises ConfigError where there is none."""
+    file = Path(path) if path.endswith(".py") else CONFIGS / f"{path}.py"
+    if not file.is_file():
+        known = sorted(f.stem for f in CONFIGS.glob("*.py") if "def get_config" in f.read_text())
+        raise ConfigError(
+            f"no config file {path!r}; give a path such as configs/paella.py:shapes, or one of "
+            f"{', '.join(known)} as in paella:shapes"
+        )
+    return file
+
+
+def load_module(file: Path) -> ModuleType:
+    """Runs a Python file as a module of its own, outside of `sys.modules`."""
+    spec = importlib.util.spec_from_file_location(f"paella_config_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sibling(file: str, name: str) -> ModuleType:
+    """The config file NAME.py in the folder of `file`, for what several config files share."""
+    return load_module(Path(file).resolve().with_name(f"{name}.py"))
 
 
 def apply_override(config: ConfigDict, override: str) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from paella_jax.launch import run, setup_jax
+from paella_jax.cli import run, setup_jax
 
 
 def check_method(arguments: argparse.Namespace) -> None:
     """Raises ValueError where a flag does not belong to this kind of run, before any work."""
-    from paella_jax.training.checkpoint import read_config
+    from paella_jax.runs.folder import read_config
 
     method = read_config(arguments.checkpoint).method
     for flag, needed in (("sweep", "tokens"), ("tasks", "tokens"), ("direct", "stage_c")):
@@ -44,7 +44,7 @@ def main() -> int:
     setup_jax()
     check_method(arguments)
 
-    from paella_jax.evaluation.report import evaluate_run, show
+    from paella_jax.reports.report import evaluate_run, show
 
     stages = {name: float(value) for name, value in (s.split("=") for s in arguments.seconds)}
     report = evaluate_run(
@@ -57,23 +57,23 @@ def main() -> int:
     )
     print(show(report))
     if arguments.direct:
-        from paella_jax.evaluation.stages import compare_decoders, show_decoders
+        from paella_jax.reports.stages import compare_decoders, show_decoders
 
         out = Path(arguments.out or arguments.checkpoint)
         count = arguments.num_images or 256
         rows = compare_decoders(arguments.checkpoint, arguments.direct, out, count)
         print(show_decoders(rows))
     if arguments.tasks:
-        from paella_jax.evaluation.task_examples import draw_task_examples
-        from paella_jax.loading import load
+        from paella_jax.pipelines.load import load
+        from paella_jax.reports.task_examples import draw_task_examples
 
         folder = Path(arguments.out or arguments.checkpoint) / "tasks"
         print(
             f"wrote {len(draw_task_examples(load(arguments.checkpoint), folder))} tasks: {folder}"
         )
     if arguments.sweep:
-        from paella_jax.evaluation.sweep import show_sweep, sweep
-        from paella_jax.loading import load
+        from paella_jax.pipelines.load import load
+        from paella_jax.reports.sweep import show_sweep, sweep
 
         out = Path(arguments.out or arguments.checkpoint)
         print(show_sweep(sweep(load(arguments.checkpoint), out, arguments.sweep_images)))

@@ -22,12 +22,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paella_jax.launch import run, setup_jax
+from paella_jax.cli import run, setup_jax
 
 if TYPE_CHECKING:
-    from paella_jax.pipeline import Generation, TokenPipeline
-    from paella_jax.two_scale import TwoScaleGeneration, TwoScalePipeline
-    from paella_jax.wuerstchen_pipeline import WuerstchenGeneration, WuerstchenPipeline
+    from paella_jax.pipelines.tokens import Generation, TokenPipeline
+    from paella_jax.pipelines.two_scale import TwoScaleGeneration, TwoScalePipeline
+    from paella_jax.pipelines.wuerstchen import WuerstchenGeneration, WuerstchenPipeline
 
 TASKS = ("image", "like", "between", "to", "mix")
 UNUSED = {
@@ -118,7 +118,7 @@ def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[A
     """One condition per prompt, with the flags that add to a prompt."""
     import numpy as np
 
-    from paella_jax.conditions import Condition
+    from paella_jax.pipelines.prompts import Condition
 
     emphasis = {}
     for text in arguments.emphasis:
@@ -190,7 +190,7 @@ def edit_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def draw(pipe: TokenPipeline, arguments: argparse.Namespace) -> tuple[Generation, list[str]]:
     """Runs the task the flags ask for; returns the pictures and their titles."""
-    from paella_jax import editing
+    from paella_jax.pipelines import editing
 
     prompts = read_prompts(arguments)
     options = token_options(arguments)
@@ -241,7 +241,7 @@ def draw_wuerstchen(
     pipe: WuerstchenPipeline, arguments: argparse.Namespace
 ) -> tuple[WuerstchenGeneration, list[str]]:
     """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
-    from paella_jax import editing
+    from paella_jax.pipelines import editing
 
     for name in NOT_WUERSTCHEN:
         if given(arguments, name):
@@ -261,10 +261,10 @@ def draw_wuerstchen(
 def _draw_over(
     pipe: TokenPipeline, arguments: argparse.Namespace, condition: Any, options: dict[str, Any]
 ) -> Generation:
-    from paella_jax import editing
+    from paella_jax.pipelines import editing
 
     if arguments.edit is not None:
-        from paella_jax.mask_free_editing import edit
+        from paella_jax.pipelines.mask_free_editing import edit
 
         return edit(pipe, arguments.image, condition, **edit_options(arguments))
     if arguments.mask:
@@ -298,7 +298,7 @@ def draw_two_scales(
     pipe: TwoScalePipeline, arguments: argparse.Namespace
 ) -> tuple[TwoScaleGeneration, list[str]]:
     """Text-to-image, mixing, inpainting, outpainting and editing with two runs."""
-    from paella_jax import two_scale_editing
+    from paella_jax.pipelines import two_scale_editing
 
     for name in ONE_SCALE:
         if given(arguments, name):
@@ -344,7 +344,7 @@ def write(out: Path, images: Any, titles: list[str], columns: int | None = None)
     """Writes a grid (.png), a movie (.gif) or a folder of single images."""
     from PIL import Image
 
-    from paella_jax.evaluation.pictures import save_gif, save_grid, to_uint8
+    from paella_jax.images.write import save_gif, save_grid, to_uint8
 
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".gif":
@@ -365,10 +365,10 @@ def main() -> int:
         raise ValueError(f"--out {arguments.out} must be a .png grid, a .gif or a folder")
     setup_jax()
 
-    from paella_jax import two_scale_editing
-    from paella_jax.loading import load
-    from paella_jax.pipeline import TokenPipeline
-    from paella_jax.two_scale import TwoScalePipeline
+    from paella_jax.pipelines import two_scale_editing
+    from paella_jax.pipelines.load import load
+    from paella_jax.pipelines.tokens import TokenPipeline
+    from paella_jax.pipelines.two_scale import TwoScalePipeline
 
     names = ("offload", "super_resolution", "decoder")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from paella_jax.launch import run, setup_jax
-
-TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
+from paella_jax.cli import TERMINATED, run, setup_jax
 
 
 def main() -> int:
@@ -18,14 +16,14 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
-    from paella_jax.families.finetune import settle_config
-    from paella_jax.training.checkpoint import prepare_workdir
+    from paella_jax.families.start import settle_config
+    from paella_jax.runs.folder import prepare_workdir
 
     config = settle_config(load_config(arguments.config, overrides), arguments.workdir)
     workdir = prepare_workdir(arguments.workdir, config)
     setup_jax()
 
-    from paella_jax.build import build_method
+    from paella_jax.registry import build_method
     from paella_jax.training.loop import train
     from paella_jax.training.timing import record_seconds
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from paella_jax.convert.clip import export_clip_text, export_clip_vision
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
 from paella_jax.encoders.clip_vision import clip_vision_from_hf_config
+from paella_jax.encoders.clip_weights import export_clip_text, export_clip_vision
 
 WIDTH, PROJECTION = 16, 12
 START, END = "<|startoftext|>", "<|endoftext|>"

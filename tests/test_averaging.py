@@ -13,20 +13,16 @@ import small
 import paella_jax
 from paella_jax import average as entry
 from paella_jax.average import write_average
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
-from paella_jax.families.finetune import restore_trained, settle_config
-from paella_jax.training.averaging import average_run, average_trees
-from paella_jax.training.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    prepare_workdir,
-    read_config,
-    restore_variables,
-)
+from paella_jax.families.start import settle_config
+from paella_jax.registry import build_method
+from paella_jax.runs.average import average_run, average_trees
+from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import prepare_workdir, read_config
+from paella_jax.runs.weights import save_tree
 from paella_jax.training.optim import make_optimizer
 from paella_jax.training.state import create_state
-from paella_jax.training.weights import save_tree
 
 STEPS = (2, 9, 10, 100)  # as names, these sort otherwise
 

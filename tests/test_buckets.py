@@ -7,12 +7,12 @@ import pytest
 import small
 from PIL import Image
 
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.data.buckets import BucketedFolderSource
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import make_iterator
-from paella_jax.training.checkpoint import prepare_workdir
+from paella_jax.registry import build_method
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import train
 
 SIZES = {(32, 32): 10, (32, 64): 20, (64, 32): 10}  # of the files, (height, width) -> how many

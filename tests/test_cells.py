@@ -12,8 +12,6 @@ import pytest
 import small
 
 import paella_jax
-from paella_jax import editing, mask_free_editing
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.families.cells import check_cell
 from paella_jax.families.tokens import load_networks
@@ -21,12 +19,13 @@ from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.objectives.token_prediction import token_objective
-from paella_jax.pipeline import TokenPipeline
+from paella_jax.pipelines import editing, mask_free_editing
+from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.registry import build_method
+from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.resample import ResampleSettings
-from paella_jax.training.checkpoint import prepare_workdir
 from paella_jax.training.loop import train
-from paella_jax.training.metrics import read_metrics
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 NETWORKS = ("unet", "transformer", "uvit")

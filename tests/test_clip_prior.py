@@ -9,7 +9,6 @@ import pytest
 import small
 from safetensors.numpy import save_file
 
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError, to_json
 from paella_jax.convert.clip_prior import (
     abstract_clip_prior,
@@ -29,13 +28,14 @@ from paella_jax.families.clip_prior import (
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise, p2_weight
 from paella_jax.noise.tokens import sample_keys
-from paella_jax.objectives.clip_prior import clip_prior_objective, drop_embeddings
 from paella_jax.objectives.inputs import StepInputs
+from paella_jax.objectives.noise_prediction import clip_prior_objective, drop_embeddings
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.sampling.ddpm import DDPMSettings, Randomness, sample, segment_times
 from paella_jax.sampling.guidance import guide
-from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
 from paella_jax.training.loop import train
-from paella_jax.training.metrics import read_metrics
 
 WIDTH = 16
 

@@ -11,15 +11,15 @@ from small_clip import PROJECTION, write_clip_folder
 from small_torch import write_torch_file
 
 import paella_jax
-from paella_jax import editing
-from paella_jax.build import build_method
-from paella_jax.conditions import Condition
 from paella_jax.config import ConfigError
-from paella_jax.convert.clip import load_clip_text_folder
 from paella_jax.data.sources import ShapesSource
-from paella_jax.families.clip_folder import carry_clip
+from paella_jax.encoders.clip_weights import load_clip_text_folder
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
-from paella_jax.training.checkpoint import prepare_workdir
+from paella_jax.pipelines import editing
+from paella_jax.pipelines.prompts import Condition
+from paella_jax.registry import build_method
+from paella_jax.runs.clip_folder import carry_clip
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import train
 
 PROMPT = "a large red circle at the top left"

@@ -14,7 +14,6 @@ from functools import partial
 import pytest
 import small
 
-from paella_jax.build import build_method
 from paella_jax.comparison import train_cells
 from paella_jax.comparison.measure import measured_captions, with_speed
 from paella_jax.comparison.plan import (
@@ -34,7 +33,9 @@ from paella_jax.comparison.train_cells import (
     train_cell,
 )
 from paella_jax.config import ConfigError, load_config
-from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import RunResult, train
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")

@@ -26,7 +26,7 @@ from paella_jax.evaluation.token_cross_entropy import (
     corrupt_exactly,
     corrupted_token_scores,
 )
-from paella_jax.training.weights import CheckpointError
+from paella_jax.runs.folder import CheckpointError
 
 CODES, GRID, IMAGES = 16, 8, 6
 SHORT = {"num_steps": 120, "batch_size": 32, "num_images": 256, "num_validation": 64}

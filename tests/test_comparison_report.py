@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paella_jax.evaluation.comparison_report import markdown, write_report
-from paella_jax.evaluation.comparison_rows import (
+from paella_jax.comparison.report import markdown, write_report
+from paella_jax.comparison.rows import (
     Estimate,
     best_steps,
     by_training,
@@ -19,7 +19,7 @@ from paella_jax.evaluation.comparison_rows import (
     over_seeds,
     reference_steps,
 )
-from paella_jax.evaluation.comparison_verdict import verdict
+from paella_jax.comparison.verdict import verdict
 
 STEPS, LEVELS = (4, 8, 12, 18, 24), ("10", "30", "50", "70", "90")
 CELL = ("uniform", "unet", "random")

@@ -9,8 +9,7 @@ import small
 from paella_jax.compile import compile_preset
 from paella_jax.config import ConfigError
 from paella_jax.families import abstract
-from paella_jax.training.lora import LARGE_BYTES, frozen_shardings
-from paella_jax.training.sharding import MeshError, make_mesh
+from paella_jax.training.sharding import LARGE_BYTES, MeshError, frozen_shardings, make_mesh
 
 MIB = 2**20
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 import small
 
+from paella_jax.cli import run
 from paella_jax.config import ConfigError, differing_fields, from_json, load_config, to_json
 from paella_jax.convert.clip_prior import abstract_clip_prior
 from paella_jax.convert.paella import abstract_paella
@@ -14,7 +15,6 @@ from paella_jax.convert.vqgan import abstract_vqgan
 from paella_jax.convert.wuerstchen import abstract_stage_b, abstract_stage_c
 from paella_jax.families.abstract import abstract_method
 from paella_jax.families.vqgan import make_vqgan
-from paella_jax.launch import run
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.models.discriminator import Discriminator
@@ -84,7 +84,7 @@ def test_preset_builds_and_survives_json(name):
 
 
 def test_published_sizes():
-    """reference/paella.md 7."""
+    """docs/models/paella.md 7."""
     model = Paella(**small.config_of("paella:1b").model)
     assert count(abstract_paella(model, 2560, 1024)) == 1_008_350_592
     vqgan = make_vqgan(small.config_of("vqgan:f4"))

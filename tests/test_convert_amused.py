@@ -25,16 +25,9 @@ from paella_jax.convert.amused import (
     uvit_from_diffusers_config,
 )
 from paella_jax.convert.amused_config import make_uvit
-from paella_jax.convert.clip import (
-    export_clip_text,
-    import_clip_text,
-    load_clip_text_folder,
-    text_shapes,
-)
 from paella_jax.convert.infer import recognise
 from paella_jax.convert.parts import Parts
 from paella_jax.convert.plan import plan_conversion
-from paella_jax.convert.tensors import ConversionError, Weights, flatten, to_theirs
 from paella_jax.convert.vqgan import abstract_vqgan
 from paella_jax.convert.vqmodel import (
     abstract_vqmodel,
@@ -43,17 +36,25 @@ from paella_jax.convert.vqmodel import (
     vqmodel_diffusers_config,
     vqmodel_entries,
 )
-from paella_jax.convert.weights_file import open_weights
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
-from paella_jax.families.finetune import carry_frozen, settle_config
+from paella_jax.encoders.clip_weights import (
+    export_clip_text,
+    import_clip_text,
+    load_clip_text_folder,
+    text_shapes,
+)
+from paella_jax.families.start import carry_frozen, settle_config
 from paella_jax.families.tokens import token_method
 from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run
+from paella_jax.files.tensors import ConversionError, Weights, flatten, to_theirs
+from paella_jax.files.weights_file import open_weights
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
+from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.folder import read_config
+from paella_jax.runs.weights import save_tree
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
-from paella_jax.training.checkpoint import CheckpointError, read_config, restore_variables
-from paella_jax.training.weights import save_tree
 
 GOLDEN = small.ROOT / "tests" / "golden"
 UVIT = GOLDEN / "uvit2d" / "down"
@@ -230,7 +231,7 @@ def test_half_precision(copy, dtype, tmp_path):
 
 
 def test_the_pipelines_defaults(converted):
-    """Those of diffusers' AmusedPipeline and of its scheduler (reference/muse.md 2.6, 2.7)."""
+    """Those of diffusers' AmusedPipeline and of its scheduler (docs/models/muse.md 2.6, 2.7)."""
     settings = paella_jax.load(converted).settings()
     assert settings == ParallelDecodeSettings(
         num_steps=12, schedule="cosine", choice_temperature=(2.0, 0.0), temperature=(1.0, 1.0),

@@ -18,7 +18,6 @@ from converting import run, same
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
-from paella_jax.build import build_method
 from paella_jax.convert.clip_prior import import_clip_prior, infer_clip_prior
 from paella_jax.convert.infer import recognise
 from paella_jax.convert.paella import (
@@ -29,7 +28,6 @@ from paella_jax.convert.paella import (
     paella_entries,
     paella_from_reference_config,
 )
-from paella_jax.convert.tensors import ConversionError, flatten, to_theirs
 from paella_jax.convert.vqgan import (
     abstract_vqgan,
     import_vqgan,
@@ -38,22 +36,19 @@ from paella_jax.convert.vqgan import (
     vqgan_from_reference_config,
 )
 from paella_jax.families.clip_prior import load_clip_prior
-from paella_jax.families.finetune import settle_config
+from paella_jax.families.start import settle_config
 from paella_jax.families.vqgan import load_vqgan_run
+from paella_jax.files.tensors import ConversionError, flatten, to_theirs
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.objectives.vqgan import initial_code_state
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
+from paella_jax.runs.folder import prepare_workdir, read_config
+from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.training import sharding
-from paella_jax.training.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    prepare_workdir,
-    read_config,
-    restore_variables,
-)
 from paella_jax.training.loop import abstract_state
-from paella_jax.training.weights import load_tree, save_tree
 
 GOLDEN = small.ROOT / "tests" / "golden"
 PAELLAS = ["paella", "paella_variant"]

@@ -17,10 +17,8 @@ from small_clip import WIDTH, write_clip_folder
 from small_torch import write_torch_file
 
 import paella_jax
-from paella_jax.build import build_method
 from paella_jax.convert.compressor import abstract_compressor, export_compressor, import_compressor
 from paella_jax.convert.infer import recognise
-from paella_jax.convert.tensors import ConversionError
 from paella_jax.convert.wuerstchen import (
     abstract_stage_b,
     abstract_stage_c,
@@ -33,19 +31,17 @@ from paella_jax.convert.wuerstchen import (
     stage_b_from_reference_config,
     stage_c_from_reference_config,
 )
-from paella_jax.families.finetune import restore_trained, settle_config
 from paella_jax.families.stage_b import make_compressor
+from paella_jax.families.start import settle_config
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
-from paella_jax.training.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    prepare_workdir,
-    read_config,
-    restore_variables,
-)
-from paella_jax.training.lora import lora_init, lora_merge
-from paella_jax.training.weights import save_tree
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import prepare_workdir, read_config
+from paella_jax.runs.lora import lora_init, lora_merge
+from paella_jax.runs.weights import save_tree
 
 GOLDEN = small.ROOT / "tests" / "golden"
 PRIOR, DIFFNEXT, COMPRESSOR = (

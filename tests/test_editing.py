@@ -10,18 +10,18 @@ import small
 from PIL import Image
 
 import paella_jax
-from paella_jax import editing, mask_free_editing
 from paella_jax import sample as sample_command
-from paella_jax.build import build_method
-from paella_jax.conditions import Condition
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import ByteTokenizer, PromptError
 from paella_jax.encoders.emphasis import text_weights
-from paella_jax.evaluation import sweep as sweep_module
-from paella_jax.evaluation import task_examples
+from paella_jax.pipelines import editing, mask_free_editing
+from paella_jax.pipelines.prompts import Condition
+from paella_jax.registry import build_method
+from paella_jax.reports import sweep as sweep_module
+from paella_jax.reports import task_examples
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.guidance import mix
 from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
-from paella_jax.training.checkpoint import prepare_workdir
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"

@@ -13,26 +13,16 @@ from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import paella_jax
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
-from paella_jax.families.finetune import (
-    carry_frozen,
-    restore_trained,
-    save_merged,
-    settle_config,
-)
+from paella_jax.families.start import carry_frozen, settle_config
 from paella_jax.families.tokens import prepare_frozen
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
+from paella_jax.runs.derive import restore_trained, save_merged
+from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training import sharding
-from paella_jax.training.checkpoint import (
-    Checkpointer,
-    CheckpointError,
-    prepare_workdir,
-    read_config,
-    restore_variables,
-)
 from paella_jax.training.loop import train
-from paella_jax.training.metrics import read_metrics
 
 CAPTION = "a large red circle at the top left"
 LORA = {"lora__rank": 4, "lora__alpha": 8.0}
@@ -222,7 +212,7 @@ def test_a_given_tokenizer_replaces_the_other_runs(base, photos, tmp_path):
     config = small.small_vqgan()
     vqgan = prepare_workdir(tmp_path / "vqgan", config)
     shutil.copytree(base / "frozen", tmp_path / "frozen")
-    from paella_jax.training.weights import load_tree
+    from paella_jax.runs.weights import load_tree
 
     variables = load_tree(base / "frozen" / "vqgan.safetensors")
     codebook = np.flip(variables["params"]["codebook"], 0).copy()

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import small
 
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
-from paella_jax.families.finetune import settle_config
-from paella_jax.training.checkpoint import Checkpointer, prepare_workdir, restore_variables
+from paella_jax.families.start import settle_config
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import Checkpointer, restore_variables
+from paella_jax.runs.folder import prepare_workdir
 
 
 def started(workdir, config):

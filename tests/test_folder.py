@@ -11,9 +11,9 @@ from PIL import Image
 
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
-from paella_jax.data.conditions import ConditionedImageTransform
 from paella_jax.data.folder import FolderSource, load_image
 from paella_jax.data.loader import make_iterator
+from paella_jax.data.transform import ConditionedImageTransform
 
 
 def fill(folder, count, broken=()):

@@ -9,7 +9,6 @@ import pytest
 import small
 
 from paella_jax.convert import amused, vqmodel, wuerstchen
-from paella_jax.evaluation.sampling_speed import abstract_conditioning
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models import vqgan as vqgan_module
 from paella_jax.models.clip_prior import ClipPrior
@@ -20,6 +19,7 @@ from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
+from paella_jax.reports.sampling_speed import abstract_conditioning
 
 Shape = jax.ShapeDtypeStruct
 
@@ -54,7 +54,7 @@ def test_tokenizer_parameters():
     assert count(variables["params"]) == 18_406_894
 
 
-# reference/paella.md 7: GFLOP of one forward pass, matrix products and convolutions alone.
+# docs/models/paella.md 7: GFLOP of one forward pass, matrix products and convolutions alone.
 @pytest.mark.parametrize(
     "side, text_length, reference", [(32, 128, 172.4), (64, 64, 501.8), (128, 128, 2088.9)]
 )
@@ -94,7 +94,7 @@ def test_prior_flops():
     assert abs(gigaflops(model.apply, params, *inputs) / 1.80 - 1) < 0.03
 
 
-# reference/wuerstchen.md 7: GFLOP at 384 and 768 px.
+# docs/models/wuerstchen.md 7: GFLOP at 384 and 768 px.
 @pytest.mark.parametrize(
     "variant, backbone, references",
     [("s", 20_177_488, (16.7, 66.9)), ("l", 117_234_272, (71.8, 287.1))],
@@ -170,7 +170,7 @@ def test_stages_are_told_from_their_files(stage, model, text_width, names):
         assert "num_heads" in fields and type(model)(**fields) == model
 
 
-# reference/wuerstchen.md 7: GFLOP of one forward pass, matrix products and convolutions alone.
+# docs/models/wuerstchen.md 7: GFLOP of one forward pass, matrix products and convolutions alone.
 # XLA also counts norms and activations: 0.9 % more for Stage C, 1.3 % for Stage B.
 @pytest.mark.parametrize(
     "height, width, reference",
@@ -199,7 +199,7 @@ def test_stage_b_flops(side, reference):
     assert 0.97 * reference < ours < 1.03 * reference
 
 
-# reference/muse.md 2.4: tensors and parameters of the two released transformers.
+# docs/models/muse.md 2.4: tensors and parameters of the two released transformers.
 @pytest.mark.parametrize(
     "resampled, tensors, parameters", [(False, 474, 603_537_664), (True, 478, 608_257_792)]
 )
@@ -227,7 +227,7 @@ def test_amused_tokenizer():
     assert round(count(encoder) / 1e6, 2) == 58.70 and round(count(decoder) / 1e6, 2) == 87.02
 
 
-# reference/muse.md 5: GFLOP of one forward pass with 77 text positions.
+# docs/models/muse.md 5: GFLOP of one forward pass with 77 text positions.
 @pytest.mark.parametrize("side, resampled, reference", [(16, False, 213.5), (32, True, 227.4)])
 def test_amused_transformer_flops(side, resampled, reference):
     model = UViT(downsample=resampled, upsample=resampled)

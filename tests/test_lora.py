@@ -15,8 +15,8 @@ from paella_jax.config import ConfigError
 from paella_jax.models import layers
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
-from paella_jax.training.lora import check_lora, frozen_shardings, lora_init, lora_merge
-from paella_jax.training.sharding import make_mesh
+from paella_jax.runs.lora import check_lora, lora_init, lora_merge
+from paella_jax.training.sharding import frozen_shardings, make_mesh
 
 PATTERN = small.config_of("paella:shapes").lora.pattern
 ALPHA, RANK = 6.0, 3

@@ -25,7 +25,7 @@ def keys(count, seed=0):
 
 
 def test_cosine_ratios_have_the_arccos_density():
-    """Share below r is (2 / pi) asin(r); the mean is 2 / pi (reference/muse.md 1.5)."""
+    """Share below r is (2 / pi) asin(r); the mean is 2 / pi (docs/models/muse.md 1.5)."""
     ratios = np.asarray(sample_mask_ratio(keys(20_000)))
     assert ratios.min() >= 0.0 and ratios.max() <= 1.0
     assert abs(ratios.mean() - 2 / np.pi) < 0.01

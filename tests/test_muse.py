@@ -45,7 +45,7 @@ def started(model, inputs, seed=2):
     return jax.tree.unflatten(tree, noisy)
 
 
-# reference/muse.md 1.2: millions of parameters with a text width of 4096.
+# docs/models/muse.md 1.2: millions of parameters with a text width of 4096.
 @pytest.mark.parametrize(
     "depth, width, feed_forward, published, ours",
     [

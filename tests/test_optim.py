@@ -17,7 +17,7 @@ from paella_jax.training.state import create_state
 
 
 def optim_of(**overrides):
-    """MUSE's settings (muse.md 1.2), without warm-up, clipping or decay."""
+    """MUSE's settings (docs/models/muse.md 1.2), without warm-up, clipping or decay."""
     optim = small.config_of("vqgan:tiny").optim.copy_and_resolve_references()
     values = {"kind": "adafactor", "learning_rate": 0.1, "schedule": "constant", "warmup_steps": 0,
               "beta1": 0.9, "beta2": 0.96, "weight_decay": 0.0, "clip_norm": 0.0}  # fmt: skip

@@ -12,12 +12,13 @@ import small
 from PIL import Image
 
 import paella_jax
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import PromptError
-from paella_jax.evaluation.report import evaluate_run
+from paella_jax.registry import build_method
+from paella_jax.reports.report import evaluate_run
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.renoise import Known
-from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"

@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from paella_jax.ops.categorical import draw_categorical
 from paella_jax.ops.codebook import nearest_code
+from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import combine, guide, guide_jointly
 from paella_jax.sampling.renoise import Randomness, RenoiseSettings, sample
 from paella_jax.sampling.schedule import linear_ramp
-from paella_jax.sampling.typical import typical_filter
 
 GRID, CODES, BATCH = (4, 6), 24, 3
 SHAPE = (BATCH, *GRID)
@@ -58,7 +58,7 @@ def recorded(settings, seed=0):
 
 @partial(jax.jit, static_argnames=("guided", "draw", "typical"))
 def predict_and_draw(tokens, t, temperature, scale, draw_keys, *, guided, draw, typical):
-    """One step of reference/paella.md 4.1 up to the drawn tokens."""
+    """One step of docs/models/paella.md 4.1 up to the drawn tokens."""
     t = jnp.full(BATCH, t)
     logits = CONDITIONAL(tokens, t)
     if guided:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paella_jax.sampling.filters import top_k_filter
 from paella_jax.sampling.guidance import guide, mix
 from paella_jax.sampling.renoise import Known, Ramps
 from paella_jax.sampling.resample import ResampleSettings, choose, resample
-from paella_jax.sampling.top_k import top_k_filter
 
 CODES, MASK = 40, 40
 SHAPE = (3, 4, 6)

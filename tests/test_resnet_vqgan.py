@@ -18,8 +18,7 @@ from paella_jax.convert.vqmodel import (
     import_vqmodel,
     vqmodel_diffusers_config,
 )
-from paella_jax.families.decoder_swap import swap_decoder
-from paella_jax.families.finetune import fine_tuned, settle_config
+from paella_jax.families.start import fine_tuned, settle_config
 from paella_jax.families.vqgan import (
     carry_tokenizer,
     load_carried_tokenizer,
@@ -27,14 +26,15 @@ from paella_jax.families.vqgan import (
     load_vqgan_run,
     make_vqgan,
     same_codes,
+    swap_decoder,
     vqgan_method,
 )
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.objectives.vqgan import _candidates
-from paella_jax.training.checkpoint import Checkpointer, prepare_workdir, restore_variables
+from paella_jax.runs.checkpoint import Checkpointer, restore_variables
+from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.training.loop import train
-from paella_jax.training.metrics import read_metrics
 
 COMMON = {
     "batch_size": 8, "num_steps": 3, "checkpoint__every": 2, "log__every": 1,
@@ -169,7 +169,7 @@ def test_raw_latents_are_decoded_where_asked(trained):
 
 
 def test_presets_have_the_published_sizes():
-    """muse.md 2.5 for the f16 network, 1.4 for the larger decoder."""
+    """docs/models/muse.md 2.5 for the f16 network, 1.4 for the larger decoder."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     f16, f8 = (make_vqgan(small.config_of(f"resnet_vqgan:{name}")) for name in ("f16", "f8"))
     assert count(abstract_vqmodel(f16)) == 146_244_675

@@ -21,7 +21,7 @@ from paella_jax.models.muse import MuseTransformer
 from paella_jax.models.muse_super_resolution import SuperResolution
 from paella_jax.models.uvit import UViT
 from paella_jax.models.uvit_predictor import UViTPredictor
-from paella_jax.objectives.tokens import weighted_token_loss
+from paella_jax.objectives.token_prediction import weighted_token_loss
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.training.compiled_step import FOR_LOOKING
 from paella_jax.training.optim import make_optimizer

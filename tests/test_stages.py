@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paella_jax.convert import wuerstchen
-from paella_jax.convert.tensors import ConversionError
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.antialias_resize import antialias_resize, resize_matrix
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB

@@ -8,11 +8,13 @@ import small
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
-from paella_jax.families.finetune import restore_trained, settle_config
-from paella_jax.pipeline import load_tokens
-from paella_jax.training.checkpoint import prepare_workdir, restore_variables
+from paella_jax.families.start import settle_config
+from paella_jax.pipelines.tokens import load_tokens
+from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import restore_variables
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import train
 
 SMALL = {

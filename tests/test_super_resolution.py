@@ -193,8 +193,8 @@ def test_attributes():
     assert (model.knows_noise_level, uniform.knows_noise_level) == (False, True)
 
 
-# reference/muse.md 1.3. Table 6 gives about 768 M without the 5 M of high-resolution positions and
-# output layer; the 268 M partner of the 632 M base is a guess at its width.
+# docs/models/muse.md 1.3. Table 6 gives about 768 M without the 5 M of high-resolution positions
+# and output layer; the 268 M partner of the 632 M base is a guess at its width.
 @pytest.mark.parametrize(
     "width, published, ours", [(1024, 768, 773_197_824), (592, 268, 266_705_472)]
 )

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 from small_torch import write_torch_file
 
-from paella_jax.convert.t5 import export_t5, import_t5, load_t5_folder
-from paella_jax.convert.tensors import ConversionError
 from paella_jax.encoders.t5 import T5Encoder, relative_buckets, t5_from_hf_config
+from paella_jax.encoders.t5_weights import export_t5, import_t5, load_t5_folder
+from paella_jax.files.tensors import ConversionError
 
 CONFIG = {
     "model_type": "t5",

@@ -76,7 +76,7 @@ def test_clip_text_alone_has_the_text_s_rate():
 
 
 def test_the_released_rates():
-    """reference/paella.md 3."""
+    """docs/models/paella.md 3."""
     objective = small.config_of("paella:1b").objective
     assert (objective.text_drop, objective.clip_text_drop, objective.image_drop) == (0.05, 0.9, 0.9)
     assert not objective.mask_padding and small.config_of("paella:shapes").objective.mask_padding

@@ -16,10 +16,10 @@ import pytest
 import small
 from safetensors.numpy import save_file
 
-from paella_jax.convert.safetensors_file import map_safetensors, write_safetensors
-from paella_jax.convert.tensors import ConversionError
-from paella_jax.convert.torch_file import read_torch_file
-from paella_jax.convert.weights_file import open_weights
+from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
+from paella_jax.files.tensors import ConversionError
+from paella_jax.files.torch_file import read_torch_file
+from paella_jax.files.weights_file import open_weights
 
 FILES = small.ROOT / "tests" / "golden" / "torch_files"
 NAMES = sorted(file.stem for file in FILES.glob("*.pt"))

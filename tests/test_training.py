@@ -17,18 +17,14 @@ import pytest
 import small
 from PIL import Image
 
-from paella_jax import previews
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.families.vqgan import vqgan_method
-from paella_jax.training.checkpoint import (
-    CheckpointError,
-    prepare_workdir,
-    read_config,
-    restore_variables,
-)
+from paella_jax.registry import build_method
+from paella_jax.reports import previews
+from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training.loop import TrainingDiverged, train
-from paella_jax.training.metrics import MetricWriter, read_metrics
+from paella_jax.training.metrics import MetricWriter
 
 
 def run(workdir, preview=False, **overrides):

@@ -8,14 +8,14 @@ import pytest
 import small
 from PIL import Image
 
-from paella_jax import two_scale_editing
-from paella_jax.conditions import Condition
-from paella_jax.editing import touched
 from paella_jax.families.tokens import LOW, load_networks
-from paella_jax.pipeline import TokenPipeline
+from paella_jax.pipelines import two_scale_editing
+from paella_jax.pipelines.editing import touched
+from paella_jax.pipelines.prompts import Condition
+from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.pipelines.two_scale import TwoScalePipeline
+from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.sampling.renoise import Known
-from paella_jax.training.weights import load_tree, save_tree
-from paella_jax.two_scale import TwoScalePipeline
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 SIDE, CELL, LOW_CELL = 32, 4, 8  # pixels of the picture, of a token, of a small picture's token

@@ -9,9 +9,9 @@ from PIL import Image
 from test_two_scale import RED, SIDE, change_codebook, config_of, pipeline
 
 from paella_jax import sample as sample_command
-from paella_jax import two_scale_editing
 from paella_jax.families.tokens import LOW
-from paella_jax.two_scale import TwoScalePipeline
+from paella_jax.pipelines import two_scale_editing
+from paella_jax.pipelines.two_scale import TwoScalePipeline
 
 
 @pytest.fixture(scope="module")

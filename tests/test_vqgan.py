@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.perceptual import load_perceptual, perceptual_distance
 from paella_jax.models.vqgan import VQGAN, VQGANBlock
-from paella_jax.objectives.adversarial import discriminator_loss, generator_loss
+from paella_jax.objectives.vqgan import discriminator_loss, generator_loss
 
 
 def count(tree) -> int:

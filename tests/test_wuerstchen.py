@@ -13,11 +13,9 @@ from PIL import Image
 
 import paella_jax
 from paella_jax import sample as sample_command
-from paella_jax.build import build_method
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
-from paella_jax.evaluation.stages import compare_decoders, show_decoders
 from paella_jax.families.direct_decoder import load_direct_decoder
 from paella_jax.families.stage_b import StageBNetworks, compressor_variables
 from paella_jax.families.text_side import TextSide
@@ -28,11 +26,13 @@ from paella_jax.noise.gaussian import CosineSchedule, loss_weight
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.objectives.wuerstchen import disturb_guide, drop_text
-from paella_jax.training.checkpoint import CheckpointError, prepare_workdir
+from paella_jax.pipelines.wuerstchen_programs import spread_steps
+from paella_jax.registry import build_method
+from paella_jax.reports.stages import compare_decoders, show_decoders
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.folder import prepare_workdir, read_metrics
+from paella_jax.runs.weights import save_tree
 from paella_jax.training.loop import train
-from paella_jax.training.metrics import read_metrics
-from paella_jax.training.weights import save_tree
-from paella_jax.wuerstchen_programs import spread_steps
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the top right"
 
@@ -317,7 +317,7 @@ def test_steps_are_spread_over_the_ranges():
 
 
 def test_sizes_of_the_released_stages():
-    """reference/wuerstchen.md 5.5: multiples of 128, 24 latents for 1024 pixels."""
+    """docs/models/wuerstchen.md 5.5: multiples of 128, 24 latents for 1024 pixels."""
     networks = StageBNetworks(
         StageB(),
         Compressor(),

@@ -16,23 +16,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.plan import Training, cell_name
+from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train_cells import Trained
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures
-from paella_jax.evaluation.comparison_rows import Row
 from paella_jax.evaluation.diversity import diversity
 from paella_jax.evaluation.frechet import (
     FeatureStatistics,
     feature_statistics,
     frechet_distance,
 )
-from paella_jax.evaluation.shapes_report import score_images, summary
+from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
+from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipeline import TokenPipeline, load_tokens
-from paella_jax.training.checkpoint import write_atomically
+from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
 from paella_jax.training.metrics import report
 
 CAPTION_SEED = 101  # the same for every cell

@@ -6,7 +6,6 @@ import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from paella_jax.evaluation.flops import count_flops
 from paella_jax.families.abstract import abstract_method
 from paella_jax.families.cells import check_cell
 from paella_jax.objectives.inputs import StepInputs
+from paella_jax.typing import Tree
 
-Tree = Any
 BUDGETS = ("flops", "seconds", "parameters")
 # Block and fields of each network that its width is made of: (name, divisor).
 WIDTHS = {

@@ -26,6 +26,8 @@ from paella_jax.comparison.plan import (
     training_config,
     trainings,
 )
+from paella_jax.comparison.report import write_report
+from paella_jax.comparison.rows import Row
 from paella_jax.comparison.share import Task, do_together
 from paella_jax.comparison.train_cells import (
     Trained,
@@ -42,9 +44,7 @@ from paella_jax.comparison.train_cells import (
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
 from paella_jax.data.build import make_source
 from paella_jax.evaluation.classifier import load_or_train_classifier
-from paella_jax.evaluation.comparison_report import write_report
-from paella_jax.evaluation.comparison_rows import Row
-from paella_jax.training.checkpoint import write_atomically
+from paella_jax.files.atomic import write_atomically
 from paella_jax.training.metrics import report
 
 CONFIG = "comparison_config.json"

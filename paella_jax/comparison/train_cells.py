@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from paella_jax.build import build_method
 from paella_jax.comparison.plan import (
     Size,
     Training,
@@ -24,14 +23,17 @@ from paella_jax.comparison.plan import (
 )
 from paella_jax.config import ConfigError, load_config
 from paella_jax.families.vqgan import make_vqgan
-from paella_jax.training.checkpoint import (
+from paella_jax.files.atomic import write_atomically
+from paella_jax.registry import build_method
+from paella_jax.runs.folder import (
+    METRICS_FILE,
     check_same_run,
     prepare_workdir,
     read_config,
-    write_atomically,
+    read_metrics,
 )
 from paella_jax.training.loop import RunResult, train
-from paella_jax.training.metrics import METRICS_FILE, read_metrics, report
+from paella_jax.training.metrics import report
 from paella_jax.training.timing import record_seconds, total_seconds
 
 TRAINED = "trained.json"

@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paella_jax.launch import run
+from paella_jax.cli import run
 
 if TYPE_CHECKING:
     from paella_jax.convert.plan import Conversion
@@ -88,7 +88,8 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from paella_jax.convert.model_card import describe_files, model_card
     from paella_jax.convert.parts import open_parts
     from paella_jax.convert.plan import export_form, plan_conversion
-    from paella_jax.convert.run_folder import check_new, write_run_folder
+    from paella_jax.convert.run_folder import write_run_folder
+    from paella_jax.runs.whole_folder import check_new
 
     out, dtype = Path(arguments.out), _dtype(arguments.dtype)
     check_new(out)
@@ -136,7 +137,7 @@ def _fields(plan: Conversion) -> dict[str, tuple[Any, str]]:
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
     from paella_jax.convert.export import exported_tensors, write_export
-    from paella_jax.convert.run_folder import check_new
+    from paella_jax.runs.whole_folder import check_new
 
     out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
     check_new(out)
@@ -158,7 +159,7 @@ def export(arguments: argparse.Namespace) -> int:
 
 def combine(arguments: argparse.Namespace) -> int:
     """Run folders -> another run folder."""
-    from paella_jax.convert.combine import interpolate_runs, merge_run
+    from paella_jax.runs.interpolate import interpolate_runs, merge_run
 
     out = Path(arguments.out)
     if arguments.dtype != "keep":

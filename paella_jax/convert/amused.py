@@ -1,4 +1,4 @@
-"""aMUSEd's transformer: diffusers' UVit2DModel <-> our parameters (reference/muse.md 2.4)."""
+"""aMUSEd's transformer: diffusers' UVit2DModel <-> our parameters (docs/models/muse.md 2.4)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.tensors import ConversionError, Entry, export_tensors, import_tensors
+from paella_jax.files.tensors import ConversionError, Entry, export_tensors, import_tensors
 from paella_jax.models.uvit import UViT
 
 UVIT_CLASS = "UVit2DModel"

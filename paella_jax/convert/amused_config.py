@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.convert import hf_folder
 from paella_jax.convert.amused import (
     MICRO_CONDS,
     UVIT_CLASS,
@@ -18,8 +17,9 @@ from paella_jax.convert.amused import (
     uvit_from_diffusers_config,
 )
 from paella_jax.convert.diffusers_config import read_model
-from paella_jax.convert.tensors import ConversionError, Weights
 from paella_jax.convert.vqmodel import VQMODEL_CLASS, infer_vqmodel, vqmodel_from_diffusers_config
+from paella_jax.files import hf_folder
+from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.models.uvit import UViT
 
 CODEBOOK = "quantize.embedding.weight"

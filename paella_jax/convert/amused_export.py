@@ -1,4 +1,7 @@
-"""Writing the folder of a diffusers AmusedPipeline out of a run's networks (muse.md 2.1)."""
+"""Writing the folder of a diffusers AmusedPipeline out of a run's networks.
+
+Source: docs/models/muse.md 2.1.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paella_jax.convert import hf_folder
 from paella_jax.convert.amused import uvit_diffusers_config
 from paella_jax.convert.amused_folder import (
     CLASSES,
@@ -25,11 +27,12 @@ from paella_jax.convert.amused_folder import (
     model_index,
     scheduler_config,
 )
-from paella_jax.convert.clip import TEXT, export_clip_text, load_clip_text_folder
-from paella_jax.convert.safetensors_file import write_safetensors
 from paella_jax.convert.vqmodel import export_vqmodel, vqmodel_diffusers_config
-from paella_jax.convert.weights_file import DIFFUSERS_WEIGHTS
 from paella_jax.encoders.clip_transformer import tower_config
+from paella_jax.encoders.clip_weights import TEXT, export_clip_text, load_clip_text_folder
+from paella_jax.files import hf_folder
+from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.files.weights_file import DIFFUSERS_WEIGHTS
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
 

@@ -1,4 +1,7 @@
-"""The folder of a diffusers AmusedPipeline: its parts opened and checked (muse.md 2.1, 2.6)."""
+"""The folder of a diffusers AmusedPipeline: its parts opened and checked.
+
+Source: docs/models/muse.md 2.1, 2.6.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paella_jax.convert import hf_folder
-from paella_jax.convert.tensors import ConversionError, Weights
-from paella_jax.convert.weights_file import open_weights
+from paella_jax.files import hf_folder
+from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.files.weights_file import open_weights
 
 INDEX, PIPELINE = "model_index.json", "AmusedPipeline"
 TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = PARTS = (

@@ -1,6 +1,6 @@
 """Name tables and sizes of the blocks that Paella and Würstchen's stages are made of.
 
-Facts: reference/paella.md 6 and reference/wuerstchen.md 6.
+Facts: docs/models/paella.md 6 and docs/models/wuerstchen.md 6.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from paella_jax.convert.tensors import ConversionError, Entry
+from paella_jax.files.tensors import ConversionError, Entry
 
 # What a block of each kind is known by: the first tensor below its name.
 KINDS = (

@@ -1,4 +1,4 @@
-"""CLIP prior: original names <-> our parameters (reference/paella.md 4.3, 6)."""
+"""CLIP prior: original names <-> our parameters (docs/models/paella.md 4.3, 6)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.tensors import ConversionError, Entry, export_tensors, import_tensors
+from paella_jax.files.tensors import ConversionError, Entry, export_tensors, import_tensors
 from paella_jax.models.clip_prior import ClipPrior
 
 

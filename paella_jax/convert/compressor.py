@@ -1,4 +1,4 @@
-"""Semantic compressor: torch names <-> our variables (reference/wuerstchen.md 3).
+"""Semantic compressor: torch names <-> our variables (docs/models/wuerstchen.md 3).
 
 `backbone.{0..7}` are the entries of torchvision's EfficientNet `features`, `mapper.{0,1}` the
 convolution and BatchNorm behind them.
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.tensors import (
+from paella_jax.files.tensors import (
     ConversionError,
     Entry,
     export_tensors,

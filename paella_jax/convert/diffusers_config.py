@@ -1,4 +1,7 @@
-"""config.json in diffusers' layout: reading any, and Würstchen's (wuerstchen.md 1 and 4.1)."""
+"""config.json in diffusers' layout: reading any, and Würstchen's.
+
+Source: docs/models/wuerstchen.md 1 and 4.1.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paella_jax.convert import hf_folder
-from paella_jax.convert.tensors import ConversionError
 from paella_jax.convert.wuerstchen import (
     stage_b_from_reference_config,
     stage_c_from_reference_config,
 )
+from paella_jax.files import hf_folder
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 

@@ -22,30 +22,31 @@ from paella_jax.convert.amused_export import AmusedRun, amused_configs, write_am
 from paella_jax.convert.clip_prior import clip_prior_entries
 from paella_jax.convert.compressor import export_compressor
 from paella_jax.convert.diffusers_config import diffusers_stage_b_config, diffusers_stage_c_config
-from paella_jax.convert.hf_folder import CONFIG
 from paella_jax.convert.infer import MARKS, article
 from paella_jax.convert.paella import export_paella
 from paella_jax.convert.plan import run_family
-from paella_jax.convert.run_folder import whole_folder
-from paella_jax.convert.safetensors_file import write_safetensors
-from paella_jax.convert.tensors import ConversionError, export_tensors
 from paella_jax.convert.vqgan import diffusers_config, export_vqgan
 from paella_jax.convert.vqmodel import export_vqmodel, vqmodel_diffusers_config
-from paella_jax.convert.weights_file import DIFFUSERS_WEIGHTS
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, export_stage_b, export_stage_c, text_width
 from paella_jax.families.clip_prior import make_clip_prior
-from paella_jax.families.finetune import restore_trained
 from paella_jax.families.stage_b import compressor_variables, make_compressor
 from paella_jax.families.tokens import CLIP
 from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run, make_vqgan
+from paella_jax.files.atomic import write_atomically
+from paella_jax.files.hf_folder import CONFIG
+from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.files.tensors import ConversionError, export_tensors
+from paella_jax.files.weights_file import DIFFUSERS_WEIGHTS
 from paella_jax.models.paella import Paella
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
-from paella_jax.training.checkpoint import read_config, restore_variables, write_atomically
+from paella_jax.runs.checkpoint import restore_variables
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import read_config
+from paella_jax.runs.whole_folder import whole_folder
 
-Tree = Any
 FORMS = ("original", "diffusers", "compressor")
 # Which runs have a diffusers class.
 DIFFUSERS_FAMILIES = ("vqgan", "stage_b", "stage_c", "amused")

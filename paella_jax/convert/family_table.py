@@ -20,7 +20,6 @@ from paella_jax.convert.amused_config import (
 )
 from paella_jax.convert.clip_prior import import_clip_prior, infer_clip_prior
 from paella_jax.convert.paella import import_paella, infer_paella
-from paella_jax.convert.tensors import Weights
 from paella_jax.convert.vqgan import has_diffusers_names, import_vqgan, infer_vqgan
 from paella_jax.convert.vqmodel import import_vqmodel
 from paella_jax.convert.wuerstchen import (
@@ -29,14 +28,15 @@ from paella_jax.convert.wuerstchen import (
     infer_stage_b,
     infer_stage_c,
 )
+from paella_jax.files.tensors import Weights
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.paella import Paella
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
+from paella_jax.typing import Tree
 
-Tree = Any
 Config = Mapping[str, Any]
 
 

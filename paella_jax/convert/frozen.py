@@ -6,19 +6,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from paella_jax.convert import hf_folder
 from paella_jax.convert.amused_config import text_widths
 from paella_jax.convert.amused_folder import TEXT_ENCODER, AmusedFolder
-from paella_jax.convert.clip import TEXT_PROJECTION
 from paella_jax.convert.infer import article
 from paella_jax.convert.paella import condition_widths
 from paella_jax.convert.plan import Conversion, run_family
-from paella_jax.convert.tensors import ConversionError, Weights
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, text_width
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
+from paella_jax.encoders.clip_weights import TEXT_PROJECTION
 from paella_jax.families import stage_b, stage_c, tokens
 from paella_jax.families.cells import check_cell
-from paella_jax.families.clip_folder import carry_clip
 from paella_jax.families.text_side import TextSide, carry_text
 from paella_jax.families.vqgan import (
     architecture_of,
@@ -27,9 +24,12 @@ from paella_jax.families.vqgan import (
     variables_of,
     write_tokenizer,
 )
+from paella_jax.files import hf_folder
+from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.models.stage_b import StageB
 from paella_jax.noise.gaussian import CosineSchedule
-from paella_jax.training.checkpoint import read_config
+from paella_jax.runs.clip_folder import carry_clip
+from paella_jax.runs.folder import read_config
 
 # Family -> option -> the config field it stands for.
 OPTIONS: dict[str, dict[str, str]] = {

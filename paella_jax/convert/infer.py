@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from paella_jax.convert.tensors import ConversionError, Weights
+from paella_jax.files.tensors import ConversionError, Weights
 
 # Any one of the names is enough, so that a damaged file is still recognised. The first release's
 # Stage B is a Paella with a guide; being looked for first, it is refused as a Stage B.

@@ -1,4 +1,4 @@
-"""Paella token predictor: original names <-> our parameters (reference/paella.md 6)."""
+"""Paella token predictor: original names <-> our parameters (docs/models/paella.md 6)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from paella_jax.convert.blocks import (
     needed_shape,
     period,
 )
-from paella_jax.convert.tensors import (
+from paella_jax.files.tensors import (
     ConversionError,
     Entry,
     export_tensors,

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from paella_jax.convert.amused_folder import AmusedFolder, is_amused_folder, open_amused_folder
 from paella_jax.convert.infer import check_family
-from paella_jax.convert.tensors import ConversionError, Weights
-from paella_jax.convert.weights_file import open_weights
 from paella_jax.convert.wuerstchen import refuse_token_model
+from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.files.weights_file import open_weights
 
-# Entries of the released torch files (reference/wuerstchen.md 1).
+# Entries of the released torch files (docs/models/wuerstchen.md 1).
 AVERAGED, PLAIN, COMPRESSOR = "ema_state_dict", "state_dict", "effnet_state_dict"
 
 

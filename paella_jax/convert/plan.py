@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import clip_prior, muse, paella, resnet_vqgan, stage_b, stage_c, vqgan
-from paella_jax.config import apply_override
-from paella_jax.convert import hf_folder
+from paella_jax.config import apply_override, load_config
 from paella_jax.convert.amused_config import (
     RELEASED_DOWNSAMPLING,
     config_file,
@@ -25,7 +23,6 @@ from paella_jax.convert.family_table import Family, family_of
 from paella_jax.convert.infer import check_family
 from paella_jax.convert.paella import condition_widths
 from paella_jax.convert.parts import Parts
-from paella_jax.convert.tensors import ConversionError, Weights, flatten
 from paella_jax.convert.vqgan import (
     DIFFUSERS_CLASS,
     has_diffusers_names,
@@ -34,24 +31,17 @@ from paella_jax.convert.vqgan import (
 from paella_jax.convert.wuerstchen import is_diffusers
 from paella_jax.families.stage_b import COMPRESSOR, make_compressor
 from paella_jax.families.vqgan import make_vqgan
-from paella_jax.training.checkpoint import read_config
+from paella_jax.files import hf_folder
+from paella_jax.files.tensors import ConversionError, Weights, flatten
+from paella_jax.runs.folder import read_config
+from paella_jax.typing import Tree
 
-Tree = Any
 # Where a field's value is from.
 SHAPES, JSON, COMMAND, DEFAULT = "the weights", "its config.json", "the command line", "default"
 STAGE_B, SCHEDULER = "Stage B's run", "its scheduler"
 # Networks of token predictors that were published -> their family.
 PREDICTORS = {"unet": "paella", "uvit": "amused"}
-CONFIGS = {
-    "clip_prior": clip_prior.get_config,
-    "muse": muse.get_config,
-    "paella": paella.get_config,
-    "resnet_vqgan": resnet_vqgan.get_config,
-    "stage_b": stage_b.get_config,
-    "stage_c": stage_c.get_config,
-    "vqgan": vqgan.get_config,
-}
-# Würstchen's released stages draw from 1024 pixels on (reference/wuerstchen.md 5.5).
+# Würstchen's released stages draw from 1024 pixels on (docs/models/wuerstchen.md 5.5).
 RELEASED_PIXELS = 1024
 
 
@@ -101,7 +91,7 @@ def plan_conversion(
     family, weights, compressor, amused = parts
     check_family(weights, family)
     kind = family_of(family, weights)
-    config = CONFIGS[kind.file](kind.preset)
+    config = load_config(f"{kind.file}:{kind.preset}")
     origins = {f"{kind.block}.{name}": DEFAULT for name in config[kind.block]}
     field_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {field_of(override) for override in overrides}

@@ -1,4 +1,4 @@
-"""VQGAN: original and diffusers names <-> our variables (reference/paella.md 6)."""
+"""VQGAN: original and diffusers names <-> our variables (docs/models/paella.md 6)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paella_jax.convert.tensors import ConversionError, Entry, export_tensors, import_tensors
+from paella_jax.files.tensors import ConversionError, Entry, export_tensors, import_tensors
 from paella_jax.models.vqgan import VQGAN
 
 IGNORED = "num_batches_tracked"

@@ -1,4 +1,4 @@
-"""aMUSEd's tokenizer: diffusers' VQModel <-> our parameters (reference/muse.md 2.5)."""
+"""aMUSEd's tokenizer: diffusers' VQModel <-> our parameters (docs/models/muse.md 2.5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paella_jax.convert.amused import (
     norm_entries,
     shape_of,
 )
-from paella_jax.convert.tensors import Entry, export_tensors, import_tensors
+from paella_jax.files.tensors import Entry, export_tensors, import_tensors
 from paella_jax.models.vqmodel import VQModel
 
 VQMODEL_CLASS = "VQModel"

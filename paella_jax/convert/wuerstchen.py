@@ -1,4 +1,6 @@
-"""Würstchen's Stages B and C: original and diffusers names <-> our parameters (wuerstchen.md 6).
+"""Würstchen's Stages B and C: original and diffusers names <-> our parameters.
+
+Source: docs/models/wuerstchen.md 6.
 
 The two naming schemes differ in the attention only: diffusers keeps queries, keys and values as
 three matrices. For its table our joint projection is split into three and joined again.
@@ -23,7 +25,7 @@ from paella_jax.convert.blocks import (
     needed_shape,
     period,
 )
-from paella_jax.convert.tensors import (
+from paella_jax.files.tensors import (
     ConversionError,
     Entry,
     export_tensors,

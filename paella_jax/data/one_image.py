@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paella_jax.data.conditions import AESTHETIC_SCORE
 from paella_jax.data.folder import CROPS, UNREADABLE, corner, cover, cut, open_upright
+from paella_jax.data.transform import AESTHETIC_SCORE
 
 
 @dataclass
 class OneImageSource:
-    """The same captioned image at every index (muse.md 2.8, style from one image).
+    """The same captioned image at every index (docs/models/muse.md 2.8, style from one image).
 
     The image is read once: upright, its short side resized to `resize` pixels. `source[i]` is the
     centre; `source.draw(i, rng)` is what training reads, with the random crop and flip that were

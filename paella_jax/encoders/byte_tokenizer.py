@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from paella_jax.config import UserError
+
 PAD_ID = 0
 EOS_ID = 1
 BYTE_OFFSET = 3  # id of byte 0; ids 0..2 are special
@@ -20,7 +22,7 @@ VOCAB_SIZE = 384  # 256 bytes and 3 special ids, rounded up by the released mode
 BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768)
 
 
-class PromptError(ValueError):
+class PromptError(UserError, ValueError):
     """A prompt that cannot be used: the message names its position, what is wrong and the fix."""
 
 

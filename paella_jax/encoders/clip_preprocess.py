@@ -1,7 +1,7 @@
 """Images as the frozen image encoders want them: resized, cropped and normalised, under jit.
 
 The same numbers as torchvision's Resize(antialias=True), CenterCrop and Normalize on float tensors
-(reference/paella.md 3, reference/wuerstchen.md 3).
+(docs/models/paella.md 3, docs/models/wuerstchen.md 3).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from paella_jax.typing import Array
+
 Colour = tuple[float, float, float]
 
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)

@@ -1,6 +1,7 @@
 """CLIP's text tower: OpenAI and OpenCLIP weights load into it, and it trains from scratch.
 
-Radford et al. 2021, section 2.4; where the released models differ: reference/muse.md, traps 1, 12.
+Radford et al. 2021, section 2.4; where the released models differ: docs/models/muse.md, traps 1,
+12.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from paella_jax.encoders.clip_transformer import (
@@ -19,8 +19,7 @@ from paella_jax.encoders.clip_transformer import (
     to_embedding,
     tower_config,
 )
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class ClipText(nn.Module):

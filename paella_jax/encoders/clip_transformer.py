@@ -16,8 +16,7 @@ import jax.numpy as jnp
 
 from paella_jax.models.layers import Dense, gelu
 from paella_jax.ops.attention import attend_heads_first
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 # OpenAI's weights need the quick form, OpenCLIP's (ViT-H, bigG) the exact one.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {

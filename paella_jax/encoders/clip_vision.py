@@ -1,7 +1,7 @@
 """CLIP's vision tower: OpenAI and OpenCLIP weights load into it, and it trains from scratch.
 
 Radford et al. 2021, section 2.4, and Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words";
-where the released models differ: reference/muse.md, traps 1 and 12.
+where the released models differ: docs/models/muse.md, traps 1 and 12.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from paella_jax.encoders.clip_transformer import (
     tower_config,
 )
 from paella_jax.ops.linear import strided_conv
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 # torch's default for convolutions, U(+-1/sqrt(inputs)); the release starts from it.
 torch_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")

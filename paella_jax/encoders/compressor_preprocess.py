@@ -1,8 +1,7 @@
-"""Images as the semantic compressor wants them (reference/wuerstchen.md 3), under jit."""
+"""Images as the semantic compressor wants them (docs/models/wuerstchen.md 3), under jit."""
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 
 from paella_jax.encoders.clip_preprocess import (
@@ -11,8 +10,8 @@ from paella_jax.encoders.clip_preprocess import (
     preprocess_images,
     resize_short_side,
 )
+from paella_jax.typing import Array
 
-Array = jax.Array
 CELL = 32  # image pixels per latent side
 
 

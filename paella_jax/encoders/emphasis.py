@@ -1,4 +1,4 @@
-"""Attention weights for phrases of a prompt (reference/paella.md 2.4)."""
+"""Attention weights for phrases of a prompt (docs/models/paella.md 2.4)."""
 
 from __future__ import annotations
 

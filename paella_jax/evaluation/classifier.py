@@ -22,9 +22,10 @@ from flax.traverse_util import flatten_dict
 from paella_jax.data.shapes import Scene, ShapesSpec, get_spec
 from paella_jax.data.sources import ShapesSource
 from paella_jax.models.layers import Dense, Downsample, gelu
-from paella_jax.training.weights import CheckpointError, load_tree, save_tree
+from paella_jax.runs.folder import CheckpointError
+from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.typing import Array
 
-Array = jax.Array
 FEATURES = 64
 WIDTH = 48  # channels at 8 pixels a side and below; half as many at twice the side
 NOISE = 0.1  # largest noise on training images, so that features of flawed images stay sensible

@@ -1,8 +1,8 @@
 """Counting a function's arithmetic from its jaxpr, without running or compiling it.
 
 Counted are matrix products and convolutions, 2 FLOPs per multiply-add, as in the tables of
-reference/paella.md 7 and reference/muse.md 5; norms, activations and the softmax are not. XLA's own
-count is no help: it counts a scanned body once (reference/stack-facts.md 1).
+docs/models/paella.md 7 and docs/models/muse.md 5; norms, activations and the softmax are not. XLA's
+own count is no help: it counts a scanned body once (docs/jax.md 1).
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.data.shapes import Scene, ShapeObject, ShapesSpec
+from paella_jax.data.shapes import Scene, ShapeObject, ShapesSpec, get_spec
+from paella_jax.data.shapes_captions import parse_caption
 from paella_jax.data.shapes_render import BACKGROUNDS, cell_patch
 
 ATTRIBUTES = ("color", "shape", "size")
@@ -211,3 +212,15 @@ def _confusion(
         for (wanted, read), number in sorted(counts.items()):
             tables[name].setdefault(wanted, {})[read] = number
     return tables
+
+
+def score_images(images: np.ndarray, captions: Sequence[str], spec_name: str) -> OracleScore:
+    """Scores images [count, H, W, 3] in [0, 1] against the captions they were drawn from."""
+    spec = get_spec(spec_name)
+    return score(images, [parse_caption(text, spec) for text in captions], spec)
+
+
+def summary(result: OracleScore) -> dict[str, Any]:
+    """The rates of a score, without the per-image list and the confusion tables."""
+    names = ("exact", "count", "position", "color", "shape", "size", "background")
+    return {name: round(float(getattr(result, name)), 4) for name in names}

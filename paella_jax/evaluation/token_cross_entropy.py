@@ -1,4 +1,4 @@
-"""Cross-entropy on corrupted tokens, at the same places for every network (reference/muse.md 4).
+"""Cross-entropy on corrupted tokens, at the same places for every network (docs/models/muse.md 4).
 
 Training and validation losses of the two corruptions are not comparable: they differ in the level,
 in which positions count and in their weights. Here all three are fixed: an exact number of
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from paella_jax.noise.masking import apply_mask, exact_mask, num_masked
 from paella_jax.noise.tokens import random_tokens, uniform_map
+from paella_jax.typing import Array
 
-Array = jax.Array
 Scores = dict[str, dict[str, float]]
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 

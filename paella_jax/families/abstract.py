@@ -1,8 +1,8 @@
 """Methods whose frozen networks are shapes only: what a preset needs to be compiled without files.
 
 Frozen networks that a run reads from folders have their published sizes here: ByT5-XL's encoder and
-both towers of CLIP ViT-H/14 (reference/paella.md 1), T5-XXL's encoder, aMUSEd's CLIP ViT-L/14 text
-tower and the ResNet VQGANs at f16 and f8 (reference/muse.md 1.1, 2.1, 2.5).
+both towers of CLIP ViT-H/14 (docs/models/paella.md 1), T5-XXL's encoder, aMUSEd's CLIP ViT-L/14
+text tower and the ResNet VQGANs at f16 and f8 (docs/models/muse.md 1.1, 2.1, 2.5).
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from configs import resnet_vqgan
-from paella_jax.config import ConfigError
-from paella_jax.convert.clip import text_shapes, vision_shapes
-from paella_jax.data.conditions import whole_image_conds
+from paella_jax.config import ConfigError, load_config
+from paella_jax.data.transform import whole_image_conds
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
+from paella_jax.encoders.clip_weights import text_shapes, vision_shapes
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
@@ -28,10 +27,10 @@ from paella_jax.families.tokens import TextNetworks, assemble, networks_method
 from paella_jax.families.vqgan import vqgan_method
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
-from paella_jax.training.lora import frozen_shardings
 from paella_jax.training.method import Method
+from paella_jax.training.sharding import frozen_shardings
+from paella_jax.typing import Tree
 
-Tree = Any
 SMALLEST_LARGE = 128  # pixels; below, a preset is for the embedded data
 BYT5_XL = T5Encoder(
     vocab_size=384, width=2560, num_layers=36, num_heads=32, head_dim=64, hidden_dim=6720
@@ -124,7 +123,7 @@ def _tokenizer(config: ConfigDict) -> tuple[Any, Tree]:
     if network == "unet" or config.data.image_size < SMALLEST_LARGE:
         model = VQGAN(codebook_size=codes)
     elif network == "super_resolution":
-        widths = resnet_vqgan.get_config("f8").model.widths
+        widths = load_config("resnet_vqgan:f8").model.widths
         levels = (False,) * len(widths)
         model = VQModel(
             codebook_size=codes, widths=widths, encoder_attention=levels, decoder_attention=levels

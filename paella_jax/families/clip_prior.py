@@ -15,15 +15,14 @@ from paella_jax.config import ConfigError
 from paella_jax.data.embeddings import EmbeddingSource, embedding_transform
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule
-from paella_jax.objectives.clip_prior import clip_prior_objective
+from paella_jax.objectives.noise_prediction import clip_prior_objective
+from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.folder import read_config
 from paella_jax.sampling.ddpm import DDPMSettings, sample
 from paella_jax.sampling.guidance import guide
-from paella_jax.training.checkpoint import CheckpointError, read_config, restore_variables
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
-
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 def make_clip_prior(config: ConfigDict) -> ClipPrior:

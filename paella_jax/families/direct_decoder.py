@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +12,14 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import image_transform
-from paella_jax.families.finetune import restore_trained
 from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
 from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.objectives.direct_decoder import direct_decoder_objective
-from paella_jax.training.checkpoint import CheckpointError, read_config
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import read_config
 from paella_jax.training.method import Method
-
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 def direct_decoder_method(config: ConfigDict, workdir: Path) -> Method:

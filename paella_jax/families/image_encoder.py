@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.encoders.clip_preprocess import clip_preprocess
 from paella_jax.encoders.clip_vision import ClipVision
-
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,24 +22,20 @@ from paella_jax.families.vqgan import (
     load_carried_tokenizer,
     load_carried_vqgan,
 )
+from paella_jax.files.atomic import write_atomically
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.objectives.wuerstchen import stage_b_objective
-from paella_jax.training.checkpoint import (
-    CheckpointError,
-    read_config,
-    restore_variables,
-    write_atomically,
-)
+from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.folder import read_config
+from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
-from paella_jax.training.weights import load_tree, save_tree
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 CLIP = "stage_b_clip"  # folder of the carried text encoder
 COMPRESSOR = "compressor"  # its parameters, in the trained or the frozen tree
 

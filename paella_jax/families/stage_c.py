@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,8 @@ from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.objectives.wuerstchen import stage_c_objective
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 CLIP = "stage_c_clip"  # folder of the carried text encoder
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.convert.clip import load_clip_text_folder
 from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
 from paella_jax.encoders.clip_text import ClipText
+from paella_jax.encoders.clip_weights import load_clip_text_folder
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import (
     ClipTokenizer,
@@ -27,12 +27,11 @@ from paella_jax.encoders.text import (
     joint_text_encoder,
     make_tokenizer,
 )
-from paella_jax.families.clip_folder import carry_clip
 from paella_jax.models.conditioning import Conditioning
-from paella_jax.training.checkpoint import CheckpointError
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.clip_folder import carry_clip
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 NAME = "text_encoder"  # of its parameters, in the trained or the frozen tree
 CLIP_LENGTH = 77
 
@@ -89,7 +88,7 @@ class TextSide:
         """Text states, and for a T5 the mask of its padding; `key` switches dropout on.
 
         CLIP's tower is given the mask, the networks are not: they attend to all 77 positions
-        (wuerstchen.md 1). Without an encoder the text is one zero vector.
+        (docs/models/wuerstchen.md 1). Without an encoder the text is one zero vector.
         """
         if self.encoder is None:
             return Conditioning(text=jnp.zeros((batch, 1, 1)))

@@ -17,9 +17,7 @@ from paella_jax.models.paella import Paella
 from paella_jax.models.uvit_predictor import UViTPredictor
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
-
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 class TokenPredictor(Protocol):
@@ -104,7 +102,7 @@ class TokenNetworks:
             output = jax.lax.stop_gradient(output)
             text_pooled = output.embedding
             if self.text_encoder is None:
-                # All 77 positions, behind the layer before the last (muse.md 2.1).
+                # All 77 positions, behind the layer before the last (docs/models/muse.md 2.1).
                 text = output.penultimate_hidden_state
         return Conditioning(
             text=text,

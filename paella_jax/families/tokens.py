@@ -14,16 +14,16 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.convert.clip import load_clip_text_folder, load_clip_vision_folder
-from paella_jax.convert.t5 import load_t5_folder
 from paella_jax.data.build import check_sizes, make_source
-from paella_jax.data.conditions import ConditionedImageTransform
 from paella_jax.data.loader import Source, Transform
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
+from paella_jax.data.transform import ConditionedImageTransform
 from paella_jax.encoders.clip_text import ClipText
+from paella_jax.encoders.clip_weights import load_clip_text_folder, load_clip_vision_folder
 from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
+from paella_jax.encoders.t5_weights import load_t5_folder
 from paella_jax.encoders.text import (
     ClipTokenizer,
     Tokenizer,
@@ -31,16 +31,16 @@ from paella_jax.encoders.text import (
     make_tokenizer,
 )
 from paella_jax.families.cells import check_cell, make_predictor
-from paella_jax.families.clip_folder import carry_clip
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
 from paella_jax.objectives.token_prediction import token_objective
+from paella_jax.runs.clip_folder import carry_clip
+from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
-from paella_jax.training.weights import load_tree, save_tree
+from paella_jax.typing import Tree
 
-Tree = Any
 TEXT_CONFIG = "text_encoder.json"
 TEXT_WEIGHTS = "text_encoder.safetensors"
 CLIP = "clip"  # folder of the carried CLIP model

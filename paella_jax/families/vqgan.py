@@ -4,7 +4,7 @@
 from before there was a choice are Paella's.
 
 With `config.train_decoder_only` the encoder and the codebook of `config.init_from` stay as they
-are, to the bit, and only the decoder is trained (reference/muse.md 1.1). They then live in the
+are, to the bit, and only the decoder is trained (docs/models/muse.md 1.1). They then live in the
 model state under "fixed", out of the optimiser's reach; `variables_of` puts the two together.
 """
 
@@ -23,7 +23,8 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, flatten_config, from_json, to_json
 from paella_jax.data.build import check_sizes, make_source
 from paella_jax.data.loader import Source, image_transform
-from paella_jax.evaluation.pictures import save_grid
+from paella_jax.files.atomic import write_atomically
+from paella_jax.images.write import save_grid
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.perceptual import load_perceptual, perceptual_distance
 from paella_jax.models.quantizer import is_decoder
@@ -31,18 +32,13 @@ from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
-from paella_jax.training.checkpoint import (
-    CheckpointError,
-    read_config,
-    restore_variables,
-    write_atomically,
-)
+from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.folder import read_config
+from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.training.method import Method
 from paella_jax.training.state import TrainState
-from paella_jax.training.weights import load_tree, save_tree
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 ARCHITECTURES = {"paella": VQGAN, "resnet": VQModel}
 FIXED = "fixed"
 # Fields of the networks that only the decoder has; they do not touch an image's tokens.
@@ -335,3 +331,39 @@ def _encoder_arrays(variables: Tree) -> dict[str, Any]:
     kept = {"params": kept, "batch_stats": variables.get("batch_stats", {})}
     leaves = jax.tree_util.tree_flatten_with_path(kept)[0]
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def swap_decoder(
+    workdir: str | Path, variables: Tree, decoder_run: str | Path
+) -> tuple[VQGAN | VQModel, Tree]:
+    """The tokenizer of `decoder_run` in the place of the one that a predictor's run carries.
+
+    Args:
+      workdir: the predictor's run folder.
+      variables: its tokenizer's, as loaded.
+      decoder_run: a tokenizer trained from that one with `train_decoder_only`.
+
+    Returns:
+      Network and variables. Encoder and codebook are the same bits; only the decoder is another.
+
+    Raises:
+      ConfigError: the two tokenizers give other tokens; all that differs is listed.
+      CheckpointError: `decoder_run` is no tokenizer's run folder, or unreadable.
+    """
+    config, model, swapped = load_vqgan_run(decoder_run)
+    check_same_codes((carried_config(Path(workdir)), variables), (config, swapped), decoder_run)
+    return model, swapped
+
+
+def check_same_codes(
+    ours: tuple[ConfigDict, Tree], theirs: tuple[ConfigDict, Tree], name: str | Path
+) -> None:
+    """Raises ConfigError where two tokenizers differ in more than their decoders."""
+    differing = differing_codes(ours, theirs)
+    if not differing:
+        return
+    shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+    raise ConfigError(
+        f"{name} has another encoder or codebook than the tokenizer this predictor was trained "
+        f"with ({shown}); give a run of train_decoder_only that started from that tokenizer"
+    )

@@ -1,4 +1,4 @@
-"""The bicubic resize Stage B was trained with (reference/wuerstchen.md 4.3).
+"""The bicubic resize Stage B was trained with (docs/models/wuerstchen.md 4.3).
 
 PyTorch's bicubic with antialiasing and `align_corners=True` aligns no corners: it is the
 half-pixel rule with the scale (in - 1) / (out - 1). No other library's resize gives these numbers.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 @lru_cache(maxsize=256)

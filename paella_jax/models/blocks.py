@@ -1,12 +1,11 @@
 """The four residual blocks of Paella's U-Net: C (conv), T (timestep), A (attention), F (MLP).
 
-Formulas: reference/paella.md 2.3. Würstchen's stages use the same blocks.
+Formulas: docs/models/paella.md 2.3. Würstchen's stages use the same blocks.
 """
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -20,8 +19,7 @@ from paella_jax.models.layers import (
     layer_norm,
     scaled_xavier,
 )
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class ResponseMlp(nn.Module):
@@ -73,7 +71,7 @@ class ConvBlock(nn.Module):
 class LateSkipConvBlock(nn.Module):
     """C of Würstchen's Stage B: maps of the same size join after the convolution and the norm.
 
-    They are neither convolved nor normalised (reference/wuerstchen.md 4.2).
+    They are neither convolved nor normalised (docs/models/wuerstchen.md 4.2).
     """
 
     kernel_size: int = 3

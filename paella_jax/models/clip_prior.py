@@ -1,14 +1,16 @@
-"""The CLIP prior: predicts the noise in an image embedding, given the text's (paella.md 4.3)."""
+"""The CLIP prior: predicts the noise in an image embedding, given the text's.
+
+Source: docs/models/paella.md 4.3.
+"""
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from paella_jax.models.layers import Dense, Dtype, gelu, layer_norm, timestep_embedding
+from paella_jax.typing import Array
 
-Array = jax.Array
 EXPANSION = 4  # hidden width of a block over the width of the stream
 
 # torch's default for linear layers, U(+-1/sqrt(inputs)); the release starts from it.

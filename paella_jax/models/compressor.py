@@ -1,4 +1,4 @@
-"""The semantic compressor: an EfficientNetV2 and a small mapper (reference/wuerstchen.md 3).
+"""The semantic compressor: an EfficientNetV2 and a small mapper (docs/models/wuerstchen.md 3).
 
 It turns an image into a map 32 times smaller a side, the latents of Stage C. The layers are
 torchvision's: convolutions without bias, each followed by BatchNorm. Their padding is
@@ -19,8 +19,7 @@ from paella_jax.models.layers import Dense, Dtype
 from paella_jax.models.vqgan import LatentBatchNorm
 from paella_jax.ops.depthwise import depthwise_conv
 from paella_jax.ops.linear import dense, strided_conv
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 # torchvision's initial values: Kaiming normal over the outputs, and for the mapper torch's default.
 kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from paella_jax.models.layers import Dense, Dtype, Upsample
 from paella_jax.models.vqgan import VQGANBlock
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class DirectDecoder(nn.Module):

@@ -1,15 +1,13 @@
-"""Patch discriminator of the VQGAN (reference/paella.md 5)."""
+"""Patch discriminator of the VQGAN (docs/models/paella.md 5)."""
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from paella_jax.models.layers import xavier
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class Discriminator(nn.Module):

@@ -17,8 +17,8 @@ from einops import rearrange
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.ops.depthwise import depthwise_conv
 from paella_jax.ops.linear import dense, strided_conv, transposed_conv
+from paella_jax.typing import Array
 
-Array = jax.Array
 Dtype = jnp.dtype
 Initializer = Callable[..., Array]
 
@@ -54,7 +54,7 @@ def pixel_shuffle(x: Array, factor: int) -> Array:
 
 
 def timestep_embedding(t: Array, width: int, max_period: float = 10000.0) -> Array:
-    """Sinusoids of the noise level: all sines, then all cosines (reference/paella.md 2.2.1).
+    """Sinusoids of the noise level: all sines, then all cosines (docs/models/paella.md 2.2.1).
 
     Args:
       t: float32 [batch] in [0, 1]. Stays float32: the angles reach 10 000 rad.
@@ -95,7 +95,10 @@ class Dense(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """GRN over the whole spatial extent of each sample, statistics in float32 (paella.md 2.3)."""
+    """GRN over the whole spatial extent of each sample, statistics in float32.
+
+    Source: docs/models/paella.md 2.3.
+    """
 
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
@@ -172,7 +175,8 @@ class Upsample(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """torch's MultiheadAttention with one joint input projection (joint Xavier, paella.md 2.5).
+    """torch's MultiheadAttention with one joint input projection (joint Xavier,
+    docs/models/paella.md 2.5).
 
     Queries come from `x`; keys and values from `x` followed by `context` (self_attention) or from
     `context` alone.
@@ -197,7 +201,8 @@ class MultiHeadAttention(nn.Module):
         """x [B, N, C], context [B, L, C], context_mask bool [B, L] -> [B, N, C].
 
         `value_weights` [L'] or [B, L'] multiplies the attention probabilities of the last L' keys
-        without renormalising (paella.md 2.4); scaling those keys' values is the same thing.
+        without renormalising (docs/models/paella.md 2.4); scaling those keys' values is the same
+        thing.
         """
         channels = x.shape[-1]
         kernel = self.param("in_kernel", xavier, (channels, 3 * channels), self.param_dtype)

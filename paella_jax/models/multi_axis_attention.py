@@ -1,4 +1,4 @@
-"""Multi-axis self-attention over a square token map (reference/muse.md 1.3).
+"""Multi-axis self-attention over a square token map (docs/models/muse.md 1.3).
 
 Full attention over a 64x64 map compares 4096 tokens with 4096. Here every head sees 64 of them:
 half of the heads those of the token's own 8x8 block, the other half those at the token's place in
@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from paella_jax.models.uvit_blocks import SeparateAttention
 from paella_jax.ops.attention import dot_product_attention
+from paella_jax.typing import Array
 
-Array = jax.Array
 MAP = "b (i p j q) n d"  # block row, row in block, block column, column in block
 LOCAL, ACROSS = "(b i j) (p q) n d", "(b p q) (i j) n d"
 

@@ -1,4 +1,4 @@
-"""MUSE's base transformer over the token grid (reference/muse.md 1.2), and its parts.
+"""MUSE's base transformer over the token grid (docs/models/muse.md 1.2), and its parts.
 
 The paper leaves open the heads, norms, activation, position form and what an absent text is. Here:
 layer norms before each part, exact GELU, no biases, one learned vector per position, and a learned
@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -26,8 +25,7 @@ from paella_jax.models.uvit_blocks import (
 )
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class MuseLayer(nn.Module):

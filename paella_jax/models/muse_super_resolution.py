@@ -1,15 +1,14 @@
 """MUSE's super-resolution transformer: a small picture's tokens and text -> a larger one's tokens.
 
 The small map runs through a few self-attention layers of its own; what comes out, followed by the
-projected text, is what the main layers' cross-attention reads (reference/muse.md 1.3). Beyond what
-muse.py had to choose, the paper leaves open a norm at the end of the small map's layers: it has
-one here, since the residual stream grows with depth and the text beside it does not.
+projected text, is what the main layers' cross-attention reads (docs/models/muse.md 1.3). Beyond
+what muse.py had to choose, the paper leaves open a norm at the end of the small map's layers: it
+has one here, since the residual stream grows with depth and the text beside it does not.
 """
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from paella_jax.models.conditioning import Conditioning
@@ -24,8 +23,7 @@ from paella_jax.models.muse import (
     token_head,
 )
 from paella_jax.models.uvit_blocks import LearnedLayerNorm
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class SuperResolution(MusePredictor, nn.Module):

@@ -1,11 +1,10 @@
-"""Paella's token predictor: a ConvNeXt U-Net over the token grid (reference/paella.md 2)."""
+"""Paella's token predictor: a ConvNeXt U-Net over the token grid (docs/models/paella.md 2)."""
 
 from __future__ import annotations
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
@@ -23,8 +22,7 @@ from paella_jax.models.layers import (
     timestep_embedding,
 )
 from paella_jax.ops.linear import dense
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class ConditioningSequence(nn.Module):

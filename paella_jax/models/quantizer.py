@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.ops.codebook import nearest_code
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class Quantized(NamedTuple):
@@ -75,7 +74,7 @@ class Quantizer(nn.Module):
         """Latents [batch, h, w, C] -> nearest codes, tokens and losses.
 
         Which loss weighs .25 differs: the paper and Paella weigh the commitment loss, aMUSEd's
-        code the codebook loss (reference/muse.md 2.5). Training sets both weights.
+        code the codebook loss (docs/models/muse.md 2.5). Training sets both weights.
         """
         fixed = jax.lax.stop_gradient
         tokens = self._nearest(fixed(latents))

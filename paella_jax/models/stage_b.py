@@ -1,11 +1,10 @@
-"""Würstchen's Stage B: compressor latents -> Stage A latents (reference/wuerstchen.md 4)."""
+"""Würstchen's Stage B: compressor latents -> Stage A latents (docs/models/wuerstchen.md 4)."""
 
 from __future__ import annotations
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from paella_jax.models.antialias_resize import antialias_resize
@@ -25,8 +24,7 @@ from paella_jax.models.layers import (
     timestep_embedding,
 )
 from paella_jax.models.paella import PatchEmbedding, PatchOutput
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class StageB(nn.Module):

@@ -1,18 +1,19 @@
-"""Würstchen's Stage C, the prior: text -> the compressor's latents (reference/wuerstchen.md 5)."""
+"""Würstchen's Stage C, the prior: text -> the compressor's latents.
+
+Source: docs/models/wuerstchen.md 5.
+"""
 
 from __future__ import annotations
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from paella_jax.models.blocks import AttentionBlock, ConvBlock, TimestepBlock
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class StageC(nn.Module):

@@ -1,11 +1,10 @@
-"""aMUSEd's masked transformer over the token grid, a U-ViT (reference/muse.md 2)."""
+"""aMUSEd's masked transformer over the token grid, a U-ViT (docs/models/muse.md 2)."""
 
 from __future__ import annotations
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -22,12 +21,13 @@ from paella_jax.models.uvit_blocks import (
 )
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def micro_condition_embedding(micro_conds: Array, width: int) -> Array:
-    """Sinusoids of numbers such as the image size: all cosines, then all sines (muse.md 2.2).
+    """Sinusoids of numbers such as the image size: all cosines, then all sines.
+
+    Source: docs/models/muse.md 2.2.
 
     Args:
       micro_conds: float [batch, numbers]. Stays float32: bfloat16 would round 513 to 512.

@@ -1,4 +1,4 @@
-"""Blocks of aMUSEd's U-ViT (reference/muse.md 2.3): norms, attention, conv stage, transformer."""
+"""Blocks of aMUSEd's U-ViT (docs/models/muse.md 2.3): norms, attention, conv stage, transformer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from paella_jax.models.layers import Dense, Dtype, GlobalResponseNorm, gelu, lay
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.ops.depthwise import depthwise_conv
 from paella_jax.ops.linear import strided_conv, transposed_conv
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 # open-muse truncates at absolute +-2, a hundred deviations away: plain normals.
 normal = nn.initializers.normal(0.02)

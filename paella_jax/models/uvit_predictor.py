@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.uvit import UViT
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 RELEASED_MICRO_CONDS = 5  # a sixth is the noise level, which the released models are not told
 LEVEL_SCALE = 1000.0  # the sinusoids are made for numbers the size of an image side
 

@@ -1,4 +1,4 @@
-"""The f4 VQGAN: images <-> latents <-> tokens (reference/paella.md 5)."""
+"""The f4 VQGAN: images <-> latents <-> tokens (docs/models/paella.md 5)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from paella_jax.models.layers import (
     pixel_unshuffle,
 )
 from paella_jax.models.quantizer import Quantizer, uniform_codebook
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class LatentBatchNorm(nn.Module):

@@ -1,17 +1,15 @@
-"""aMUSEd's tokenizer, diffusers' VQModel: a ResNet VQGAN (reference/muse.md 2.5)."""
+"""aMUSEd's tokenizer, diffusers' VQModel: a ResNet VQGAN (docs/models/muse.md 2.5)."""
 
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from paella_jax.models.layers import Dense, Dtype
 from paella_jax.models.quantizer import Quantizer, uniform_codebook
 from paella_jax.models.uvit_blocks import SeparateAttention
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 # torch's default, which the reference leaves in place: U(-b, b) with b = 1 / sqrt(inputs).
 torch_default = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
@@ -115,8 +113,8 @@ class VQModel(Quantizer):
     """Encoder, quantiser and decoder. Defaults are aMUSEd's f16 model.
 
     The decoder's levels mirror the encoder's and have one block more each, unless they are given
-    sizes of their own (MUSE's larger decoder, reference/muse.md 1.4). Pixels are in [0, 1] on both
-    sides.
+    sizes of their own (MUSE's larger decoder, docs/models/muse.md 1.4). Pixels are in [0, 1] on
+    both sides.
     """
 
     widths: tuple[int, ...] = (128, 256, 256, 512, 768)  # channels per level, finest first

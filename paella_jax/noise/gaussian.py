@@ -1,4 +1,4 @@
-"""Forward process on real values: Gaussian noise, cosine schedule (reference/wuerstchen.md 5.3).
+"""Forward process on real values: Gaussian noise, cosine schedule (docs/models/wuerstchen.md 5.3).
 
 Noise levels t are float32 in [0, 1], 1 = all noise; any shape of values [batch, ...]. A level's
 `alpha_bar` is the share of the signal's variance that is left. Everything is float32.
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from paella_jax.typing import Array
+
 LOSS_WEIGHTS = ("none", "p2", "p2_paper")
 
 

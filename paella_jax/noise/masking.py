@@ -1,4 +1,4 @@
-"""Forward process of masked transformers: tokens become the mask id (reference/muse.md 1.5, 2.8).
+"""Forward process of masked transformers: tokens become the mask id (docs/models/muse.md 1.5, 2.8).
 
 Every random function takes one PRNG key per sample, as in noise/tokens.py.
 """
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.noise.tokens import uniform_map
+from paella_jax.typing import Array
 
-Array = jax.Array
 MASK_DENSITIES = ("cosine", "uniform")
 
 

@@ -1,4 +1,4 @@
-"""Forward process on tokens: replace a share of them (reference/paella.md 2.6).
+"""Forward process on tokens: replace a share of them (docs/models/paella.md 2.6).
 
 Every function takes one PRNG key per sample, so a sample's noise depends on its own key only: not
 on the batch around it, the number of devices, or how a batch is cut into micro-batches.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def sample_keys(key: Array, index: Array) -> Array:

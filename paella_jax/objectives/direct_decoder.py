@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
-
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 def direct_decoder_objective(

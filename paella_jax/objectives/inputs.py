@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 @struct.dataclass

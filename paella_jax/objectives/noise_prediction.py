@@ -1,4 +1,7 @@
-"""What every latent diffusion trains: predict the noise in noised values (wuerstchen.md 5.3)."""
+"""What every latent diffusion trains: predict the noise in noised values.
+
+Source: docs/models/wuerstchen.md 5.3.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise, loss_weight
 from paella_jax.noise.tokens import sample_noise_level
-
-Array = jax.Array
+from paella_jax.objectives.inputs import Objective, StepInputs
+from paella_jax.typing import Array, Tree
 
 
 def noise_prediction_loss(
@@ -41,3 +44,38 @@ def noise_prediction_loss(
     error = jnp.square(predicted - noise).mean(tuple(range(1, clean.ndim)))
     weight = loss_weight(settings.loss_weight, alpha_bar)
     return (error * weight).mean(), {"noise_mse": error.mean()}
+
+
+def drop_embeddings(keys: Array, embeddings: Array, share: float) -> Array:
+    """Sets a share of the embeddings [batch, width] to zero, the prior's "no text".
+
+    Per sample, by its own key. The reference decides once per per-process batch; the expected
+    share is the same.
+    """
+    drop = jax.vmap(lambda key: jax.random.uniform(key) < share)(keys)[:, None]
+    return jnp.where(drop, 0.0, embeddings)
+
+
+def clip_prior_objective(
+    predict: Callable[[Tree, Array, Array, Array], Array],
+    schedule: CosineSchedule,
+    settings: ConfigDict,
+) -> Objective:
+    """Builds the objective; its batch holds `text_embedding` and `image_embedding` [batch, width].
+
+    Args:
+      predict: (params, noised, t, text_embedding) -> noise.
+      schedule: of the noise.
+      settings: `config.objective` of configs/clip_prior.py.
+    """
+
+    def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
+        noise_keys, drop_keys = jax.vmap(lambda key: jax.random.split(key))(inputs.keys).T
+        text = inputs.batch["text_embedding"].astype(jnp.float32)
+        text = drop_embeddings(drop_keys, text, settings.text_drop)
+        predict_noise = lambda noised, t: predict(params, noised, t, text)
+        clean = inputs.batch["image_embedding"]
+        loss, metrics = noise_prediction_loss(predict_noise, clean, noise_keys, schedule, settings)
+        return loss, (metrics, inputs.model_state)
+
+    return objective

@@ -1,14 +1,14 @@
 """A token predictor's training step: corrupt the tokens, predict the clean ones.
 
-Paella replaces tokens by random ones and weighs all positions (reference/paella.md 2.6, 3); MUSE
-masks an exact number and looks at the masked ones alone (reference/muse.md 1.5, 2.8). Both divide
+Paella replaces tokens by random ones and weighs all positions (docs/models/paella.md 2.6, 3); MUSE
+masks an exact number and looks at the masked ones alone (docs/models/muse.md 1.5, 2.8). Both divide
 by each image's own weight, so that the loss does not depend on how a batch is cut or sharded
 (aMUSEd divides by the batch's masked tokens).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,9 @@ from paella_jax.models.conditioning import Conditioning, ConditionInputs
 from paella_jax.noise.masking import add_mask, sample_mask_ratio
 from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
-from paella_jax.objectives.tokens import weighted_token_loss, with_bias
+from paella_jax.ops.cross_entropy import chunked_cross_entropy
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation",
               "micro_conds")  # fmt: skip # in a batch
 
@@ -37,8 +36,9 @@ def drop_conditions(
     and maps become absent. Where CLIP's is the only text, `text_drop` is its share.
 
     Per sample, by its own key. The reference decides once per per-process batch, which makes the
-    gradient of a small batch all or nothing; the expected shares are the same (paella.md 3). It
-    also skips the image encoder where the whole batch drops it; here it always runs.
+    gradient of a small batch all or nothing; the expected shares are the same
+    (docs/models/paella.md 3). It also skips the image encoder where the whole batch drops it; here
+    it always runs.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
     clip_share = settings.text_drop if inputs.text_ids is None else settings.clip_text_drop
@@ -68,8 +68,8 @@ def drop_conditions(
 def unmasked_padding(inputs: ConditionInputs) -> ConditionInputs:
     """Shows the networks the padding up to the batch's longest text, as the reference does.
 
-    It pads a batch to its longest caption and gives no mask (paella.md 3). Samples whose own text
-    was dropped are padded along with the others, since we drop per sample.
+    It pads a batch to its longest caption and gives no mask (docs/models/paella.md 3). Samples
+    whose own text was dropped are padded along with the others, since we drop per sample.
     """
     if inputs.text_mask is None:
         return inputs
@@ -169,3 +169,56 @@ def token_objective(
         return loss, (metrics, inputs.model_state)
 
     return objective
+
+
+def weighted_token_loss(
+    features: Array,
+    classifier: Array,
+    targets: Array,
+    noise_mask: Array,
+    weight: Array,
+    *,
+    smoothing: float = 0.1,
+    chunks: int = 1,
+) -> tuple[Array, dict[str, Array]]:
+    """Label-smoothed cross-entropy, weighted per token and normalised per image.
+
+    Args:
+      features: [batch, h, w, width], the predictor's output before its classifier.
+      classifier: [width, codes].
+      targets: int32 [batch, h, w], the clean tokens.
+      noise_mask: bool [batch, h, w].
+      weight: float32 [batch, h, w], of each token's loss; not all 0 in an image.
+      smoothing: label smoothing.
+      chunks: see `chunked_cross_entropy`.
+
+    Returns:
+      The scalar loss, and metrics: accuracy over all tokens, over the noised ones, and the
+      unweighted loss of the noised ones.
+    """
+    scores = chunked_cross_entropy(
+        features, classifier, targets, smoothing=smoothing, chunks=chunks
+    )
+    per_image = (scores.loss * weight).sum((1, 2)) / weight.sum((1, 2))
+    noised = noise_mask.astype(jnp.float32)
+    count = jnp.maximum(noised.sum(), 1.0)
+    metrics = {
+        "accuracy": scores.correct.mean(),
+        "accuracy_noised": (scores.correct * noised).sum() / count,
+        "loss_noised": (scores.loss * noised).sum() / count,
+    }
+    return per_image.mean(), metrics
+
+
+def with_bias(features: Array, predictor: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Features and classifier of a predictor's parameters, for a product without a bias.
+
+    A bias (only U-ViTs with `use_bias` have one) becomes the classifier's last row, with ones as
+    the features' last column.
+    """
+    classifier = predictor["classifier"]
+    bias = predictor.get("classifier_bias")
+    if bias is None:
+        return features, classifier
+    ones = jnp.ones((*features.shape[:-1], 1), features.dtype)
+    return jnp.concatenate([features, ones], -1), jnp.concatenate([classifier, bias[None]])

@@ -1,6 +1,6 @@
 """Training a tokenizer: reconstruction, codebook, optional adversarial and perceptual losses.
 
-Weights and switches follow reference/paella.md 5. Dead codes: how often every code is used is
+Weights and switches follow docs/models/paella.md 5. Dead codes: how often every code is used is
 tracked as a moving average; every `revive_every` steps, codes used less than `dead_share` of the
 mean are replaced by badly represented latents of the current batch (the first time, step 0, that
 is all of them, so the codebook starts from data). Codes are left alone from `revive_until` on.
@@ -15,11 +15,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.objectives.adversarial import discriminator_loss, generator_loss
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
-
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 def code_usage(tokens: Array, codebook_size: int) -> Array:
@@ -156,3 +153,34 @@ def revive_dead_codes(params: Tree, model_state: Tree, step: Array, settings: Co
     vqgan = params["vqgan"]
     codebook = jnp.where(dead[:, None], codes["candidates"], vqgan["codebook"])
     return params | {"vqgan": vqgan | {"codebook": codebook}}
+
+
+KINDS = ("hinge", "nonsaturating")
+
+
+def generator_loss(fake_logits: Array, kind: str) -> Array:
+    """What the VQGAN minimises: fakes should look real.
+
+    Args:
+      fake_logits: of reconstructions, any shape.
+      kind: "hinge" (-mean logit), or "nonsaturating" (-log sigmoid, the paper's sigmoid output).
+    """
+    _check(kind)
+    if kind == "hinge":
+        return -fake_logits.mean()
+    return jax.nn.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Array, fake_logits: Array, kind: str) -> Array:
+    """What the discriminator minimises: real above, fake below."""
+    _check(kind)
+    if kind == "hinge":
+        penalty = lambda logits: jax.nn.relu(1.0 - logits)
+    else:
+        penalty = lambda logits: jax.nn.softplus(-logits)
+    return 0.5 * (jnp.mean(penalty(real_logits)) + jnp.mean(penalty(-fake_logits)))
+
+
+def _check(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"adversarial_loss must be one of {KINDS}, got {kind!r}")

@@ -1,10 +1,9 @@
-"""Training steps of Würstchen's Stage B and Stage C (reference/wuerstchen.md 4.4, 5.3, 5.4)."""
+"""Training steps of Würstchen's Stage B and Stage C (docs/models/wuerstchen.md 4.4, 5.3, 5.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,8 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 # (params, frozen, ids, mask, batch size, dropout key) -> the text part of a conditioning
 EncodeText = Callable[[Tree, Tree, Array | None, Array | None, int, Array], Conditioning]
 

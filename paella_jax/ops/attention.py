@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def dot_product_attention(

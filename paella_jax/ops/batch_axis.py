@@ -1,18 +1,18 @@
 """Where the batch axis lies on a mesh, for the few places that pin it.
 
 The batch is sharded over ("fsdp", "data") in that order. With ("data", "fsdp") XLA returns
-silently wrong gradients on meshes whose fsdp and tensor sizes are equal (stack-facts.md 3.1).
+silently wrong gradients on meshes whose fsdp and tensor sizes are equal (docs/jax.md 3.1).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
-Tree = Any
+from paella_jax.typing import Tree
+
 AXES = ("fsdp", "data")
 BATCH = P(AXES)
 

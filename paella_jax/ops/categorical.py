@@ -3,7 +3,7 @@
 On CPU: inverse CDF in two levels (16 times faster than Gumbel noise for 8192 classes, since the
 logarithms of the noise are what costs). On accelerators: Gumbel noise, which XLA fuses into one
 pass over the logits. Both draw from the same distribution, but not the same tokens
-(reference/stack-facts.md 8), so a sampler's result depends on the platform unless it is named.
+(docs/jax.md 8), so a sampler's result depends on the platform unless it is named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def _groups(classes: int) -> tuple[int, int]:

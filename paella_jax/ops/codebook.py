@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from paella_jax.ops.linear import dense
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def nearest_code(vectors: Array, codebook: Array) -> Array:
-    """Index of the closest code in squared Euclidean distance, expanded form (paella.md 5).
+    """Index of the closest code in squared Euclidean distance, expanded form.
+
+    Source: docs/models/paella.md 5.
 
     Args:
       vectors: [..., C].

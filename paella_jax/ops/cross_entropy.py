@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from paella_jax.ops.linear import dense
-
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 class TokenScores(NamedTuple):

@@ -1,7 +1,7 @@
 """Depthwise k x k convolution: the one hand-tuned operator of the package.
 
 XLA's grouped convolution is 15-60 times slower than it could be on CPU, and fine on TPU and GPU
-(reference/stack-facts.md 7.1). So on CPU the convolution is a sum of shifted multiply-adds with a
+(docs/jax.md 7.1). So on CPU the convolution is a sum of shifted multiply-adds with a
 hand-written gradient; elsewhere it is the backend's convolution. The choice is made when a program
 is lowered for a platform, not when it is traced.
 """
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def _taps(x: Array, kernel: Array, pad: int) -> Array:

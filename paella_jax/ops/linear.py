@@ -1,7 +1,7 @@
 """Dense layers and stride-2 (transposed) convolutions in the form each backend runs fastest.
 
 On CPU a strided convolution is space-to-depth plus one matrix product, 2-35 times faster than
-XLA's (reference/stack-facts.md 7.2); on accelerators it stays the backend's convolution.
+XLA's (docs/jax.md 7.2); on accelerators it stays the backend's convolution.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax import lax
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 
 def dense(x: Array, kernel: Array, *, precision_dtype: jnp.dtype | None = None) -> Array:

@@ -1,4 +1,4 @@
-"""Samplers for Gaussian noise: DDPM, DDIM, DPM-Solver++ (reference/wuerstchen.md 5.3, 5.5).
+"""Samplers for Gaussian noise: DDPM, DDIM, DPM-Solver++ (docs/models/wuerstchen.md 5.3, 5.5).
 
 The whole loop is one `lax.scan`; its carry is the values (DPM-Solver++: and the last prediction of
 the clean values). The networks predict the noise.
@@ -28,8 +28,8 @@ from paella_jax.noise.tokens import sample_keys
 from paella_jax.sampling.dpm_solver import dpm_corrections, dpm_step
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.typing import Array
 
-Array = jax.Array
 # Values, and the clean values predicted in the step before (None unless the stepper is "dpm++").
 Carry = tuple[Array, Any]
 STEPPERS = ("ddpm", "ddim", "dpm++")

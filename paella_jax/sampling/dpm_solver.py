@@ -8,12 +8,11 @@ the last two predictions to the middle of the step.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from paella_jax.noise.gaussian import per_sample
+from paella_jax.typing import Array
 
-Array = jax.Array
 FEW_STEPS = 15  # below this the last step is first order
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from paella_jax.typing import Array
 
 # (tokens [batch, h, w], t [batch]) -> logits [batch, h, w, codes]
 Predict = Callable[[Array, Array], Array]

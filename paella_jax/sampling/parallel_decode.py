@@ -1,6 +1,6 @@
 """MUSE's sampler: predict every token, keep the most confident, mask the rest, repeat.
 
-It is aMUSEd's scheduler (reference/muse.md 2.6), as one `lax.scan` over the steps whose carry is
+It is aMUSEd's scheduler (docs/models/muse.md 2.6), as one `lax.scan` over the steps whose carry is
 the tokens. Known tokens never change; after the last step nothing is masked.
 """
 
@@ -22,8 +22,8 @@ from paella_jax.ops.categorical import draw_categorical
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.renoise import START_KEY, Draw, Known, Ramps, sample_keys_at
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.typing import Array
 
-Array = jax.Array
 SCHEDULES = ("cosine", "linear", "power")
 KEYS_PER_STEP = 2  # the token draw, the choice of what to mask
 SMALLEST = 1e-20  # where the reference clips probabilities and uniform draws

@@ -1,4 +1,4 @@
-"""Paella's sampler: predict every token, draw, renoise, repeat (reference/paella.md 4.1).
+"""Paella's sampler: predict every token, draw, renoise, repeat (docs/models/paella.md 4.1).
 
 The whole loop is `lax.scan`; its carry is the tokens, logits are never stored across steps.
 """
@@ -20,11 +20,11 @@ from jax import lax
 from paella_jax.noise.tokens import random_tokens, replace_tokens, sample_keys, uniform_map
 from paella_jax.ops.categorical import draw_categorical
 from paella_jax.ops.codebook import nearest_code
+from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.schedule import linear_ramp
-from paella_jax.sampling.typical import typical_filter
+from paella_jax.typing import Array
 
-Array = jax.Array
 RENOISE_MODES = ("initial", "previous", "fresh")
 RENOISE_CHOICES = ("random", "confidence")
 DRAWS = ("categorical", "argmax", "quantize")

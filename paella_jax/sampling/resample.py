@@ -1,4 +1,6 @@
-"""Mask-free editing: draw a few random tokens of an image again, many times (muse.md 1.7).
+"""Mask-free editing: draw a few random tokens of an image again, many times.
+
+Source: docs/models/muse.md 1.7.
 
 Each round corrupts a random share of the tokens and draws them conditioned on the others and the
 prompt (Gibbs sampling), so that the image moves towards the prompt without a mask from the user.
@@ -20,12 +22,12 @@ from jax import lax
 from paella_jax.noise.masking import apply_mask, exact_mask
 from paella_jax.noise.tokens import random_tokens, sample_keys, uniform_map
 from paella_jax.ops.categorical import draw_categorical
+from paella_jax.sampling.filters import top_k_filter
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.renoise import Known, Ramps, sample_keys_at
 from paella_jax.sampling.schedule import linear_ramp
-from paella_jax.sampling.top_k import top_k_filter
+from paella_jax.typing import Array
 
-Array = jax.Array
 KEYS_PER_ROUND = 3  # which tokens, their noise (uniform corruption only), the draw
 NEVER = 2.0  # above every uniform draw: such a position is chosen last
 

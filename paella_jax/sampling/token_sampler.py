@@ -14,8 +14,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
 from paella_jax.sampling.renoise import (
@@ -25,8 +23,8 @@ from paella_jax.sampling.renoise import (
     check_masked,
     sample,
 )
+from paella_jax.typing import Array
 
-Array = jax.Array
 CORRUPTIONS = ("uniform", "mask")
 SAMPLERS = ("random", "confidence")
 TokenSettings = RenoiseSettings | ParallelDecodeSettings

@@ -17,8 +17,8 @@ from paella_jax.training.method import Method
 from paella_jax.training.metrics import report
 from paella_jax.training.sharding import abstract_batch, replicated
 from paella_jax.training.step import make_train_step
+from paella_jax.typing import Tree
 
-Tree = Any
 MIB = 2**20
 # For a program that is only looked at: no machine code worth running, the same partitioning.
 FOR_LOOKING = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

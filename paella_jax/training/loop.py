@@ -20,26 +20,26 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from paella_jax.config import UserError
 from paella_jax.data.loader import make_iterator
-from paella_jax.training.checkpoint import Checkpointer
+from paella_jax.runs.checkpoint import Checkpointer
 from paella_jax.training.compiled_step import StepPrograms
-from paella_jax.training.lora import frozen_shardings
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
 from paella_jax.training.sharding import (
     check_batch,
+    frozen_shardings,
     make_mesh,
     replicated,
     shard_batch,
     state_shardings,
 )
 from paella_jax.training.state import TrainState, create_state
+from paella_jax.typing import Tree
 
-Tree = Any
 
-
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """A loss or gradient is not finite; the message names the step."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -13,8 +12,7 @@ from paella_jax.data.loader import Source, Transform
 from paella_jax.objectives.inputs import Objective
 from paella_jax.training.state import TrainState
 from paella_jax.training.step import AfterUpdate
-
-Tree = Any
+from paella_jax.typing import Tree
 
 
 @dataclass(frozen=True)

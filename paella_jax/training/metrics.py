@@ -12,9 +12,8 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from paella_jax.training.checkpoint import write_atomically
-
-METRICS_FILE = "metrics.jsonl"
+from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.folder import METRICS_FILE, read_metrics
 
 
 def report(message: str) -> None:
@@ -54,17 +53,6 @@ def _cut_after(file: Path, step: int) -> None:
         rows = read_metrics(file)
         kept = [json.dumps(row) for row in rows if row["step"] <= step]
         write_atomically(file, "".join(line + "\n" for line in kept))
-
-
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; a last line cut off by a kill is left out."""
-    rows = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def _tensorboard(workdir: Path) -> Any:

@@ -13,9 +13,8 @@ from flax.traverse_util import flatten_dict, path_aware_map
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 KINDS = ("adamw", "adafactor")
 MIN_FACTORED_SIZE = 128  # matrices with a smaller side keep their full second moments
 MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
@@ -101,7 +100,7 @@ def decay_mask(pattern: str) -> Callable[[Tree], Tree]:
 def _adafactor(
     optim: ConfigDict, schedule: optax.Schedule, mask: Callable[[Tree], Tree] | None
 ) -> optax.GradientTransformation:
-    """Adafactor (Shazeer & Stern 2018) as MUSE's settings name it: muse.md 1.2.
+    """Adafactor (Shazeer & Stern 2018) as MUSE's settings name it: docs/models/muse.md 1.2.
 
     Built from optax's parts, as `optax.adafactor` differs from those settings: it scales steps by
     the size of the parameters, raises beta2 towards 1 with the step, and does not scale the decay

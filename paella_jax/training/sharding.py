@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,9 +14,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from paella_jax.config import UserError
 from paella_jax.ops.batch_axis import BATCH
+from paella_jax.runs.lora import BASE
+from paella_jax.typing import Tree
 
-Tree = Any
 AXES = ("data", "fsdp", "tensor")
 MIN_SHARD_SIZE = 2**14  # smaller arrays stay whole on every device
 MAX_REPLICATED_SHARE = 0.02
@@ -34,7 +37,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 )
 
 
-class MeshError(ValueError):
+class MeshError(UserError, ValueError):
     """The mesh does not fit the devices or the batch."""
 
 
@@ -139,3 +142,20 @@ def abstract_batch(local: dict[str, np.ndarray], mesh: Mesh, processes: int) -> 
         (x.shape[0] * processes, *x.shape[1:]), jnp.asarray(x).dtype, sharding=batch_sharding(mesh)
     )
     return jax.tree.map(describe, local)
+
+
+# Frozen networks above this size are sharded over "fsdp": gathering them costs less than holding
+# them whole (ByT5-XL alone is 4.6 GiB).
+LARGE_BYTES = 256 * 2**20
+
+
+def frozen_shardings(frozen: Mapping[str, Tree], mesh: Mesh) -> dict[str, Tree]:
+    """A LoRA base and large frozen networks sharded as if they were trained, small ones whole.
+
+    Raises:
+      MeshError: one does not divide (`state_shardings`).
+    """
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    sharded = lambda name, tree: name == BASE or size(tree) > LARGE_BYTES
+    whole = replicated(mesh)
+    return {n: state_shardings(t, mesh) if sharded(n, t) else whole for n, t in frozen.items()}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-Array = jax.Array
-Tree = Any
+from paella_jax.typing import Array, Tree
 
 
 @struct.dataclass

@@ -16,9 +16,8 @@ from paella_jax.objectives.inputs import Objective, StepInputs
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.training.optim import make_optimizer, make_schedule
 from paella_jax.training.state import TrainState
+from paella_jax.typing import Array, Tree
 
-Array = jax.Array
-Tree = Any
 Metrics = dict[str, Array]
 # (params, model_state, step, objective settings) -> params, after the optimiser's update
 AfterUpdate = Callable[[Tree, Tree, Array], Tree]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paella_jax.training.checkpoint import write_atomically
+from paella_jax.files.atomic import write_atomically
 from paella_jax.training.loop import RunResult
 
 FILE = "timing.json"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert import clip, open_clip
+from paella_jax.encoders import clip_weights as clip
 from paella_jax.encoders.clip_preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -168,70 +168,6 @@ def test_text_weights_round_trip_bitwise(text_folder):
 
 def test_vision_weights_round_trip_bitwise(vision_folder):
     _check_round_trip(vision_folder, "vision")
-
-
-# Hugging Face name -> OpenCLIP's, without the tower's prefixes.
-RENAMED = [
-    (r"embeddings\.token_embedding", "token_embedding"),
-    (r"embeddings\.position_embedding\.weight", "positional_embedding"),
-    (r"embeddings\.patch_embedding", "conv1"),
-    (r"embeddings\.class_embedding", "class_embedding"),
-    (r"encoder\.layers\.", "transformer.resblocks."),
-    (r"\.layer_norm([12])\.", r".ln_\1."),
-    (r"\.self_attn\.", ".attn."),
-    (r"\.fc1\.", ".c_fc."),
-    (r"\.fc2\.", ".c_proj."),
-    (r"final_layer_norm", "ln_final"),
-    (r"pre_layrnorm", "ln_pre"),
-    (r"post_layernorm", "ln_post"),
-]
-
-
-def _as_open_clip(weights, tower):
-    """The stored tensors as OpenCLIP would store them."""
-    renamed = {}
-    for name, array in weights.items():
-        if name in ("text_projection.weight", "visual_projection.weight"):
-            renamed["proj" if tower else "text_projection"] = array.T
-            continue
-        name = re.sub(r"^(text|vision)_model\.", "", name)
-        for pattern, replacement in RENAMED:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = array
-    for name in [name for name in renamed if ".attn.q_proj." in name]:
-        parts = [renamed.pop(name.replace("q_proj", f"{p}_proj")) for p in "qkv"]
-        joint = name.replace("q_proj.", "in_proj_")
-        renamed[joint] = np.concatenate(parts)
-    return {tower + name: array for name, array in renamed.items()}
-
-
-def test_open_clip_text_is_the_same(text_folder):
-    module, params, io = _text(text_folder)
-    theirs = _as_open_clip(golden.weights_of(text_folder, "model.safetensors"), "")
-    extra = {"logit_scale": np.float32(4.6), "visual.proj": np.zeros((3, 2), np.float32)}
-    ours = open_clip.clip_text_from_open_clip(theirs, module.num_heads, module.activation)
-    assert ours == module.clone(end_token=None)
-    loaded = open_clip.import_open_clip_text(theirs | extra, ours)
-    golden.same_tensors(open_clip.export_open_clip_text(loaded, ours), theirs)
-    first, second = _run(module, params, _ids(io)), _run(ours, loaded, _ids(io))
-    for one, other in zip(first.hidden_states, second.hidden_states, strict=True):
-        np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(first.last_hidden_state, second.last_hidden_state)
-    if module.end_token is None:
-        np.testing.assert_array_equal(first.embedding, second.embedding)
-
-
-def test_open_clip_vision_is_the_same(vision_folder):
-    module, params, io = _vision(vision_folder)
-    theirs = _as_open_clip(golden.weights_of(vision_folder, "model.safetensors"), "visual.")
-    extra = {"logit_scale": np.float32(4.6), "text_projection": np.zeros((3, 2), np.float32)}
-    ours = open_clip.clip_vision_from_open_clip(theirs, module.num_heads, module.activation)
-    assert ours == module
-    loaded = open_clip.import_open_clip_vision(theirs | extra, ours)
-    golden.same_tensors(open_clip.export_open_clip_vision(loaded, ours), theirs)
-    first, second = _run(module, params, _pixels(io)), _run(ours, loaded, _pixels(io))
-    np.testing.assert_array_equal(first.embedding, second.embedding)
-    np.testing.assert_array_equal(first.last_hidden_state, second.last_hidden_state)
 
 
 # Training

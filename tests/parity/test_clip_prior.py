@@ -13,7 +13,7 @@ from paella_jax.convert.clip_prior import (
     import_clip_prior,
     infer_clip_prior,
 )
-from paella_jax.convert.tensors import ConversionError
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.layers import timestep_embedding
 

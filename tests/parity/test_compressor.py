@@ -20,9 +20,9 @@ from paella_jax.convert.compressor import (
     import_compressor,
     infer_compressor,
 )
-from paella_jax.convert.tensors import ConversionError
 from paella_jax.encoders.clip_preprocess import resize_short_side
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess, normalise
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.compressor import (
     Compressor,
     CompressorBlock,

@@ -14,11 +14,11 @@ from paella_jax.convert.paella import (
     paella_entries,
     paella_from_reference_config,
 )
-from paella_jax.convert.tensors import ConversionError, export_tensors
+from paella_jax.files.tensors import ConversionError, export_tensors
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import timestep_embedding
 from paella_jax.noise.tokens import loss_weight, replace_tokens
-from paella_jax.objectives.tokens import weighted_token_loss
+from paella_jax.objectives.token_prediction import weighted_token_loss
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 

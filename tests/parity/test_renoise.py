@@ -16,10 +16,10 @@ from paella_jax.convert.paella import import_paella, paella_from_reference_confi
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.tokens import loss_weight, replace_tokens
 from paella_jax.ops.codebook import nearest_code
+from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import combine, guide, guide_jointly
 from paella_jax.sampling.renoise import Randomness, RenoiseSettings, sample
 from paella_jax.sampling.schedule import linear_ramp
-from paella_jax.sampling.typical import typical_filter
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 

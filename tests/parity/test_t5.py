@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paella_jax.convert.t5 import export_t5, import_t5, load_t5_folder
+from paella_jax.encoders.t5_weights import export_t5, import_t5, load_t5_folder
 
 TOLERANCE = 1e-4
 

@@ -19,7 +19,7 @@ from paella_jax.convert.amused import (
     uvit_diffusers_config,
     uvit_from_diffusers_config,
 )
-from paella_jax.convert.tensors import ConversionError
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.uvit import UViT, micro_condition_embedding
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

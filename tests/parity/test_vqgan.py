@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.tensors import ConversionError
 from paella_jax.convert.vqgan import (
     export_vqgan,
     import_vqgan,
     vqgan_from_diffusers_config,
     vqgan_from_reference_config,
 )
+from paella_jax.files.tensors import ConversionError
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 

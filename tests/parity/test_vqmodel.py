@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.tensors import ConversionError
 from paella_jax.convert.vqmodel import (
     abstract_vqmodel,
     export_vqmodel,
@@ -20,6 +19,7 @@ from paella_jax.convert.vqmodel import (
     vqmodel_diffusers_config,
     vqmodel_from_diffusers_config,
 )
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.vqmodel import VQModel
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

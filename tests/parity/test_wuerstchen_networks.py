@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from paella_jax.convert import wuerstchen
-from paella_jax.convert.tensors import ConversionError, flatten
+from paella_jax.files.tensors import ConversionError, flatten
 from paella_jax.models.antialias_resize import antialias_resize
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import layer_norm, timestep_embedding

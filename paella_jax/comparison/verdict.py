@@ -1,0 +1,147 @@
+"""Sentences about a comparison: who wins at what, and what each factor changes by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from paella_jax.comparison.rows import (
+    FACTORS,
+    METRICS,
+    STEP_METRICS,
+    Estimate,
+    Row,
+    by_cell,
+    by_training,
+    check_rows,
+    estimate,
+    over_seeds,
+    read,
+    reference_steps,
+)
+
+PAIRED = ("seen_exact", "heldout_attributes", "frechet", "diversity", "seconds_per_image")
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], main_steps: int | None = None) -> list[str]:
+    """Plain sentences: first the winners, then the average effect of each factor.
+
+    A margin counts only if it exceeds the larger of the two cells' standard deviations over
+    seeds. That is a rule of thumb and not a test: few seeds estimate it badly, and the best of
+    many cells is lucky on average.
+
+    Raises:
+      ValueError: as `check_rows`.
+    """
+    clean = check_rows(rows)
+    steps = reference_steps(clean, main_steps)
+    return _winners(clean, steps) + _paired(clean, steps)
+
+
+def _winners(rows: Sequence[Row], steps: str) -> list[str]:
+    cells = by_cell(rows)
+    fewest = next(iter(rows[0]["by_steps"]))
+    sentences = []
+    for name in ("seen_exact", "heldout_exact", "heldout_attributes", "frechet", "diversity"):
+        sentences.append(_winner(cells, name, steps, f"at {steps} steps"))
+    sentences.append(_winner(cells, "seconds_per_image", steps, f"at {steps} steps"))
+    if fewest != steps:
+        where = f"with the fewest steps ({fewest})"
+        sentences += [_winner(cells, n, fewest, where) for n in ("seen_exact", "frechet")]
+    for corruption in dict.fromkeys(row["corruption"] for row in rows):
+        # Not across corruptions: a mask tells which tokens are missing, a random code does not.
+        own = by_training([row for row in rows if row["corruption"] == corruption])
+        where = f"on corrupted tokens, {corruption} corruption, mean over the levels"
+        sentences.append(_winner(own, "cross_entropy", None, where))
+    return [sentence for sentence in sentences if sentence]
+
+
+def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, where: str) -> str:
+    """One sentence about the best and the second best; empty if fewer than two were measured."""
+    metric = METRICS[name]
+    found = {group: over_seeds(rows, name, steps) for group, rows in groups.items()}
+    sign = 1 if metric.higher_is_better is False else -1
+    word = "highest" if metric.higher_is_better is None else "best"
+    ranked = sorted(
+        ((group, e) for group, e in found.items() if e.seeds), key=lambda item: sign * item[1].mean
+    )
+    if len(ranked) < 2:
+        return ""
+    (first, best), (second, next_best) = ranked[:2]
+    title = metric.title[0].upper() + metric.title[1:]
+    margin = abs(best.mean - next_best.mean)
+    shown = [e.show(metric.digits) for e in (best, next_best)]
+    if margin == 0.0:
+        tied = [group for group, e in ranked if e.mean == best.mean]
+        names = "all" if len(tied) == len(ranked) else f"{', '.join(tied[:-1])} and {tied[-1]}"
+        return f"{title} {where}: {names} tie at {shown[0]}."
+    return (
+        f"{title} {where}: {first} is {word} with {shown[0]}, {margin:.{metric.digits}f} ahead of "
+        f"{second} ({shown[1]}); {_weight(margin, best, next_best, metric.digits)}."
+    )
+
+
+def _weight(margin: float, first: Estimate, second: Estimate, digits: int) -> str:
+    if math.isnan(first.spread) or math.isnan(second.spread):
+        return "one seed, so the spread over seeds is unknown"
+    spread = max(first.spread, second.spread)
+    if margin > spread:
+        return f"more than the spread over seeds ({spread:.{digits}f})"
+    return f"within the spread over seeds ({spread:.{digits}f}), so undecided"
+
+
+def _paired(rows: Sequence[Row], steps: str) -> list[str]:
+    """For each factor and pair of its values, over all pairs of rows that differ in it alone."""
+    sentences = []
+    for factor in FACTORS:
+        values = list(dict.fromkeys(row[factor] for row in rows))
+        for before, after in combinations(values, 2):
+            pairs = _pairs(rows, factor, before, after)
+            effects = [_effect(pairs, name, steps) for name in PAIRED]
+            if factor == "network":  # the sampler cannot change it, corruptions do not compare
+                effects.append(_effect(_one_per_training(pairs), "cross_entropy", None))
+            known = [effect for effect in effects if effect]
+            if known:
+                sentences.append(
+                    f"{factor.capitalize()} {after} instead of {before}, all else equal, at "
+                    f"{steps} steps (mean ± spread over pairs): {'; '.join(known)}."
+                )
+    return sentences
+
+
+def _pairs(rows: Sequence[Row], factor: str, before: str, after: str) -> list[tuple[Row, Row]]:
+    others = [name for name in (*FACTORS, "seed") if name != factor]
+    index = {(row[factor], *(row[name] for name in others)): row for row in rows}
+    pairs = []
+    for (value, *rest), row in index.items():
+        partner = index.get((after, *rest))
+        if value == before and partner is not None:
+            pairs.append((row, partner))
+    return pairs
+
+
+def _one_per_training(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
+    first: dict[tuple[str, int], tuple[Row, Row]] = {}
+    for pair in pairs:
+        first.setdefault((pair[0]["corruption"], pair[0]["seed"]), pair)
+    return list(first.values())
+
+
+def _effect(pairs: Sequence[tuple[Row, Row]], name: str, steps: str | None) -> str:
+    """As "seen exact match +0.030 ± 0.010 (better in 5 of 6)"; empty without a measured pair."""
+    metric = METRICS[name]
+    at = steps if name in STEP_METRICS else None
+    changes = [read(after, name, at) - read(before, name, at) for before, after in pairs]
+    changes = [change for change in changes if not math.isnan(change)]
+    if not changes:
+        return ""
+    mean, spread, count = estimate(changes)
+    sign = -1 if metric.higher_is_better is False else 1
+    word = "higher" if metric.higher_is_better is None else "better"
+    count_better = sum(sign * change > 0 for change in changes)
+    shown = f"{mean:+.{metric.digits}f}"
+    if not math.isnan(spread):
+        shown += f" ± {spread:.{metric.digits}f}"
+    return f"{metric.title} {shown} ({word} in {count_better} of {count})"

@@ -1,0 +1,198 @@
+"""PyTorch weight files (`.pt`, `.pth`, `.bin`), read without torch and without running anything.
+
+Such a file is a pickle of nested dicts (convert/torch_pickle.py) whose tensors point into raw
+storages. Tensors become views of the memory-mapped file, so a large file is never copied.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.files.torch_pickle import MAX_PICKLE_BYTES, StoredTensor, TorchStorage, unpickle
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+# Where training scripts put the weights, the most trusted first.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema", "ema_model",
+            "params", "params_ema", "module", "net", "weights")  # fmt: skip
+# What distributed and compiled modules put before every name.
+PREFIXES = ("module.", "_orig_mod.")
+# A storage's key -> where its bytes begin in the file, and how many they are.
+Places = Mapping[str, tuple[int, int]]
+
+
+def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
+    """Tensors of a file written by `torch.save`, zip (torch >= 1.6) or legacy.
+
+    Args:
+      file: its path; the suffix does not matter.
+      key: the entry that holds the weights, when the file is a dict of several things. Default:
+        the first of WRAPPERS that does; `Weights.source` tells which.
+
+    Returns:
+      name -> read-only array, a view of the file where it lies there contiguously or strided.
+      A leading `module.` of distributed training is dropped.
+
+    Raises:
+      ConversionError: cut off, not written by torch, compressed or encrypted, a pickle that names
+        anything but tensors, or no tensors inside. Nothing of the file is ever executed.
+    """
+    path = Path(file)
+    try:
+        if not path.is_file() or path.stat().st_size < 16:
+            raise ConversionError("missing or empty; give a file written by torch.save")
+        raw = np.asarray(np.memmap(path, np.uint8, "r"))
+        is_zip = bytes(raw[:4]) == b"PK\x03\x04"
+        content, starts = _read_zip(path, raw) if is_zip else _read_legacy(raw)
+        tensors, note, entries = _state_dict(content, key)
+        arrays = {name: _array(raw, tensor, starts) for name, tensor in tensors.items()}
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    source = f"torch file ({'zip' if is_zip else 'legacy'} format){note}"
+    return Weights(arrays, source, (path,), entries)
+
+
+def _read_zip(path: Path, raw: np.ndarray) -> tuple[Any, Places]:
+    """The pickled object, and where each storage's bytes begin and how many they are."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+        raise ConversionError(f"the zip is cut off or damaged ({error}); download again") from error
+    pickles = [name for name in infos if name.split("/")[1:] == ["data.pkl"]]
+    if len(pickles) != 1:
+        raise ConversionError(
+            "a zip archive, but not one of torch.save (no data.pkl inside); unpack it first and "
+            "give the weights file"
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    record = lambda name: bytes(_piece(raw, *_stored(infos[root + name], raw)))
+    if root + "byteorder" in infos and record("byteorder") != b"little":
+        raise ConversionError("was written on a big-endian machine; save it again on a common one")
+    start, size = _stored(infos[pickles[0]], raw)
+    if size > MAX_PICKLE_BYTES:
+        raise ConversionError(f"its pickle has {size} bytes, more than any model needs; refused")
+    content, storages, _ = unpickle(bytes(_piece(raw, start, size)))
+    names = {key: f"{root}data/{key}" for key in storages}
+    return content, {k: _stored(infos[n], raw) for k, n in names.items() if n in infos}
+
+
+def _stored(info: zipfile.ZipInfo, raw: np.ndarray) -> tuple[int, int]:
+    """Start and size of a zip entry's bytes, which torch never compresses."""
+    if info.flag_bits & 1:
+        raise ConversionError(f"{info.filename} is encrypted; unlock the archive first")
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        raise ConversionError(
+            f"{info.filename} is compressed, which torch.save never does; unpack the archive and "
+            "pack it again without compression"
+        )
+    header = bytes(_piece(raw, info.header_offset, 30))
+    if header[:4] != b"PK\x03\x04":
+        raise ConversionError("the zip's table does not fit its content; download it again")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    start = info.header_offset + 30 + name_length + extra_length
+    _piece(raw, start, info.file_size)
+    return start, info.file_size
+
+
+def _piece(raw: np.ndarray, start: int, size: int) -> np.ndarray:
+    if start < 0 or size < 0 or start + size > raw.size:
+        raise ConversionError(
+            f"cut off: it has {raw.size} bytes and needs {start + size}; download it again"
+        )
+    return raw[start : start + size]
+
+
+def _read_legacy(raw: np.ndarray) -> tuple[Any, Places]:
+    """As `_read_zip`: magic number, protocol, system, object, storage keys, then the storages."""
+    position = 0
+
+    def load() -> tuple[Any, dict[str, TorchStorage]]:
+        nonlocal position
+        value, storages, length = unpickle(bytes(raw[position : position + MAX_PICKLE_BYTES]))
+        position += length
+        return value, storages
+
+    if raw[0] != 0x80 or load()[0] != LEGACY_MAGIC or load()[0] != LEGACY_PROTOCOL:
+        raise ConversionError("not a file of torch.save; give the weights file itself")
+    system, _ = load()
+    if not isinstance(system, dict) or not system.get("little_endian", True):
+        raise ConversionError("was written on a big-endian machine; save it again on a common one")
+    content, storages = load()
+    keys, _ = load()
+    starts: dict[str, tuple[int, int]] = {}
+    for key in keys if isinstance(keys, list) else []:
+        numel = struct.unpack("<q", bytes(_piece(raw, position, 8)))[0]
+        if key not in storages:
+            raise ConversionError(f"storage {key} belongs to no tensor; the file is damaged")
+        size = numel * storages[key].dtype.itemsize
+        _piece(raw, position + 8, size)
+        starts[key] = (position + 8, size)
+        position += 8 + size
+    return content, starts
+
+
+def _array(raw: np.ndarray, tensor: StoredTensor, starts: Places) -> np.ndarray:
+    storage, size = tensor.storage, tensor.storage.dtype.itemsize
+    if storage.key not in starts:
+        raise ConversionError(f"storage {storage.key} is missing; download it again")
+    start, length = starts[storage.key]
+    begin, end = storage.start * size, (storage.start + storage.numel) * size
+    if end > length:
+        raise ConversionError(
+            f"storage {storage.key} has {length} bytes where the pickle promises {end}; download "
+            "it again"
+        )
+    numbers = raw[start + begin : start + end].view(storage.dtype)
+    strides = [step * size for step in tensor.stride]
+    return np.lib.stride_tricks.as_strided(
+        numbers[tensor.offset :], tensor.size, strides, writeable=False
+    )
+
+
+def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor], str, list[str]]:
+    """The dict of tensors inside what a training script saved, where it was, all such entries."""
+    if not isinstance(content, dict):
+        raise ConversionError(
+            f"holds a {type(content).__name__.strip('_').lower()}, not a state dict; save "
+            "model.state_dict() instead of the model"
+        )
+    inside = {name: _tensors_of(value) for name, value in content.items() if _tensors_of(value)}
+    if key is not None and key not in inside:
+        raise ConversionError(f"has no weights under the key {key!r}; there are {sorted(inside)}")
+    known = [name for name in WRAPPERS if name in inside]
+    plain = _tensors_of(content)
+    if key is None and plain and not known:
+        return _without_prefix(plain), "", []
+    if key is None:
+        chosen = known[:1] or [name for name in inside if "optim" not in str(name)]
+        if len(chosen) != 1:
+            raise ConversionError(
+                f"no single state dict inside; its entries are {sorted(map(str, content))}"
+                + (f"; choose one of {sorted(map(str, inside))} with --key" if inside else "")
+            )
+        key = chosen[0]
+    others = [repr(name) for name in known if name != key]
+    note = f", weights under the key {key!r}"
+    note += f" (also {', '.join(others)})" if others else ""
+    return _without_prefix(inside[key]), note, [str(name) for name in inside]
+
+
+def _tensors_of(value: Any) -> dict[str, StoredTensor]:
+    if not isinstance(value, dict):
+        return {}
+    return {n: t for n, t in value.items() if isinstance(t, StoredTensor) and isinstance(n, str)}
+
+
+def _without_prefix(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors

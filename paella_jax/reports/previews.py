@@ -1,0 +1,127 @@
+"""Pictures and scores that a run writes while it trains: samples of validation captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.data.build import make_source
+from paella_jax.evaluation.oracle import score_images
+from paella_jax.families.stage_b import COMPRESSOR, load_carried_stage_a, make_stage_b
+from paella_jax.families.tokens import load_networks
+from paella_jax.images.write import save_grid
+from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.pipelines.wuerstchen import WuerstchenPipeline, load_stage_c_pipeline
+from paella_jax.training.state import TrainState
+from paella_jax.typing import Tree
+
+Preview = Callable[[TrainState, Tree, Path], dict[str, float]]
+SHOWN = 16
+
+
+def token_preview(config: ConfigDict, workdir: Path) -> Preview:
+    """Samples captions of the validation split; super-resolution enlarges their small pictures."""
+    pipelines: list[TokenPipeline] = []
+
+    def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:
+        if not pipelines:
+            networks, _ = load_networks(config, workdir)
+            pipelines.append(TokenPipeline(networks, state.eval_params, frozen, config))
+        pipelines[0].set_params(state.eval_params, frozen)
+        low: dict[str, Any] = {}
+        if config.cell.network == "super_resolution":
+            images = np.stack([sample["image"] for sample in _validation_samples(config)])
+            low["low_tokens"] = pipelines[0].encode_low(images)
+        return pipelines[0].generate(captions, seed=list(range(len(captions))), **low).images
+
+    return _captioned(config, draw)
+
+
+def stage_c_preview(config: ConfigDict, workdir: Path) -> Preview:
+    """Samples captions through all three stages."""
+    pipelines: list[WuerstchenPipeline] = []
+
+    def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:
+        texts = {name: tree for name, tree in frozen.items() if name != COMPRESSOR}
+        weights = (state.eval_params, texts)
+        if not pipelines:
+            pipelines.append(load_stage_c_pipeline(config, workdir, weights))
+        pipelines[0].set_weights("stage_c", weights)
+        return pipelines[0].generate(captions, seed=list(range(len(captions)))).images
+
+    return _captioned(config, draw)
+
+
+def _captioned(
+    config: ConfigDict, draw: Callable[[TrainState, Tree, list[str]], np.ndarray]
+) -> Preview:
+    """A grid of drawn validation captions; scores them where the oracle can."""
+    captions = [sample["caption"] for sample in _validation_samples(config)]
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        if not captions:
+            return {}
+        images = draw(state, frozen, captions)
+        return _show(config, images, captions, file)
+
+    return preview
+
+
+def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
+    """Sends validation images through the compressor, Stage B and Stage A."""
+    samples = _validation_samples(config)
+    captions = [sample["caption"] for sample in samples]
+    pipelines: list[WuerstchenPipeline] = []
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        if not samples:
+            return {}
+        params = dict(state.eval_params)
+        compressor = frozen.get(COMPRESSOR)
+        if compressor is None:
+            statistics = state.model_state[COMPRESSOR]
+            compressor = {"params": params.pop(COMPRESSOR), "batch_stats": statistics}
+        texts = {n: tree for n, tree in frozen.items() if n not in ("vqgan", COMPRESSOR)}
+        weights = {"stage_b": (params, texts), "compressor": compressor}
+        if not pipelines:
+            networks, _ = make_stage_b(config, workdir)
+            start = weights | {"vqgan": load_carried_stage_a(workdir)}
+            pipelines.append(WuerstchenPipeline(networks, None, start, {"stage_b": config}))
+        for name, tree in weights.items():
+            pipelines[0].set_weights(name, tree)
+        images = np.stack([sample["image"] for sample in samples]).astype(np.float32) / 255.0
+        seeds = list(range(len(images)))
+        rebuilt = pipelines[0].reconstruct(images, prompt=captions, seed=seeds).images
+        error = float(np.square(rebuilt - images).mean())
+        return {"validation_mse": error} | _show(config, rebuilt, captions, file)
+
+    return preview
+
+
+def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
+    """Validation samples with a caption that can be drawn: not blank, cut to the text's limit."""
+    source = make_source(config.data, "validation", config.seed)
+    samples: list[dict[str, Any]] = []
+    for index in range(min(len(source), 2 * config.log.preview_images)):
+        sample = dict(source[index])
+        # One byte is the end mark; a cut may split a letter, which is then dropped.
+        text = sample["caption"].encode()[: config.text.max_length - 1].decode(errors="ignore")
+        if text.strip() and len(samples) < config.log.preview_images:
+            samples.append(sample | {"caption": text})
+    return samples
+
+
+def _show(
+    config: ConfigDict, images: np.ndarray, captions: list[str], file: Path
+) -> dict[str, float]:
+    if config.data.source != "shapes":
+        save_grid(file, images[:SHOWN], captions[:SHOWN])
+        return {}
+    score = score_images(images, captions, config.data.spec)
+    ticks = np.asarray(score.exact_images)[:SHOWN].tolist()
+    save_grid(file, images[:SHOWN], captions[:SHOWN], ticks)
+    return {"preview_exact": float(score.exact)}

@@ -1,0 +1,138 @@
+"""Saving and restoring runs with orbax; a failing restore is an error, never a fresh start.
+
+A run folder holds `config.json` and `checkpoints/<step>` with three items: the state, the data
+iterator of every process, and a small JSON note. A folder of converted weights has
+`weights.safetensors` in their place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from paella_jax.config import ConfigError
+from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
+from paella_jax.runs.weights import load_tree
+from paella_jax.typing import Tree
+
+
+class Checkpointer:
+    """Asynchronous saves of the newest steps of one run."""
+
+    def __init__(self, workdir: str | Path, keep: int | None = 3) -> None:
+        if keep is not None and keep < 1:
+            raise ConfigError(f"checkpoint.keep must be at least 1, or None for all, got {keep}")
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest finished checkpoint's step."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: Tree, iterator: grain.DatasetIterator | None) -> None:
+        """Starts writing; the arrays may be donated as soon as this returns."""
+        if step == self.manager.latest_step():
+            return
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardSave(state),
+            "note": ocp.args.JsonSave({"step": step, "processes": jax.process_count()}),
+        }
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointSave(iterator)
+        self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, abstract: Tree, iterator: grain.DatasetIterator | None) -> Tree:
+        """Restores the newest checkpoint into `abstract`'s shapes, dtypes and shardings.
+
+        The iterator is moved to where it stood.
+
+        Raises:
+          CheckpointError: nothing to restore, or the files are damaged or of another model.
+        """
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(f"no checkpoint in {self.directory}; train first")
+        items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
+        if iterator is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
+        try:
+            return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+        except Exception as error:
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}. If it "
+                "was cut off by a full disk or a kill, delete that step's folder to go back to the "
+                "one before; if the model's code or config changed, use another workdir"
+            ) from error
+
+    def wait(self) -> None:
+        """Blocks until every started save is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the manager's threads."""
+        self.wait()
+        self.manager.close()
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
+    """Sampling weights of a run's newest checkpoint, as numpy: no optimiser state is read.
+
+    A folder without checkpoints may hold converted weights instead; they are memory-mapped.
+
+    Returns:
+      The step (0 of converted weights), and
+      {"params": averaged if the run has an average, "model_state": …}.
+
+    Raises:
+      CheckpointError: as `Checkpointer.restore`.
+    """
+    directory = Path(workdir).absolute() / "checkpoints"
+    file = directory.parent / WEIGHTS_FILE
+    if not directory.is_dir() and file.is_file():
+        return 0, _sampling_weights(load_tree(file))
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")
+    manager = ocp.CheckpointManager(directory)
+    step = manager.latest_step()
+    if step is None:
+        raise CheckpointError(f"no finished checkpoint in {directory}; train first")
+    path = directory / str(step) / "state"
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            stored = reader.metadata(path).item_metadata.tree
+            wanted = "ema_params" if stored.get("ema_params") else "params"
+            item = {name: stored[name] for name in (wanted, "model_state") if stored.get(name)}
+            abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
+            restore_args = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
+            )
+            restored = reader.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=abstract, restore_args=restore_args, partial_restore=True
+                ),
+            )
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {directory / str(step)} cannot be read: {_reason(error)}. Delete that "
+            "step's folder to use the one before, or train again"
+        ) from error
+    finally:
+        manager.close()
+    return step, _sampling_weights(restored)
+
+
+def _sampling_weights(tree: Tree) -> Tree:
+    params = tree.get("ema_params") or tree.get("params", {})
+    return {"params": params, "model_state": tree.get("model_state", {})}

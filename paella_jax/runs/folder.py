@@ -1,0 +1,123 @@
+"""What a run folder is: its config, and whether a config belongs to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from paella_jax.config import (
+    ConfigError,
+    UserError,
+    differing_fields,
+    flatten_config,
+    from_json,
+    to_json,
+)
+from paella_jax.files.atomic import write_atomically
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
+# What a resumed run may change (else it would be another run): how it is carried out ...
+HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
+       "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset")  # fmt: skip
+# ... and where the networks it carries once came from.
+SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
+           "compressor.run", "init_from")  # fmt: skip
+
+
+def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
+    """Creates the run folder, or checks that it belongs to this config, and writes config.json.
+
+    A folder in which nothing was trained yet takes any config. What a failed start with another
+    one left in `frozen/` is then removed.
+
+    Raises:
+      ConfigError: the folder cannot be written, or holds a run of another config.
+    """
+    workdir = Path(workdir).absolute()
+    file = workdir / CONFIG_FILE
+    if file.is_file() and has_progress(workdir):
+        check_same_run(workdir, config)
+    elif file.is_file() and differing_fields(read_config(workdir), config, ignore=HOW):
+        # The other processes of a cluster may be doing the same.
+        shutil.rmtree(workdir / "frozen", ignore_errors=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, to_json(config))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to workdir {workdir}: {error}; choose a folder you may write to"
+        ) from error
+    return workdir
+
+
+def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, ...] = ()) -> None:
+    """Whether a run folder belongs to a config, but for how it is carried out and `ignore`.
+
+    Raises:
+      ConfigError: it does not; the message has the differences.
+    """
+    changes = _changes(read_config(workdir), config, ignore)
+    if changes:
+        raise ConfigError(
+            f"{workdir} holds a run of another config; choose another --workdir, or delete "
+            "the old run. Differences (old -> new):\n  " + "\n  ".join(changes)
+        )
+
+
+def has_progress(workdir: str | Path) -> bool:
+    """Whether a folder holds a finished checkpoint, or converted weights."""
+    workdir = Path(workdir)
+    # Unfinished checkpoints have a suffix behind the step.
+    steps = (folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+    return (workdir / WEIGHTS_FILE).is_file() or any(steps)
+
+
+def _changes(old: ConfigDict, new: ConfigDict, ignore: tuple[str, ...]) -> list[str]:
+    """The differences that make another run; a folder where there was none adds a network."""
+    before = flatten_config(old)
+    kept = [
+        name
+        for name in (*HOW, *SOURCES, *ignore)
+        if not (name in ("text.folder", "clip.folder") and before.get(name) == "")
+    ]
+    return differing_fields(old, new, ignore=kept)
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """The config a run folder was trained with.
+
+    Raises:
+      CheckpointError: no such folder or file, or the file is not JSON.
+    """
+    file = Path(workdir) / CONFIG_FILE
+    if not file.is_file():
+        raise CheckpointError(
+            f"{Path(workdir)} is not a run folder (no {CONFIG_FILE}); give the --workdir of a "
+            "finished training"
+        )
+    try:
+        return from_json(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
+
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """The rows of a metrics file; a last line cut off by a kill is left out."""
+    rows = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

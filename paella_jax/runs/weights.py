@@ -1,0 +1,58 @@
+"""Parameter trees as one safetensors file: frozen networks and converted weights of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
+from paella_jax.files.tensors import ConversionError
+from paella_jax.runs.folder import CheckpointError
+from paella_jax.typing import Tree
+
+
+def save_tree(file: Path, tree: Mapping[str, Any]) -> None:
+    """Writes a nested dict of arrays; the file appears whole or not at all."""
+    write_safetensors(
+        file, {n: np.asarray(x) for n, x in flatten_dict(dict(tree), sep="/").items()}
+    )
+
+
+def load_tree(file: Path, shardings: Tree = None) -> dict[str, Any]:
+    """The inverse of `save_tree`.
+
+    Args:
+      file: its path.
+      shardings: a sharding per leaf of the same tree. Every device then reads only its own part
+        of each array, so that no host ever holds the whole tree.
+
+    Returns:
+      Read-only numpy views of the memory-mapped file, or jax arrays where `shardings` is given.
+
+    Raises:
+      CheckpointError: the file is missing or damaged, or `shardings` is of another tree.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"missing weights file {file}; the run folder is incomplete")
+    try:
+        flat = map_safetensors(file)
+    except ConversionError as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut off ({error}); copy the run folder again"
+        ) from error
+    if shardings is None:
+        return unflatten_dict(flat, sep="/")
+    wanted = flatten_dict(shardings, sep="/")
+    if wanted.keys() != flat.keys():
+        differing = ", ".join(sorted(wanted.keys() ^ flat.keys())[:5])
+        raise CheckpointError(f"{file} and the shardings name different arrays: {differing}, ...")
+    return unflatten_dict({n: _place(x, wanted[n]) for n, x in flat.items()}, sep="/")
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
