@@ -92,6 +92,40 @@ def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> N
     part.replace(file)
 
 
+def save_images(
+    out: Path, images: np.ndarray, titles: list[str], columns: int | None = None
+) -> None:
+    """Writes images [count, H, W, 3] in [0, 1] as a grid (.png), a movie (.gif) or a folder.
+
+    Args:
+      out: where to; its folder is made.
+      images: float in [0, 1].
+      titles: one per image.
+      columns: of a grid; default about as many as rows.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() == ".gif":
+        save_gif(out, images)
+    elif out.suffix.lower() == ".png":
+        save_grid(out, images, titles, columns=columns)
+    else:
+        out.mkdir(exist_ok=True)
+        for index, image in enumerate(to_uint8(images)):
+            Image.fromarray(image).save(out / f"{index:05d}.png")
+        (out / "prompts.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
+
+
+def save_strip(out: Path, strip: np.ndarray, titles: list[str]) -> None:
+    """Writes images [steps, count, H, W, 3]: a row of steps each, or all of them in a movie."""
+    steps = strip.shape[0]
+    by_image = strip.swapaxes(0, 1)
+    if out.suffix.lower() == ".gif":
+        save_images(out, np.concatenate(list(by_image), axis=2), titles)
+        return
+    names = [f"{title} ({step})" for title in titles for step in range(1, steps + 1)]
+    save_images(out, by_image.reshape(-1, *strip.shape[2:]), names, columns=steps)
+
+
 def _mark(draw: Any, x: int, y: int, correct: bool) -> None:
     """A green tick or a red cross on a white square."""
     draw.rectangle((x - 1, y - 1, x + 12, y + 12), fill="white", outline="#888")

@@ -26,7 +26,7 @@ def stage_c_settings(
     stepper: str | None = None,
     strength: float = 1.0,
 ) -> DDPMSettings:
-    """Stage C's: the run's time points, with fewer steps or from level `strength` on.
+    """Stage C's settings: the run's time points, with fewer steps or from level `strength` on.
 
     Raises:
       ValueError: a setting that makes no sense.
@@ -51,7 +51,7 @@ def stage_b_settings(
     guidance_scale: Scale = None,
     stepper: str | None = None,
 ) -> DDPMSettings:
-    """Stage B's. Raises ValueError for a setting that makes no sense."""
+    """Stage B's settings. Raises ValueError for a setting that makes no sense."""
     settings = DDPMSettings(
         num_steps=sampler.num_steps if num_steps is None else num_steps,
         guidance_scale=_scale(guidance_scale, sampler.guidance_scale),
@@ -97,7 +97,7 @@ def spread_steps(num_steps: int, segments: Sequence[int]) -> tuple[int, ...]:
 
 def draw_c(
     networks: StageCNetworks,
-    behind: StageBNetworks,
+    stage_b: StageBNetworks,
     weights: tuple[Tree, Tree],
     request: Any,
     *,
@@ -116,13 +116,13 @@ def draw_c(
         (count, *shape),
         settings,
         schedule=networks.schedule,
-        image=None if start is None else behind.to_stage_c(start),
+        image=None if start is None else stage_b.to_stage_c(start),
         trace=trace,
     )
     if not trace:
-        return (behind.from_stage_c(out),)
+        return (stage_b.from_stage_c(out),)
     latents, history = out
-    return behind.from_stage_c(latents), behind.from_stage_c(jnp.moveaxis(history, 0, 1))
+    return stage_b.from_stage_c(latents), stage_b.from_stage_c(jnp.moveaxis(history, 0, 1))
 
 
 def draw_b(

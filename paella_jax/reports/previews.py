@@ -14,8 +14,9 @@ from paella_jax.evaluation.oracle import score_images
 from paella_jax.families.stage_b import COMPRESSOR, load_carried_stage_a, make_stage_b
 from paella_jax.families.tokens import load_networks
 from paella_jax.images.write import save_grid
+from paella_jax.pipelines.load import load_stage_c_pipeline
 from paella_jax.pipelines.tokens import TokenPipeline
-from paella_jax.pipelines.wuerstchen import WuerstchenPipeline, load_stage_c_pipeline
+from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Tree
 

@@ -17,7 +17,7 @@ from paella_jax.families.direct_decoder import load_direct_decoder
 from paella_jax.families.stage_b import COMPRESSOR, load_stage_b
 from paella_jax.files.atomic import write_atomically
 from paella_jax.images.write import save_grid
-from paella_jax.pipelines.wuerstchen import load_wuerstchen
+from paella_jax.pipelines.load import load_wuerstchen
 
 SHOWN = 8
 Row = dict[str, Any]

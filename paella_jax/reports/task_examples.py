@@ -12,7 +12,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.images.write import pad_to_same_size, save_gif, save_grid
-from paella_jax.pipelines import editing
+from paella_jax.pipelines import editing, variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 
@@ -91,7 +91,7 @@ def _image_to_image(pipe: TokenPipeline) -> Example:
 
 def _variations(pipe: TokenPipeline) -> Example:
     picture = _pictures(pipe)[0][0]
-    drawn = editing.variations(pipe, [picture], num_images_per_prompt=4, seed=3).images
+    drawn = variations.variations(pipe, [picture], num_images_per_prompt=4, seed=3).images
     return Example([picture, *drawn], ["the image", *["by its embedding"] * 4])
 
 
@@ -140,13 +140,13 @@ def _morphing(pipe: TokenPipeline) -> Example:
 
 
 def _interpolation(pipe: TokenPipeline) -> Example:
-    frames = editing.interpolate(pipe, RED, BLUE, frames=5, seed=8).images
+    frames = variations.interpolate(pipe, RED, BLUE, frames=5, seed=8).images
     return Example([*frames], [RED, "", "", "", BLUE])
 
 
 def _image_interpolation(pipe: TokenPipeline) -> Example:
     first, second = _pictures(pipe)[0]
-    frames = editing.interpolate_images(pipe, first, second, frames=5, seed=9).images
+    frames = variations.interpolate_images(pipe, first, second, frames=5, seed=9).images
     return Example([*frames], ["like one image", "", "", "", "like the other"])
 
 
