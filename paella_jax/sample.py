@@ -12,7 +12,7 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
 and --emphasis "PHRASE=1.5", --label N, --segmentation FILE.npy add conditions to the prompt.
---strip writes the intermediate steps as well: a row per picture, or a .gif.
+--strip writes the intermediate steps as well: a row per image, or a .gif.
 --super_resolution RUN enlarges what is drawn (text-to-image, --mix, --mask, --outpaint, --edit).
 """
 
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sampler", choices=("random", "confidence"), help="default: the run's")
     parser.add_argument("--strip", action="store_true", help="show the intermediate steps")
-    parser.add_argument("--super_resolution", metavar="RUN", help="run that enlarges the pictures")
+    parser.add_argument("--super_resolution", metavar="RUN", help="run that enlarges the images")
     parser.add_argument("--decoder", metavar="RUN", help="tokenizer run whose decoder is used")
     tasks = parser.add_argument_group("image tasks")
     tasks.add_argument("--image")

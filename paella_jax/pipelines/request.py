@@ -1,4 +1,4 @@
-"""The compiled program behind a token pipeline: conditions in, pictures out."""
+"""The compiled program behind a token pipeline: conditions in, images out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paella_jax.typing import Array, Tree
 
 @struct.dataclass
 class Request:
-    """Everything a batch of pictures is made from; arrays with the pictures in front.
+    """Everything a batch of images is made from; arrays with the images in front.
 
     Attributes:
       conditions: one or more, mixed by `weights`.
@@ -53,12 +53,12 @@ def draw_request(
     """Encodes the conditions, samples and decodes: the function a pipeline compiles.
 
     Args:
-      networks: of the run.
+      networks: predictor, tokenizer and encoders of the run.
       params: trained parameters.
-      frozen: the frozen networks'.
+      frozen: parameters of the frozen networks.
       request: a batch.
       ramps: temperature and guidance of every step.
-      settings: the sampler's, without its ramps; static. So are the rest.
+      settings: the sampler's, without its ramps; static, as are the arguments after it.
       grid: (h, w) of the token map.
       joint: conditional and unconditional predictions in one doubled batch.
       trace: also return the tokens of every step.

@@ -1,4 +1,4 @@
-"""The report of a run on the embedded shapes: scores, ceilings, curves, pictures."""
+"""The report of a run on the embedded shapes: scores, ceilings, curves, images."""
 
 from __future__ import annotations
 
