@@ -41,7 +41,8 @@ def compile_preset(config: Any) -> dict[str, Any]:
     import jax
 
     from paella_jax.evaluation.flops import count_flops
-    from paella_jax.families.abstract import abstract_frozen, abstract_method
+    from paella_jax.families.abstract import abstract_frozen
+    from paella_jax.registry import abstract_method
     from paella_jax.training.compiled_step import (
         FOR_LOOKING,
         MIB,

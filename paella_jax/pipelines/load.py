@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def load_one_or_two_scales(
     return TwoScalePipeline(load_tokens(directory), load_tokens(super_resolution, decoder=decoder))
 
 
-# method -> loader; a new family adds its line here
+# method -> loader, of the package's own methods; registry.py has those that were added to it
 LOADERS: dict[str, Callable[..., Any]] = {
     "tokens": load_one_or_two_scales,
     "stage_b": load_wuerstchen,
@@ -37,11 +37,14 @@ LOADERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def load(directory: str | Path, **options: Any) -> Any:
+def load(
+    directory: str | Path, loaders: Mapping[str, Callable[..., Any]] = LOADERS, /, **options: Any
+) -> Any:
     """Loads a run folder's newest checkpoint, or a converted folder, as a pipeline.
 
     Args:
       directory: run folder.
+      loaders: method -> loader.
       **options: of the family's loader: `offload` for Würstchen, `super_resolution` and `decoder`
         for token predictors.
 
@@ -50,15 +53,15 @@ def load(directory: str | Path, **options: Any) -> Any:
       CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
     """
     method = read_config(directory).method
-    if method not in LOADERS:
+    if method not in loaders:
         raise CheckpointError(
             f"{directory} holds a run of method {method!r}, which draws no images from text; give "
-            f"one of {sorted(LOADERS)}"
+            f"one of {sorted(loaders)}"
         )
-    known = list(inspect.signature(LOADERS[method]).parameters)[1:]
+    known = list(inspect.signature(loaders[method]).parameters)[1:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
             f"a run of method {method!r} has no loading option {', '.join(unknown)}; it has {known}"
         )
-    return LOADERS[method](directory, **options)
+    return loaders[method](directory, **options)

@@ -330,7 +330,7 @@ class TokenPipeline:
             shared["low_tokens"] = _tokens(low_tokens, count, (side, side), "low_tokens", codes)
         elif low_tokens is not None:
             raise ValueError("low_tokens belong to super-resolution runs; this is none")
-        if self.config.cell.network == "uvit":
+        if "micro_conds" in self.networks.takes:
             pixels = networks.vqgan.downsampling
             whole = whole_image_conds(grid[0] * pixels, grid[1] * pixels)
             shared["micro_conds"] = np.tile(whole, (count, 1))
