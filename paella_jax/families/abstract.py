@@ -53,7 +53,6 @@ BYT5_XL = T5Encoder(
 T5_XXL = T5Encoder(
     vocab_size=32128, width=4096, num_layers=24, num_heads=64, head_dim=64, hidden_dim=10240
 )
-NOT_READ = "shapes only"  # stands for a run's folder
 # A preset tells by its text width which frozen encoder it reads.
 FROZEN_TEXT = {encoder.width: encoder for encoder in (BYT5_XL, T5_XXL)}
 CLIP_L_TEXT = ClipText(
@@ -87,7 +86,7 @@ def abstract_frozen(frozen: Tree, mesh: Mesh) -> Tree:
     return placed
 
 
-def _blank(config: ConfigDict, **extra: np.ndarray) -> dict[str, np.ndarray]:
+def _blank(config: ConfigDict, **extra: Any) -> dict[str, Any]:
     side = config.data.image_size
     return {"image": np.zeros((side, side, 3), np.uint8), **extra}
 
@@ -100,9 +99,7 @@ def _as_it_is(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def abstract_vqgan(config: ConfigDict) -> Method:
-    """A tokenizer's; a decoder that is trained alone needs no run to start from here."""
-    if config.get("train_decoder_only") and not config.init_from:
-        config = _with(config, init_from=NOT_READ)
+    """A tokenizer's."""
     return vqgan_method(config, [_blank(config)])
 
 
@@ -117,7 +114,8 @@ def abstract_tokens(config: ConfigDict) -> Method:
     network = NETWORKS[config.cell.network]
     enlarges = "low_tokens" in network.takes
     if enlarges and not config.low_tokenizer:
-        config = _with(config, low_tokenizer=NOT_READ)
+        config = config.copy_and_resolve_references()
+        config.low_tokenizer = "shapes only"  # a run's folder elsewhere; here nothing is read
     vqgan = network.tokenizer(config)
     frozen = {"vqgan": _shapes_of(vqgan)}
     blank: dict[str, np.ndarray] = {}
@@ -145,7 +143,7 @@ def abstract_stage_b(config: ConfigDict) -> Method:
     networks, frozen = _stage_b(config)
     if not networks.joint_compressor:
         frozen[COMPRESSOR] = _compressor_shapes(networks)
-    return stage_b_networks_method(config, networks, frozen, [_captioned(config)])
+    return stage_b_networks_method(config, networks, frozen, [_blank(config, caption="")])
 
 
 def abstract_stage_c(config: ConfigDict) -> Method:
@@ -153,7 +151,7 @@ def abstract_stage_c(config: ConfigDict) -> Method:
     stage_b = _some_stage_b(config, config.model.channels)
     frozen = {COMPRESSOR: _compressor_shapes(stage_b)}
     networks = assemble_stage_c(config, stage_b, _stage_text(config, CLIP_BIG_TEXT, frozen))
-    return stage_c_networks_method(config, networks, stage_b, frozen, [_captioned(config)])
+    return stage_c_networks_method(config, networks, stage_b, frozen, [_blank(config, caption="")])
 
 
 def abstract_direct_decoder(config: ConfigDict) -> Method:
@@ -165,16 +163,6 @@ def abstract_direct_decoder(config: ConfigDict) -> Method:
 
 
 # --- the parts of them
-
-
-def _with(config: ConfigDict, **fields: str) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    config.update(fields)
-    return config
-
-
-def _captioned(config: ConfigDict) -> dict[str, Any]:
-    return {**_blank(config), "caption": ""}
 
 
 def _stage_b(config: ConfigDict) -> tuple[StageBNetworks, Tree]:

@@ -42,10 +42,14 @@ DISCRIMINATOR = "discriminator"
 DECODER = "vqgan"  # all of a tokenizer that is trained where its encoder is fixed
 
 
-def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+def settle_config(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     """Fills the fields that are None from `init_from`, or from the run to resume in `workdir`.
 
     Folders of encoders that are left empty are filled too: the encoders are carried along.
+
+    Args:
+      config: of a run.
+      workdir: its folder; None for a config that is only looked at.
 
     Returns:
       The config unchanged where neither is given, else a filled copy.
@@ -54,7 +58,7 @@ def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
       ConfigError: fields are left open, or `init_from` is unfit (`source_config`).
     """
     config = config.copy_and_resolve_references()
-    if (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
+    if workdir is not None and (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
         known = read_config(workdir)
         with config.unlocked():
             config.init_from = config.init_from or known.get("init_from", "")
