@@ -116,5 +116,5 @@ def test_messages_name_it(tmp_path, file):
         paella_jax.load(workdir)
     config = load_config(file).copy_and_resolve_references()
     config.method = "toi"
-    with pytest.raises(ConfigError, match="method must be 'vqgan', .* or 'toy', got 'toi'"):
+    with pytest.raises(ConfigError, match=r"method must be 'vqgan', .* or 'toy', got 'toi'"):
         build_method(config, tmp_path)
