@@ -70,6 +70,15 @@ def _config_file(path: str) -> Path:
     return file
 
 
+def choose(file: str, presets: Mapping[str, Any], name: str) -> Any:
+    """One of a config file's presets. Raises ConfigError listing them where there is no such."""
+    if name not in presets:
+        raise ConfigError(
+            f"unknown preset {name!r} of configs/{Path(file).name}; known: {sorted(presets)}"
+        )
+    return presets[name]
+
+
 def load_module(file: Path) -> ModuleType:
     """Runs a Python file as a module of its own, outside of `sys.modules`."""
     spec = importlib.util.spec_from_file_location(f"paella_config_{file.stem}", file)

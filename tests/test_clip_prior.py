@@ -260,7 +260,7 @@ def trained(tmp_path_factory):
     rotation = write_rotation(folder)
     config = small.config_of("clip_prior:tiny", data__folder=folder)
     workdir = prepare_workdir(tmp_path_factory.mktemp("prior"), config)
-    train(config, workdir, clip_prior_method(config, workdir))
+    train(config, workdir, build_method(config, workdir))
     return workdir, rotation
 
 
@@ -382,7 +382,7 @@ def test_broken_embeddings_are_refused(name, tmp_path):
     np.savez(tmp_path / "embeddings.npz", **spoil(pair()))
     config = small.config_of("clip_prior:tiny", data__folder=tmp_path)
     with pytest.raises(ConfigError, match=message):
-        clip_prior_method(config, tmp_path)
+        clip_prior_method(config)
 
 
 @pytest.mark.parametrize("name", ["embeddings.npz", "embeddings.safetensors"])
@@ -411,4 +411,4 @@ def test_config_mistakes_are_refused(tmp_path):
     ):
         config = small.config_of("clip_prior:tiny", **({"data__folder": tmp_path} | overrides))
         with pytest.raises(ConfigError, match=message):
-            clip_prior_method(config, tmp_path)
+            clip_prior_method(config)

@@ -18,8 +18,8 @@ from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
 from paella_jax.pipelines import variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.registry import build_method
-from paella_jax.runs.clip_folder import carry_clip
 from paella_jax.runs.folder import prepare_workdir
+from paella_jax.runs.frozen import carry_clip
 from paella_jax.training.loop import train
 
 PROMPT = "a large red circle at the top left"
@@ -108,17 +108,17 @@ def test_a_folder_is_carried_only_if_it_can_be_read(tmp_path):
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         with pytest.raises(ConfigError, match=words):
-            carry_clip(str(folder), target)
+            carry_clip(folder, target)
         assert not target.exists()
         (folder / name).write_bytes(content)
     (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors"):
-        carry_clip(str(folder), target)
+        carry_clip(folder, target)
     (folder / "model.safetensors").unlink()
     _, expected = load_clip_text_folder(write_clip_folder(tmp_path / "same"))
     write_torch_file(folder / "pytorch_model.bin", tensors)  # the only form of some models
     (folder / "open_clip_pytorch_model.bin").write_bytes(b"another layout")
-    carry_clip(str(folder), target)
+    carry_clip(folder, target)
     _, carried = load_clip_text_folder(target)
     jax.tree.map(np.testing.assert_array_equal, carried, expected)
     assert not (target / "open_clip_pytorch_model.bin").exists()

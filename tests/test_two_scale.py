@@ -8,7 +8,7 @@ import pytest
 import small
 from PIL import Image
 
-from paella_jax.families.tokens import LOW, load_networks
+from paella_jax.families.tokens import load_networks
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.geometry import touched
 from paella_jax.pipelines.prompts import Condition
@@ -77,7 +77,7 @@ def enlarger(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("super_resolution")
     small.carry_random_tokenizer(workdir)
     change_codebook(workdir)
-    small.carry_random_tokenizer(workdir / LOW)
+    small.carry_random_tokenizer(workdir / "frozen" / "low")
     config = config_of("super_resolution_tiny", data__image_size=SIDE, low_tokenizer="base")
     return pipeline(config, workdir, 5)
 

@@ -9,7 +9,6 @@ from PIL import Image
 from test_two_scale import RED, SIDE, change_codebook, config_of, pipeline
 
 from paella_jax import sample as sample_command
-from paella_jax.families.tokens import LOW
 from paella_jax.images.write import save_strip
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.two_scale import TwoScalePipeline
@@ -22,7 +21,7 @@ def pipe(tmp_path_factory):
     small.carry_random_tokenizer(first)
     small.carry_random_tokenizer(second)
     change_codebook(second)
-    small.carry_random_tokenizer(second / LOW)
+    small.carry_random_tokenizer(second / "frozen" / "low")
     large = config_of("super_resolution_tiny", data__image_size=SIDE, low_tokenizer="base")
     base = pipeline(config_of("tiny", data__image_size=16), first, 0)
     return TwoScalePipeline(base, pipeline(large, second, 5))

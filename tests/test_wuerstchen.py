@@ -17,7 +17,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.families.direct_decoder import load_direct_decoder
-from paella_jax.families.stage_b import StageBNetworks, compressor_variables
+from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.text_side import TextSide
 from paella_jax.models.compressor import Compressor
 from paella_jax.models.stage_b import StageB
@@ -31,6 +31,7 @@ from paella_jax.registry import build_method
 from paella_jax.reports.stages import compare_decoders, show_decoders
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir, read_metrics
+from paella_jax.runs.frozen import compressor_variables
 from paella_jax.runs.weights import save_tree
 from paella_jax.training.loop import train
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +17,8 @@ from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.data.transform import ConditionedImageTransform
 from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.clip_weights import load_clip_text_folder, load_clip_vision_folder
-from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
-from paella_jax.encoders.t5_weights import load_t5_folder
+from paella_jax.encoders.clip_weights import load_clip_vision_folder
+from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import (
     ClipTokenizer,
     Tokenizer,
@@ -32,50 +27,32 @@ from paella_jax.encoders.text import (
 )
 from paella_jax.families.cells import check_cell, make_predictor
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
+from paella_jax.families.networks import NETWORKS, Around, names_where
 from paella_jax.families.token_networks import TokenNetworks
-from paella_jax.families.vqgan import carry_tokenizer, load_carried_tokenizer
+from paella_jax.families.vqgan import load_carried_tokenizer
 from paella_jax.objectives.token_prediction import token_objective
-from paella_jax.runs.clip_folder import carry_clip
-from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.runs.frozen import FROZEN, carry, load_carried, place_of
 from paella_jax.training.method import Method
-from paella_jax.training.state import TrainState
 from paella_jax.typing import Tree
 
-TEXT_CONFIG = "text_encoder.json"
-TEXT_WEIGHTS = "text_encoder.safetensors"
-CLIP = "clip"  # folder of the carried CLIP model
-LOW = "frozen/low"  # folder of the carried tokenizer of small pictures
-TOKENIZER_FILES = ("spiece.model", "tokenizer.json", "tokenizer_config.json",
-                   "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+CLIP = "clip"  # the carried CLIP model
 
 
-def prepare_frozen(config: ConfigDict, workdir: Path) -> None:
+def prepare(config: ConfigDict, workdir: Path) -> None:
     """Checks the cell and puts the frozen networks a run needs into its folder, once.
 
     Raises:
       ConfigError, CheckpointError: no tokenizer given, not a tokenizer, or unreadable weights.
     """
     check_cell(config)
-    if not (workdir / "frozen" / "vqgan.json").is_file():
-        if not config.tokenizer:
-            raise ConfigError(
-                "a token predictor needs a trained tokenizer: give --config.tokenizer=RUN, the run "
-                "folder of configs/vqgan.py"
-            )
-        carry_tokenizer(config.tokenizer, workdir)
-    if config.low_tokenizer and not (workdir / LOW / "frozen" / "vqgan.json").is_file():
-        carry_tokenizer(config.low_tokenizer, workdir / LOW)
-    target = workdir / "frozen" / TEXT_CONFIG
-    if config.text.folder and not target.is_file():
-        folder = Path(config.text.folder)
-        _, params = load_t5_folder(folder)
-        save_tree(workdir / "frozen" / TEXT_WEIGHTS, params)
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file():
-                shutil.copy(folder / name, workdir / "frozen" / name)
-        shutil.copy(folder / "config.json", target)
-    if config.clip.folder and not (workdir / "frozen" / CLIP).is_dir():
-        carry_clip(config.clip.folder, workdir / "frozen" / CLIP)
+    needed = (
+        "a token predictor needs a trained tokenizer: give --config.tokenizer=RUN, the run "
+        "folder of configs/vqgan.py"
+    )
+    carry("tokenizer", config.tokenizer, workdir, needed)
+    carry("low_tokenizer", config.low_tokenizer, workdir)
+    carry("text_encoder", config.text.folder, workdir)
+    carry(CLIP, config.clip.folder, workdir)
 
 
 def load_networks(config: ConfigDict, workdir: Path) -> tuple[TokenNetworks, Tree]:
@@ -93,8 +70,8 @@ def load_networks(config: ConfigDict, workdir: Path) -> tuple[TokenNetworks, Tre
         )
     text = _text_networks(config, workdir, frozen)
     low = None
-    if config.cell.network == "super_resolution":
-        low, frozen["low_vqgan"] = load_carried_tokenizer(workdir / LOW)
+    if "low_tokens" in NETWORKS[config.cell.network].takes:
+        low, frozen["low_vqgan"] = load_carried_tokenizer(workdir, "low_tokenizer")
     image_encoder = _image_encoder(config, workdir, frozen)
     return assemble(config, vqgan, text, image_encoder, low), frozen
 
@@ -124,33 +101,31 @@ def assemble(
     states = text.clip if text.encoder is None else text.encoder
     assert states is not None
     pooled = states.width if text.clip is None else text.clip.projection
-    predictor = make_predictor(
-        config,
-        grid=config.data.image_size // vqgan.downsampling,
-        text_width=states.width,
-        pooled_width=pooled or states.width,
-        low=low,
-    )
+    grid = config.data.image_size // vqgan.downsampling
+    predictor = make_predictor(config, Around(grid, states.width, pooled or states.width, low))
+    network = NETWORKS[config.cell.network]
     divisor = vqgan.downsampling * predictor.grid_divisor
     why = f"tokenizer {vqgan.downsampling} x predictor {predictor.grid_divisor}"
     check_sizes(config.data, divisor, why)
-    if config.data.buckets and getattr(predictor, "grid", 0):
+    if config.data.buckets and network.fixed_grid:
+        able = names_where(lambda other: not other.fixed_grid)
         raise ConfigError(
             f"data.buckets gives maps of several shapes, cell.network={config.cell.network} has "
-            "learned positions for one; leave data.buckets empty or choose unet or uvit"
+            f"learned positions for one; leave data.buckets empty or choose {able}"
         )
     return TokenNetworks(
         predictor,
         text.encoder,
         text.tokenizer,
         vqgan,
+        network.takes,
         text_is_joint=text.is_joint,
         clip_text=text.clip,
         clip_tokenizer=text.clip_tokenizer,
         image_encoder=image_encoder,
         empty_text_is_absent=config.text.empty_is_absent,
         low_vqgan=low,
-        low_grid=config.super_resolution.low_grid if low is not None else 0,
+        low_grid=config[network.block].low_grid if low is not None else 0,
     )
 
 
@@ -160,10 +135,11 @@ def _text_networks(config: ConfigDict, workdir: Path, frozen: Tree) -> TextNetwo
     if config.text.kind not in ("t5", "clip"):
         raise ConfigError(f"text.kind must be t5 or clip, got {config.text.kind!r}")
     clip = clip_tokenizer = None
-    if (workdir / "frozen" / CLIP).is_dir():
-        clip, frozen["clip_text"] = load_clip_text_folder(workdir / "frozen" / CLIP)
+    folder = place_of(CLIP, workdir)
+    if folder.is_dir():
+        clip, frozen["clip_text"] = load_carried(CLIP, workdir)
         clip = clip.clone(dtype=dtype)
-        clip_tokenizer = ClipTokenizer(workdir / "frozen" / CLIP)
+        clip_tokenizer = ClipTokenizer(folder)
     if config.text.kind == "clip":
         if clip is None:
             raise ConfigError(
@@ -171,14 +147,13 @@ def _text_networks(config: ConfigDict, workdir: Path, frozen: Tree) -> TextNetwo
                 "projection in Hugging Face layout"
             )
         return TextNetworks(None, None, False, clip, clip_tokenizer)
-    file = workdir / "frozen" / TEXT_CONFIG
-    is_joint = not file.is_file()
+    is_joint = not place_of("text_encoder", workdir).is_file()
     if is_joint:
         encoder = joint_text_encoder(config.text, config.precision)
     else:
-        encoder = t5_from_hf_config(json.loads(file.read_text())).clone(dtype=dtype)
-        frozen["text_encoder"] = load_tree(workdir / "frozen" / TEXT_WEIGHTS)
-    tokenizer = make_tokenizer(encoder.vocab_size, workdir / "frozen", config.text.max_length)
+        encoder, frozen["text_encoder"] = load_carried("text_encoder", workdir)
+        encoder = encoder.clone(dtype=dtype)
+    tokenizer = make_tokenizer(encoder.vocab_size, workdir / FROZEN, config.text.max_length)
     return TextNetworks(encoder, tokenizer, is_joint, clip, clip_tokenizer)
 
 
@@ -192,7 +167,7 @@ def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEnco
         return None
     if kind != "clip":
         raise ConfigError(f"image_encoder.kind must be none, clip or joint, got {kind!r}")
-    folder = workdir / "frozen" / CLIP
+    folder = place_of(CLIP, workdir)
     if not folder.is_dir():
         raise ConfigError(
             "image_encoder.kind=clip needs --config.clip.folder=FOLDER with both CLIP towers in "
@@ -202,17 +177,13 @@ def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEnco
     return ImageEncoder(module.clone(dtype=jnp.dtype(config.precision)), is_joint=False)
 
 
-def token_method(
-    config: ConfigDict,
-    workdir: Path,
-    preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None,
-) -> Method:
+def token_method(config: ConfigDict, workdir: Path) -> Method:
     """Training of a token predictor in a prepared run folder."""
     networks, frozen = load_networks(config, workdir)
     tokenize, length = None, min(config.text.pad_to, config.text.max_length)
     if networks.text_encoder is not None:
         vocabulary = networks.text_encoder.vocab_size
-        tokenize = make_tokenizer(vocabulary, workdir / "frozen", length, truncate=True)
+        tokenize = make_tokenizer(vocabulary, workdir / FROZEN, length, truncate=True)
     clip = networks.clip_tokenizer
     transform = ConditionedImageTransform(
         tokenize,
@@ -220,11 +191,10 @@ def token_method(
         clip_tokenize=None if clip is None else clip.truncating(),
         labels=config.model.num_classes > 0,
         segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
-        micro_conds=config.cell.network == "uvit",
+        micro_conds="micro_conds" in networks.takes,
     )
     empty = None if clip is None else jnp.asarray(clip([""], 77)[0][0])
-    method = networks_method(config, networks, frozen, training_source(config), transform, empty)
-    return dataclasses.replace(method, preview=preview)
+    return networks_method(config, networks, frozen, training_source(config), transform, empty)
 
 
 def networks_method(

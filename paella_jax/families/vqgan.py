@@ -10,7 +10,6 @@ model state under "fixed", out of the optimiser's reach; `variables_of` puts the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,27 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, flatten_config, from_json, to_json
+from paella_jax.config import ConfigError, flatten_config
 from paella_jax.data.build import check_sizes, make_source
 from paella_jax.data.loader import Source, image_transform
-from paella_jax.files.atomic import write_atomically
-from paella_jax.images.write import save_grid
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.perceptual import load_perceptual, perceptual_distance
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
-from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
-from paella_jax.runs.checkpoint import CheckpointError, restore_variables
-from paella_jax.runs.folder import read_config
-from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.runs.frozen import FIXED, load_carried, tokenizer_run, variables_of
 from paella_jax.training.method import Method
-from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
 
 ARCHITECTURES = {"paella": VQGAN, "resnet": VQModel}
-FIXED = "fixed"
 # Fields of the networks that only the decoder has; they do not touch an image's tokens.
 DECODER_FIELDS = {
     "model.bottleneck_blocks",
@@ -71,14 +63,6 @@ def make_vqgan(config: ConfigDict) -> VQGAN | VQModel:
 def architecture_of(config: ConfigDict) -> str:
     """Which network a tokenizer's config describes."""
     return config.get("architecture", "paella")
-
-
-def variables_of(params: Tree, model_state: Tree) -> Tree:
-    """What a tokenizer's `apply` takes, out of a train state's trees."""
-    variables = {"params": {**params["vqgan"], **model_state.get(FIXED, {})}}
-    if "vqgan" in model_state:  # the ResNet keeps no batch statistics
-        variables["batch_stats"] = model_state["vqgan"]
-    return variables
 
 
 def place_fixed(params: Tree, model_state: Tree, decoder_only: bool) -> tuple[Tree, Tree]:
@@ -192,31 +176,7 @@ def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
         source=make_source(config.data, "train", config.seed) if source is None else source,
         transform=image_transform,
         after_update=None if decoder_only else revive,
-        preview=_preview(config, model),
     )
-
-
-def _preview(
-    config: ConfigDict, model: VQGAN | VQModel
-) -> Callable[[TrainState, Tree, Path], dict]:
-    """Validation images beside their reconstructions."""
-    source = make_source(config.data, "validation", config.seed)
-    count = min(config.log.preview_images, len(source))
-    samples = np.stack([source[i]["image"] for i in range(count)])
-
-    @jax.jit
-    def round_trip(variables: Tree, images: Array) -> Array:
-        tokens = model.apply(variables, images, method="encode_tokens")
-        return model.apply(variables, tokens, method="decode_tokens")
-
-    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        """Writes the pairs; returns their mean squared error."""
-        images = images_from_batch({"image": jnp.asarray(samples)})
-        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
-        save_grid(file, np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2))
-        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
-
-    return preview
 
 
 def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN | VQModel, Tree]:
@@ -225,36 +185,23 @@ def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN | VQModel, Tr
     Raises:
       CheckpointError: not a tokenizer's run folder, or unreadable.
     """
-    config = read_config(workdir)
-    if config.method != "vqgan":
-        raise CheckpointError(
-            f"{workdir} holds a run of method {config.method!r}, not of a vqgan; give the run "
-            "folder of configs/vqgan.py or configs/resnet_vqgan.py"
-        )
-    _, restored = restore_variables(workdir)
-    return config, make_vqgan(config), variables_of(restored["params"], restored["model_state"])
+    config, variables = tokenizer_run(workdir)
+    return config, make_vqgan(config), variables
 
 
-def carry_tokenizer(source: str, workdir: Path) -> None:
-    """Copies a trained tokenizer into another run's folder, so that the run is self-contained."""
-    config, _, variables = load_vqgan_run(source)
-    write_tokenizer(config, variables, workdir)
+def load_carried_tokenizer(
+    workdir: str | Path, part: str = "tokenizer"
+) -> tuple[VQGAN | VQModel, Tree]:
+    """Network and variables of a tokenizer in another run's folder.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    config, variables = load_carried(part, workdir)
+    return make_vqgan(config), variables
 
 
-def write_tokenizer(config: ConfigDict, variables: Tree, workdir: Path) -> None:
-    """Puts a tokenizer into a run's folder, where `load_carried_tokenizer` finds it."""
-    save_tree(workdir / "frozen" / "vqgan.safetensors", variables)
-    # The config is written last: its presence says that the weights are complete.
-    write_atomically(workdir / "frozen" / "vqgan.json", to_json(config))
-
-
-def load_carried_tokenizer(workdir: Path) -> tuple[VQGAN | VQModel, Tree]:
-    """The tokenizer that `carry_tokenizer` left in a run's folder."""
-    config = carried_config(workdir)
-    return make_vqgan(config), load_tree(workdir / "frozen" / "vqgan.safetensors")
-
-
-def load_carried_vqgan(workdir: Path) -> tuple[VQGAN, Tree]:
+def load_carried_vqgan(workdir: str | Path) -> tuple[VQGAN, Tree]:
     """The same where it must be Paella's: Würstchen's Stage B works on its latents.
 
     Raises:
@@ -267,30 +214,6 @@ def load_carried_vqgan(workdir: Path) -> tuple[VQGAN, Tree]:
             "configs/vqgan.py"
         )
     return model, variables
-
-
-def carried_config(workdir: Path) -> ConfigDict:
-    """The config of the tokenizer in a run's folder. Raises CheckpointError where there is none."""
-    file = workdir / "frozen" / "vqgan.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{workdir} carries no tokenizer (missing {file}); converted weights get it with "
-            "--tokenizer VQGAN_RUN"
-        )
-    return from_json(file.read_text())
-
-
-def same_codes(first: str | Path, second: str | Path) -> bool:
-    """Whether two run folders give every image the same tokens, see `differing_codes`."""
-    return not differing_codes(_open(Path(first)), _open(Path(second)))
-
-
-def _open(workdir: Path) -> tuple[ConfigDict, Tree]:
-    """Config and variables of a tokenizer's run, or of the tokenizer another run carries."""
-    if read_config(workdir).method == "vqgan":
-        config, _, variables = load_vqgan_run(workdir)
-        return config, variables
-    return carried_config(workdir), load_carried_tokenizer(workdir)[1]
 
 
 def differing_codes(first: tuple[ConfigDict, Tree], second: tuple[ConfigDict, Tree]) -> list[str]:
@@ -351,7 +274,8 @@ def swap_decoder(
       CheckpointError: `decoder_run` is no tokenizer's run folder, or unreadable.
     """
     config, model, swapped = load_vqgan_run(decoder_run)
-    check_same_codes((carried_config(Path(workdir)), variables), (config, swapped), decoder_run)
+    ours = load_carried("tokenizer", workdir)[0]
+    check_same_codes((ours, variables), (config, swapped), decoder_run)
     return model, swapped
 
 

@@ -6,7 +6,7 @@ Each loader imports its family when it is called: a token predictor needs nothin
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import CheckpointError, read_config
+from paella_jax.runs.frozen import COMPRESSOR
 from paella_jax.typing import Tree
 
 if TYPE_CHECKING:
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
     from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 
 
-def load(directory: str | Path, **options: Any) -> Any:
+def load(
+    directory: str | Path,
+    loaders: Mapping[str, Callable[..., Any]] | None = None,
+    /,
+    **options: Any,
+) -> Any:
     """Loads a run folder's newest checkpoint, or a converted folder, as a pipeline.
 
     Args:
       directory: run folder.
+      loaders: method -> loader; None is the package's own, `LOADERS`.
       **options: of the family's loader: `offload` for Würstchen, `super_resolution` and `decoder`
         for token predictors.
 
@@ -34,19 +41,20 @@ def load(directory: str | Path, **options: Any) -> Any:
       ValueError: an option that this kind of run does not have.
       CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
     """
+    loaders = LOADERS if loaders is None else loaders
     method = read_config(directory).method
-    if method not in LOADERS:
+    if method not in loaders:
         raise CheckpointError(
             f"{directory} holds a run of method {method!r}, which draws no images from text; give "
-            f"one of {sorted(LOADERS)}"
+            f"one of {sorted(loaders)}"
         )
-    known = list(inspect.signature(LOADERS[method]).parameters)[1:]
+    known = list(inspect.signature(loaders[method]).parameters)[1:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
             f"a run of method {method!r} has no loading option {', '.join(unknown)}; it has {known}"
         )
-    return LOADERS[method](directory, **options)
+    return loaders[method](directory, **options)
 
 
 def load_one_or_two_scales(
@@ -158,8 +166,6 @@ def load_stage_c_pipeline(
 
 def _later_weights(params: Tree, frozen: Tree) -> dict[str, Tree]:
     """The weights of everything after Stage C, by stage."""
-    from paella_jax.families.stage_b import COMPRESSOR
-
     texts = {name: tree for name, tree in frozen.items() if name not in ("vqgan", COMPRESSOR)}
     own = {name: tree for name, tree in params.items() if name != COMPRESSOR}
     return {
@@ -169,7 +175,7 @@ def _later_weights(params: Tree, frozen: Tree) -> dict[str, Tree]:
     }
 
 
-# method -> loader; a new family that draws from text adds its line here
+# method -> loader, of the package's own methods; registry.py has those that were added to it
 LOADERS: dict[str, Callable[..., Any]] = {
     "tokens": load_one_or_two_scales,
     "stage_b": load_wuerstchen,

@@ -94,7 +94,8 @@ def build_inputs(
     ids, mask = tokenize(networks, config, [c.prompt for c in conditions])
     weights = None
     if any(c.emphasis for c in conditions):
-        if networks.text_tokenizer is None or ids is None or networks.reads_text_alone:
+        takes_weights = "text_weights" in networks.takes
+        if networks.text_tokenizer is None or ids is None or not takes_weights:
             raise ValueError("emphasis needs cell.network=unet with a T5; this run has another")
         # Imported here, as no other prompt needs it.
         from paella_jax.encoders.emphasis import text_weights

@@ -183,7 +183,7 @@ class TokenPipeline(Pipeline):
             )
         elif low_tokens is not None:
             raise ValueError("low_tokens belong to super-resolution runs; this is none")
-        if self.config.cell.network == "uvit":
+        if "micro_conds" in networks.takes:
             # Imported here: it comes with the data sources, which no other run needs for drawing.
             from paella_jax.data.transform import whole_image_conds
 
