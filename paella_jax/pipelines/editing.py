@@ -18,8 +18,8 @@ from paella_jax.images.read import ImageError, ImageLike, read_image, read_mask
 from paella_jax.pipelines.base import image_keys, one_per_prompt
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import Generation, TokenPipeline
-from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import start_from_image
 
 

@@ -14,6 +14,7 @@ from paella_jax.pipelines.editing import encode_image, keep_unmasked, size_of
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import Generation, TokenPipeline
 from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.schedule import first_and_last
 
 Range = float | tuple[float, float]
 
@@ -89,14 +90,9 @@ def resample_settings(
         rounds=rounds,
         share=share,
         top_k=top_k,
-        guidance_scale=_pair(guidance_scale),
-        temperature=_pair(temperature),
+        guidance_scale=first_and_last("guidance_scale", guidance_scale),
+        temperature=first_and_last("temperature", temperature),
         frames=frames or None,
     )
     settings.check()
     return settings
-
-
-def _pair(value: Range) -> tuple[float, float]:
-    first, last = value if isinstance(value, tuple | list) else (value, value)
-    return float(first), float(last)

@@ -36,8 +36,8 @@ from paella_jax.pipelines.request import Request, draw_request
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import read_config
-from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, starts_from_noise, token_settings
 from paella_jax.training.sharding import make_mesh, replicated
 from paella_jax.typing import Tree

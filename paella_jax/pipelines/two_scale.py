@@ -19,7 +19,7 @@ from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.base import image_keys, one_per_prompt
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
 from paella_jax.pipelines.tokens import Generation, Prompt, TokenPipeline
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 
 Range = float | tuple[float, float]
 SECOND_SCALE = 2**31 - 2  # number of an image key's child; the samplers use no number near it

@@ -14,7 +14,7 @@ from paella_jax.pipelines.editing import read_masked, touched
 from paella_jax.pipelines.mask_free_editing import Range, resample_settings
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.two_scale import TwoScaleGeneration, TwoScalePipeline
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 
 
 def inpaint(

@@ -41,7 +41,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import read_config
-from paella_jax.sampling.ddpm import DDPMSettings
+from paella_jax.sampling.diffusion import DDPMSettings
 from paella_jax.training.sharding import make_mesh, replicated
 from paella_jax.typing import Array, Tree
 

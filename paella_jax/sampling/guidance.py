@@ -64,3 +64,8 @@ def guide_jointly(conditional: Predict, both: Predict) -> Denoise:
         return combine(conditional_logits, unconditional_logits, scale)
 
     return denoise
+
+
+def without_guidance(denoise: Denoise) -> Denoise:
+    """The same prediction with guidance off, whatever the scale."""
+    return lambda tokens, t, scale: denoise(tokens, t, None)
