@@ -20,7 +20,7 @@ def combine(conditional: Array, unconditional: Array, scale: Array | float) -> A
 
 
 def mix(predictions: Sequence[Predict], weights: Array) -> Predict:
-    """Weighted sum of several conditions' logits: several texts or images in one picture.
+    """Weighted sum of several conditions' logits: several texts or images in one image.
 
     Args:
       predictions: one per condition.

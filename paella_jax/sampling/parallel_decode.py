@@ -45,7 +45,7 @@ class ParallelDecodeSettings(LoopSettings):
 
     Attributes:
       num_steps: steps from all masked to none.
-      schedule: share still masked after a share x of the steps: "cosine" is cos(pi x / 2),
+      schedule: fraction still masked after a fraction x of the steps: "cosine" is cos(pi x / 2),
         "linear" 1 - x, "power" 1 - x^exponent.
       exponent: of the "power" schedule.
       choice_temperature: (first, last) step's strength of the Gumbel noise on the confidences,
@@ -53,8 +53,8 @@ class ParallelDecodeSettings(LoopSettings):
       temperature: (first, last) step's softmax temperature, linear in between.
       guidance_scale: (first, last) step's guidance, linear in between; 1 is no guidance. aMUSEd
         holds it constant, MUSE starts at 1 and raises it.
-      strength: share of the steps to run; below 1 needs an image to start from, of which the
-        schedule's share is masked first.
+      strength: fraction of the steps to run; below 1 needs an image to start from, of which the
+        schedule's fraction is masked first.
       draw_implementation: see ops/categorical.py.
     """
 
@@ -85,7 +85,7 @@ class ParallelDecodeSettings(LoopSettings):
         return self.num_steps - int(self.num_steps * self.strength)
 
     def mask_ratios(self) -> np.ndarray:
-        """Share still masked after every step, float32 [num_steps]; the last is about 0.
+        """Fraction still masked after every step, float32 [num_steps]; the last is about 0.
 
         The reference's float32 arithmetic: the numbers of tokens are rounded down from these, so
         that a last bit can decide (12 steps and 256 tokens give 127 after the eighth, not 128).
@@ -215,8 +215,8 @@ def mask_count(unknown: Array, ratio: Array, start_ratio: Array) -> Array:
 
     Args:
       unknown: bool [batch, h, w], before the step.
-      ratio: float32 scalar, the schedule's share after the step.
-      start_ratio: float32 scalar or [batch], share masked at the start.
+      ratio: float32 scalar, the schedule's fraction after the step.
+      start_ratio: float32 scalar or [batch], fraction masked at the start.
 
     Returns:
       int32 [batch].

@@ -2,7 +2,7 @@
 
 Source: docs/models/muse.md 1.7.
 
-Each round corrupts a random share of the tokens and draws them conditioned on the others and the
+Each round corrupts a random fraction of the tokens and draws them conditioned on the others and the
 prompt (Gibbs sampling), so that the image moves towards the prompt without a mask from the user.
 """
 
@@ -40,7 +40,7 @@ class ResampleSettings(LoopSettings):
     """Settings of mask-free editing; all static, the defaults are MUSE's.
 
     Attributes:
-      rounds: how often a share of the tokens is drawn again.
+      rounds: how often a fraction of the tokens is drawn again.
       share: of the tokens that may change, drawn again in a round; rounded, at least one token.
       top_k: draw among this many most probable tokens.
       temperature: (first, last) round's softmax temperature, linear in between.
@@ -157,7 +157,7 @@ def _rounds(settings: ResampleSettings, ramps: Ramps | None, keys: Array) -> Rou
 
 
 def choose(uniform: Array, generate: Array, share: float) -> Array:
-    """The positions that a round draws again: a share of those that may change, at least one.
+    """The positions that a round draws again: a fraction of those that may change, at least one.
 
     Args:
       uniform: float32 [batch, h, w] in [0, 1).

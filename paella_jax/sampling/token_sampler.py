@@ -72,7 +72,7 @@ def token_settings(
 
 
 def start_from_image(settings: TokenSettings, strength: float) -> dict[str, Any]:
-    """The setting that starts a sampler from an image of which a share `strength` is corrupted."""
+    """The setting that starts a sampler from an image of which a fraction is corrupted."""
     is_decode = isinstance(settings, ParallelDecodeSettings)
     return {"strength": strength} if is_decode else {"t_start": strength}
 
