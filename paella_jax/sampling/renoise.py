@@ -122,7 +122,8 @@ class Policy(NamedTuple):
       source: (tokens, step) -> what renoised tokens become.
       order: (logits, drawn tokens, step) -> float32 [batch, h, w] in [0, 1]; the positions up to
         t_next are renoised.
-      hold: puts kept tokens back.
+      hold: puts kept tokens back. The reference does it before renoising, which is the same but for
+        "fresh" noise, with which it would lose them.
       shown: (drawn tokens, tokens after the step) -> what a trace keeps.
     """
 
