@@ -23,8 +23,8 @@ from paella_jax.pipelines import editing
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir, read_metrics
-from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_loop import Known
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"

@@ -23,7 +23,8 @@ from paella_jax.reports import sweep as sweep_module
 from paella_jax.reports import task_examples
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.guidance import mix
-from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
+from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.token_loop import Known, Randomness, Start, Vocabulary
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
@@ -35,9 +36,10 @@ def predict(tokens, t):
     return table[tokens] + table[jnp.roll(tokens, 1, 2)] * (1.5 - t).reshape(-1, 1, 1, 1)
 
 
-def draw(settings, seed=0, **options):
+def draw(settings, seed=0, trace=False, **start):
     denoise = lambda tokens, t, scale: predict(tokens, t)
-    return sample(denoise, jax.random.key(seed), SHAPE, settings, codebook_size=CODES, **options)
+    key, start = jax.random.key(seed), Start(**start)
+    return sample(denoise, key, SHAPE, settings, Vocabulary(CODES), start, trace=trace)
 
 
 def random_map(seed):
@@ -66,7 +68,7 @@ def test_image_start_noises_the_right_share():
     """Exactly the positions at or below t_start hold the initial noise; the network sees that."""
     uniform = jax.random.uniform(jax.random.key(3), SHAPE)
     noise, image, seen = random_map(4), random_map(5), []
-    randomness = Randomness(noise, jnp.zeros((1, *SHAPE)), uniform)
+    randomness = Randomness(jnp.zeros((1, *SHAPE)), uniform, noise)
 
     def spy(tokens, t, scale):
         seen.append((tokens, t))
@@ -78,9 +80,8 @@ def test_image_start_noises_the_right_share():
             jax.random.key(0),
             SHAPE,
             RenoiseSettings(num_steps=1, t_start=0.4, draw="argmax"),
-            codebook_size=CODES,
-            randomness=randomness,
-            image_tokens=image,
+            Vocabulary(CODES),
+            Start(image_tokens=image, randomness=randomness),
         )
     (tokens, t), *_ = seen
     np.testing.assert_array_equal(tokens, np.where(uniform <= 0.4, noise, image))

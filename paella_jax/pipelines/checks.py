@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, starts_from_noise
 
 

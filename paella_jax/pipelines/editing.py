@@ -17,7 +17,7 @@ from paella_jax.pipelines.geometry import Drawer, keep_unmasked
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.sampling.resample import ResampleSettings
-from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.schedule import first_and_last, linear_ramp
 from paella_jax.sampling.token_sampler import start_from_image
 
 Range = float | tuple[float, float]
@@ -181,8 +181,8 @@ def edit(
         rounds=rounds,
         share=share,
         top_k=top_k,
-        guidance_scale=_pair(guidance_scale),
-        temperature=_pair(temperature),
+        guidance_scale=first_and_last("guidance_scale", guidance_scale),
+        temperature=first_and_last("temperature", temperature),
         frames=frames or None,
     )
     settings.check()
@@ -200,12 +200,6 @@ def edit(
         **kept,
         **options,
     )
-
-
-def _pair(value: Range) -> tuple[float, float]:
-    """A number stands for the pair of itself."""
-    first, last = value if isinstance(value, tuple | list) else (value, value)
-    return float(first), float(last)
 
 
 def morph(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageError, ImageLike, read_image, read_mask
 from paella_jax.pipelines.base import Generation
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 
 
 class Scale(NamedTuple):

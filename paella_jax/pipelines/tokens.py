@@ -28,8 +28,8 @@ from paella_jax.pipelines.prompts import (
     tokenize,
 )
 from paella_jax.pipelines.request import Request, draw_request
-from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
 from paella_jax.training.sharding import replicated
 from paella_jax.typing import Tree

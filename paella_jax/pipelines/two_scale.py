@@ -17,7 +17,7 @@ from paella_jax.pipelines.base import Generation, Job, Pipeline, image_keys
 from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
 from paella_jax.pipelines.tokens import Prompt, TokenPipeline
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 
 Range = float | tuple[float, float]
 SECOND_SCALE = 2**31 - 2  # number of an image key's child; the samplers use no number near it

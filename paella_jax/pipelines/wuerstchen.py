@@ -37,7 +37,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
     stage_b_settings,
     stage_c_settings,
 )
-from paella_jax.sampling.ddpm import DDPMSettings
+from paella_jax.sampling.diffusion import DDPMSettings
 from paella_jax.training.sharding import replicated
 from paella_jax.typing import Tree
 

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
-from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
+from paella_jax.sampling.diffusion import DDPMSettings, GaussianStart, sample, segment_times
 from paella_jax.sampling.guidance import guide
+from paella_jax.sampling.schedule import first_and_last
 from paella_jax.typing import Array, Tree
 
 Scale = float | tuple[float, float] | None
@@ -66,9 +67,8 @@ def _scale(given: Scale, default: float) -> float | tuple[float, float]:
         return default
     if not isinstance(given, tuple | list):
         return float(given)
-    if len(given) != 2:
-        raise ValueError(f"guidance_scale {given!r} must be one number or a pair (first, last)")
-    return float(given[0]), float(given[1])
+    refusal = "{name} {value!r} must be one number or a pair (first, last)"
+    return first_and_last("guidance_scale", given, refusal)
 
 
 def stage_b_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def draw_c(
         (count, *shape),
         settings,
         schedule=networks.schedule,
-        image=None if start is None else stage_b.to_stage_c(start),
+        start=GaussianStart(image=None if start is None else stage_b.to_stage_c(start)),
         trace=trace,
     )
     if not trace:

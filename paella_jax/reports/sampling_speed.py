@@ -17,6 +17,7 @@ from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.token_loop import Vocabulary
 from paella_jax.typing import Array, Tree
 
 MIB = 2**20
@@ -72,7 +73,7 @@ def sampling_cost(
     def draw(params: Tree, decoder: Tree, key: Array, cond: Any, uncond: Any) -> Array:
         predict = lambda c: lambda tokens, t: model.apply(params, tokens, t, c)
         denoise = guide(predict(cond), predict(uncond))
-        tokens = sample(denoise, key, shape, settings, codebook_size=model.codebook_size)
+        tokens = sample(denoise, key, shape, settings, Vocabulary(model.codebook_size))
         return vqgan.apply(decoder, tokens, method="decode_tokens")
 
     began = time.perf_counter()

@@ -19,7 +19,7 @@ from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.reports.sampling_speed import MIB, random_tree
-from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
+from paella_jax.sampling.diffusion import DDPMSettings, sample, segment_times
 from paella_jax.sampling.guidance import guide
 from paella_jax.typing import Array, Tree
 

@@ -18,14 +18,14 @@ from paella_jax.noise.gaussian import (
     noise_from_clean,
     p2_weight,
 )
-from paella_jax.sampling.ddpm import (
+from paella_jax.sampling.diffusion import (
     DDPMSettings,
-    Randomness,
-    ddim_step,
-    ddpm_step,
+    GaussianRandomness,
+    GaussianStart,
     sample,
     segment_times,
 )
+from paella_jax.sampling.steppers import ddim_step, ddpm_step
 
 
 def is_diffusion(config, _):
@@ -151,10 +151,10 @@ def test_whole_loop(folder, trace):
             randomness.initial.shape,
             settings,
             schedule=CosineSchedule(scaler=scaler),
-            randomness=randomness,
+            start=GaussianStart(randomness=randomness),
             trace=True,
         )
-    )(Randomness(pick("x_init"), pick("noise")))
+    )(GaussianRandomness(pick("x_init"), pick("noise")))
     golden.check_close(f"{folder.name} {trace}.x", visited, arrays[f"{trace}.x"])
     np.testing.assert_array_equal(final, visited[-1])
 
