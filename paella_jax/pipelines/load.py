@@ -85,8 +85,8 @@ def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipe
       CheckpointError: no run there, of another kind, incomplete or damaged.
       ConfigError: `decoder` has other codes.
     """
-    from paella_jax.families.tokens import load_networks
-    from paella_jax.families.vqgan import swap_decoder
+    from paella_jax.families.token_run import load_networks
+    from paella_jax.families.tokenizer import swap_decoder
     from paella_jax.pipelines.tokens import TokenPipeline
 
     workdir = Path(directory)
