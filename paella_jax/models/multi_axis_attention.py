@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from einops import rearrange
 
-from paella_jax.models.uvit_blocks import SeparateAttention
+from paella_jax.models.transformer_layers import SeparateAttention
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.typing import Array
 

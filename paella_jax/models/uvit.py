@@ -10,14 +10,12 @@ import numpy as np
 from einops import rearrange
 
 from paella_jax.models.layers import Dense, Dtype, Initializer, scaled_xavier
+from paella_jax.models.transformer_layers import RootMeanSquareNorm, linear_init, zeros
 from paella_jax.models.uvit_blocks import (
     ConvStageBlock,
     Resample,
-    RootMeanSquareNorm,
     TextAttentionBlock,
     TransformerLayer,
-    linear_init,
-    zeros,
 )
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.conditioning import Conditioning, text_alone
 from paella_jax.models.uvit import UViT
 from paella_jax.typing import Array, Tree
 
@@ -38,13 +38,7 @@ class UViTPredictor:
         return self.network.apply(variables, tokens, **self._inputs(t, cond), **kwargs)
 
     def _inputs(self, t: Array, cond: Conditioning) -> dict[str, Any]:
-        others = ("text_weights", "image_pooled", "labels", "segmentation")
-        given = [name for name in others if getattr(cond, name) is not None]
-        if cond.text is None or given:
-            raise ValueError(
-                f"the U-ViT is conditioned on text alone, got {given or 'no text'}; "
-                "cell.network=unet takes the other conditions"
-            )
+        text = text_alone(cond, "U-ViT")
         micro = cond.micro_conds
         if micro is None:
             raise ValueError("the U-ViT needs micro_conds: width, height, crop top, left, score")
@@ -54,9 +48,9 @@ class UViTPredictor:
             micro = jnp.concatenate([micro, level[:, None]], axis=1)
         pooled = cond.text_pooled
         if pooled is None:
-            pooled = mean_text(cond.text, cond.text_mask)
+            pooled = mean_text(text, cond.text_mask)
         return {
-            "encoder_hidden_states": cond.text,
+            "encoder_hidden_states": text,
             "pooled_text": pooled,
             "micro_conds": micro,
             "text_mask": cond.text_mask,

@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 
 from paella_jax.models.layers import Dense, Dtype
 from paella_jax.models.quantizer import Quantizer, uniform_codebook
-from paella_jax.models.uvit_blocks import SeparateAttention
+from paella_jax.models.transformer_layers import SeparateAttention
 from paella_jax.typing import Array
 
 # torch's default, which the reference leaves in place: U(-b, b) with b = 1 / sqrt(inputs).
