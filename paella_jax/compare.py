@@ -32,7 +32,7 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.comparison.run import compare
-    from paella_jax.comparison.train_cells import Stopped
+    from paella_jax.comparison.train import Stopped
 
     # Outside of training, which saves first: claims are given back and the other workers end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.comparison.plan import Training, cell_name
 from paella_jax.comparison.rows import Row
-from paella_jax.comparison.train_cells import Trained
+from paella_jax.comparison.train import Trained
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paella_jax.comparison.picture import draw_comparison
+from paella_jax.comparison.curves import draw_comparison
 from paella_jax.comparison.rows import (
     STEP_METRICS,
     Row,

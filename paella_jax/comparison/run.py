@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from paella_jax.comparison.claims import Task, do_together
 from paella_jax.comparison.measure import (
     Judge,
     make_judge,
@@ -28,17 +29,16 @@ from paella_jax.comparison.plan import (
 )
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
-from paella_jax.comparison.share import Task, do_together
-from paella_jax.comparison.train_cells import (
+from paella_jax.comparison.train import (
     Trained,
-    cell_folder,
     check_finished,
     check_tokenizer,
     is_trained,
     planned,
     read_trained,
+    run_folder,
     tokenizer_folder,
-    train_cell,
+    train_network,
     train_tokenizer,
 )
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
@@ -107,8 +107,8 @@ def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trai
     tasks = [
         Task(
             training.name,
-            partial(is_trained, cell_folder(training, out)),
-            partial(train_cell, config, training, run, out),
+            partial(is_trained, run_folder(training, out)),
+            partial(train_network, config, training, run, out),
         )
         for training, run, _ in plans
     ]

@@ -157,16 +157,6 @@ def _missing(sample: CaptionedFile) -> str | None:
     return None if sample.image.is_file() else "no such file"
 
 
-def load_image(file: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the short side resized to `size`, cropped at the centre."""
-    return crop(read_image(file, size, size), size, size)
-
-
-def read_image(file: Path, height: int, width: int) -> Image.Image:
-    """RGB, upright, resized (bicubic, antialiased) to just cover height x width pixels."""
-    return cover(open_upright(file), height, width)
-
-
 def open_upright(file: Path) -> Image.Image:
     """RGB in the file's own size, turned as its camera says."""
     with Image.open(file) as opened:
@@ -187,14 +177,6 @@ def corner(
     spare = (image.width - width, image.height - height)
     left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
     return left, top
-
-
-def crop(
-    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """uint8 [height, width, 3] from the centre, or from anywhere in the image with `rng`."""
-    left, top = corner(image, height, width, rng)
-    return cut(image, left, top, height, width)
 
 
 def cut(image: Image.Image, left: int, top: int, height: int, width: int) -> np.ndarray:

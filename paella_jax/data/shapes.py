@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 SPLITS = ("train", "validation", "heldout")
+# What is scored: combinations that training has, and those that it never has.
+SCORED = {"seen": "validation", "heldout": "heldout"}
 
 _SHAPE_NAMES = ("circle", "square", "triangle", "cross", "ring", "star", "diamond", "heart")
 _COLOR_NAMES = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
@@ -122,11 +124,6 @@ def get_spec(name: str) -> ShapesSpec:
     if name not in SPECS:
         raise ValueError(f"unknown shapes spec {name!r}; known: {', '.join(SPECS)}")
     return SPECS[name]
-
-
-def heldout_pairs(spec: ShapesSpec) -> frozenset[tuple[str, str]]:
-    """The (color, shape) pairs that only the `heldout` split shows."""
-    return frozenset(spec.heldout)
 
 
 def check_scene(scene: Scene, spec: ShapesSpec) -> None:

@@ -47,11 +47,6 @@ class OracleScore:
         return asdict(self) | {"exact_images": self.exact_images.tolist()}
 
 
-def read_scene(image: np.ndarray, spec: ShapesSpec) -> Scene:
-    """Like `read_scenes` for one image [height, width, 3]."""
-    return read_scenes(np.asarray(image)[None], spec)[0]
-
-
 def read_scenes(images: np.ndarray, spec: ShapesSpec) -> list[Scene]:
     """What each image shows, as far as `spec` has words for it.
 
@@ -64,7 +59,7 @@ def read_scenes(images: np.ndarray, spec: ShapesSpec) -> list[Scene]:
     Raises:
         ValueError: wrong shape, dtype or range, or values that are not finite.
     """
-    pixels = _unit_range(images, spec)
+    pixels = checked_images(images, spec)
     grounds = _read_backgrounds(pixels, spec)
     cells = _split_cells(pixels, spec)
     best = np.zeros(cells.shape[:2], np.int64)
@@ -113,15 +108,19 @@ def compare_scenes(read: Sequence[Scene], wanted: Sequence[Scene]) -> OracleScor
     )
 
 
-def _unit_range(images: np.ndarray, spec: ShapesSpec) -> np.ndarray:
-    """float32 in [0, 1], checked."""
+def checked_images(images: np.ndarray, spec: ShapesSpec) -> np.ndarray:
+    """Images of a spec, uint8 or float in [0, 1] -> float32 [n, height, width, 3] in [0, 1].
+
+    Raises:
+        ValueError: wrong shape, dtype or range, or values that are not finite.
+    """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (spec.image_size, spec.image_size, 3):
-        wanted = f"[batch, {spec.image_size}, {spec.image_size}, 3]"
+        wanted = f"[n, {spec.image_size}, {spec.image_size}, 3]"
         raise ValueError(f"images of {spec.name!r} must be {wanted}, got {list(images.shape)}")
     if images.dtype == np.uint8:
         return images.astype(np.float32) / 255
-    if images.dtype.kind in "biuc":
+    if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be float in [0, 1] or uint8, got {images.dtype}")
     pixels = images.astype(np.float32)
     if not np.isfinite(pixels).all():

@@ -10,7 +10,7 @@ do not, so the same cross-entropy is harder to reach with uniform corruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def corrupted_token_scores(
 
     Returns:
       {"30": {"cross_entropy": nats, "accuracy": in [0, 1], "positions": per image,
-      "images": batch}, ...}, one entry per level. Combine batches with `average_scores`.
+      "images": batch}, ...}, one entry per level.
 
     Raises:
       ValueError: a level outside (0, 1], an empty batch, a number of keys other than of images, or
@@ -101,25 +101,6 @@ def corrupted_token_scores(
             )
         scores[level_name(level)] = _score(predicted, tokens, chosen)
     return scores
-
-
-def average_scores(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> Scores:
-    """The scores of several batches as one, weighted by their numbers of images.
-
-    Raises:
-      ValueError: no batch, or batches with different levels.
-    """
-    if not parts or any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError("average_scores needs batches scored at the same levels, at least one")
-    averaged: Scores = {}
-    for level, first in parts[0].items():
-        images = sum(part[level]["images"] for part in parts)
-        mean = {
-            name: sum(part[level][name] * part[level]["images"] for part in parts) / images
-            for name in ("cross_entropy", "accuracy")
-        }
-        averaged[level] = mean | {"positions": first["positions"], "images": images}
-    return averaged
 
 
 @jax.jit

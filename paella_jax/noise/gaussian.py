@@ -88,12 +88,6 @@ def clean_from_noise(noised: Array, noise: Array, alpha_bar: Array) -> Array:
     return (noised - jnp.sqrt(1.0 - alpha_bar) * noise) / jnp.sqrt(alpha_bar)
 
 
-def noise_from_clean(noised: Array, clean: Array, alpha_bar: Array) -> Array:
-    """The noise in it, given what was noised: solves `diffuse` for `noise`."""
-    alpha_bar = per_sample(alpha_bar, noised)
-    return (noised - jnp.sqrt(alpha_bar) * clean) / jnp.sqrt(1.0 - alpha_bar)
-
-
 def loss_weight(kind: str, alpha_bar: Array) -> Array:
     """Weight of a sample's loss; the shape of `alpha_bar`.
 

@@ -17,9 +17,8 @@ from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
-
-MIB = 2**20
 
 
 def abstract_conditioning(batch: int, text_length: int, config: ConfigDict) -> Conditioning:

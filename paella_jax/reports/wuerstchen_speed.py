@@ -18,9 +18,10 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.vqgan import VQGAN
-from paella_jax.reports.sampling_speed import MIB, random_tree
+from paella_jax.reports.sampling_speed import random_tree
 from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
 from paella_jax.sampling.guidance import guide
+from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
 
 TEXT_LENGTH = 77

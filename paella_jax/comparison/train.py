@@ -111,18 +111,18 @@ def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[Co
     return run, size
 
 
-def cell_folder(training: Training, out: Path) -> Path:
+def run_folder(training: Training, out: Path) -> Path:
     """A training's run folder."""
     return out / "runs" / training.name
 
 
-def train_cell(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
+def train_network(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
     """Trains one network up to its budget, or resumes it.
 
     Raises:
       Stopped: by SIGTERM.
     """
-    workdir = cell_folder(training, out)
+    workdir = run_folder(training, out)
     if config.budget.kind == "seconds":
         set_seconds(run, config, _seconds_per_step(run, workdir))
     _train(run, workdir)
@@ -134,7 +134,7 @@ def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out:
     Raises:
       ConfigError: its recipe was another one; the message has the differences.
     """
-    workdir = cell_folder(training, out)
+    workdir = run_folder(training, out)
     if is_trained(workdir):
         ignored = ("optim.warmup_steps",) if config.budget.kind == "seconds" else ()
         check_same_run(workdir, run, ignored)
@@ -142,7 +142,7 @@ def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out:
 
 def read_trained(training: Training, size: Size, out: Path) -> Trained:
     """What a finished training cost."""
-    workdir = cell_folder(training, out)
+    workdir = run_folder(training, out)
     done = json.loads((workdir / TRAINED).read_text())
     return Trained(training, workdir, size, done["images"], done["seconds"])
 
