@@ -56,7 +56,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     Args:
       config: of configs/compare.py.
       out: folder of everything; a second call with the same config goes on where one stopped, or
-        shares the work with one that runs.
+        divides the work with one that runs.
 
     Returns:
       The report, as in `comparison.json`.
@@ -91,7 +91,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
 
 
 def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
-    """Nothing where a trained one is given."""
+    """The task of training the tokenizer, none where a trained one is given."""
     if config.tokenizer:
         return []
     finished = partial(is_trained, tokenizer_folder(config, out))

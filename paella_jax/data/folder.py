@@ -14,7 +14,7 @@ from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, li
 from paella_jax.data.transform import AESTHETIC_SCORE
 
 VALIDATION_EVERY = 20  # one image in twenty is kept for validation
-MAX_BROKEN_SHARE = 0.1
+MAX_BROKEN_FRACTION = 0.1
 CROPS = ("center", "random")
 # What PIL raises for damaged files, and what a caption that is no text raises.
 UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
@@ -89,7 +89,7 @@ class FolderSource:
                 )
 
     def _too_many(self) -> bool:
-        limit = max(MAX_BROKEN_SHARE * len(self.samples), 3)
+        limit = max(MAX_BROKEN_FRACTION * len(self.samples), 3)
         return len(self.broken) > limit or len(self.broken) == len(self.samples)
 
     @property
@@ -107,7 +107,7 @@ class FolderSource:
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        """The sample of `source[index]`, cropped and flipped by `rng` where that was asked for."""
         return self._sample(int(index), rng)
 
     def _sample(

@@ -33,7 +33,7 @@ NOISE = 0.1  # largest noise on training images, so that features of flawed imag
 
 
 class Head(NamedTuple):
-    """One attribute: `columns` labels (one, or one per lattice cell) of `classes` classes each."""
+    """One attribute: `columns` labels (one, or one per lattice tile) of `classes` classes each."""
 
     name: str
     columns: int
@@ -41,25 +41,25 @@ class Head(NamedTuple):
 
 
 def heads(spec: ShapesSpec) -> tuple[Head, ...]:
-    """What is classified, in the order of the labels; class 0 of a cell is the empty cell."""
-    cells = spec.lattice**2
+    """What is classified, in the order of the labels; class 0 of a tile is the empty tile."""
+    tiles = spec.lattice**2
     return (
         Head("background", 1, len(spec.backgrounds)),
         Head("count", 1, spec.max_objects + 1),
-        Head("shape", cells, 1 + len(spec.shapes)),
-        Head("color", cells, 1 + len(spec.colors)),
-        Head("size", cells, 1 + len(spec.sizes)),
+        Head("shape", tiles, 1 + len(spec.shapes)),
+        Head("color", tiles, 1 + len(spec.colors)),
+        Head("size", tiles, 1 + len(spec.sizes)),
     )
 
 
 def labels(scene: Scene, spec: ShapesSpec) -> np.ndarray:
     """A scene as int32 [columns], in the order of `heads`."""
-    cells = np.zeros((3, spec.lattice**2), np.int32)
+    tiles = np.zeros((3, spec.lattice**2), np.int32)
     for o in scene.objects:
         words = ((spec.shapes, o.shape), (spec.colors, o.color), (spec.sizes, o.size))
-        cells[:, o.row * spec.lattice + o.column] = [1 + known.index(w) for known, w in words]
+        tiles[:, o.row * spec.lattice + o.column] = [1 + known.index(w) for known, w in words]
     ground = spec.backgrounds.index(scene.background)
-    return np.concatenate([[ground, len(scene.objects)], cells.reshape(-1)]).astype(np.int32)
+    return np.concatenate([[ground, len(scene.objects)], tiles.reshape(-1)]).astype(np.int32)
 
 
 def split_logits(logits: Any, spec: ShapesSpec) -> list[Any]:
@@ -264,7 +264,7 @@ def _make_step(spec: ShapesSpec, optimizer: optax.GradientTransformation) -> Any
 def _accuracy(
     trained: ClassifierFeatures, images: np.ndarray, targets: np.ndarray
 ) -> dict[str, float]:
-    """Share of right labels per attribute, and of images with every label right."""
+    """Fraction of right labels per attribute, and of images with every label right."""
     right = trained.read(images) == targets
     scores, start = {}, 0
     for head in heads(get_spec(trained.spec_name)):

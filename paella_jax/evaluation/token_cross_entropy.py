@@ -40,7 +40,7 @@ def corrupt_exactly(
     Args:
       keys: [batch] PRNG keys.
       tokens: int32 [batch, h, w], clean.
-      level: share of the positions in (0, 1]; at least one position is corrupted.
+      level: fraction of the positions in (0, 1]; at least one position is corrupted.
       codebook_size: the vocabulary.
       mask_token: the mask's id; None replaces by random tokens.
 
@@ -70,10 +70,10 @@ def corrupted_token_scores(
 
     Args:
       logits: (corrupted tokens int32 [batch, h, w], t float32 [batch]) -> float32
-        [batch, h, w, codebook_size]; t is the share that is truly corrupted. Without guidance.
+        [batch, h, w, codebook_size]; t is the fraction that is truly corrupted. Without guidance.
       tokens: int32 [batch, h, w], clean.
       keys: [batch] PRNG keys, one per image: the same for every network that is compared.
-      levels: shares in (0, 1].
+      levels: fractions in (0, 1].
       codebook_size: the vocabulary.
       mask_token: the mask's id of a network trained on masks, None for uniform corruption.
 
@@ -93,8 +93,8 @@ def corrupted_token_scores(
         corrupted, chosen = corrupt_exactly(
             level_keys, tokens, level, codebook_size=codebook_size, mask_token=mask_token
         )
-        share = chosen.mean((1, 2), dtype=jnp.float32)
-        predicted = logits(corrupted, share)
+        fraction = chosen.mean((1, 2), dtype=jnp.float32)
+        predicted = logits(corrupted, fraction)
         if predicted.shape != (*tokens.shape, codebook_size):
             raise ValueError(
                 f"logits have shape {list(predicted.shape)}, not {[*tokens.shape, codebook_size]}"

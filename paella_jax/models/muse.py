@@ -230,7 +230,7 @@ class MusePredictor(nn.Module):
 
     @property
     def knows_noise_level(self) -> bool:
-        """Whether `t` is read."""
+        """Whether the network reads `t`."""
         return self.time_width > 0
 
     def check(self, shape: tuple[int, ...]) -> None:

@@ -146,7 +146,7 @@ class Paella(UNet):
 
     @property
     def knows_noise_level(self) -> bool:
-        """Whether `t` is read."""
+        """Whether the network reads `t`."""
         return any("T" in pattern for pattern in self.patterns)
 
     def _check(self, shape: tuple[int, ...]) -> None:

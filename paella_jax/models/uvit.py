@@ -73,7 +73,7 @@ class UViT(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0  # of the convolutional stages' attention
     remat: bool = False  # recompute block activations in the backward pass
-    depthwise: str = "auto"  # see ops/depthwise.py
+    depthwise: str = "auto"  # implementation of ops/depthwise.py
     attention: str | None = None  # jax.nn.dot_product_attention implementation
     dtype: Dtype = jnp.float32
 

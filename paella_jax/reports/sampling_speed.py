@@ -45,7 +45,7 @@ def sampling_cost(
     """Compiles and runs guided sampling and decoding of one image, as one program.
 
     Args:
-      config: of configs/paella.py; the sampler settings are used too.
+      config: a config of configs/paella.py; its sampler's settings are used too.
       image_size: pixels.
       text_length: positions of the conditional text; the unconditional one has 1.
       params_dtype: dtype the predictor's parameters are stored in.

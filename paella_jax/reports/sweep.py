@@ -33,9 +33,7 @@ def sweep(pipeline: TokenPipeline, out: Path, num_images: int = 64) -> dict[str,
       out: folder for the files.
       num_images: captions per split.
     """
-    captions = {
-        name: _captions(pipeline, split, num_images) for name, split in SCORED.items()
-    }
+    captions = {name: _captions(pipeline, split, num_images) for name, split in SCORED.items()}
     figure5, temperatures, figure4 = [], [], []
     for steps in STEPS:
         for scale in GUIDANCE:

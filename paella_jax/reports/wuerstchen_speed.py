@@ -47,8 +47,8 @@ def wuerstchen_cost(
     next one's are made.
 
     Args:
-      stage_c: of configs/stage_c.py, with its sampler's steps. So is `stage_b` of stage_b.py.
-      stage_b: see `stage_c`.
+      stage_c: a config of configs/stage_c.py; its sampler's settings are used too.
+      stage_b: a config of configs/stage_b.py; its sampler's settings are used too.
       image_size: pixels, a multiple of 128.
       batch: images.
       params_dtype: dtype weights are stored in.
