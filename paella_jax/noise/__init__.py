@@ -1,1 +1,1 @@
-"""Forward processes: tokens.py replaces tokens, masking.py masks them, gaussian.py noises values."""
+"""Forward processes: tokens.py replaces and masking.py masks tokens, gaussian.py noises values."""
