@@ -14,7 +14,7 @@ from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, li
 from paella_jax.data.transform import AESTHETIC_SCORE
 
 VALIDATION_EVERY = 20  # one image in twenty is kept for validation
-MAX_BROKEN_SHARE = 0.1
+MAX_BROKEN_FRACTION = 0.1
 CROPS = ("center", "random")
 # What PIL raises for damaged files, and what a caption that is no text raises.
 UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
@@ -89,7 +89,7 @@ class FolderSource:
                 )
 
     def _too_many(self) -> bool:
-        limit = max(MAX_BROKEN_SHARE * len(self.samples), 3)
+        limit = max(MAX_BROKEN_FRACTION * len(self.samples), 3)
         return len(self.broken) > limit or len(self.broken) == len(self.samples)
 
     @property
@@ -107,7 +107,7 @@ class FolderSource:
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        """The sample of `source[index]`, cropped and flipped by `rng` where that was asked for."""
         return self._sample(int(index), rng)
 
     def _sample(
@@ -157,16 +157,6 @@ def _missing(sample: CaptionedFile) -> str | None:
     return None if sample.image.is_file() else "no such file"
 
 
-def load_image(file: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the short side resized to `size`, cropped at the centre."""
-    return crop(read_image(file, size, size), size, size)
-
-
-def read_image(file: Path, height: int, width: int) -> Image.Image:
-    """RGB, upright, resized (bicubic, antialiased) to just cover height x width pixels."""
-    return cover(open_upright(file), height, width)
-
-
 def open_upright(file: Path) -> Image.Image:
     """RGB in the file's own size, turned as its camera says."""
     with Image.open(file) as opened:
@@ -187,14 +177,6 @@ def corner(
     spare = (image.width - width, image.height - height)
     left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
     return left, top
-
-
-def crop(
-    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """uint8 [height, width, 3] from the centre, or from anywhere in the image with `rng`."""
-    left, top = corner(image, height, width, rng)
-    return cut(image, left, top, height, width)
 
 
 def cut(image: Image.Image, left: int, top: int, height: int, width: int) -> np.ndarray:

@@ -22,7 +22,7 @@ class OneImageSource:
     asked for.
 
     Attributes:
-      file: of the image.
+      file: the image's path.
       caption: its text; surrounding blanks are removed.
       image_size: pixels of the square sample.
       crop: "center" or "random".
@@ -83,7 +83,7 @@ class OneImageSource:
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        """The sample of `source[index]`, cropped and flipped by `rng` where that was asked for."""
         return self._sample(int(index), rng)
 
     def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ MASK_DENSITIES = ("cosine", "uniform")
 
 
 def mask_ratio(uniform: Array, density: str = "cosine") -> Array:
-    """The share of tokens to mask, for uniform draws.
+    """The fraction of tokens to mask, for uniform draws.
 
     Args:
       uniform: float32 in [0, 1), any shape.
@@ -70,7 +70,7 @@ def apply_mask(tokens: Array, mask: Array, mask_token: int) -> Array:
 def mask_randomly(
     tokens: Array, uniform: Array, ratio: Array | float, mask_token: int
 ) -> tuple[Array, Array]:
-    """Masks where `uniform` < ratio (note: not <=): a share on average, not an exact count.
+    """Masks where `uniform` < ratio (note: not <=): a fraction on average, not an exact count.
 
     Args:
       tokens: int [batch, h, w].

@@ -30,8 +30,8 @@ def noise_prediction_loss(
       predict: (noised [batch, ...], t [batch]) -> noise.
       clean: float [batch, ...].
       keys: [batch] PRNG keys.
-      schedule: of the noise.
-      settings: minimum_t and stretch of the noise levels, loss_weight.
+      schedule: the noise schedule.
+      settings: `minimum_t` and `stretch` of the noise levels, and `loss_weight`.
 
     Returns:
       Loss, and the unweighted error as metric.
@@ -46,13 +46,13 @@ def noise_prediction_loss(
     return (error * weight).mean(), {"noise_mse": error.mean()}
 
 
-def drop_embeddings(keys: Array, embeddings: Array, share: float) -> Array:
-    """Sets a share of the embeddings [batch, width] to zero, the prior's "no text".
+def drop_embeddings(keys: Array, embeddings: Array, fraction: float) -> Array:
+    """Sets a fraction of the embeddings [batch, width] to zero, the prior's "no text".
 
-    Per sample, by its own key. The reference decides once per per-process batch; the expected
-    share is the same.
+    Every sample's own key decides. The reference decides once per per-process batch; the expected
+    fraction is the same.
     """
-    drop = jax.vmap(lambda key: jax.random.uniform(key) < share)(keys)[:, None]
+    drop = jax.vmap(lambda key: jax.random.uniform(key) < fraction)(keys)[:, None]
     return jnp.where(drop, 0.0, embeddings)
 
 
@@ -65,7 +65,7 @@ def clip_prior_objective(
 
     Args:
       predict: (params, noised, t, text_embedding) -> noise.
-      schedule: of the noise.
+      schedule: the noise schedule.
       settings: `config.objective` of configs/clip_prior.py.
     """
 

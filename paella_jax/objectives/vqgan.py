@@ -20,7 +20,7 @@ from paella_jax.typing import Array, Tree
 
 
 def code_usage(tokens: Array, codebook_size: int) -> Array:
-    """Share of positions holding each code, times the codebook size: float32 [codes], mean 1."""
+    """Fraction of positions holding each code times the codebook size: float32 [codes], mean 1."""
     counts = jnp.zeros((codebook_size,)).at[tokens.reshape(-1)].add(1.0)
     return counts * (codebook_size / tokens.size)
 

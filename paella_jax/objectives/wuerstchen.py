@@ -26,13 +26,14 @@ def uniform_per_sample(keys: Array) -> Array:
 
 
 def drop_text(
-    keys: Array, ids: Array, mask: Array, empty: tuple[np.ndarray, np.ndarray], share: float
+    keys: Array, ids: Array, mask: Array, empty: tuple[np.ndarray, np.ndarray], fraction: float
 ) -> tuple[Array, Array]:
-    """Replaces the ids and mask [batch, length] of a share of the samples by the empty text's.
+    """Replaces the ids and mask [batch, length] of a fraction of the samples by the empty text's.
 
-    Per sample, by its own key. The reference decides once per batch; the expected share is equal.
+    Every sample's own key decides. The reference decides once per batch; the expected fraction is
+    equal.
     """
-    drop = (uniform_per_sample(keys) < share)[:, None]
+    drop = (uniform_per_sample(keys) < fraction)[:, None]
     choose = lambda given, nothing: jnp.where(drop, jnp.asarray(nothing)[None, :], given)
     return choose(ids, empty[0]), choose(mask, empty[1])
 
@@ -40,7 +41,7 @@ def drop_text(
 def disturb_guide(
     keys: Array, guide: Array, schedule: CosineSchedule, settings: ConfigDict
 ) -> Array:
-    """Zeroes a share of the guides, and noises a share of the others: t' ~ U(0, guide_noise).
+    """Zeroes a fraction of the guides, and noises a fraction of the others: t' ~ U(0, guide_noise).
 
     It keeps Stage B from trusting the compressor's latents to the last digit, which Stage C cannot
     predict. The reference zeroes whole batches; here it is per sample.
@@ -69,11 +70,11 @@ def stage_b_objective(
 
     Args:
       predict: (params, noised, t, cond, dropout key) -> noise.
-      encode_text: see `EncodeText`.
+      encode_text: an `EncodeText`.
       encode_latents: (frozen, images) -> Stage A latents, scaled.
       compress: (params, frozen, model_state, images, dropout key) -> raw guide, new model_state.
       empty: ids and mask of the empty text; None without text.
-      schedule: of the noise.
+      schedule: the noise schedule.
       settings: `config.objective` of configs/stage_b.py.
     """
 
@@ -111,11 +112,11 @@ def stage_c_objective(
     """Predicts the noise in the compressor's latents, given the text.
 
     Args:
-      predict: as in `stage_b_objective`. So are encode_text, empty and schedule.
-      encode_text: see `EncodeText`.
+      predict: (params, noised, t, cond, dropout key) -> noise.
+      encode_text: an `EncodeText`.
       compress: (frozen, images) -> latents in Stage C's scale.
-      empty: see `stage_b_objective`.
-      schedule: of the noise.
+      empty: ids and mask of the empty text.
+      schedule: the noise schedule.
       settings: `config.objective` of configs/stage_c.py.
     """
 
@@ -142,8 +143,8 @@ def _text(
     batch: dict[str, Array],
     keys: Array,
     empty: tuple[np.ndarray, np.ndarray] | None,
-    share: float,
+    fraction: float,
 ) -> tuple[Array | None, Array | None]:
     if empty is None:
         return None, None
-    return drop_text(keys, batch["text_ids"], batch["text_mask"], empty, share)
+    return drop_text(keys, batch["text_ids"], batch["text_mask"], empty, fraction)

@@ -18,9 +18,8 @@ from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.renoise import RenoiseSettings, sample
 from paella_jax.sampling.token_loop import Vocabulary
+from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
-
-MIB = 2**20
 
 
 def abstract_conditioning(batch: int, text_length: int, config: ConfigDict) -> Conditioning:
@@ -47,7 +46,7 @@ def sampling_cost(
     """Compiles and runs guided sampling and decoding of one image, as one program.
 
     Args:
-      config: of configs/paella.py; the sampler settings are used too.
+      config: a config of configs/paella.py; its sampler's settings are used too.
       image_size: pixels.
       text_length: positions of the conditional text; the unconditional one has 1.
       params_dtype: dtype the predictor's parameters are stored in.
