@@ -58,13 +58,7 @@ class FolderSource:
         root = Path(self.folder)
         if not self.folder or not root.is_dir():
             raise ValueError(f"data.folder {self.folder!r} is not a folder of images with captions")
-        if self.crop not in CROPS:
-            raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
-        if self.resize and self.resize < self.image_size:
-            raise ValueError(
-                f"data.resize {self.resize} is smaller than data.image_size {self.image_size}; "
-                "0 resizes to the image size"
-            )
+        check_cropping(self.crop, self.resize, self.image_size)
         found = list_captioned(root) if self.captions else list_images(root)
         if not found:
             raise ValueError(f"data.folder {self.folder} has no images ({sorted(SUFFIXES)})")
@@ -128,16 +122,10 @@ class FolderSource:
                 self._skip(position, error)
                 continue
             image = cover(original, round(height * enlarge), round(width * enlarge))
-            left, top = corner(image, height, width, rng if self.crop == "random" else None)
-            pixels = cut(image, left, top, height, width)
-            if self.flip and rng is not None and rng.random() < 0.5:
-                pixels = np.ascontiguousarray(pixels[:, ::-1])
-            return {
-                "image": pixels,
-                "caption": caption,
-                "index": index,
-                "micro_conds": np.array([*original.size, top, left, AESTHETIC_SCORE], np.float32),
-            }
+            crop_rng = rng if self.crop == "random" else None
+            flip_rng = rng if self.flip else None
+            cropped = crop_and_flip(image, original.size, (height, width), crop_rng, flip_rng)
+            return {"caption": caption, "index": index} | cropped
         raise RuntimeError(f"no readable sample in {self.folder}")
 
     def _skip(self, position: int, error: Exception) -> None:
@@ -170,15 +158,41 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def corner(
-    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
-) -> tuple[int, int]:
-    """Left and top of a crop: at the centre, or anywhere in the image with `rng`."""
+def check_cropping(crop: str, resize: int, image_size: int) -> None:
+    """Raises ValueError for an unknown crop, or a size before the crop below that after it."""
+    if crop not in CROPS:
+        raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {crop!r}")
+    if resize and resize < image_size:
+        raise ValueError(
+            f"data.resize {resize} is smaller than data.image_size {image_size}; "
+            "0 resizes to the image size"
+        )
+
+
+def crop_and_flip(
+    image: Image.Image,
+    original_size: tuple[int, int],
+    size: tuple[int, int],
+    crop_rng: np.random.Generator | None = None,
+    flip_rng: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    """A crop of a resized image, and aMUSEd's micro-conditions of it.
+
+    Args:
+      image: at least as large as the crop.
+      original_size: width and height of the image before it was resized.
+      size: height and width of the crop.
+      crop_rng: chooses the place of the crop; None is the centre.
+      flip_rng: mirrors half of the crops left to right; None mirrors none.
+
+    Returns:
+      `image` uint8 [height, width, 3] and `micro_conds` float32 [5].
+    """
+    height, width = size
     spare = (image.width - width, image.height - height)
-    left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
-    return left, top
-
-
-def cut(image: Image.Image, left: int, top: int, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3] at a corner."""
-    return np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
+    left, top = (s // 2 if crop_rng is None else int(crop_rng.integers(s + 1)) for s in spare)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
+    if flip_rng is not None and flip_rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    conds = np.array([*original_size, top, left, AESTHETIC_SCORE], np.float32)
+    return {"image": pixels, "micro_conds": conds}

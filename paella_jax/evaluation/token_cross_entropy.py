@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.noise.masking import apply_mask, exact_mask, num_masked
-from paella_jax.noise.tokens import random_tokens, uniform_map
+from paella_jax.noise.tokens import random_tokens, split_keys, uniform_map
 from paella_jax.typing import Array
 
 Scores = dict[str, dict[str, float]]
@@ -49,7 +49,7 @@ def corrupt_exactly(
     """
     batch, *grid = tokens.shape
     count = num_masked(jnp.full((batch,), level, jnp.float32), grid[0] * grid[1])
-    mask_keys, token_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    mask_keys, token_keys = split_keys(keys)
     chosen = exact_mask(uniform_map(mask_keys, tuple(grid)), count)
     if mask_token is not None:
         return apply_mask(tokens, chosen, mask_token), chosen

@@ -81,6 +81,11 @@ def networks_method(
       empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
     """
     grid = config.data.image_size // networks.vqgan.downsampling
+    from_images: dict[str, Callable[..., jax.Array]] = {}
+    if networks.image_encoder is not None:
+        from_images["image_pooled"] = lambda *given: networks.embed_images(*given)[:, None]
+    if networks.low_vqgan is not None:
+        from_images["low_tokens"] = lambda _, *given: networks.encode_low(*given)
     objective = token_objective(
         networks.features,
         networks.condition,
@@ -88,8 +93,7 @@ def networks_method(
         config.objective,
         networks.predictor.codebook_size,
         mask_token=networks.predictor.mask_token,
-        embed_images=None if networks.image_encoder is None else networks.embed_images,
-        encode_low=None if networks.low_vqgan is None else networks.encode_low,
+        from_images=from_images,
         empty_clip_ids=empty_clip_ids,
     )
     return Method(

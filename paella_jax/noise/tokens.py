@@ -17,6 +17,16 @@ def sample_keys(key: Array, index: Array) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
+def split_keys(keys: Array, count: int = 2) -> Array:
+    """`count` keys from each sample's: keys [batch] -> [count, batch]."""
+    return jax.vmap(lambda key: jax.random.split(key, count))(keys).T
+
+
+def uniform_per_sample(keys: Array) -> Array:
+    """U[0, 1) from each sample's own key: keys [batch] -> float32 [batch]."""
+    return jax.vmap(lambda key: jax.random.uniform(key))(keys)
+
+
 def random_tokens(keys: Array, grid: tuple[int, ...], codebook_size: int) -> Array:
     """Uniform tokens, keys [batch] -> int32 [batch, h, w]."""
     draw = lambda key: jax.random.randint(key, grid, 0, codebook_size, jnp.int32)
@@ -59,7 +69,7 @@ def add_noise(keys: Array, tokens: Array, t: Array, codebook_size: int) -> tuple
       The noised tokens and the noise mask, as `replace_tokens` gives them.
     """
     _, *grid = tokens.shape
-    mask_keys, token_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    mask_keys, token_keys = split_keys(keys)
     replacement = random_tokens(token_keys, tuple(grid), codebook_size)
     return replace_tokens(tokens, replacement, uniform_map(mask_keys, tuple(grid)), t)
 
@@ -69,8 +79,7 @@ def sample_noise_level(keys: Array, minimum: float = 0.001, stretch: float = 1.0
 
     A stretch above 1 puts a part of the samples at t = 1 (Würstchen: 1.08, 7.5 %).
     """
-    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    return jnp.clip((1.0 - uniform) * stretch + minimum, minimum, 1.0)
+    return jnp.clip((1.0 - uniform_per_sample(keys)) * stretch + minimum, minimum, 1.0)
 
 
 def loss_weight(noise_mask: Array, t: Array, minimum: float = 0.3) -> Array:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
 from paella_jax.noise.masking import add_mask, sample_mask_ratio
-from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level
+from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level, split_keys
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.ops.cross_entropy import chunked_cross_entropy
 from paella_jax.typing import Array, Tree
@@ -117,8 +118,7 @@ def token_objective(
     codebook_size: int,
     *,
     mask_token: int | None = None,
-    embed_images: Callable[[Tree, Tree, Array], Array] | None = None,
-    encode_low: Callable[[Tree, Array], Array] | None = None,
+    from_images: Mapping[str, Callable[[Tree, Tree, Array], Array]] = MappingProxyType({}),
     empty_clip_ids: Array | None = None,
 ) -> Objective:
     """Builds the objective.
@@ -130,25 +130,20 @@ def token_objective(
       settings: `config.objective` of configs/paella.py.
       codebook_size: vocabulary.
       mask_token: the mask's id; None replaces tokens by random ones.
-      embed_images: (params, frozen, images) -> image embeddings [batch, width]; None: no image
-        conditioning.
-      encode_low: (frozen, images) -> tokens of the small image, for super-resolution.
+      from_images: conditions made of the images themselves: a field of `ConditionInputs` ->
+        (params, frozen, images) -> its value.
       empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 4))(inputs.keys)
-        level_keys, noise_keys, drop_keys, dropout_keys = split.T
+        level_keys, noise_keys, drop_keys, dropout_keys = split_keys(inputs.keys, 4)
         batch, frozen = inputs.batch, inputs.frozen
         tokens = batch.get("tokens")
         if tokens is None:
             tokens = encode_images(frozen, images_from_batch(batch))
         conditions = {name: batch.get(name) for name in CONDITIONS}
-        if embed_images is not None:
-            embedding = embed_images(params, frozen, images_from_batch(batch))
-            conditions["image_pooled"] = embedding[:, None]
-        if encode_low is not None:
-            conditions["low_tokens"] = encode_low(frozen, images_from_batch(batch))
+        for name, make in from_images.items():
+            conditions[name] = make(params, frozen, images_from_batch(batch))
         given = ConditionInputs(**conditions)
         given = drop_conditions(drop_keys, given, settings, empty_clip_ids)
         if not settings.mask_padding:

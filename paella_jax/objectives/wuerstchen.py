@@ -12,17 +12,13 @@ from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
+from paella_jax.noise.tokens import split_keys, uniform_per_sample
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.typing import Array, Tree
 
 # (params, frozen, ids, mask, batch size, dropout key) -> the text part of a conditioning
 EncodeText = Callable[[Tree, Tree, Array | None, Array | None, int, Array], Conditioning]
-
-
-def uniform_per_sample(keys: Array) -> Array:
-    """U[0, 1) from each sample's own key, [batch]."""
-    return jax.vmap(lambda key: jax.random.uniform(key))(keys)
 
 
 def drop_text(
@@ -46,8 +42,7 @@ def disturb_guide(
     It keeps Stage B from trusting the compressor's latents to the last digit, which Stage C cannot
     predict. The reference zeroes whole batches; here it is per sample.
     """
-    split = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
-    drop_keys, choice_keys, level_keys, noise_keys = split.T
+    drop_keys, choice_keys, level_keys, noise_keys = split_keys(keys, 4)
     wide = lambda x: x[:, None, None, None]
     level = uniform_per_sample(level_keys) * settings.guide_noise
     noise = gaussian_noise(noise_keys, guide.shape[1:])
@@ -79,8 +74,7 @@ def stage_b_objective(
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 4))(inputs.keys)
-        noise_keys, text_keys, guide_keys, dropout_keys = split.T
+        noise_keys, text_keys, guide_keys, dropout_keys = split_keys(inputs.keys, 4)
         text_key, guide_key, network_key = jax.random.split(dropout_keys[0], 3)
         images = images_from_batch(inputs.batch)
         latents = encode_latents(inputs.frozen, images)
@@ -89,13 +83,8 @@ def stage_b_objective(
         ids, mask = _text(inputs.batch, text_keys, empty, settings.text_drop)
         cond = encode_text(params, inputs.frozen, ids, mask, len(images), text_key)
         cond = replace(cond, guide=guide)
-        loss, metrics = noise_prediction_loss(
-            lambda x, t: predict(params, x, t, cond, network_key),
-            latents,
-            noise_keys,
-            schedule,
-            settings,
-        )
+        denoise = lambda x, t: predict(params, x, t, cond, network_key)
+        loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, model_state)
 
     return objective
@@ -121,19 +110,13 @@ def stage_c_objective(
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 3))(inputs.keys)
-        noise_keys, text_keys, dropout_keys = split.T
+        noise_keys, text_keys, dropout_keys = split_keys(inputs.keys, 3)
         text_key, network_key = jax.random.split(dropout_keys[0])
         latents = compress(inputs.frozen, images_from_batch(inputs.batch))
         ids, mask = _text(inputs.batch, text_keys, empty, settings.text_drop)
         cond = encode_text(params, inputs.frozen, ids, mask, len(latents), text_key)
-        loss, metrics = noise_prediction_loss(
-            lambda x, t: predict(params, x, t, cond, network_key),
-            latents,
-            noise_keys,
-            schedule,
-            settings,
-        )
+        denoise = lambda x, t: predict(params, x, t, cond, network_key)
+        loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, inputs.model_state)
 
     return objective
