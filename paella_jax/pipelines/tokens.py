@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
+from paella_jax.families.token_run import load_networks
+from paella_jax.families.tokenizer import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches
@@ -28,6 +31,8 @@ from paella_jax.pipelines.prompts import (
     tokenize,
 )
 from paella_jax.pipelines.request import Request, draw_request
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
@@ -267,3 +272,33 @@ class TokenPipeline(Pipeline):
         known = Known(np.pad(tokens, border)[None], generate[None])
         height, width = (side * self.sizes.token for side in generate.shape)
         return {"known": known, **self.sizes.options(height, width)}
+
+
+def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipeline:
+    """Loads a token predictor's newest checkpoint (Paella, MUSE, aMUSEd), or a converted one.
+
+    Args:
+      directory: run folder.
+      decoder: run folder of a tokenizer with the same codes, whose decoder is used instead.
+
+    Raises:
+      CheckpointError: no run there, of another kind, incomplete or damaged.
+      ConfigError: `decoder` has other codes.
+    """
+    workdir = Path(directory)
+    config = read_config(workdir)
+    if config.method != "tokens":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
+        )
+    networks, frozen = load_networks(config, workdir)
+    if decoder:
+        vqgan, frozen["vqgan"] = swap_decoder(workdir, frozen["vqgan"], decoder)
+        networks = replace(networks, vqgan=vqgan)
+    params = restore_trained(workdir, config)
+    if networks.text_is_joint and "text_encoder" not in params:
+        raise CheckpointError(
+            f"{workdir} holds converted weights without a text encoder; convert them again with "
+            "--tokenizer VQGAN_RUN --text T5_FOLDER"
+        )
+    return TokenPipeline(networks, params, frozen, config)
