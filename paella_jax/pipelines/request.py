@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,17 +38,24 @@ class Request:
     known: Known | None = None
 
 
+class Form(NamedTuple):
+    """What one program is compiled for; all of it is static.
+
+    Attributes:
+      settings: the sampler's, without its ramps.
+      grid: (h, w) of the token map.
+      joint: conditional and unconditional predictions in one doubled batch.
+      trace: also return the tokens of every step.
+    """
+
+    settings: TokenSettings | ResampleSettings
+    grid: tuple[int, int]
+    joint: bool
+    trace: bool
+
+
 def draw_request(
-    networks: TokenNetworks,
-    params: Tree,
-    frozen: Tree,
-    request: Request,
-    ramps: Ramps,
-    *,
-    settings: TokenSettings | ResampleSettings,
-    grid: tuple[int, int],
-    joint: bool,
-    trace: bool,
+    networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, ramps: Ramps, form: Form
 ) -> tuple[Array, ...]:
     """Encodes the conditions, samples and decodes: the function a pipeline compiles.
 
@@ -58,15 +65,13 @@ def draw_request(
       frozen: parameters of the frozen networks.
       request: a batch.
       ramps: temperature and guidance of every step.
-      settings: the sampler's, without its ramps; static, as are the arguments after it.
-      grid: (h, w) of the token map.
-      joint: conditional and unconditional predictions in one doubled batch.
-      trace: also return the tokens of every step.
+      form: of the program.
 
     Returns:
       Images float32 [batch, H, W, 3], tokens int32 [batch, h, w] and with `trace` int32
       [batch, steps, h, w].
     """
+    settings, grid, joint, trace = form
     denoise = _denoise(networks, params, frozen, request, joint)
     predictor, keys, known = networks.predictor, request.keys, request.known
     codebook = frozen["vqgan"]["params"]["codebook"]

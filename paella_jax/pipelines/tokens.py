@@ -30,7 +30,7 @@ from paella_jax.pipelines.prompts import (
     text_limit,
     tokenize,
 )
-from paella_jax.pipelines.request import Request, draw_request
+from paella_jax.pipelines.request import Form, Request, draw_request
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.sampling.resample import ResampleSettings
@@ -69,9 +69,7 @@ class TokenPipeline(Pipeline):
         self._encode_low = jax.jit(networks.encode_low)
         self._embed = jax.jit(networks.embed_images)
         self._embed_texts = jax.jit(networks.embed_texts)
-        self._generate = jax.jit(
-            partial(draw_request, networks), static_argnames=("settings", "grid", "joint", "trace")
-        )
+        self._generate = jax.jit(partial(draw_request, networks), static_argnames="form")
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
@@ -147,16 +145,9 @@ class TokenPipeline(Pipeline):
         )
         copies = job.num_images_per_prompt
         request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request).replace(keys=keys)
-        run = lambda piece: self._generate(
-            self.params,
-            self.frozen,
-            piece,
-            settings.ramps(),
-            settings=settings.without_ramps(),
-            grid=grid,
-            joint=bool(self.config.sampler.get("joint_guidance", False)),
-            trace=job.trace,
-        )
+        joint = bool(self.config.sampler.get("joint_guidance", False))
+        form, ramps = Form(settings.without_ramps(), grid, joint, job.trace), settings.ramps()
+        run = lambda piece: self._generate(self.params, self.frozen, piece, ramps, form=form)
         images, tokens, *history = in_batches(run, request, len(keys), job.batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
 
