@@ -17,7 +17,7 @@ from paella_jax.encoders.clip_weights import TEXT_PROJECTION
 from paella_jax.families import stage_b, stage_c, tokens
 from paella_jax.families.cells import check_cell
 from paella_jax.families.text_side import TextSide, carry_text
-from paella_jax.families.tokenizer import architecture_of, make_vqgan
+from paella_jax.families.vqgan import architecture_of, make_vqgan
 from paella_jax.files import hf_folder
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.models.stage_b import StageB

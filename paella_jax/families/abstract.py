@@ -38,8 +38,7 @@ from paella_jax.families.stage_b import (
 from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
 from paella_jax.families.text_side import CLIP_LENGTH, TextSide, load_text
 from paella_jax.families.text_side import NAME as TEXT
-from paella_jax.families.token_run import TextNetworks, assemble
-from paella_jax.families.tokens import networks_method
+from paella_jax.families.tokens import TextNetworks, assemble, networks_method
 from paella_jax.families.vqgan import vqgan_method
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel

@@ -1,27 +1,25 @@
 """Every token network, one record each: all that the package has to know of a `cell.network`.
 
-A new one is a file in models/, a record here and a block in configs/cells.py. A network's file is
-imported when it is made: a run needs its own only.
+A new one is a file in models/, a record here and a block in configs/cells.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, load_config
+from paella_jax.models.muse import MuseTransformer
+from paella_jax.models.muse_super_resolution import SuperResolution
+from paella_jax.models.paella import Paella
+from paella_jax.models.uvit import UViT
+from paella_jax.models.uvit_predictor import UViTPredictor
 from paella_jax.models.vqgan import VQGAN
-
-if TYPE_CHECKING:
-    from paella_jax.models.muse import MuseTransformer
-    from paella_jax.models.muse_super_resolution import SuperResolution
-    from paella_jax.models.paella import Paella
-    from paella_jax.models.uvit_predictor import UViTPredictor
-    from paella_jax.models.vqmodel import VQModel
+from paella_jax.models.vqmodel import VQModel
 
 SMALLEST_LARGE = 128  # pixels; below, a preset is for the embedded data
 
@@ -85,8 +83,6 @@ def is_masked(config: ConfigDict) -> bool:
 
 
 def _make_unet(config: ConfigDict, around: Around) -> Paella:
-    from paella_jax.models.paella import Paella
-
     dtype = jnp.dtype(config.precision)
     return Paella(**config.model, mask_row=is_masked(config), dtype=dtype)
 
@@ -95,8 +91,6 @@ def _make_unet(config: ConfigDict, around: Around) -> Paella:
 
 
 def _make_transformer(config: ConfigDict, around: Around) -> MuseTransformer:
-    from paella_jax.models.muse import MuseTransformer
-
     return MuseTransformer(
         **config.transformer,
         grid=around.grid,
@@ -106,8 +100,6 @@ def _make_transformer(config: ConfigDict, around: Around) -> MuseTransformer:
 
 
 def _make_super_resolution(config: ConfigDict, around: Around) -> SuperResolution:
-    from paella_jax.models.muse_super_resolution import SuperResolution
-
     return SuperResolution(
         **config.super_resolution,
         grid=around.grid,
@@ -135,8 +127,6 @@ def _check_time(block: str) -> Callable[[ConfigDict], None]:
 
 def _f16(config: ConfigDict) -> VQGAN | VQModel:
     """MUSE's and aMUSEd's, where the images are large."""
-    from paella_jax.models.vqmodel import VQModel
-
     network = VQModel if config.data.image_size >= SMALLEST_LARGE else VQGAN
     return network(codebook_size=config.model.codebook_size)
 
@@ -145,8 +135,6 @@ def _f8(config: ConfigDict) -> VQGAN | VQModel:
     """MUSE's super-resolution model's."""
     if config.data.image_size < SMALLEST_LARGE:
         return _f16(config)
-    from paella_jax.models.vqmodel import VQModel
-
     fields = load_config("resnet_vqgan:f8").model
     return VQModel(**{**fields, "codebook_size": config.model.codebook_size})
 
@@ -155,9 +143,6 @@ def _f8(config: ConfigDict) -> VQGAN | VQModel:
 
 
 def _make_uvit(config: ConfigDict, around: Around) -> UViTPredictor:
-    from paella_jax.models.uvit import UViT
-    from paella_jax.models.uvit_predictor import UViTPredictor
-
     fields, shared = dict(config.uvit), shared_fields(config)
     # The table ends in the mask, which uniform corruption never uses.
     fields["vocabulary_size"] = fields["vocabulary_size"] or shared["codebook_size"] + 1
