@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from paella_jax.data.folder import CROPS, UNREADABLE, corner, cover, cut, open_upright
-from paella_jax.data.transform import AESTHETIC_SCORE
+from paella_jax.data.sizes import AESTHETIC_SCORE
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from paella_jax.data.transform import whole_image_conds
+from paella_jax.data.sizes import whole_image_conds
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
