@@ -26,8 +26,8 @@ from paella_jax.families.vqgan import (
     load_vqgan_run,
     make_vqgan,
     swap_decoder,
-    vqgan_method,
 )
+from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.objectives.vqgan import _candidates

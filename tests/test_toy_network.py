@@ -15,9 +15,8 @@ import paella_jax
 from paella_jax import train
 from paella_jax.compile import compile_preset
 from paella_jax.config import ConfigError, load_config
-from paella_jax.families import networks
 from paella_jax.families.cells import check_cell
-from paella_jax.families.networks import NETWORKS, Network
+from paella_jax.families.networks import NETWORKS, Network, common_fields
 from paella_jax.families.start import settle_config
 from paella_jax.runs.folder import read_metrics
 
@@ -53,9 +52,7 @@ class Toy(nn.Module):
 
 RECORD = Network(
     block="toy",
-    make=lambda config, around: Toy(
-        **config.toy, mask_row=networks.is_masked(config), **networks.shared_fields(config)
-    ),
+    make=lambda config, around: Toy(**config.toy, **common_fields(config)),
 )
 
 # --- the block, for configs/cells.py; the rest is what any small run of one says

@@ -13,16 +13,6 @@ from paella_jax.data.shapes import get_spec
 from paella_jax.data.sources import ShapesSource
 
 
-def check_sizes(data: ConfigDict, divisor: int, why: str) -> None:
-    """Raises ConfigError where an image side of the data does not divide; `why` names what by."""
-    for size in ((data.image_size, data.image_size), *data.get("buckets", ())):
-        if any(side % divisor for side in size):
-            raise ConfigError(
-                f"image size {size[0]}x{size[1]} (data.image_size or data.buckets) must be a "
-                f"multiple of {divisor} on both sides ({why})"
-            )
-
-
 def make_source(data: ConfigDict, split: str, seed: int) -> Source:
     """The training or validation source.
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import load_config
 from paella_jax.data.embeddings import NAMES as EMBEDDINGS
-from paella_jax.data.transform import whole_image_conds
+from paella_jax.data.sizes import whole_image_conds
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
 from paella_jax.encoders.clip_weights import text_shapes, vision_shapes
@@ -38,8 +38,9 @@ from paella_jax.families.stage_b import (
 from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
 from paella_jax.families.text_side import CLIP_LENGTH, TextSide, load_text
 from paella_jax.families.text_side import NAME as TEXT
-from paella_jax.families.tokens import TextNetworks, assemble, networks_method
-from paella_jax.families.vqgan import vqgan_method
+from paella_jax.families.token_training import networks_method
+from paella_jax.families.tokens import TextNetworks, assemble
+from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import COMPRESSOR

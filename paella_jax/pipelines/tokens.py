@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from paella_jax.data.sizes import whole_image_conds
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
-from paella_jax.families.token_run import load_networks
-from paella_jax.families.tokenizer import swap_decoder
+from paella_jax.families.tokens import load_networks
+from paella_jax.families.vqgan import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches
@@ -180,9 +181,6 @@ class TokenPipeline(Pipeline):
         elif low_tokens is not None:
             raise ValueError("low_tokens belong to super-resolution runs; this is none")
         if "micro_conds" in networks.takes:
-            # Imported here: it comes with the data sources, which no other run needs for drawing.
-            from paella_jax.data.transform import whole_image_conds
-
             pixels = networks.vqgan.downsampling
             whole = whole_image_conds(grid[0] * pixels, grid[1] * pixels)
             shared["micro_conds"] = np.tile(whole, (count, 1))
