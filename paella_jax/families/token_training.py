@@ -11,17 +11,17 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
-from paella_jax.data.loader import Source, Transform
+from paella_jax.data.loader import Source
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.data.transform import ConditionedImageTransform
-from paella_jax.encoders.text import make_tokenizer
+from paella_jax.encoders.text import truncating
 from paella_jax.families.cells import check_cell
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import CLIP, load_networks
 from paella_jax.objectives.token_prediction import token_objective
-from paella_jax.runs.frozen import FROZEN, carry
+from paella_jax.runs.frozen import carry
 from paella_jax.training.method import Method
 from paella_jax.typing import Tree
 
@@ -46,41 +46,15 @@ def prepare(config: ConfigDict, workdir: Path) -> None:
 def token_method(config: ConfigDict, workdir: Path) -> Method:
     """Training of a token predictor in a prepared run folder."""
     networks, frozen = load_networks(config, workdir)
-    tokenize, length = None, min(config.text.pad_to, config.text.max_length)
-    if networks.text_encoder is not None:
-        vocabulary = networks.text_encoder.vocab_size
-        tokenize = make_tokenizer(vocabulary, workdir / FROZEN, length, truncate=True)
-    clip = networks.clip_tokenizer
-    transform = ConditionedImageTransform(
-        tokenize,
-        length,
-        clip_tokenize=None if clip is None else clip.truncating(),
-        labels=config.model.num_classes > 0,
-        segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
-        micro_conds="micro_conds" in networks.takes,
-    )
-    empty = None if clip is None else jnp.asarray(clip([""], 77)[0][0])
-    return networks_method(config, networks, frozen, training_source(config), transform, empty)
+    return networks_method(config, networks, frozen, training_source(config))
 
 
 def networks_method(
-    config: ConfigDict,
-    networks: TokenNetworks,
-    frozen: Tree,
-    source: Source,
-    transform: Transform,
-    empty_clip_ids: jax.Array | None,
+    config: ConfigDict, networks: TokenNetworks, frozen: Tree, source: Source
 ) -> Method:
-    """Training of given networks on given data, without a preview.
-
-    Args:
-      config: of a token predictor.
-      networks: predictor, tokenizer and encoders.
-      frozen: parameters of the frozen ones, or their shapes.
-      source: training samples.
-      transform: sample -> arrays.
-      empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
-    """
+    """Training of given networks on given data, without a preview; `frozen` may be shapes."""
+    length = min(config.text.pad_to, config.text.max_length)
+    text, clip = networks.text_tokenizer, networks.clip_tokenizer
     grid = config.data.image_size // networks.vqgan.downsampling
     from_images: dict[str, Callable[..., jax.Array]] = {}
     if networks.image_encoder is not None:
@@ -95,7 +69,7 @@ def networks_method(
         networks.predictor.codebook_size,
         mask_token=networks.predictor.mask_token,
         from_images=from_images,
-        empty_clip_ids=empty_clip_ids,
+        empty_clip_ids=None if clip is None else jnp.asarray(clip([""], 77)[0][0]),
     )
     return Method(
         title=config.cell.network,
@@ -103,7 +77,14 @@ def networks_method(
         objective=objective,
         frozen=frozen,
         source=source,
-        transform=transform,
+        transform=ConditionedImageTransform(
+            None if text is None else truncating(text, length),
+            length,
+            clip_tokenize=None if clip is None else truncating(clip, clip.max_length),
+            labels=config.model.num_classes > 0,
+            segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
+            micro_conds="micro_conds" in networks.takes,
+        ),
     )
 
 
