@@ -54,7 +54,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     """Trains and measures every cell, or what is left of it, and writes the report.
 
     Args:
-      config: of configs/compare.py.
+      config: a config of configs/compare.py.
       out: folder of everything; a second call with the same config goes on where one stopped, or
         divides the work with one that runs.
 

@@ -198,7 +198,7 @@ def tower_config(config: dict[str, Any], tower: str) -> tuple[dict[str, Any], in
     """One tower's fields of a Hugging Face `config.json`, and its projection's width.
 
     Args:
-      config: of a tower (model type clip_text_model, clip_vision_model) or of both (clip).
+      config: a tower's (model type clip_text_model, clip_vision_model) or both towers' (clip).
       tower: "text" or "vision".
 
     Returns:
@@ -228,9 +228,9 @@ def tower_fields(
 
     Args:
       fields: as `tower_config` gives them.
-      width: where the config does not say it.
-      num_heads: where the config does not say it.
-      hidden_dim: where the config does not say it.
+      width: the value of an absent `hidden_size`.
+      num_heads: the value of absent `num_attention_heads`.
+      hidden_dim: the value of an absent `intermediate_size`.
 
     Raises:
       ValueError: an activation that we do not have.

@@ -192,7 +192,7 @@ class T5Encoder(nn.Module):
     relative_max_distance: int = 128
     norm_epsilon: float = 1e-6
     dropout: float = 0.0
-    local_start: bool = False  # start from heads that look at near bytes, see `local_bias`
+    local_start: bool = False  # start from heads that look at near bytes (`local_bias`)
     dtype: Any = jnp.float32  # of the matrix products and the result
     param_dtype: Any = jnp.float32
 

@@ -95,7 +95,7 @@ class Dense(nn.Module):
 
 
 class GlobalResponseNorm(nn.Module):
-    """GRN over the whole spatial extent of each sample, statistics in float32.
+    """GRN over the whole map [B, H, W, C] of each sample, statistics in float32.
 
     Source: docs/models/paella.md 2.3.
     """
@@ -117,7 +117,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """k x k depthwise convolution; with `inputs_per_group` 2 it halves the channels of x."""
+    """k x k depthwise convolution: [B, H, W, C * inputs_per_group] -> [B, H, W, C]."""
 
     kernel_size: int = 3
     inputs_per_group: int = 1
