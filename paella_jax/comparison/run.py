@@ -20,13 +20,7 @@ from paella_jax.comparison.measure import (
     row_file,
     with_speed,
 )
-from paella_jax.comparison.plan import (
-    Training,
-    check_measure,
-    describe,
-    training_config,
-    trainings,
-)
+from paella_jax.comparison.plan import Training, check_measure, describe, training_config, trainings
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import (

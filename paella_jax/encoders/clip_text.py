@@ -11,12 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from paella_jax.encoders.clip_transformer import (
-    ClipOutput,
-    ClipTower,
-    tower_config,
-    tower_fields,
-)
+from paella_jax.encoders.clip_transformer import ClipOutput, ClipTower, tower_config, tower_fields
 from paella_jax.typing import Array
 
 

@@ -12,12 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paella_jax.encoders.clip_transformer import (
-    ClipOutput,
-    ClipTower,
-    tower_config,
-    tower_fields,
-)
+from paella_jax.encoders.clip_transformer import ClipOutput, ClipTower, tower_config, tower_fields
 from paella_jax.ops.linear import strided_conv
 from paella_jax.typing import Array
 
