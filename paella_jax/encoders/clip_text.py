@@ -40,7 +40,7 @@ class ClipText(ClipTower):
         """
         self._check(ids, mask)
         table = lambda name, rows, std: self.param(
-            name, nn.initializers.normal(std), (rows, self.width), self.param_dtype
+            name, nn.initializers.normal(std), (rows, self.width)
         )
         tokens = table("token_embedding", self.vocab_size, 0.02)
         positions = table("position_embedding", self.max_length, 0.01)[None, : ids.shape[1]]

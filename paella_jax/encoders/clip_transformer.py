@@ -45,11 +45,9 @@ class ClipOutput(NamedTuple):
     hidden_states: tuple[Array, ...] | None
 
 
-def norm(epsilon: float, param_dtype: Any, name: str) -> nn.LayerNorm:
+def norm(epsilon: float, name: str) -> nn.LayerNorm:
     """Affine layer norm, float32, with the exact two-pass variance."""
-    return nn.LayerNorm(
-        epsilon, dtype=jnp.float32, param_dtype=param_dtype, use_fast_variance=False, name=name
-    )
+    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 class Attention(nn.Module):
@@ -58,7 +56,6 @@ class Attention(nn.Module):
     num_heads: int
     out_std: float
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None) -> Array:
@@ -67,9 +64,7 @@ class Attention(nn.Module):
 
         def dense(name: str, std: float) -> Dense:
             init = nn.initializers.normal(std)
-            return Dense(
-                width, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-            )
+            return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
 
         def project(name: str) -> Array:
             y = dense(name, width**-0.5)(x)
@@ -89,20 +84,19 @@ class Block(nn.Module):
     out_std: float
     norm_epsilon: float
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None) -> Array:
-        width, types = x.shape[-1], {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        normed = lambda name, x: norm(self.norm_epsilon, self.param_dtype, name)(x)
-        attention = Attention(self.num_heads, self.out_std, **types, name="attention")
+        width = x.shape[-1]
+        normed = lambda name, x: norm(self.norm_epsilon, name)(x)
+        attention = Attention(self.num_heads, self.out_std, dtype=self.dtype, name="attention")
         x = x + attention(normed("attention_norm", x), bias).astype(jnp.float32)
 
         init = nn.initializers.normal
         expand = Dense(
-            self.hidden_dim, kernel_init=init((2 * width) ** -0.5), **types, name="mlp_in"
+            self.hidden_dim, kernel_init=init((2 * width) ** -0.5), dtype=self.dtype, name="mlp_in"
         )
-        contract = Dense(width, kernel_init=init(self.out_std), **types, name="mlp_out")
+        contract = Dense(width, kernel_init=init(self.out_std), dtype=self.dtype, name="mlp_out")
         hidden = ACTIVATIONS[self.activation](expand(normed("mlp_norm", x)))
         return x + contract(hidden).astype(jnp.float32)
 
@@ -116,7 +110,6 @@ class Transformer(nn.Module):
     activation: str
     norm_epsilon: float
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None = None) -> list[Array]:
@@ -134,7 +127,6 @@ class Transformer(nn.Module):
                 out_std=(2 * width * self.num_layers) ** -0.5,
                 norm_epsilon=self.norm_epsilon,
                 dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name=f"block_{i}",
             )
             states.append(block(states[-1], bias))
@@ -152,11 +144,10 @@ class ClipTower(nn.Module):
     activation: str = "gelu"  # or "quick_gelu"
     norm_epsilon: float = 1e-5
     dtype: Any = jnp.float32  # of the matrix products and the states
-    param_dtype: Any = jnp.float32
 
     def norm(self, name: str) -> nn.LayerNorm:
         """One of the tower's own layer norms."""
-        return norm(self.norm_epsilon, self.param_dtype, name)
+        return norm(self.norm_epsilon, name)
 
     def run(self, x: Array, bias: Array | None = None) -> list[Array]:
         """The blocks: float32 [batch, length, width] -> their input and every block's output."""
@@ -167,7 +158,6 @@ class ClipTower(nn.Module):
             self.activation,
             self.norm_epsilon,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
             name="transformer",
         )(x, bias)
 
@@ -182,7 +172,6 @@ class ClipTower(nn.Module):
                 use_bias=False,
                 kernel_init=nn.initializers.normal(self.width**-0.5),
                 dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name="to_embedding",
             )(pooled).astype(jnp.float32)
         return ClipOutput(

@@ -61,10 +61,10 @@ class ClipVision(ClipTower):
         """Class token and patches with their positions, float32 [batch, 1 + patches, width]."""
         patch, init = self.patch_size, nn.initializers.normal(self.width**-0.5)
         shape = (patch, patch, self.channels, self.width)
-        kernel = self.param("patch_kernel", torch_uniform, shape, self.param_dtype)
-        first = self.param("class_embedding", init, (self.width,), self.param_dtype)
+        kernel = self.param("patch_kernel", torch_uniform, shape)
+        first = self.param("class_embedding", init, (self.width,))
         length = (1 + self.grid**2, self.width)
-        positions = self.param("position_embedding", init, length, self.param_dtype)
+        positions = self.param("position_embedding", init, length)
 
         rows, columns = images.shape[1] // patch, images.shape[2] // patch
         whole = images[:, : rows * patch, : columns * patch].astype(self.dtype)
