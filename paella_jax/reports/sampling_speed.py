@@ -18,6 +18,7 @@ from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
 
@@ -93,7 +94,8 @@ def sampling_cost(
     params = random_tree(jax.eval_shape(init, tokens, t, cond), params_dtype)
     images = jnp.zeros((1, 4 * vqgan.downsampling, 4 * vqgan.downsampling, 3))
     decoder = jax.jit(vqgan.init)(jax.random.key(1), images)
-    settings = RenoiseSettings(**{k: v for k, v in config.sampler.items() if k != "joint_guidance"})
+    settings = token_settings("uniform", "random", config.sampler, {})
+    assert isinstance(settings, RenoiseSettings)
 
     def draw(params: Tree, decoder: Tree, key: Array, cond: Any, uncond: Any) -> Array:
         predict = lambda c: lambda tokens, t: model.apply(params, tokens, t, c)
