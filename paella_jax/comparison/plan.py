@@ -35,7 +35,7 @@ class Training:
     Attributes:
       corruption: "uniform" or "mask".
       network: "unet", "transformer" or "uvit".
-      seed: decides the initial parameters and the order of the data.
+      seed: of parameters and data order.
     """
 
     corruption: str

@@ -12,8 +12,9 @@ from paella_jax.data.shapes_maps import at_tokens
 
 # Texts and a length -> ids and mask, both [count, length].
 Tokenize = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
-# What aMUSEd's training and sampling give for every image (docs/models/muse.md 2.8).
-AESTHETIC_SCORE = 6.0
+AESTHETIC_SCORE = (
+    6.0  # what aMUSEd's training and sampling give for every image (docs/models/muse.md 2.8)
+)
 
 
 def whole_image_conds(height: int, width: int) -> np.ndarray:
