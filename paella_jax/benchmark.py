@@ -3,7 +3,7 @@
 Variants are interleaved in one run and compared by the ratio of their medians, since machines are
 noisy. `--peer FILE` adds a callable from a Python file (`make(config, batch_size) -> function`,
 one forward and backward pass per call), e.g. the same network in another framework.
-`--sample` instead draws an image with random weights and tells time and memory: of a Paella, or
+`--sample` instead draws an image with random weights and prints time and memory: of a Paella, or
 with configs/stage_c.py of all Würstchen stages, one after the other.
 """
 
@@ -60,6 +60,51 @@ def matmul_ceiling(dtype: str) -> float:
     return 2 * size**3 / min(times)
 
 
+def sampling_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time and memory of drawing an image with random weights, by the config's method."""
+    from paella_jax.config import load_config
+
+    size, dtype = arguments.image_size, arguments.params_dtype
+    if config.method != "stage_c":
+        from paella_jax.reports.sampling_speed import sampling_cost
+
+        return sampling_cost(config, image_size=size, params_dtype=dtype)
+    from paella_jax.reports.wuerstchen_speed import wuerstchen_cost
+
+    stage_b = load_config(f"stage_b:{STAGE_B.get(config.preset, config.preset)}")
+    batch = arguments.batch_size or 1
+    return wuerstchen_cost(config, stage_b, image_size=size, batch=batch, params_dtype=dtype)
+
+
+def training_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Time of a forward and backward pass, against the plain convolution and a peer if given."""
+    import jax
+
+    batch_size = arguments.batch_size or config.batch_size
+    tuned, parameters = predictor_passes(config, batch_size, "auto")
+    naive, _ = predictor_passes(config, batch_size, "convolution")
+    variants = {"tuned": tuned, "grouped_convolution": naive}
+    if arguments.peer:
+        spec = importlib.util.spec_from_file_location("peer", arguments.peer)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        variants["peer"] = module.make(config, batch_size)
+    times = interleaved(variants, arguments.rounds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "device": str(jax.devices()[0]),
+        "parameters": parameters,
+        "batch_size": batch_size,
+        "milliseconds": {name: round(1000 * value, 2) for name, value in medians.items()},
+        "times_slower_than_tuned": {
+            name: round(value / medians["tuned"], 2) for name, value in medians.items()
+        },
+        "images_per_second": round(batch_size / medians["tuned"], 1),
+        "matmul_ceiling_gflops": round(matmul_ceiling(config.precision) / 1e9, 1),
+    }
+
+
 def main() -> int:
     """Runs the benchmark and prints (and writes) its numbers."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -77,54 +122,8 @@ def main() -> int:
 
     config = load_config(arguments.config, overrides)
     setup_jax()
-    import jax
-
-    if arguments.sample and config.method == "stage_c":
-        from paella_jax.reports.wuerstchen_speed import wuerstchen_cost
-
-        report = wuerstchen_cost(
-            config,
-            load_config(f"stage_b:{STAGE_B.get(config.preset, config.preset)}"),
-            image_size=arguments.image_size,
-            batch=arguments.batch_size or 1,
-            params_dtype=arguments.params_dtype,
-        )
-        write(report | {"config": arguments.config}, arguments.out)
-        return 0
-    if arguments.sample:
-        from paella_jax.reports.sampling_speed import sampling_cost
-
-        report = sampling_cost(
-            config, image_size=arguments.image_size, params_dtype=arguments.params_dtype
-        )
-        write(report | {"config": arguments.config}, arguments.out)
-        return 0
-
-    batch_size = arguments.batch_size or config.batch_size
-    tuned, parameters = predictor_passes(config, batch_size, "auto")
-    naive, _ = predictor_passes(config, batch_size, "convolution")
-    variants = {"tuned": tuned, "grouped_convolution": naive}
-    if arguments.peer:
-        spec = importlib.util.spec_from_file_location("peer", arguments.peer)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        variants["peer"] = module.make(config, batch_size)
-    times = interleaved(variants, arguments.rounds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    report = {
-        "config": arguments.config,
-        "device": str(jax.devices()[0]),
-        "parameters": parameters,
-        "batch_size": batch_size,
-        "milliseconds": {name: round(1000 * value, 2) for name, value in medians.items()},
-        "times_slower_than_tuned": {
-            name: round(value / medians["tuned"], 2) for name, value in medians.items()
-        },
-        "images_per_second": round(batch_size / medians["tuned"], 1),
-        "matmul_ceiling_gflops": round(matmul_ceiling(config.precision) / 1e9, 1),
-    }
-    write(report, arguments.out)
+    measure = sampling_report if arguments.sample else training_report
+    write({"config": arguments.config} | measure(config, arguments), arguments.out)
     return 0
 
 

@@ -22,11 +22,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures
 from paella_jax.evaluation.diversity import diversity
-from paella_jax.evaluation.frechet import (
-    FeatureStatistics,
-    feature_statistics,
-    frechet_distance,
-)
+from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores

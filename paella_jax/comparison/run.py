@@ -20,13 +20,7 @@ from paella_jax.comparison.measure import (
     row_file,
     with_speed,
 )
-from paella_jax.comparison.plan import (
-    Training,
-    check_measure,
-    describe,
-    training_config,
-    trainings,
-)
+from paella_jax.comparison.plan import Training, check_measure, describe, training_config, trainings
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import (
@@ -54,7 +48,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     """Trains and measures every cell, or what is left of it, and writes the report.
 
     Args:
-      config: of configs/compare.py.
+      config: a config of configs/compare.py.
       out: folder of everything; a second call with the same config goes on where one stopped, or
         divides the work with one that runs.
 

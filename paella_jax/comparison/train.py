@@ -63,8 +63,8 @@ def check_tokenizer(config: ConfigDict, run: ConfigDict) -> None:
     """Checks that the tokenizer, given or to be trained, fits the networks and the counted FLOPs.
 
     Args:
-      config: of the comparison.
-      run: of any of its trainings.
+      config: the comparison's config.
+      run: the config of any of its trainings.
 
     Raises:
       ConfigError, CheckpointError: it is none, has another codebook size or is not f4.

@@ -26,7 +26,7 @@ class BucketedFolderSource(FolderSource):
     Args:
       folder: images and captions, as in `FolderSource`.
       buckets: sizes (height, width) in pixels.
-      **options: of `FolderSource`.
+      **options: further fields of `FolderSource`.
 
     Raises:
       ValueError: no buckets, or as `FolderSource`.

@@ -31,7 +31,7 @@ class FolderSource:
     one in ten is broken, the run stops. A missing file or caption counts as broken.
 
     Attributes:
-      folder: see captions.py for its layout.
+      folder: laid out as captions.py describes.
       image_size: pixels of the square sample.
       split: "train", or anything else for the validation images.
       crop: "center" or "random".

@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paella_jax.data.folder import (
-    UNREADABLE,
-    check_cropping,
-    cover,
-    crop_and_flip,
-    open_upright,
-)
+from paella_jax.data.folder import UNREADABLE, check_cropping, cover, crop_and_flip, open_upright
 
 
 @dataclass

@@ -11,32 +11,16 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from paella_jax.encoders.clip_transformer import (
-    ClipOutput,
-    Transformer,
-    hidden_activation,
-    norm,
-    to_embedding,
-    tower_config,
-)
+from paella_jax.encoders.clip_transformer import ClipOutput, ClipTower, tower_config, tower_fields
 from paella_jax.typing import Array
 
 
-class ClipText(nn.Module):
+class ClipText(ClipTower):
     """Ids to one vector per token and one per text. Causal: a token sees those before it."""
 
-    vocab_size: int
-    max_length: int
-    width: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int  # of the feed-forward layers
-    projection: int | None = None  # width of the embedding; None has none
-    activation: str = "gelu"  # or "quick_gelu"
+    vocab_size: int = 49408
+    max_length: int = 77
     end_token: int | None = None  # its first occurrence is pooled; None pools the highest id
-    norm_epsilon: float = 1e-5
-    dtype: Any = jnp.float32  # of the matrix products and the states
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -56,31 +40,16 @@ class ClipText(nn.Module):
         """
         self._check(ids, mask)
         table = lambda name, rows, std: self.param(
-            name, nn.initializers.normal(std), (rows, self.width), self.param_dtype
+            name, nn.initializers.normal(std), (rows, self.width)
         )
         tokens = table("token_embedding", self.vocab_size, 0.02)
         positions = table("position_embedding", self.max_length, 0.01)[None, : ids.shape[1]]
         x = jnp.take(tokens, ids, axis=0, mode="fill").astype(jnp.float32)
-        states = Transformer(
-            self.num_layers,
-            self.num_heads,
-            self.hidden_dim,
-            self.activation,
-            self.norm_epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="transformer",
-        )(x + positions.astype(jnp.float32), _hide(ids.shape[1], mask))
-        last = norm(self.norm_epsilon, self.param_dtype, "final_norm")(states[-1])
+        states = self.run(x + positions.astype(jnp.float32), _hide(ids.shape[1], mask))
+        last = self.norm("final_norm")(states[-1])
         marks = ids if self.end_token is None else ids == self.end_token
         pooled = jnp.take_along_axis(last, jnp.argmax(marks, axis=1)[:, None, None], axis=1)[:, 0]
-        return ClipOutput(
-            last_hidden_state=last.astype(self.dtype),
-            penultimate_hidden_state=states[-2].astype(self.dtype),
-            pooled=pooled,
-            embedding=to_embedding(pooled, self.projection, self.dtype, self.param_dtype),
-            hidden_states=tuple(s.astype(self.dtype) for s in states) if all_hidden else None,
-        )
+        return self.output(last, pooled, states, all_hidden)
 
     def _check(self, ids: Array, mask: Array | None) -> None:
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
@@ -118,13 +87,8 @@ def clip_text_from_hf_config(config: dict[str, Any]) -> ClipText:
     return ClipText(
         vocab_size=fields.get("vocab_size", 49408),
         max_length=fields.get("max_position_embeddings", 77),
-        width=fields.get("hidden_size", 512),
-        num_layers=fields.get("num_hidden_layers", 12),
-        num_heads=fields.get("num_attention_heads", 8),
-        hidden_dim=fields.get("intermediate_size", 2048),
         projection=projection,
-        activation=hidden_activation(fields),
         # Old configs have a wrong 2 there; their models pool at the highest id.
         end_token=None if end == 2 else end,
-        norm_epsilon=fields.get("layer_norm_eps", 1e-5),
+        **tower_fields(fields, width=512, num_heads=8, hidden_dim=2048),
     )

@@ -1,4 +1,4 @@
-"""The transformer that both CLIP towers use, and what a tower returns.
+"""The base of both CLIP towers: their transformer, and what a tower returns.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 section 2.4. Pre-norm blocks with affine layer norms and biases everywhere; the initial values are
@@ -45,11 +45,9 @@ class ClipOutput(NamedTuple):
     hidden_states: tuple[Array, ...] | None
 
 
-def norm(epsilon: float, param_dtype: Any, name: str) -> nn.LayerNorm:
+def norm(epsilon: float, name: str) -> nn.LayerNorm:
     """Affine layer norm, float32, with the exact two-pass variance."""
-    return nn.LayerNorm(
-        epsilon, dtype=jnp.float32, param_dtype=param_dtype, use_fast_variance=False, name=name
-    )
+    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 class Attention(nn.Module):
@@ -58,7 +56,6 @@ class Attention(nn.Module):
     num_heads: int
     out_std: float
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None) -> Array:
@@ -67,9 +64,7 @@ class Attention(nn.Module):
 
         def dense(name: str, std: float) -> Dense:
             init = nn.initializers.normal(std)
-            return Dense(
-                width, kernel_init=init, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-            )
+            return Dense(width, kernel_init=init, dtype=self.dtype, name=name)
 
         def project(name: str) -> Array:
             y = dense(name, width**-0.5)(x)
@@ -89,20 +84,19 @@ class Block(nn.Module):
     out_std: float
     norm_epsilon: float
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None) -> Array:
-        width, types = x.shape[-1], {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        normed = lambda name, x: norm(self.norm_epsilon, self.param_dtype, name)(x)
-        attention = Attention(self.num_heads, self.out_std, **types, name="attention")
+        width = x.shape[-1]
+        normed = lambda name, x: norm(self.norm_epsilon, name)(x)
+        attention = Attention(self.num_heads, self.out_std, dtype=self.dtype, name="attention")
         x = x + attention(normed("attention_norm", x), bias).astype(jnp.float32)
 
         init = nn.initializers.normal
         expand = Dense(
-            self.hidden_dim, kernel_init=init((2 * width) ** -0.5), **types, name="mlp_in"
+            self.hidden_dim, kernel_init=init((2 * width) ** -0.5), dtype=self.dtype, name="mlp_in"
         )
-        contract = Dense(width, kernel_init=init(self.out_std), **types, name="mlp_out")
+        contract = Dense(width, kernel_init=init(self.out_std), dtype=self.dtype, name="mlp_out")
         hidden = ACTIVATIONS[self.activation](expand(normed("mlp_norm", x)))
         return x + contract(hidden).astype(jnp.float32)
 
@@ -116,7 +110,6 @@ class Transformer(nn.Module):
     activation: str
     norm_epsilon: float
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None = None) -> list[Array]:
@@ -134,35 +127,67 @@ class Transformer(nn.Module):
                 out_std=(2 * width * self.num_layers) ** -0.5,
                 norm_epsilon=self.norm_epsilon,
                 dtype=self.dtype,
-                param_dtype=self.param_dtype,
                 name=f"block_{i}",
             )
             states.append(block(states[-1], bias))
         return states
 
 
-def to_embedding(
-    pooled: Array, projection: int | None, dtype: Any, param_dtype: Any
-) -> Array | None:
-    """Projects into the shared space, for use inside a tower: [batch, width] float32 -> float32."""
-    if projection is None:
-        return None
-    dense = Dense(
-        projection,
-        use_bias=False,
-        kernel_init=nn.initializers.normal(pooled.shape[-1] ** -0.5),
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name="to_embedding",
-    )
-    return dense(pooled).astype(jnp.float32)
+class ClipTower(nn.Module):
+    """Base of both towers: their common sizes, the blocks, and what is returned."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int  # of the feed-forward layers
+    projection: int | None = None  # width of the embedding; None has none
+    activation: str = "gelu"  # or "quick_gelu"
+    norm_epsilon: float = 1e-5
+    dtype: Any = jnp.float32  # of the matrix products and the states
+
+    def norm(self, name: str) -> nn.LayerNorm:
+        """One of the tower's own layer norms."""
+        return norm(self.norm_epsilon, name)
+
+    def run(self, x: Array, bias: Array | None = None) -> list[Array]:
+        """The blocks: float32 [batch, length, width] -> their input and every block's output."""
+        return Transformer(
+            self.num_layers,
+            self.num_heads,
+            self.hidden_dim,
+            self.activation,
+            self.norm_epsilon,
+            dtype=self.dtype,
+            name="transformer",
+        )(x, bias)
+
+    def output(
+        self, last: Array, pooled: Array, states: list[Array], all_hidden: bool
+    ) -> ClipOutput:
+        """The result, with `pooled` [batch, width] projected where there is a projection."""
+        embedding = None
+        if self.projection is not None:
+            embedding = Dense(
+                self.projection,
+                use_bias=False,
+                kernel_init=nn.initializers.normal(self.width**-0.5),
+                dtype=self.dtype,
+                name="to_embedding",
+            )(pooled).astype(jnp.float32)
+        return ClipOutput(
+            last_hidden_state=last.astype(self.dtype),
+            penultimate_hidden_state=states[-2].astype(self.dtype),
+            pooled=pooled,
+            embedding=embedding,
+            hidden_states=tuple(s.astype(self.dtype) for s in states) if all_hidden else None,
+        )
 
 
 def tower_config(config: dict[str, Any], tower: str) -> tuple[dict[str, Any], int | None]:
     """One tower's fields of a Hugging Face `config.json`, and its projection's width.
 
     Args:
-      config: of a tower (model type clip_text_model, clip_vision_model) or of both (clip).
+      config: a tower's (model type clip_text_model, clip_vision_model) or both towers' (clip).
       tower: "text" or "vision".
 
     Returns:
@@ -185,13 +210,28 @@ def tower_config(config: dict[str, Any], tower: str) -> tuple[dict[str, Any], in
     return config, config.get("projection_dim", 512) if projects else None
 
 
-def hidden_activation(fields: dict[str, Any]) -> str:
-    """A tower's activation by its Hugging Face name.
+def tower_fields(
+    fields: dict[str, Any], width: int, num_heads: int, hidden_dim: int
+) -> dict[str, Any]:
+    """The fields of `ClipTower` but the projection, from those of a Hugging Face config.
+
+    Args:
+      fields: as `tower_config` gives them.
+      width: the value of an absent `hidden_size`.
+      num_heads: the value of absent `num_attention_heads`.
+      hidden_dim: the value of an absent `intermediate_size`.
 
     Raises:
-      ValueError: we have no such activation.
+      ValueError: an activation that we do not have.
     """
-    name = fields.get("hidden_act", "quick_gelu")
-    if name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act is {name!r}, not in {sorted(ACTIVATIONS)}")
-    return name
+    activation = fields.get("hidden_act", "quick_gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"hidden_act is {activation!r}, not in {sorted(ACTIVATIONS)}")
+    return {
+        "width": fields.get("hidden_size", width),
+        "num_layers": fields.get("num_hidden_layers", 12),
+        "num_heads": fields.get("num_attention_heads", num_heads),
+        "hidden_dim": fields.get("intermediate_size", hidden_dim),
+        "activation": activation,
+        "norm_epsilon": fields.get("layer_norm_eps", 1e-5),
+    }

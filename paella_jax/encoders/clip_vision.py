@@ -12,14 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paella_jax.encoders.clip_transformer import (
-    ClipOutput,
-    Transformer,
-    hidden_activation,
-    norm,
-    to_embedding,
-    tower_config,
-)
+from paella_jax.encoders.clip_transformer import ClipOutput, ClipTower, tower_config, tower_fields
 from paella_jax.ops.linear import strided_conv
 from paella_jax.typing import Array
 
@@ -27,21 +20,12 @@ from paella_jax.typing import Array
 torch_uniform = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-class ClipVision(nn.Module):
+class ClipVision(ClipTower):
     """Images to one vector per patch (behind the class token's) and one per image."""
 
-    image_size: int
-    patch_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int  # of the feed-forward layers
-    projection: int | None = None  # width of the embedding; None has none
-    activation: str = "gelu"  # or "quick_gelu"
+    image_size: int = 224
+    patch_size: int = 14
     channels: int = 3
-    norm_epsilon: float = 1e-5
-    dtype: Any = jnp.float32  # of the matrix products and the states
-    param_dtype: Any = jnp.float32
 
     @property
     def grid(self) -> int:
@@ -69,34 +53,18 @@ class ClipVision(nn.Module):
         """
         self._check(images, interpolate)
         x = self._tokens(images, interpolate)
-        x = norm(self.norm_epsilon, self.param_dtype, "pre_norm")(x)
-        states = Transformer(
-            self.num_layers,
-            self.num_heads,
-            self.hidden_dim,
-            self.activation,
-            self.norm_epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="transformer",
-        )(x)
-        pooled = norm(self.norm_epsilon, self.param_dtype, "post_norm")(states[-1][:, 0])
-        return ClipOutput(
-            last_hidden_state=states[-1].astype(self.dtype),
-            penultimate_hidden_state=states[-2].astype(self.dtype),
-            pooled=pooled,
-            embedding=to_embedding(pooled, self.projection, self.dtype, self.param_dtype),
-            hidden_states=tuple(s.astype(self.dtype) for s in states) if all_hidden else None,
-        )
+        states = self.run(self.norm("pre_norm")(x))
+        pooled = self.norm("post_norm")(states[-1][:, 0])
+        return self.output(states[-1], pooled, states, all_hidden)
 
     def _tokens(self, images: Array, interpolate: bool) -> Array:
         """Class token and patches with their positions, float32 [batch, 1 + patches, width]."""
         patch, init = self.patch_size, nn.initializers.normal(self.width**-0.5)
         shape = (patch, patch, self.channels, self.width)
-        kernel = self.param("patch_kernel", torch_uniform, shape, self.param_dtype)
-        first = self.param("class_embedding", init, (self.width,), self.param_dtype)
+        kernel = self.param("patch_kernel", torch_uniform, shape)
+        first = self.param("class_embedding", init, (self.width,))
         length = (1 + self.grid**2, self.width)
-        positions = self.param("position_embedding", init, length, self.param_dtype)
+        positions = self.param("position_embedding", init, length)
 
         rows, columns = images.shape[1] // patch, images.shape[2] // patch
         whole = images[:, : rows * patch, : columns * patch].astype(self.dtype)
@@ -145,14 +113,9 @@ def clip_vision_from_hf_config(config: dict[str, Any]) -> ClipVision:
     return ClipVision(
         image_size=_side(fields, "image_size", 224),
         patch_size=_side(fields, "patch_size", 32),
-        width=fields.get("hidden_size", 768),
-        num_layers=fields.get("num_hidden_layers", 12),
-        num_heads=fields.get("num_attention_heads", 12),
-        hidden_dim=fields.get("intermediate_size", 3072),
         projection=projection,
-        activation=hidden_activation(fields),
         channels=fields.get("num_channels", 3),
-        norm_epsilon=fields.get("layer_norm_eps", 1e-5),
+        **tower_fields(fields, width=768, num_heads=12, hidden_dim=3072),
     )
 
 

@@ -69,7 +69,7 @@ def local_bias(max_distance: int) -> Callable[..., jax.Array]:
     a small byte-level encoder has to make words of bytes first, and learns it much sooner so.
     """
 
-    def init(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
         buckets, heads = shape
         table = relative_buckets(2 * max_distance + 1, buckets, max_distance)[max_distance]
         offset = np.arange(-max_distance, max_distance + 1)
@@ -80,15 +80,15 @@ def local_bias(max_distance: int) -> Callable[..., jax.Array]:
             wrong_side = (ahead != bool(head % 2)) & (distance > 0)
             slope = 0.5 / 4.0 ** (head // 2)
             bias[:, head] = -slope * np.minimum(distance, max_distance) - 4.0 * wrong_side
-        return jnp.asarray(bias, dtype)
+        return jnp.asarray(bias)
 
     return init
 
 
-def dense(features: int, init_std: float, dtype: Any, param_dtype: Any, name: str) -> Dense:
+def dense(features: int, init_std: float, dtype: Any, name: str) -> Dense:
     """A bias-free linear layer with normal initial values."""
     init = nn.initializers.normal(init_std)
-    return Dense(features, False, init, dtype, param_dtype, name=name)
+    return Dense(features, False, init, dtype, name=name)
 
 
 class Attention(nn.Module):
@@ -98,7 +98,6 @@ class Attention(nn.Module):
     head_dim: int
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -106,7 +105,7 @@ class Attention(nn.Module):
         inner = self.num_heads * self.head_dim
 
         def project(name: str, std: float) -> jax.Array:
-            y = dense(inner, std, self.dtype, self.param_dtype, name)(x)
+            y = dense(inner, std, self.dtype, name)(x)
             return y.reshape(batch, length, self.num_heads, self.head_dim).swapaxes(1, 2)
 
         # The query's smaller start takes the place of 1/sqrt(head_dim).
@@ -116,7 +115,7 @@ class Attention(nn.Module):
         dropout_key = self.make_rng("dropout") if rate > 0.0 else None
         y = attend_heads_first(query, key, value, bias, rate, dropout_key)
         y = y.swapaxes(1, 2).reshape(batch, length, inner)
-        return dense(width, inner**-0.5, self.dtype, self.param_dtype, "out")(y)
+        return dense(width, inner**-0.5, self.dtype, "out")(y)
 
 
 class FeedForward(nn.Module):
@@ -127,7 +126,6 @@ class FeedForward(nn.Module):
     activation: str
     dropout: float = 0.0
     dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -135,7 +133,7 @@ class FeedForward(nn.Module):
 
         def project(name: str, features: int, x: jax.Array) -> jax.Array:
             std = x.shape[-1] ** -0.5
-            return dense(features, std, self.dtype, self.param_dtype, name)(x)
+            return dense(features, std, self.dtype, name)(x)
 
         hidden = ACTIVATIONS[self.activation](project("wi_0", self.hidden_dim, x))
         if self.gated:
@@ -156,22 +154,18 @@ class Block(nn.Module):
     norm_epsilon: float
     dropout: float
     dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, *, deterministic: bool) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)
-        norm = lambda name: nn.RMSNorm(
-            self.norm_epsilon, dtype=jnp.float32, param_dtype=self.param_dtype, name=name
-        )
+        norm = lambda name: nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name=name)
         attention = Attention(
-            self.num_heads, self.head_dim, self.dropout, **types, name="attention"
+            self.num_heads, self.head_dim, self.dropout, dtype=self.dtype, name="attention"
         )
         y = attention(norm("attention_norm")(x), bias, deterministic=deterministic)
         x = x + drop(y).astype(jnp.float32)
         mlp = FeedForward(
-            self.hidden_dim, self.gated, self.activation, self.dropout, **types, name="mlp"
+            self.hidden_dim, self.gated, self.activation, self.dropout, dtype=self.dtype, name="mlp"
         )
         y = mlp(norm("mlp_norm")(x), deterministic=deterministic)
         return x + drop(y).astype(jnp.float32)
@@ -192,9 +186,8 @@ class T5Encoder(nn.Module):
     relative_max_distance: int = 128
     norm_epsilon: float = 1e-6
     dropout: float = 0.0
-    local_start: bool = False  # start from heads that look at near bytes, see `local_bias`
+    local_start: bool = False  # start from heads that look at near bytes (`local_bias`)
     dtype: Any = jnp.float32  # of the matrix products and the result
-    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -227,16 +220,14 @@ class T5Encoder(nn.Module):
         drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)
         init = nn.initializers.normal(1.0)
         shape = (self.vocab_size, self.width)
-        embedding = self.param("embedding", init, shape, self.param_dtype)
+        embedding = self.param("embedding", init, shape)
         bias = self._bias(ids.shape[1], mask)
         x = drop(jnp.take(embedding, ids, axis=0, mode="fill").astype(jnp.float32))
         states = [x]
         for i in range(self.num_layers):
             x = self._block(i)(x, bias, deterministic=deterministic)
             states.append(x)
-        norm = nn.RMSNorm(
-            self.norm_epsilon, dtype=jnp.float32, param_dtype=self.param_dtype, name="final_norm"
-        )
+        norm = nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name="final_norm")
         states[-1] = drop(norm(x))
         return (
             [s.astype(self.dtype) for s in states] if all_hidden else states[-1].astype(self.dtype)
@@ -252,7 +243,6 @@ class T5Encoder(nn.Module):
             norm_epsilon=self.norm_epsilon,
             dropout=self.dropout,
             dtype=self.dtype,
-            param_dtype=self.param_dtype,
             name=f"block_{i}",
         )
 
@@ -262,7 +252,7 @@ class T5Encoder(nn.Module):
         if self.local_start:
             init = local_bias(self.relative_max_distance)
         shape = (self.relative_buckets, self.num_heads)
-        table = self.param("relative_bias", init, shape, self.param_dtype).astype(jnp.float32)
+        table = self.param("relative_bias", init, shape).astype(jnp.float32)
         buckets = relative_buckets(length, self.relative_buckets, self.relative_max_distance)
         bias = jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
         if mask is None:

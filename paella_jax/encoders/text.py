@@ -54,20 +54,6 @@ class HubTokenizer:
         self.max_length, self.truncate = max_length, truncate
         self.inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
-    @classmethod
-    def from_hub(cls, name: str, max_length: int, truncate: bool = False) -> HubTokenizer:
-        """The tokenizer of a model on the Hugging Face hub, e.g. "google/t5-v1_1-xl".
-
-        Raises:
-          OSError: there is no such model, or no network and no cached copy.
-        """
-        from transformers import AutoTokenizer
-
-        tokenizer = cls.__new__(cls)
-        tokenizer.max_length, tokenizer.truncate = max_length, truncate
-        tokenizer.inner = AutoTokenizer.from_pretrained(name)
-        return tokenizer
-
     def __call__(
         self, texts: Sequence[str], pad_to: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:

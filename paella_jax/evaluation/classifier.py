@@ -182,7 +182,7 @@ def train_classifier(
 
     Args:
       spec_name: a variant of the embedded task.
-      seed: of the scenes, the parameters and the order.
+      seed: decides the scenes, the initial parameters and the order.
       num_steps: optimizer steps.
       batch_size: images per step.
       num_images: distinct training images, at least `batch_size`.

@@ -44,8 +44,8 @@ def antialias_resize(x: Array, height: int, width: int) -> Array:
 
     Args:
       x: float [batch, h, w, channels].
-      height: of the result, at least 1.
-      width: of the result, at least 1.
+      height: the result's height, at least 1.
+      width: the result's width, at least 1.
 
     Returns:
       float32 [batch, height, width, channels].

@@ -27,7 +27,7 @@ from paella_jax.typing import Array
 class ResponseMlp(nn.Module):
     """Linear to 4C, GELU, GRN, dropout, linear 4C -> C (its init scaled by `residual_scale`).
 
-    C is `features`, by default the input's channels.
+    It maps [B, h, w, any] to [B, h, w, C]; C is `features`, by default the input's channels.
     """
 
     residual_scale: float = 1.0
@@ -127,7 +127,7 @@ class AttentionBlock(nn.Module):
         value_weights: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """x [B, h, w, C], sequence [B, L, D] -> [B, h, w, C]; see `MultiHeadAttention`."""
+        """x [B, h, w, C], sequence [B, L, D] -> [B, h, w, C]."""
         height, width = x.shape[1:3]
         context = Dense(x.shape[-1], dtype=self.dtype, name="kv_mapper")(nn.silu(sequence))
         queries = rearrange(layer_norm(x), "b h w c -> b (h w) c")
@@ -143,7 +143,7 @@ class AttentionBlock(nn.Module):
 
 
 class FeedForwardBlock(nn.Module):
-    """F: norm and MLP, no convolution."""
+    """F: norm and MLP, no convolution: [B, h, w, C] -> [B, h, w, C]."""
 
     residual_scale: float = 1.0
     dropout: float = 0.0
@@ -194,8 +194,8 @@ def run_blocks(
     Args:
       x: [batch, h, w, C].
       pattern: a letter of C, T, A, F for each block.
-      prefix: of the names.
-      options: of the blocks.
+      prefix: start of the blocks' names.
+      options: settings of the blocks.
       inputs: what T and A read.
       skip: a map that the first block reads, if it is a C.
       maps: further ones, which all C blocks read.

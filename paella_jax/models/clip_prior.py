@@ -5,6 +5,8 @@ Source: docs/models/paella.md 4.3.
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -21,13 +23,12 @@ class AffineLayerNorm(nn.Module):
     """Layer norm over the last axis with scale and bias, eps 1e-5, in float32."""
 
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, shape, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
         y = layer_norm(x.astype(jnp.float32), 1e-5)
         last = (1,) * (x.ndim - 1) + shape
         return (y * scale.reshape(last) + bias.reshape(last)).astype(self.dtype)
@@ -39,20 +40,16 @@ class PriorBlock(nn.Module):
     width: int
     num_blocks: int
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[batch, stream + text + time] -> [batch, width]."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         scaled = nn.initializers.variance_scaling(1 / 3 / self.num_blocks, "fan_in", "uniform")
-        hidden = EXPANSION * self.width
-        x = Dense(hidden, use_bias=False, kernel_init=scaled, name="expand", **dtypes)(x)
-        x = gelu(AffineLayerNorm(name="hidden_norm", **dtypes)(x))
-        x = Dense(self.width, use_bias=False, kernel_init=torch_uniform, name="contract", **dtypes)(
-            x
-        )
-        return AffineLayerNorm(name="out_norm", **dtypes)(x)
+        dense = partial(Dense, use_bias=False, dtype=self.dtype)
+        x = dense(EXPANSION * self.width, kernel_init=scaled, name="expand")(x)
+        x = gelu(AffineLayerNorm(self.dtype, name="hidden_norm")(x))
+        x = dense(self.width, kernel_init=torch_uniform, name="contract")(x)
+        return AffineLayerNorm(self.dtype, name="out_norm")(x)
 
 
 class ClipPrior(nn.Module):
@@ -66,7 +63,6 @@ class ClipPrior(nn.Module):
       time_width: width of the timestep embedding.
       num_blocks: residual blocks.
       dtype: compute dtype; norms and the timestep embedding stay float32.
-      param_dtype: dtype of the parameters.
     """
 
     clip_width: int = 1024
@@ -74,7 +70,6 @@ class ClipPrior(nn.Module):
     time_width: int = 64
     num_blocks: int = 48
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, t: Array, text_embedding: Array) -> Array:
@@ -88,13 +83,12 @@ class ClipPrior(nn.Module):
         Returns:
           float32 [batch, clip_width].
         """
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = lambda width, name: Dense(width, kernel_init=torch_uniform, name=name, **dtypes)
+        dense = partial(Dense, kernel_init=torch_uniform, dtype=self.dtype)
         time = timestep_embedding(t, self.time_width)
         condition = jnp.concatenate([text_embedding.astype(jnp.float32), time], axis=-1)
         condition = condition.astype(self.dtype)
-        stream = dense(self.width, "input")(x)
+        stream = dense(self.width, name="input")(x)
         for index in range(self.num_blocks):
-            block = PriorBlock(self.width, self.num_blocks, name=f"block_{index}", **dtypes)
+            block = PriorBlock(self.width, self.num_blocks, name=f"block_{index}", dtype=self.dtype)
             stream = stream + block(jnp.concatenate([stream, condition], axis=-1))
-        return dense(self.clip_width, "output")(stream).astype(jnp.float32)
+        return dense(self.clip_width, name="output")(stream).astype(jnp.float32)

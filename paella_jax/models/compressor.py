@@ -239,7 +239,7 @@ class Compressor(nn.Module):
       out_channels: channels of the latents.
       head_channels: channels between backbone and mapper.
       stochastic_depth: largest drop rate of a residual block; grows linearly from 0 with depth.
-      dtype: of the backbone; its BatchNorm and the mapper are float32.
+      dtype: the backbone's compute dtype; its BatchNorm and the mapper are float32.
     """
 
     variant: str | Stages = "s"

@@ -1,7 +1,7 @@
 """Layers shared by every network: norms, projections, convolutions, attention, pixel shuffles.
 
-Channels are last everywhere ([batch, height, width, channels]). Parameters are stored in
-`param_dtype` (float32) and used in `dtype`; norms and the softmax are computed in float32.
+Channels are last everywhere ([batch, height, width, channels]). Parameters are float32 and used in
+`dtype`; norms and the softmax are computed in float32.
 """
 
 from __future__ import annotations
@@ -81,33 +81,31 @@ class Dense(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = xavier
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        kernel = self.param("kernel", self.kernel_init, shape)
         x = dense(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
             x = x + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         return x
 
 
 class GlobalResponseNorm(nn.Module):
-    """GRN over the whole spatial extent of each sample, statistics in float32.
+    """GRN over the whole map [B, H, W, C] of each sample, statistics in float32.
 
     Source: docs/models/paella.md 2.3.
     """
 
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1],)
-        gamma = self.param("gamma", nn.initializers.zeros, shape, self.param_dtype)
-        beta = self.param("beta", nn.initializers.zeros, shape, self.param_dtype)
+        gamma = self.param("gamma", nn.initializers.zeros, shape)
+        beta = self.param("beta", nn.initializers.zeros, shape)
         squares = jnp.square(x.astype(jnp.float32)).sum((1, 2), keepdims=True)
         # A channel that is zero everywhere has an infinite slope at sqrt(0): give it slope zero.
         norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
@@ -117,21 +115,20 @@ class GlobalResponseNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """k x k depthwise convolution; with `inputs_per_group` 2 it halves the channels of x."""
+    """k x k depthwise convolution: [B, H, W, C * inputs_per_group] -> [B, H, W, C]."""
 
     kernel_size: int = 3
     inputs_per_group: int = 1
     padding: str = "zero"
     implementation: str = "auto"
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         channels = x.shape[-1] // self.inputs_per_group
         shape = (self.kernel_size, self.kernel_size, self.inputs_per_group, channels)
-        kernel = self.param("kernel", xavier, shape, self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        kernel = self.param("kernel", xavier, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = depthwise_conv(
             x.astype(self.dtype), kernel, padding=self.padding, implementation=self.implementation
         )
@@ -144,13 +141,12 @@ class Downsample(nn.Module):
     features: int
     kernel_size: int = 2
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", xavier, shape, self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        kernel = self.param("kernel", xavier, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = strided_conv(x.astype(self.dtype), kernel)
         return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
 
@@ -161,16 +157,15 @@ class Upsample(nn.Module):
     features: int
     kernel_size: int = 2
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         # The reference leaves these at torch's default: U(-b, b), b = 1/sqrt(features * k * k).
         bound = 1.0 / np.sqrt(self.features * self.kernel_size**2)
-        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
-        kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
-        bias = self.param("bias", init, (self.features,), self.param_dtype).astype(self.dtype)
+        init = lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
         return transposed_conv(x.astype(self.dtype), kernel) + bias.reshape(1, 1, 1, -1)
 
 
@@ -187,7 +182,6 @@ class MultiHeadAttention(nn.Module):
     dropout: float = 0.0
     implementation: str | None = None
     dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -205,8 +199,8 @@ class MultiHeadAttention(nn.Module):
         thing.
         """
         channels = x.shape[-1]
-        kernel = self.param("in_kernel", xavier, (channels, 3 * channels), self.param_dtype)
-        bias = self.param("in_bias", nn.initializers.zeros, (3 * channels,), self.param_dtype)
+        kernel = self.param("in_kernel", xavier, (channels, 3 * channels))
+        bias = self.param("in_bias", nn.initializers.zeros, (3 * channels,))
         kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype).reshape(1, 1, -1)
 
         if self.self_attention:
@@ -241,4 +235,4 @@ class MultiHeadAttention(nn.Module):
             implementation=self.implementation,
         )
         y = rearrange(y, "b n h d -> b n (h d)")
-        return Dense(channels, dtype=self.dtype, param_dtype=self.param_dtype, name="out")(y)
+        return Dense(channels, dtype=self.dtype, name="out")(y)

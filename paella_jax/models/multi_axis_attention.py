@@ -47,7 +47,7 @@ def multi_axis_attention(
       key: like the query.
       value: like the query.
       block_size: tokens per side of a block.
-      implementation: of ops/attention.py.
+      implementation: one that ops/attention.py knows.
 
     Returns:
       [batch, side * side, heads, head_dim].

@@ -29,7 +29,7 @@ def micro_condition_embedding(micro_conds: Array, width: int) -> Array:
 
     Args:
       micro_conds: float [batch, numbers]. Stays float32: bfloat16 would round 513 to 512.
-      width: of one number's embedding; an odd width ends in a zero column.
+      width: one number's embedding width; an odd one ends in a zero column.
 
     Returns:
       float32 [batch, numbers * width].

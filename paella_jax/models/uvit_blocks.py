@@ -68,11 +68,7 @@ class TextAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Array,
-        text: Array,
-        text_mask: Array | None = None,
-        deterministic: bool = True,
+        self, x: Array, text: Array, text_mask: Array | None = None, deterministic: bool = True
     ) -> Array:
         """x [B, h, w, C], text [B, L, D], text_mask bool [B, L] or None -> [B, h, w, C]."""
         height, width, channels = x.shape[1:]

@@ -162,7 +162,7 @@ def generator_loss(fake_logits: Array, kind: str) -> Array:
     """What the VQGAN minimises: fakes should look real.
 
     Args:
-      fake_logits: of reconstructions, any shape.
+      fake_logits: the discriminator's logits of reconstructions, any shape.
       kind: "hinge" (-mean logit), or "nonsaturating" (-log sigmoid, the paper's sigmoid output).
     """
     _check(kind)

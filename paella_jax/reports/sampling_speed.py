@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.renoise import RenoiseSettings, sample
 from paella_jax.sampling.token_loop import Vocabulary
+from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
 
@@ -38,6 +40,32 @@ def random_tree(shapes: Tree, dtype: Any, seed: int = 0) -> Tree:
         return jnp.asarray(random.standard_normal(shape.shape, np.float32) * 0.02, dtype)
 
     return jax.tree.map(leaf, shapes)
+
+
+class ProgramCost(NamedTuple):
+    """One run of a program: what it gave, and what it took."""
+
+    output: Array
+    compile_seconds: float
+    seconds: float
+    temporaries_mib: int  # as XLA accounts for them
+
+
+def run_once(function: Callable[..., Array], *inputs: Tree) -> ProgramCost:
+    """Compiles a function for its inputs and runs it once."""
+    began = time.perf_counter()
+    compiled = jax.jit(function).lower(*inputs).compile()
+    compile_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    output = jax.block_until_ready(compiled(*inputs))
+    seconds = time.perf_counter() - began
+    memory: Any = compiled.memory_analysis()
+    return ProgramCost(output, compile_seconds, seconds, round(memory.temp_size_in_bytes / MIB))
+
+
+def resident_peak_mib() -> int:
+    """The highest resident memory of this process."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def sampling_cost(
@@ -67,7 +95,8 @@ def sampling_cost(
     params = random_tree(jax.eval_shape(init, tokens, t, cond), params_dtype)
     images = jnp.zeros((1, 4 * vqgan.downsampling, 4 * vqgan.downsampling, 3))
     decoder = jax.jit(vqgan.init)(jax.random.key(1), images)
-    settings = RenoiseSettings(**{k: v for k, v in config.sampler.items() if k != "joint_guidance"})
+    settings = token_settings("uniform", "random", config.sampler, {})
+    assert isinstance(settings, RenoiseSettings)
 
     def draw(params: Tree, decoder: Tree, key: Array, cond: Any, uncond: Any) -> Array:
         predict = lambda c: lambda tokens, t: model.apply(params, tokens, t, c)
@@ -75,24 +104,17 @@ def sampling_cost(
         tokens = sample(denoise, key, shape, settings, Vocabulary(model.codebook_size))
         return vqgan.apply(decoder, tokens, method="decode_tokens")
 
-    began = time.perf_counter()
-    key = jax.random.key(2)
-    compiled = jax.jit(draw).lower(params, decoder, key, cond, uncond).compile()
-    compile_seconds = time.perf_counter() - began
-    began = time.perf_counter()
     conditions = (random_tree(cond, jnp.float32), random_tree(uncond, jnp.float32))
-    image = np.asarray(compiled(params, decoder, key, *conditions))
-    seconds = time.perf_counter() - began
-    memory: Any = compiled.memory_analysis()
-    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    cost = run_once(draw, params, decoder, jax.random.key(2), *conditions)
+    image = np.asarray(cost.output)
     return {
         "image": list(image.shape),
         "finite": bool(np.isfinite(image).all()),
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "compile_seconds": round(compile_seconds, 1),
-        "sample_seconds": round(seconds, 1),
-        "parameters_mib": round(size / MIB),
+        "compile_seconds": round(cost.compile_seconds, 1),
+        "sample_seconds": round(cost.seconds, 1),
+        "parameters_mib": round(sum(x.nbytes for x in jax.tree.leaves(params)) / MIB),
         "guided_logits_pair_mib": round(2 * side * side * model.codebook_size * 4 / MIB),
-        "program_temporaries_mib": round(memory.temp_size_in_bytes / MIB),
-        "resident_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "program_temporaries_mib": cost.temporaries_mib,
+        "resident_peak_mib": resident_peak_mib(),
     }

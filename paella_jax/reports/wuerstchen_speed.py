@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.vqgan import VQGAN
-from paella_jax.reports.sampling_speed import random_tree
+from paella_jax.reports.sampling_speed import random_tree, resident_peak_mib, run_once
 from paella_jax.sampling.diffusion import DDPMSettings, sample, segment_times
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.compiled_step import MIB
@@ -69,8 +68,10 @@ def wuerstchen_cost(
     read = lambda module: (
         lambda params, key, ids: module.clone(dtype=dtype).apply(params, ids).last_hidden_state
     )
-    text_c = measure("text_c", lambda: TEXT_C.init(jax.random.key(0), ids[:1]), read(TEXT_C), ids)
-    text_b = measure("text_b", lambda: TEXT_B.init(jax.random.key(0), ids[:1]), read(TEXT_B), ids)
+    text_c, text_b = (
+        measure(name, partial(module.init, jax.random.key(0), ids[:1]), read(module), ids)
+        for name, module in (("text_c", TEXT_C), ("text_b", TEXT_B))
+    )
 
     settings = DDPMSettings(
         time_points=segment_times(stage_c.sampler.edges, stage_c.sampler.segments),
@@ -84,15 +85,7 @@ def wuerstchen_cost(
         shape = (batch, side, side, prior.channels)
         return from_stage_c(sample(denoise, key, shape, settings))
 
-    start = lambda module, size, channels, text: (
-        lambda: module.init(
-            jax.random.key(0),
-            jnp.zeros((1, size, size, channels)),
-            jnp.zeros((1,)),
-            Conditioning(text=jnp.zeros((1, 1, text.shape[-1]))),
-        )
-    )
-    latents_c = measure("stage_c", start(prior, side, prior.channels, text_c), draw_c, text_c)
+    latents_c = measure("stage_c", _init(prior, side, prior.channels, text_c), draw_c, text_c)
 
     def draw_b(params: Tree, key: Array, text: Array, latents: Array) -> Array:
         cond = Conditioning(text=text, guide=latents)
@@ -101,7 +94,7 @@ def wuerstchen_cost(
         steps = DDPMSettings(num_steps=stage_b.sampler.num_steps)
         return sample(guide(predict, None), key, shape, steps)
 
-    init_b = start(decoder, latent, decoder.latent_channels, text_b)
+    init_b = _init(decoder, latent, decoder.latent_channels, text_b)
     latents_b = measure("stage_b", init_b, draw_b, text_b, latents_c)
     vqgan = VQGAN(dtype=dtype)
     decode = lambda params, key, latents: vqgan.apply(
@@ -111,8 +104,15 @@ def wuerstchen_cost(
     images = measure("stage_a", lambda: vqgan.init(jax.random.key(0), blank), decode, latents_b)
     report["image"] = list(images.shape)
     report["finite"] = bool(np.isfinite(np.asarray(images)).all())
-    report["resident_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    report["resident_peak_mib"] = resident_peak_mib()
     return report
+
+
+def _init(module: StageB | StageC, size: int, channels: int, text: Array) -> Callable[[], Tree]:
+    """What makes a stage's weights, for latents of a size and text states of a width."""
+    latents = jnp.zeros((1, size, size, channels))
+    cond = Conditioning(text=jnp.zeros((1, 1, text.shape[-1])))
+    return partial(module.init, jax.random.key(0), latents, jnp.zeros((1,)), cond)
 
 
 def _measure(
@@ -125,20 +125,13 @@ def _measure(
 ) -> Array:
     """Makes a stage's weights, compiles and runs it, and lets its weights go."""
     params = random_tree(jax.eval_shape(init), params_dtype)
-    key = jax.random.key(1)
-    began = time.perf_counter()
-    compiled = jax.jit(function).lower(params, key, *inputs).compile()
-    compile_seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    output = jax.block_until_ready(compiled(params, key, *inputs))
-    seconds = time.perf_counter() - began
-    memory: Any = compiled.memory_analysis()
+    cost = run_once(function, params, jax.random.key(1), *inputs)
     report[name] = {
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "weights_mib": round(sum(x.nbytes for x in jax.tree.leaves(params)) / MIB),
-        "temporaries_mib": round(memory.temp_size_in_bytes / MIB),
-        "compile_seconds": round(compile_seconds, 1),
-        "seconds": round(seconds, 2),
+        "temporaries_mib": cost.temporaries_mib,
+        "compile_seconds": round(cost.compile_seconds, 1),
+        "seconds": round(cost.seconds, 2),
     }
     jax.tree.map(lambda x: x.delete(), params)
-    return output
+    return cost.output

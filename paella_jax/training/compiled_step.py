@@ -40,13 +40,13 @@ def compile_step(
     """Compiles the step for shapes; nothing is computed. Returns (compiled, seconds).
 
     Args:
-      config: of the run.
+      config: the run's config.
       method: its first sample gives the batch's shapes, unless `batch` is given.
       state: abstract train state with shardings (`loop.abstract_state`).
       frozen: frozen networks, or their shapes with shardings.
       base_key: PRNG key, or its shape with sharding.
       mesh: the current mesh.
-      options: of the XLA compiler.
+      options: settings of the XLA compiler.
       batch: shapes with shardings.
     """
     if batch is None:

@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
     """Trains up to `config.num_steps`, resuming from the newest checkpoint in `workdir`.
 
     Args:
-      config: see configs/.
+      config: a run's config, as configs/ makes them.
       workdir: an existing run folder (`checkpoint.prepare_workdir`).
       method: from `build.py`.
 

@@ -28,10 +28,7 @@ MAX_REPLICATED_FRACTION = 0.02
 # (Shoeybi et al. 2019, "Megatron-LM"); the classifier splits its classes. What a network has once
 # (embeddings, the context's and the output's projection) is sharded over "fsdp" alone.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (
-        r"(expand|wi_0|wi_1|mlp_in|query|key|value|kv_mapper|modulation)/kernel$",
-        ("fsdp", "tensor"),
-    ),
+    (r"(expand|wi_0|wi_1|mlp_in|query|key|value|kv_mapper|modulation)/kernel$", ("fsdp", "tensor")),
     (r"(contract|wo|mlp_out|attention(_\d)?/out)/kernel$", ("tensor", "fsdp")),
     (r"in_kernel$|(^|/)classifier$", ("fsdp", "tensor")),
 )
