@@ -1,7 +1,8 @@
 """What every token predictor's configuration has: the cell, its networks, objective and sampler.
 
 A cell is corruption x network x sampler (paella_jax/families/cells.py); configs/paella.py and
-configs/muse.py start from here and choose one. Only the chosen network's block is read.
+configs/muse.py start from here and choose one. Only the chosen network's block is read; a new one
+(paella_jax/families/networks.py) gets a block in `_add_networks`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def token_config(preset: str) -> ConfigDict:
 
     config.cell = ConfigDict()
     config.cell.corruption = "uniform"  # uniform (random tokens) or mask
-    config.cell.network = "unet"  # unet, transformer, uvit or super_resolution
+    config.cell.network = "unet"  # a key of NETWORKS: unet, transformer, uvit, super_resolution
     config.cell.sampler = "random"  # what is corrupted again: random or least confident tokens
 
     _add_networks(config)
@@ -213,11 +214,10 @@ def tiny_networks(config: ConfigDict) -> None:
 
 def train_further(config: ConfigDict) -> None:
     """Trains on from `init_from` on a folder of images; what is None here is that run's."""
-    blocks = (config.cell, config.model, config.transformer, config.uvit, config.super_resolution)
-    inputs = (config.text, config.clip, config.image_encoder)
-    for block in (*blocks, *inputs, config.objective, config.sampler):
-        for name in block:
-            block[name] = None
+    for block, fields in config.items():
+        if isinstance(fields, ConfigDict) and block not in {*common.base(), "evaluation"}:
+            for name in fields:
+                fields[name] = None
     config.precision = None
     config.data.image_size = None
     config.data.source = "folder"

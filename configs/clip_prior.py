@@ -12,18 +12,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "released") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {"tiny": _tiny, "released": _released}
-    if preset not in presets:
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/clip_prior.py; known: {sorted(presets)}"
-        )
+    fill = choose(__file__, presets, preset)
     config = common.base()
     config.method = "clip_prior"
     config.preset = preset
@@ -43,7 +40,7 @@ def get_config(preset: str = "released") -> ConfigDict:
     config.sampler.num_steps = 60
     config.sampler.guidance_scale = 3.0  # 1 is off
     config.sampler.evaluate_at_one = False  # the released sampler never evaluates t = 1
-    presets[preset](config)
+    fill(config)
     return config
 
 

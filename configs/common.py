@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 def base() -> ConfigDict:
     """Training, logging and checkpoint defaults; a family file adds its own blocks."""
     config = ConfigDict()
-    config.method = ""  # which entry of paella_jax/build.py builds this run
+    config.method = ""  # an entry of paella_jax/registry.py
     config.preset = ""
     config.init_from = ""  # run folder to train on from; empty: from scratch
     config.seed = 0

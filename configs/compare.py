@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from paella_jax.config import choose
+
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
-    presets = {"shapes": _shapes, "quick": _quick, "tiny": _tiny}
-    if preset not in presets:
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/compare.py; known: {sorted(presets)}"
-        )
+    """Builds one preset. Raises ConfigError for an unknown one."""
+    presets = {"shapes": lambda config: None, "quick": _quick, "tiny": _tiny}
+    fill = choose(__file__, presets, preset)
     config = ConfigDict()
     config.preset = preset
     config.tokenizer = ""  # run folder of a trained tokenizer; empty: train the next line's
@@ -61,12 +60,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.measure.classifier_steps = 500
     config.measure.speed_rounds = 5
     config.measure.speed_images = 64
-    presets[preset](config)
+    fill(config)
     return config
-
-
-def _shapes(config: ConfigDict) -> None:
-    pass
 
 
 def _quick(config: ConfigDict) -> None:

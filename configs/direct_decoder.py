@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
-    if preset not in ("tiny", "shapes"):
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/direct_decoder.py; known: ['shapes', 'tiny']"
-        )
+    """Builds one preset. Raises ConfigError for an unknown one."""
+    fill = choose(__file__, {"tiny": _tiny, "shapes": lambda config: None}, preset)
     config = common.base()
     config.method = "direct_decoder"
     config.preset = preset
@@ -36,9 +33,12 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.optim.warmup_steps = 50
     config.optim.weight_decay = 0.0
     config.checkpoint.every = 500
-    if preset == "tiny":
-        config.data.spec = "tiny"
-        config.num_steps = 200
-        config.model.width = 32
-        config.model.blocks = 1
+    fill(config)
     return config
+
+
+def _tiny(config: ConfigDict) -> None:
+    config.data.spec = "tiny"
+    config.num_steps = 200
+    config.model.width = 32
+    config.model.blocks = 1

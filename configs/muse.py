@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 cells = sibling(__file__, "cells")
 common = sibling(__file__, "common")
@@ -26,7 +26,7 @@ AMUSED_DECAY = r"^(?!.*(bias$|token_table$|(text_norm|embedding_norm|output_norm
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {
         "tiny": _tiny,
         "shapes": _shapes,
@@ -40,8 +40,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "finetune": cells.train_further,
         "style": cells.style_of_one_image,
     }
-    if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r} of configs/muse.py; known: {sorted(presets)}")
+    fill = choose(__file__, presets, preset)
     config = cells.token_config(preset)
     config.cell.corruption = "mask"
     config.cell.network = "transformer"
@@ -55,7 +54,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.sampler.num_steps = 24
     config.sampler.guidance_scale = (1.0, 5.0)
     config.sampler.temperature = (1.0, 1.0)
-    presets[preset](config)
+    fill(config)
     return config
 
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 cells = sibling(__file__, "cells")
 common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {
         "tiny": _tiny,
         "shapes": _shapes,
@@ -32,12 +32,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "finetune": _finetune,
         "style": _style,
     }
-    if preset not in presets:
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/paella.py; known: {sorted(presets)}"
-        )
+    fill = choose(__file__, presets, preset)
     config = cells.token_config(preset)
-    presets[preset](config)
+    fill(config)
     return config
 
 

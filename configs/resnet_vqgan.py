@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 common = sibling(__file__, "common")
 vqgan = sibling(__file__, "vqgan")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {
         "tiny": _tiny,
         "shapes": _shapes,
@@ -27,10 +27,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "f8": _f8,
         "finetune_decoder": _finetune_decoder,
     }
-    if preset not in presets:
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/resnet_vqgan.py; known: {sorted(presets)}"
-        )
+    fill = choose(__file__, presets, preset)
     config = common.base()
     config.method = "vqgan"
     config.preset = preset
@@ -55,7 +52,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.objective.codebook_weight = 1.0
     config.objective.commitment_weight = 0.25
     config.objective.unquantized_share = 0.0  # no method works on these latents
-    presets[preset](config)
+    fill(config)
     return config
 
 

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "v2_1024": _v2_1024}
-    if preset not in presets:
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/stage_b.py; known: {sorted(presets)}"
-        )
+    fill = choose(__file__, presets, preset)
     config = common.base()
     config.method = "stage_b"
     config.preset = preset
@@ -70,7 +67,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.sampler.num_steps = 12
     config.sampler.guidance_scale = 1.0  # off, as released
 
-    presets[preset](config)
+    fill(config)
     return config
 
 

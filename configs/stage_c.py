@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {
         "tiny": _tiny,
         "shapes": _shapes,
@@ -28,10 +28,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "v2_aesthetic": _v2_aesthetic,
         "paper": _paper,
     }
-    if preset not in presets:
-        raise ValueError(
-            f"unknown preset {preset!r} of configs/stage_c.py; known: {sorted(presets)}"
-        )
+    fill = choose(__file__, presets, preset)
     config = common.base()
     config.method = "stage_c"
     config.preset = preset
@@ -58,7 +55,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.sampler.edges = (1.0, 2 / 3, 0.0)
     config.sampler.segments = (20, 10)
     config.sampler.guidance_scale = 4.0
-    presets[preset](config)
+    fill(config)
     return config
 
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import sibling
+from paella_jax.config import choose, sibling
 
 common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
-    """Builds one preset. Raises ValueError for an unknown one."""
+    """Builds one preset. Raises ConfigError for an unknown one."""
     presets = {"tiny": _tiny, "shapes": _shapes, "shapes64": _shapes64, "f4": _f4}
-    if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r} of configs/vqgan.py; known: {sorted(presets)}")
+    fill = choose(__file__, presets, preset)
     config = common.base()
     config.method = "vqgan"
     config.preset = preset
@@ -35,7 +34,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.scale_factor = 0.3764  # latents are divided by this for latent diffusion
 
     add_objective(config)
-    presets[preset](config)
+    fill(config)
     return config
 
 

@@ -11,9 +11,24 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "load":
-        from paella_jax.pipelines.load import load
+def load(directory: Any, **options: Any) -> Any:
+    """Loads a run folder as a pipeline: see `paella_jax.pipelines.load.load`.
 
-        return load
-    raise AttributeError(f"module 'paella_jax' has no attribute {name!r}")
+    Args:
+      directory: a run folder, or a folder of converted weights.
+      **options: of the loader of its method.
+
+    Raises:
+      ValueError: an option that this kind of run does not have.
+      CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
+    """
+    from paella_jax.pipelines.load import LOADERS, load
+    from paella_jax.runs.folder import read_config
+
+    if read_config(directory).method in LOADERS:
+        return load(directory, **options)
+    # A method that was added to the registry, which imports all there is.
+    from paella_jax.registry import FAMILIES
+
+    loaders = {name: family.load for name, family in FAMILIES.items() if family.load is not None}
+    return load(directory, loaders, **options)

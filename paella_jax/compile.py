@@ -1,4 +1,4 @@
-"""Compile a preset's train step without running it or needing any file:
+"""Compile any preset's train step without running it or needing any file:
 
     python -m paella_jax.compile --config configs/paella.py:1b --devices 8
 
@@ -41,7 +41,9 @@ def compile_preset(config: Any) -> dict[str, Any]:
     import jax
 
     from paella_jax.evaluation.flops import count_flops
-    from paella_jax.families.abstract import abstract_frozen, abstract_method
+    from paella_jax.families.abstract import abstract_frozen
+    from paella_jax.families.start import settle_config
+    from paella_jax.registry import abstract_method
     from paella_jax.training.compiled_step import (
         FOR_LOOKING,
         MIB,
@@ -54,6 +56,7 @@ def compile_preset(config: Any) -> dict[str, Any]:
     from paella_jax.training.loop import abstract_state
     from paella_jax.training.sharding import check_batch, make_mesh, replicated
 
+    config = settle_config(config, None)
     method = abstract_method(config)
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.optim.accumulation, mesh)

@@ -70,6 +70,15 @@ def _config_file(path: str) -> Path:
     return file
 
 
+def choose(file: str, presets: Mapping[str, Any], name: str) -> Any:
+    """One of a config file's presets. Raises ConfigError listing them where there is no such."""
+    if name not in presets:
+        raise ConfigError(
+            f"unknown preset {name!r} of configs/{Path(file).name}; known: {sorted(presets)}"
+        )
+    return presets[name]
+
+
 def load_module(file: Path) -> ModuleType:
     """Runs a Python file as a module of its own, outside of `sys.modules`."""
     spec = importlib.util.spec_from_file_location(f"paella_config_{file.stem}", file)
@@ -152,6 +161,16 @@ def from_json(text: str) -> ConfigDict:
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
     return ConfigDict(restore(json.loads(text))).lock()
+
+
+def check_sizes(data: ConfigDict, divisor: int, why: str) -> None:
+    """Raises ConfigError where an image side of the data does not divide; `why` names what by."""
+    for size in ((data.image_size, data.image_size), *data.get("buckets", ())):
+        if any(side % divisor for side in size):
+            raise ConfigError(
+                f"image size {size[0]}x{size[1]} (data.image_size or data.buckets) must be a "
+                f"multiple of {divisor} on both sides ({why})"
+            )
 
 
 def differing_fields(old: ConfigDict, new: ConfigDict, ignore: Iterable[str] = ()) -> list[str]:

@@ -2,7 +2,7 @@
 
 Writes report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
 sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
-renoised. With --tasks it writes an example picture of every image task to `tasks/`.
+renoised. With --tasks it writes an example of every image task to `tasks/`.
 With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
 directly: stages.json, stages.png.
 """
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
     parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
     parser.add_argument("--direct", help="direct decoder run: score a Würstchen's stages apart")
-    parser.add_argument("--super_resolution", default="", help="run that enlarges the pictures")
+    parser.add_argument("--super_resolution", default="", help="run that enlarges the images")
     parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"

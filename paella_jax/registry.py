@@ -1,21 +1,102 @@
-"""The registry: from a config's `method` to something the loop can train."""
+"""Every method, one record each: from a config's `method` to what trains, draws and compiles it.
+
+A new one is a file in families/ and a record here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
+from paella_jax.families import abstract, direct_decoder, stage_b, stage_c, tokens
 from paella_jax.families.clip_prior import clip_prior_method
-from paella_jax.families.direct_decoder import direct_decoder_method
-from paella_jax.families.stage_b import stage_b_method
-from paella_jax.families.stage_c import stage_c_method
 from paella_jax.families.start import carry_frozen, fine_tuned
-from paella_jax.families.tokens import prepare_frozen, token_method
 from paella_jax.families.vqgan import vqgan_method
-from paella_jax.reports.previews import stage_b_preview, stage_c_preview, token_preview
+from paella_jax.pipelines.load import LOADERS
+from paella_jax.reports import previews
 from paella_jax.training.method import Method
+
+
+@dataclass(frozen=True)
+class Family:
+    """One `method`.
+
+    Attributes:
+      build: (config, prepared run folder) -> what the loop trains, from random parameters.
+      abstract: config -> the same with shapes for frozen networks and one blank sample, of which
+        no file is read; what `compile` compiles.
+      prepare: (config, run folder) -> puts frozen networks there, once.
+      preview: (config, prepared run folder) -> what draws samples while it trains.
+      load: (run folder, options) -> what `paella_jax.load` returns; None where a run draws no
+        images from text.
+      released: the `--family` names of published weights that `convert` turns into such runs.
+    """
+
+    build: Callable[[ConfigDict, Path], Method]
+    abstract: Callable[[ConfigDict], Method]
+    prepare: Callable[[ConfigDict, Path], None] = lambda config, workdir: None
+    preview: Callable[[ConfigDict, Path], previews.Preview] | None = None
+    load: Callable[..., Any] | None = None
+    released: tuple[str, ...] = ()
+
+
+FAMILIES: dict[str, Family] = {
+    "vqgan": Family(
+        build=lambda config, workdir: vqgan_method(config),
+        abstract=abstract.abstract_vqgan,
+        preview=previews.vqgan_preview,
+        released=("vqgan",),
+    ),
+    "tokens": Family(
+        prepare=tokens.prepare,
+        build=tokens.token_method,
+        abstract=abstract.abstract_tokens,
+        preview=previews.token_preview,
+        load=LOADERS["tokens"],
+        released=("paella", "amused"),
+    ),
+    "clip_prior": Family(
+        build=lambda config, workdir: clip_prior_method(config),
+        abstract=abstract.abstract_clip_prior,
+        preview=previews.clip_prior_preview,
+        released=("clip_prior",),
+    ),
+    "stage_b": Family(
+        prepare=stage_b.prepare,
+        build=stage_b.stage_b_method,
+        abstract=abstract.abstract_stage_b,
+        preview=previews.stage_b_preview,
+        load=LOADERS["stage_b"],
+        released=("stage_b",),
+    ),
+    "stage_c": Family(
+        prepare=stage_c.prepare,
+        build=stage_c.stage_c_method,
+        abstract=abstract.abstract_stage_c,
+        preview=previews.stage_c_preview,
+        load=LOADERS["stage_c"],
+        released=("stage_c",),
+    ),
+    "direct_decoder": Family(
+        prepare=direct_decoder.prepare,
+        build=direct_decoder.direct_decoder_method,
+        abstract=abstract.abstract_direct_decoder,
+    ),
+}
+
+
+def family_of(config: ConfigDict) -> Family:
+    """The record of a config's method. Raises ConfigError for an unknown one."""
+    if config.method not in FAMILIES:
+        *names, last = (repr(name) for name in FAMILIES)
+        raise ConfigError(f"method must be {', '.join(names)} or {last}, got {config.method!r}")
+    return FAMILIES[config.method]
 
 
 def build_method(config: ConfigDict, workdir: Path) -> Method:
@@ -24,26 +105,19 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
     Raises:
       ConfigError: unknown method, or parts that do not fit together.
     """
+    family = family_of(config)
     carry_frozen(config, workdir)
-    return fine_tuned(config, workdir, _fresh_method(config, workdir))
+    family.prepare(config, workdir)
+    method = family.build(config, workdir)
+    if family.preview is not None:
+        method = dataclasses.replace(method, preview=family.preview(config, workdir))
+    return fine_tuned(config, workdir, method)
 
 
-def _fresh_method(config: ConfigDict, workdir: Path) -> Method:
-    """The method starting from random parameters."""
-    if config.method == "vqgan":
-        return vqgan_method(config)
-    if config.method == "tokens":
-        prepare_frozen(config, workdir)
-        return token_method(config, workdir, token_preview(config, workdir))
-    if config.method == "clip_prior":
-        return clip_prior_method(config, workdir)
-    if config.method == "stage_b":
-        return stage_b_method(config, workdir, stage_b_preview(config, workdir))
-    if config.method == "stage_c":
-        return stage_c_method(config, workdir, stage_c_preview(config, workdir))
-    if config.method == "direct_decoder":
-        return direct_decoder_method(config, workdir)
-    raise ConfigError(
-        "method must be 'vqgan', 'tokens', 'clip_prior', 'stage_b', 'stage_c' or "
-        f"'direct_decoder', got {config.method!r}"
-    )
+def abstract_method(config: ConfigDict) -> Method:
+    """The method of a config without any file: see `Family.abstract`.
+
+    Raises:
+      ConfigError: unknown method, or parts that do not fit together.
+    """
+    return family_of(config).abstract(config)

@@ -33,7 +33,13 @@ from paella_jax.objectives.noise_prediction import clip_prior_objective, drop_em
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir, read_metrics
-from paella_jax.sampling.ddpm import DDPMSettings, Randomness, sample, segment_times
+from paella_jax.sampling.diffusion import (
+    DDPMSettings,
+    GaussianRandomness,
+    GaussianStart,
+    sample,
+    segment_times,
+)
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.loop import train
 
@@ -45,8 +51,9 @@ def fresh_parameters(model):
     return jax.jit(model.init)(jax.random.key(0), embedding, jnp.zeros((1,)), embedding)["params"]
 
 
-def quick_sample(denoise, key, shape, settings, **kwargs):
-    return jax.jit(lambda key, kwargs: sample(denoise, key, shape, settings, **kwargs))(key, kwargs)
+def quick_sample(denoise, key, shape, settings, **start):
+    run = lambda key, start: sample(denoise, key, shape, settings, start=start)
+    return jax.jit(run)(key, GaussianStart(**start))
 
 
 def test_released_size():
@@ -151,7 +158,7 @@ def test_ddpm_keeps_unit_noise_as_it_is():
     drawn = quick_sample(denoise, jax.random.key(0), (8, 4096), settings)
     assert abs(float(drawn.std()) - 1.0) < 0.05
     start = gaussian_noise(sample_keys(jax.random.key(0), jnp.arange(8)), (4096,))
-    randomness = Randomness(start, jnp.zeros((200, *start.shape)))
+    randomness = GaussianRandomness(start, jnp.zeros((200, *start.shape)))
     silent = quick_sample(denoise, jax.random.key(0), start.shape, settings, randomness=randomness)
     assert float(silent.std()) < 0.5
 
@@ -260,7 +267,7 @@ def trained(tmp_path_factory):
     rotation = write_rotation(folder)
     config = small.config_of("clip_prior:tiny", data__folder=folder)
     workdir = prepare_workdir(tmp_path_factory.mktemp("prior"), config)
-    train(config, workdir, clip_prior_method(config, workdir))
+    train(config, workdir, build_method(config, workdir))
     return workdir, rotation
 
 
@@ -382,7 +389,7 @@ def test_broken_embeddings_are_refused(name, tmp_path):
     np.savez(tmp_path / "embeddings.npz", **spoil(pair()))
     config = small.config_of("clip_prior:tiny", data__folder=tmp_path)
     with pytest.raises(ConfigError, match=message):
-        clip_prior_method(config, tmp_path)
+        clip_prior_method(config)
 
 
 @pytest.mark.parametrize("name", ["embeddings.npz", "embeddings.safetensors"])
@@ -411,4 +418,4 @@ def test_config_mistakes_are_refused(tmp_path):
     ):
         config = small.config_of("clip_prior:tiny", **({"data__folder": tmp_path} | overrides))
         with pytest.raises(ConfigError, match=message):
-            clip_prior_method(config, tmp_path)
+            clip_prior_method(config)

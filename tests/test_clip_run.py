@@ -15,11 +15,11 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.clip_weights import load_clip_text_folder
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
-from paella_jax.pipelines import editing
+from paella_jax.pipelines import variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.registry import build_method
-from paella_jax.runs.clip_folder import carry_clip
 from paella_jax.runs.folder import prepare_workdir
+from paella_jax.runs.frozen import carry_clip
 from paella_jax.training.loop import train
 
 PROMPT = "a large red circle at the top left"
@@ -74,11 +74,11 @@ def test_clip_text_and_images_reach_the_picture(pipe):
 
 def test_the_prior_stands_in_for_an_image(pipe):
     sampler = prior_sampler(PROJECTION)
-    conditions = editing.with_prior(pipe, sampler, [PROMPT, PROMPT], seed=[3, 4])
+    conditions = variations.with_prior(pipe, sampler, [PROMPT, PROMPT], seed=[3, 4])
     assert [c.prompt for c in conditions] == [PROMPT, PROMPT]
     first, second = (np.asarray(c.images[0]) for c in conditions)
     assert first.shape == (PROJECTION,) and np.abs(first - second).max() > 1e-3
-    again = editing.with_prior(pipe, sampler, [Condition(PROMPT, label=None)], seed=4)
+    again = variations.with_prior(pipe, sampler, [Condition(PROMPT, label=None)], seed=4)
     # Alone or in a batch: the same draw, up to the rounding of a product of another size.
     np.testing.assert_allclose(second, again[0].images[0], rtol=1e-4, atol=1e-5)
     assert pipe.generate(conditions).images.shape == (2, 32, 32, 3)
@@ -86,7 +86,7 @@ def test_the_prior_stands_in_for_an_image(pipe):
 
 def test_what_does_not_belong_together_is_named(pipe, tmp_path):
     with pytest.raises(ValueError, match=f"needs \\[batch, {PROJECTION + 1}\\]"):
-        editing.with_prior(pipe, prior_sampler(PROJECTION + 1), [PROMPT])
+        variations.with_prior(pipe, prior_sampler(PROJECTION + 1), [PROMPT])
     for folder, words in (("", "needs --config.clip.folder"), (tmp_path, "not a model folder")):
         workdir = tmp_path / f"run{len(words)}"
         config = clip_config(folder)
@@ -108,17 +108,17 @@ def test_a_folder_is_carried_only_if_it_can_be_read(tmp_path):
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         with pytest.raises(ConfigError, match=words):
-            carry_clip(str(folder), target)
+            carry_clip(folder, target)
         assert not target.exists()
         (folder / name).write_bytes(content)
     (folder / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(ConfigError, match=r"cannot read .*model\.safetensors"):
-        carry_clip(str(folder), target)
+        carry_clip(folder, target)
     (folder / "model.safetensors").unlink()
     _, expected = load_clip_text_folder(write_clip_folder(tmp_path / "same"))
     write_torch_file(folder / "pytorch_model.bin", tensors)  # the only form of some models
     (folder / "open_clip_pytorch_model.bin").write_bytes(b"another layout")
-    carry_clip(str(folder), target)
+    carry_clip(folder, target)
     _, carried = load_clip_text_folder(target)
     jax.tree.map(np.testing.assert_array_equal, carried, expected)
     assert not (target / "open_clip_pytorch_model.bin").exists()

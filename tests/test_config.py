@@ -13,8 +13,8 @@ from paella_jax.convert.clip_prior import abstract_clip_prior
 from paella_jax.convert.paella import abstract_paella
 from paella_jax.convert.vqgan import abstract_vqgan
 from paella_jax.convert.wuerstchen import abstract_stage_b, abstract_stage_c
-from paella_jax.families.abstract import abstract_method
-from paella_jax.families.vqgan import make_vqgan
+from paella_jax.families.abstract import abstract_tokens
+from paella_jax.families.tokenizer import make_vqgan
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.models.discriminator import Discriminator
@@ -59,7 +59,7 @@ ALL = [f"{family}:{preset}" for family, presets in PRESETS.items() for preset in
 
 NETWORKS = {
     "vqgan": lambda config: abstract_vqgan(make_vqgan(config)),
-    "tokens": lambda config: jax.eval_shape(abstract_method(config).init, jax.random.key(0)),
+    "tokens": lambda config: jax.eval_shape(abstract_tokens(config).init, jax.random.key(0)),
     "clip_prior": lambda config: abstract_clip_prior(ClipPrior(**config.model)),
     "stage_b": lambda config: abstract_stage_b(StageB(**config.model), 32),
     "stage_c": lambda config: abstract_stage_c(StageC(**config.model), 32),

@@ -16,7 +16,7 @@ import paella_jax
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.families.start import carry_frozen, settle_config
-from paella_jax.families.tokens import prepare_frozen
+from paella_jax.families.tokens import prepare
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
 from paella_jax.runs.derive import restore_trained, save_merged
@@ -257,7 +257,7 @@ def test_super_resolution_runs_carry_the_small_pictures_tokenizer_along(tmp_path
     config = finetune()
     assert config.low_tokenizer == "somewhere/gone"
     carry_frozen(config, new)
-    prepare_frozen(config, new)
+    prepare(config, new)
     assert files(new) == whole, "nothing is read from where it once came from"
 
     for overrides, left in (
@@ -270,7 +270,7 @@ def test_super_resolution_runs_carry_the_small_pictures_tokenizer_along(tmp_path
         carry_frozen(config, new)
         assert files(new) == left
         with pytest.raises(CheckpointError, match="other is not a run folder"):
-            prepare_frozen(config, new)
+            prepare(config, new)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from paella_jax.registry import build_method
 from paella_jax.reports.report import evaluate_run
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"

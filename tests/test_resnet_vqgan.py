@@ -18,22 +18,23 @@ from paella_jax.convert.vqmodel import (
     import_vqmodel,
     vqmodel_diffusers_config,
 )
-from paella_jax.families.start import fine_tuned, settle_config
-from paella_jax.families.vqgan import (
-    carry_tokenizer,
+from paella_jax.families.start import settle_config
+from paella_jax.families.tokenizer import (
+    differing_codes,
     load_carried_tokenizer,
     load_carried_vqgan,
     load_vqgan_run,
     make_vqgan,
-    same_codes,
     swap_decoder,
-    vqgan_method,
 )
+from paella_jax.families.vqgan import vqgan_method
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.objectives.vqgan import _candidates
+from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import Checkpointer, restore_variables
 from paella_jax.runs.folder import prepare_workdir, read_metrics
+from paella_jax.runs.frozen import carry, tokenizer_run
 from paella_jax.training.loop import train
 
 COMMON = {
@@ -64,7 +65,7 @@ def config_of(kind, **overrides):
 def built(workdir, config):
     config = settle_config(config, workdir)
     workdir = prepare_workdir(workdir, config)
-    return config, fine_tuned(config, workdir, vqgan_method(config))
+    return config, build_method(config, workdir)
 
 
 def run(workdir, config, preview=False):
@@ -139,7 +140,7 @@ def test_a_run_learns_and_is_carried(trained, tmp_path):
     assert (workdir / "samples" / "step_0000008.png").stat().st_size > 500
     _, model, variables = load_vqgan_run(workdir)
     assert isinstance(model, VQModel) and set(variables) == {"params"}
-    carry_tokenizer(str(workdir), tmp_path)
+    carry("tokenizer", workdir, tmp_path)
     carried, loaded = load_carried_tokenizer(tmp_path)
     assert carried == model and hash(carried) == hash(model)
     np.testing.assert_array_equal(tokens_of(carried, loaded), tokens_of(model, variables))
@@ -203,7 +204,7 @@ def test_the_encoder_stays_to_the_bit(bases, tuned, tmp_path, kind):
     assert all(is_decoder(name) for name in start)
     pairs = zip(jax.tree.leaves(start), jax.tree.leaves(end), strict=True)
     assert np.mean([np.any(a != b) for a, b in pairs]) > 0.9
-    assert same_codes(bases[kind], tuned[kind])
+    assert not differing_codes(*map(tokenizer_run, (bases[kind], tuned[kind])))
 
 
 def test_a_decoder_of_the_same_size_goes_on_from_the_trained_one(bases, tmp_path):
@@ -231,7 +232,7 @@ def test_a_decoder_only_run_resumes_without_the_other(bases, tuned, tmp_path):
 
 def test_another_decoder_takes_the_carried_ones_place(bases, tuned, trained, tmp_path):
     for kind, base in bases.items():
-        carry_tokenizer(str(base), tmp_path / kind)
+        carry("tokenizer", base, tmp_path / kind)
         _, variables = load_carried_tokenizer(tmp_path / kind)
         model, swapped = swap_decoder(tmp_path / kind, variables, tuned[kind])
         assert model == load_vqgan_run(tuned[kind])[1]
@@ -242,11 +243,11 @@ def test_another_decoder_takes_the_carried_ones_place(bases, tuned, trained, tmp
         swap_decoder(tmp_path / "resnet", variables, trained[0])
     with pytest.raises(ConfigError, match=r"\(architecture, model\."):
         swap_decoder(tmp_path / "resnet", variables, tuned["paella"])
-    assert not same_codes(bases["resnet"], trained[0])
+    assert differing_codes(*map(tokenizer_run, (bases["resnet"], trained[0])))
 
 
 def test_runs_from_before_there_was_a_choice_are_paellas(bases, tmp_path):
-    carry_tokenizer(str(bases["paella"]), tmp_path)
+    carry("tokenizer", bases["paella"], tmp_path)
     file = tmp_path / "frozen" / "vqgan.json"
     config = json.loads(file.read_text())
     for name in ("architecture", "train_decoder_only"):

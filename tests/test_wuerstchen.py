@@ -17,7 +17,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.families.direct_decoder import load_direct_decoder
-from paella_jax.families.stage_b import StageBNetworks, compressor_variables
+from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.text_side import TextSide
 from paella_jax.models.compressor import Compressor
 from paella_jax.models.stage_b import StageB
@@ -31,6 +31,7 @@ from paella_jax.registry import build_method
 from paella_jax.reports.stages import compare_decoders, show_decoders
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir, read_metrics
+from paella_jax.runs.frozen import compressor_variables
 from paella_jax.runs.weights import save_tree
 from paella_jax.training.loop import train
 
@@ -139,7 +140,7 @@ def test_the_command_line(pipe, picture, tmp_path, monkeypatch):
 
     def draw(*flags):
         monkeypatch.setattr("sys.argv", ["sample", "--checkpoint", "RUN", *flags])
-        return sample_command.draw_wuerstchen(pipe, sample_command.parse())
+        return sample_command.draw(pipe, sample_command.parse())
 
     result, titles = draw("--prompt", RED, "--num_images_per_prompt", "2", "--stepper", "ddim")
     assert result.images.shape == (2, 32, 32, 3) and titles == [RED, RED]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.comparison.plan import Training, cell_name
 from paella_jax.comparison.rows import Row
-from paella_jax.comparison.train_cells import Trained
+from paella_jax.comparison.train import Trained
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures
@@ -32,7 +32,8 @@ from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
+from paella_jax.pipelines.load import load_tokens
+from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.training.metrics import report
 
 CAPTION_SEED = 101  # the same for every cell
@@ -46,7 +47,7 @@ class Judge(NamedTuple):
     """What all cells are measured with.
 
     Attributes:
-      spec: of the data.
+      spec: variant of the embedded data.
       classifier: trained on real images.
       real: statistics of real images' features.
       seen: captions with combinations that training has.
@@ -107,7 +108,7 @@ def _samples(
 def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
     """Writes the rows of one network and corruption, all seeds and samplers, that are not there.
 
-    The seeds share one pipeline, so that its programs are compiled once.
+    All seeds use one pipeline, so that its programs are compiled once.
     """
     pipeline: TokenPipeline | None = None
     for trained in group:
@@ -129,7 +130,7 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
 
 
 def row_file(out: Path, trained: Trained, sampler: str) -> Path:
-    """Where a cell's row is kept."""
+    """The file that a cell's row is kept in."""
     return out / "cells" / f"{trained.training.name}_{sampler}.json"
 
 
@@ -254,7 +255,7 @@ def measure_speed(
 ) -> dict[str, float]:
     """Seconds per image of every row at its main steps: one interleaved run, medians.
 
-    Seeds may have chosen other guidance, which costs another time: each is timed. They share a
+    Seeds may have chosen other guidance, which costs another time: each is timed. They use one
     pipeline, so that its programs are compiled once.
     """
     measure = config.measure

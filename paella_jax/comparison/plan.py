@@ -13,18 +13,13 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, load_config
 from paella_jax.evaluation.flops import count_flops
-from paella_jax.families.abstract import abstract_method
+from paella_jax.families.abstract import abstract_tokens
 from paella_jax.families.cells import check_cell
+from paella_jax.families.networks import NETWORKS
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.typing import Tree
 
 BUDGETS = ("flops", "seconds", "parameters")
-# Block and fields of each network that its width is made of: (name, divisor).
-WIDTHS = {
-    "unet": ("model", ("token_width", "cond_width", "widths")),
-    "transformer": ("transformer", ("width", "feed_forward_width")),
-    "uvit": ("uvit", ("token_width", "conv_width", "width", "feed_forward_width")),
-}
 SCALES = tuple(1.0 + step / 16 for step in range(-12, 52))
 
 
@@ -34,8 +29,8 @@ class Training:
 
     Attributes:
       corruption: "uniform" or "mask".
-      network: "unet", "transformer" or "uvit".
-      seed: of parameters and data order.
+      network: a key of `NETWORKS`.
+      seed: decides the initial parameters and the order of the data.
     """
 
     corruption: str
@@ -44,7 +39,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its run folder."""
         return f"{self.network}_{self.corruption}_{self.seed}"
 
 
@@ -54,7 +49,7 @@ class Size:
 
     Attributes:
       parameters: trained scalars.
-      flops: of one image's forward pass, predictor and text encoder.
+      flops: one image's forward pass through predictor and text encoder.
     """
 
     parameters: int
@@ -62,7 +57,7 @@ class Size:
 
 
 def trainings(config: ConfigDict) -> list[Training]:
-    """Every network to train, seeds outermost so that an early look sees all cells.
+    """Every network to train, seeds outermost so that an early look sees all networks.
 
     Raises:
       ConfigError: an unknown budget, or nothing to compare.
@@ -129,8 +124,9 @@ def _match_parameters(run: ConfigDict, config: ConfigDict, training: Training) -
     """Scales a network's widths until it has about the reference's number of parameters."""
     reference = Training(training.corruption, config.budget.reference, training.seed)
     wanted = size_of(training_config(config, reference, run.tokenizer)).parameters
-    block, names = WIDTHS[training.network]
-    start = {name: run[block][name] for name in names}
+    network = NETWORKS[training.network]
+    block = network.block
+    start = {name: run[block][name] for name in network.widths}
     heads = 8 * max(max(_each(run[block].get(name, 1))) for name in ("num_heads", "conv_heads"))
 
     def set_scale(scale: float) -> None:
@@ -155,7 +151,7 @@ def _each(value: int | tuple[int, ...]) -> tuple[int, ...]:
 
 def size_of(run: ConfigDict) -> Size:
     """Parameters and forward FLOPs of a config's networks; nothing is computed."""
-    method = abstract_method(run)
+    method = abstract_tokens(run)
     params = jax.eval_shape(method.init, jax.random.key(0))[0]
     sample = method.transform(method.source[0])
     side = run.data.image_size // 4
@@ -180,7 +176,7 @@ def set_budget(run: ConfigDict, config: ConfigDict, size: Size, reference: Size)
 
 
 def set_seconds(run: ConfigDict, config: ConfigDict, seconds_per_step: float) -> None:
-    """The same for an equal time of training."""
+    """Sets `num_steps` so that the training takes the budget's seconds."""
     _set_steps(run, round(config.budget.seconds / seconds_per_step))
 
 
@@ -191,7 +187,7 @@ def _set_steps(run: ConfigDict, steps: int) -> None:
 
 
 def cell_name(corruption: str, network: str, sampler: str) -> str:
-    """As it is written in tables."""
+    """A cell's name in tables and rows."""
     return f"{network} / {corruption} / {sampler}"
 
 

@@ -17,19 +17,13 @@ from paella_jax.encoders.clip_weights import TEXT_PROJECTION
 from paella_jax.families import stage_b, stage_c, tokens
 from paella_jax.families.cells import check_cell
 from paella_jax.families.text_side import TextSide, carry_text
-from paella_jax.families.vqgan import (
-    architecture_of,
-    carry_tokenizer,
-    make_vqgan,
-    variables_of,
-    write_tokenizer,
-)
+from paella_jax.families.tokenizer import architecture_of, make_vqgan
 from paella_jax.files import hf_folder
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.models.stage_b import StageB
 from paella_jax.noise.gaussian import CosineSchedule
-from paella_jax.runs.clip_folder import carry_clip
 from paella_jax.runs.folder import read_config
+from paella_jax.runs.frozen import carry, carry_clip, place_of, variables_of, write_tokenizer
 
 # Family -> option -> the config field it stands for.
 OPTIONS: dict[str, dict[str, str]] = {
@@ -87,26 +81,26 @@ def carry_frozen(plan: Conversion, folder: Path) -> None:
     """Copies the given networks into a new run folder. `check_frozen` was called before."""
     config = plan.config
     if plan.family in ("paella", "amused") and config.tokenizer:
-        tokens.prepare_frozen(config, folder)
+        tokens.prepare(config, folder)
     if plan.amused is not None:
         _carry_amused(plan, plan.amused, folder)
     if plan.family == "stage_b" and config.tokenizer:
-        carry_tokenizer(config.tokenizer, folder)
+        carry("tokenizer", config.tokenizer, folder)
     if plan.family == "stage_c" and config.stage_b:
-        stage_b.carry_stage_b(config.stage_b, folder)
+        carry("stage_b", config.stage_b, folder)
     names = {"stage_b": stage_b.CLIP, "stage_c": stage_c.CLIP}
     if plan.family in names and config.text.folder:
         carry_text(config, folder, names[plan.family])
 
 
 def _carry_amused(plan: Conversion, source: AmusedFolder, folder: Path) -> None:
-    """Writes a pipeline folder's tokenizer and text encoder, as `tokens.prepare_frozen` does."""
+    """Writes a pipeline folder's tokenizer and text encoder, as `tokens.prepare` does."""
     assert plan.tokenizer is not None
     tree = plan.tokenizer.tree
     variables = variables_of(tree["params"], tree["model_state"])
-    write_tokenizer(plan.tokenizer.config, variables, folder)
+    write_tokenizer(plan.tokenizer.config, variables, place_of("tokenizer", folder))
     with source.clip_folder() as clip, hf_folder.errors_name(source.folder / TEXT_ENCODER):
-        carry_clip(str(clip), folder / "frozen" / tokens.CLIP)
+        carry_clip(clip, place_of(tokens.CLIP, folder))
 
 
 def _check_amused(plan: Conversion, weights: Weights) -> None:

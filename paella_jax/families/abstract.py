@@ -1,12 +1,15 @@
 """Methods whose frozen networks are shapes only: what a preset needs to be compiled without files.
 
 Frozen networks that a run reads from folders have their published sizes here: ByT5-XL's encoder and
-both towers of CLIP ViT-H/14 (docs/models/paella.md 1), T5-XXL's encoder, aMUSEd's CLIP ViT-L/14
-text tower and the ResNet VQGANs at f16 and f8 (docs/models/muse.md 1.1, 2.1, 2.5).
+both towers of CLIP ViT-H/14 (docs/models/paella.md 1), T5-XXL's encoder and aMUSEd's CLIP ViT-L/14
+text tower (docs/models/muse.md 1.1, 2.1), and for Stage C the one of CLIP ViT-bigG/14
+(docs/models/wuerstchen.md 1). Tokenizers are told by families/networks.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,23 +18,36 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, load_config
+from paella_jax.config import load_config
+from paella_jax.data.embeddings import NAMES as EMBEDDINGS
 from paella_jax.data.transform import whole_image_conds
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
 from paella_jax.encoders.clip_weights import text_shapes, vision_shapes
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
+from paella_jax.families.clip_prior import clip_prior_method
+from paella_jax.families.direct_decoder import decoding_method
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
-from paella_jax.families.tokens import TextNetworks, assemble, networks_method
+from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE
+from paella_jax.families.stage_b import (
+    StageBNetworks,
+    assemble_stage_b,
+    stage_b_networks_method,
+)
+from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
+from paella_jax.families.text_side import CLIP_LENGTH, TextSide, load_text
+from paella_jax.families.text_side import NAME as TEXT
+from paella_jax.families.token_run import TextNetworks, assemble
+from paella_jax.families.tokens import networks_method
 from paella_jax.families.vqgan import vqgan_method
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
+from paella_jax.runs.frozen import COMPRESSOR
 from paella_jax.training.method import Method
 from paella_jax.training.sharding import frozen_shardings
 from paella_jax.typing import Tree
 
-SMALLEST_LARGE = 128  # pixels; below, a preset is for the embedded data
 BYT5_XL = T5Encoder(
     vocab_size=384, width=2560, num_layers=36, num_heads=32, head_dim=64, hidden_dim=6720
 )
@@ -48,23 +64,14 @@ CLIP_TEXT = ClipText(
     vocab_size=49408, max_length=77, width=1024, num_layers=24, num_heads=16, hidden_dim=4096,
     projection=1024,
 )  # fmt: skip
+CLIP_BIG_TEXT = ClipText(
+    vocab_size=49408, max_length=77, width=1280, num_layers=32, num_heads=20, hidden_dim=5120,
+    projection=1280,
+)  # fmt: skip
 CLIP_VISION = ClipVision(
     image_size=224, patch_size=14, width=1280, num_layers=32, num_heads=16, hidden_dim=5120,
     projection=1024,
 )  # fmt: skip
-
-
-def abstract_method(config: ConfigDict) -> Method:
-    """The method of a config with abstract frozen networks and one blank sample.
-
-    Raises:
-      ConfigError: a method that has no such form.
-    """
-    if config.method == "vqgan":
-        return vqgan_method(config, [_blank(config)])
-    if config.method == "tokens":
-        return _tokens(config)
-    raise ConfigError(f"method {config.method!r} cannot be compiled without its files")
 
 
 def abstract_frozen(frozen: Tree, mesh: Mesh) -> Tree:
@@ -80,7 +87,7 @@ def abstract_frozen(frozen: Tree, mesh: Mesh) -> Tree:
     return placed
 
 
-def _blank(config: ConfigDict, **extra: np.ndarray) -> dict[str, np.ndarray]:
+def _blank(config: ConfigDict, **extra: Any) -> dict[str, Any]:
     side = config.data.image_size
     return {"image": np.zeros((side, side, 3), np.uint8), **extra}
 
@@ -89,17 +96,33 @@ def _as_it_is(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return sample
 
 
-def _tokens(config: ConfigDict) -> Method:
-    """Encoders read from folders have the released Paella's, MUSE's or aMUSEd's sizes."""
-    if config.cell.network == "super_resolution" and not config.low_tokenizer:
+# --- one method each: config -> Method with shapes for frozen networks and one blank sample
+
+
+def abstract_vqgan(config: ConfigDict) -> Method:
+    """A tokenizer's."""
+    return vqgan_method(config, [_blank(config)])
+
+
+def abstract_clip_prior(config: ConfigDict) -> Method:
+    """The CLIP prior's."""
+    embedding = np.zeros(config.model.clip_width, np.float32)
+    return clip_prior_method(config, [dict.fromkeys(EMBEDDINGS, embedding)])
+
+
+def abstract_tokens(config: ConfigDict) -> Method:
+    """A token predictor's; encoders read from folders are the released Paella's or MUSE's."""
+    network = NETWORKS[config.cell.network]
+    enlarges = "low_tokens" in network.takes
+    if enlarges and not config.low_tokenizer:
         config = config.copy_and_resolve_references()
         config.low_tokenizer = "shapes only"  # a run's folder elsewhere; here nothing is read
-    vqgan, variables = _tokenizer(config)
-    frozen = {"vqgan": variables}
+    vqgan = network.tokenizer(config)
+    frozen = {"vqgan": _shapes_of(vqgan)}
     blank: dict[str, np.ndarray] = {}
     text, empty = _text(config, frozen, blank)
     low = None
-    if config.cell.network == "super_resolution":
+    if enlarges:
         low = VQModel(codebook_size=config.model.codebook_size)
         frozen["low_vqgan"] = _shapes_of(low)
     side = config.data.image_size // vqgan.downsampling
@@ -107,7 +130,7 @@ def _tokens(config: ConfigDict) -> Method:
         blank["labels"] = np.zeros((), np.int32)
     if config.model.num_segments:
         blank["segmentation"] = np.zeros((side, side), np.int32)
-    if config.cell.network == "uvit":
+    if "micro_conds" in network.takes:
         blank["micro_conds"] = whole_image_conds(config.data.image_size, config.data.image_size)
     encoder = _image_encoder(config)
     if config.image_encoder.kind == "clip":
@@ -116,22 +139,77 @@ def _tokens(config: ConfigDict) -> Method:
     return networks_method(config, networks, frozen, [_blank(config, **blank)], _as_it_is, empty)
 
 
-def _tokenizer(config: ConfigDict) -> tuple[Any, Tree]:
-    """Paella's f4, or MUSE's f16 and f8 where the images are large; and its shapes."""
-    codes, network = config.model.codebook_size, config.cell.network
-    model: Any = VQModel(codebook_size=codes)
-    if network == "unet" or config.data.image_size < SMALLEST_LARGE:
-        model = VQGAN(codebook_size=codes)
-    elif network == "super_resolution":
-        widths = load_config("resnet_vqgan:f8").model.widths
-        levels = (False,) * len(widths)
-        model = VQModel(
-            codebook_size=codes, widths=widths, encoder_attention=levels, decoder_attention=levels
-        )
-    return model, _shapes_of(model)
+def abstract_stage_b(config: ConfigDict) -> Method:
+    """Stage B's, on the published Stage A."""
+    networks, frozen = _stage_b(config)
+    if not networks.joint_compressor:
+        frozen[COMPRESSOR] = _compressor_shapes(networks)
+    return stage_b_networks_method(config, networks, frozen, [_blank(config, caption="")])
 
 
-def _shapes_of(model: Any) -> Tree:
+def abstract_stage_c(config: ConfigDict) -> Method:
+    """Stage C's, on the published compressor."""
+    stage_b = _some_stage_b(config, config.model.channels)
+    frozen = {COMPRESSOR: _compressor_shapes(stage_b)}
+    networks = assemble_stage_c(config, stage_b, _stage_text(config, CLIP_BIG_TEXT, frozen))
+    return stage_c_networks_method(config, networks, stage_b, frozen, [_blank(config, caption="")])
+
+
+def abstract_direct_decoder(config: ConfigDict) -> Method:
+    """The direct decoder's, on the compressor of the embedded data."""
+    stage_b = _some_stage_b(config)
+    return decoding_method(
+        config, stage_b, {COMPRESSOR: _compressor_shapes(stage_b)}, [_blank(config)]
+    )
+
+
+# --- the parts of them
+
+
+def _stage_b(config: ConfigDict) -> tuple[StageBNetworks, Tree]:
+    vqgan = VQGAN()
+    frozen = {"vqgan": _shapes_of(vqgan)}
+    return assemble_stage_b(config, vqgan, _stage_text(config, CLIP_TEXT, frozen)), frozen
+
+
+def _some_stage_b(config: ConfigDict, channels: int | None = None) -> StageBNetworks:
+    """The Stage B that a config's run would be given: the released one, or a small one."""
+    large = config.data.image_size >= SMALLEST_LARGE
+    stage_b = load_config("stage_b:v2" if large else "stage_b:shapes")
+    stage_b.data.image_size = config.data.image_size
+    if channels is not None:
+        stage_b.model.guide_channels = channels
+    return _stage_b(stage_b)[0]
+
+
+def _compressor_shapes(networks: StageBNetworks) -> Tree:
+    side = networks.compressor.downsampling
+    images = jnp.zeros((1, side, side, 3))
+    return jax.eval_shape(lambda: networks.compressor.init(jax.random.key(0), images))
+
+
+class _BlankTokenizer:
+    """Stands for CLIP's, whose files are not there."""
+
+    max_length = CLIP_LENGTH
+
+    def __call__(
+        self, texts: Sequence[str], pad_to: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        shape = (len(texts), pad_to or self.max_length)
+        return np.zeros(shape, np.int32), np.ones(shape, bool)
+
+
+def _stage_text(config: ConfigDict, tower: ClipText, frozen: Tree) -> TextSide:
+    """A diffusion stage's text; a frozen tower is the published one and has a blank tokenizer."""
+    if config.text.kind != "clip":
+        return load_text(config, Path(), "", frozen)
+    frozen[TEXT] = text_shapes(tower)
+    module = tower.clone(dtype=jnp.dtype(config.precision))
+    return TextSide(module, _BlankTokenizer(), CLIP_LENGTH)
+
+
+def _shapes_of(model: VQGAN | VQModel) -> Tree:
     side = model.downsampling
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3))))
 

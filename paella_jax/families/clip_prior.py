@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +12,16 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.embeddings import EmbeddingSource, embedding_transform
+from paella_jax.data.loader import Source
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.noise_prediction import clip_prior_objective
 from paella_jax.runs.checkpoint import CheckpointError, restore_variables
 from paella_jax.runs.folder import read_config
-from paella_jax.sampling.ddpm import DDPMSettings, sample
+from paella_jax.sampling.diffusion import DDPMSettings, sample
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.method import Method
-from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
 
 
@@ -60,7 +60,7 @@ class ClipPriorSampler:
           key: PRNG key, or [batch] keys, one per sample.
           num_steps: predictions; default the run's (60 as released).
           guidance_scale: 1 switches guidance off; default the run's (3 as released).
-          sample_index: int [batch], see sampling/ddpm.py.
+          sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
 
         Returns:
           float32 [batch, clip_width].
@@ -91,11 +91,12 @@ class ClipPriorSampler:
         predict = lambda text: lambda x, t: self.model.apply({"params": params}, x, t, text)
         denoise = guide(predict(texts), predict(jnp.zeros_like(texts)))
         shape = (texts.shape[0], self.model.clip_width)
-        return sample(denoise, key, shape, settings, schedule=self.schedule, sample_index=index)
+        keys = key if key.ndim == 1 else sample_keys(key, index)
+        return sample(denoise, keys, shape, settings, schedule=self.schedule)
 
 
-def clip_prior_method(config: ConfigDict, workdir: Path) -> Method:
-    """Training of configs/clip_prior.py; `workdir` is not read, nothing is frozen.
+def clip_prior_method(config: ConfigDict, source: Source | None = None) -> Method:
+    """Training of configs/clip_prior.py, on `config.data` unless a source is given.
 
     Raises:
       ConfigError: unknown source, unusable embeddings, or a schedule or sampler without sense.
@@ -108,8 +109,8 @@ def clip_prior_method(config: ConfigDict, workdir: Path) -> Method:
     try:
         schedule = CosineSchedule(**config.schedule)
         DDPMSettings(**config.sampler).check()
-        source = EmbeddingSource(config.data.folder, model.clip_width, "train")
-        held_back = EmbeddingSource(config.data.folder, model.clip_width, "validation")
+        if source is None:
+            source = EmbeddingSource(config.data.folder, model.clip_width, "train")
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -128,24 +129,7 @@ def clip_prior_method(config: ConfigDict, workdir: Path) -> Method:
         frozen={},
         source=source,
         transform=embedding_transform,
-        preview=_preview(config, held_back),
     )
-
-
-def _preview(config: ConfigDict, source: EmbeddingSource) -> Any:
-    """Samples validation texts; the score is the mean cosine with their images' embeddings."""
-    pairs = [source[i] for i in range(min(config.log.preview_images, len(source)))]
-    samplers: list[ClipPriorSampler] = []
-
-    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        if not samplers:
-            samplers.append(ClipPriorSampler(config, state.eval_params))
-        samplers[0].set_params(state.eval_params)
-        texts, images = (np.stack([pair[name] for pair in pairs]) for name in pairs[0])
-        drawn = samplers[0](texts, jax.random.key(0))
-        return {"preview_cosine": mean_cosine(np.asarray(drawn), images)}
-
-    return preview
 
 
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -9,33 +9,44 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
-from paella_jax.data.loader import image_transform
-from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
+from paella_jax.data.loader import Source, image_transform
+from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.objectives.direct_decoder import direct_decoder_objective
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import read_config
+from paella_jax.runs.frozen import COMPRESSOR, carry
 from paella_jax.training.method import Method
 from paella_jax.typing import Array, Tree
 
 
-def direct_decoder_method(config: ConfigDict, workdir: Path) -> Method:
-    """Training of configs/direct_decoder.py.
+def prepare(config: ConfigDict, workdir: Path) -> None:
+    """Puts a Stage B, whose compressor is to be decoded, into the run's folder, once.
 
     Raises:
       ConfigError: no Stage B run given.
+      CheckpointError: not a Stage B run, or unreadable.
     """
-    if not (workdir / "frozen" / "stage_b.json").is_file():
-        if not config.stage_b:
-            raise ConfigError(
-                "the direct decoder needs a compressor: give --config.stage_b=RUN, the run folder "
-                "of configs/stage_b.py"
-            )
-        carry_stage_b(config.stage_b, workdir)
+    needed = (
+        "the direct decoder needs a compressor: give --config.stage_b=RUN, the run folder "
+        "of configs/stage_b.py"
+    )
+    carry("stage_b", config.stage_b, workdir, needed)
+
+
+def direct_decoder_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of configs/direct_decoder.py in a prepared folder."""
     _, stage_b, _, frozen = load_stage_b(workdir)
+    source = make_source(config.data, "train", config.seed)
+    return decoding_method(config, stage_b, {COMPRESSOR: frozen[COMPRESSOR]}, source)
+
+
+def decoding_method(
+    config: ConfigDict, stage_b: StageBNetworks, frozen: Tree, source: Source
+) -> Method:
+    """Training on a given compressor and given data; `frozen` may be shapes."""
     decoder = DirectDecoder(**config.model, dtype=jnp.dtype(config.precision))
     size = config.data.image_size
 
@@ -50,8 +61,8 @@ def direct_decoder_method(config: ConfigDict, workdir: Path) -> Method:
         title="direct_decoder",
         init=init,
         objective=direct_decoder_objective(decode, compress),
-        frozen={COMPRESSOR: frozen[COMPRESSOR]},
-        source=make_source(config.data, "train", config.seed),
+        frozen=frozen,
+        source=source,
         transform=image_transform,
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,31 +11,31 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, to_json
-from paella_jax.data.build import check_sizes, make_source
+from paella_jax.config import ConfigError, check_sizes
+from paella_jax.data.build import make_source
+from paella_jax.data.loader import Source
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
-from paella_jax.families.vqgan import (
-    carry_tokenizer,
-    load_carried_tokenizer,
-    load_carried_vqgan,
-)
-from paella_jax.files.atomic import write_atomically
+from paella_jax.families.tokenizer import load_carried_vqgan
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.objectives.wuerstchen import stage_b_objective
-from paella_jax.runs.checkpoint import CheckpointError, restore_variables
 from paella_jax.runs.folder import read_config
-from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.runs.frozen import (
+    COMPRESSOR,
+    carry,
+    compressor_variables,
+    load_carried,
+    place_of,
+    stage_b_run,
+)
 from paella_jax.training.method import Method
-from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
 
-CLIP = "stage_b_clip"  # folder of the carried text encoder
-COMPRESSOR = "compressor"  # its parameters, in the trained or the frozen tree
+CLIP = "stage_b_clip"  # the carried text encoder
 
 
 @dataclass(frozen=True)
@@ -161,25 +159,23 @@ def make_compressor(config: ConfigDict) -> Compressor:
     )
 
 
-def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tree]:
-    """Networks and frozen parameters of a folder that carries what Stage B needs.
+def assemble_stage_b(config: ConfigDict, vqgan: VQGAN, text: TextSide) -> StageBNetworks:
+    """The networks between their Stage A and their text.
 
     Raises:
       ConfigError: parts or sizes that do not belong together.
     """
-    vqgan, variables = load_carried_vqgan(workdir)
     model = StageB(**config.model, dtype=jnp.dtype(config.precision))
     if vqgan.latent_channels != model.latent_channels:
         raise ConfigError(
             f"model.latent_channels {model.latent_channels} differs from Stage A's "
             f"{vqgan.latent_channels}; give the tokenizer this config belongs to"
         )
-    frozen = {"vqgan": variables}
     networks = StageBNetworks(
         model,
         make_compressor(config),
         vqgan,
-        load_text(config, workdir, CLIP, frozen),
+        text,
         CosineSchedule(**config.schedule),
         config.compressor.ratio,
         config.compressor.shift,
@@ -187,30 +183,58 @@ def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tre
         config.compressor.train,
     )
     check_sizes(config.data, networks.size_divisor, "compressor and patches of Stage B")
-    return networks, frozen
+    return networks
 
 
-def stage_b_method(
-    config: ConfigDict,
-    workdir: Path,
-    preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None,
-) -> Method:
-    """Training of configs/stage_b.py.
+def make_stage_b(config: ConfigDict, workdir: Path) -> tuple[StageBNetworks, Tree]:
+    """Networks and frozen parameters of a folder that carries what Stage B needs.
 
     Raises:
-      ConfigError: no tokenizer, or parts that do not belong together.
+      ConfigError: parts or sizes that do not belong together.
     """
-    if not (workdir / "frozen" / "vqgan.json").is_file():
-        if not config.tokenizer:
-            raise ConfigError(
-                "Stage B needs a trained Stage A: give --config.tokenizer=RUN, the run folder of "
-                "configs/vqgan.py"
-            )
-        carry_tokenizer(config.tokenizer, workdir)
+    vqgan, variables = load_carried_vqgan(workdir)
+    frozen = {"vqgan": variables}
+    text = load_text(config, workdir, CLIP, frozen)
+    return assemble_stage_b(config, vqgan, text), frozen
+
+
+def prepare(config: ConfigDict, workdir: Path) -> None:
+    """Puts the frozen networks of a Stage B run into its folder, once.
+
+    Raises:
+      ConfigError, CheckpointError: one is not given, of another kind, or unreadable.
+    """
+    needed = (
+        "Stage B needs a trained Stage A: give --config.tokenizer=RUN, the run folder of "
+        "configs/vqgan.py"
+    )
+    carry("tokenizer", config.tokenizer, workdir, needed)
     carry_text(config, workdir, CLIP)
+    if not config.compressor.train:
+        needed = (
+            "compressor.train=False needs --config.compressor.run=RUN, a Stage B run to take "
+            "the compressor from"
+        )
+        carry(COMPRESSOR, config.compressor.run or config.init_from, workdir, needed)
+
+
+def stage_b_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of configs/stage_b.py in a prepared folder.
+
+    Raises:
+      ConfigError: parts that do not belong together.
+    """
     networks, frozen = make_stage_b(config, workdir)
     if not networks.joint_compressor:
-        frozen[COMPRESSOR] = carried_compressor(config, workdir)
+        frozen[COMPRESSOR] = load_carried(COMPRESSOR, workdir)
+    source = make_source(config.data, "train", config.seed)
+    return stage_b_networks_method(config, networks, frozen, source)
+
+
+def stage_b_networks_method(
+    config: ConfigDict, networks: StageBNetworks, frozen: Tree, source: Source
+) -> Method:
+    """Training of given networks on given data; `frozen` may be shapes."""
     return Method(
         title="stage_b",
         init=lambda key: networks.init(key, config.data.image_size),
@@ -224,82 +248,9 @@ def stage_b_method(
             config.objective,
         ),
         frozen=frozen,
-        source=make_source(config.data, "train", config.seed),
+        source=source,
         transform=networks.text.transform,
-        preview=preview,
     )
-
-
-def carried_compressor(config: ConfigDict, workdir: Path) -> Tree:
-    """The frozen compressor in a run's folder, copied from another run at first.
-
-    That is `config.compressor.run`, or else the run that this one trains on from.
-
-    Raises:
-      ConfigError: no run given.
-    """
-    file = workdir / "frozen" / f"{COMPRESSOR}.safetensors"
-    if not file.is_file():
-        run = config.compressor.run or config.init_from
-        if not run:
-            raise ConfigError(
-                "compressor.train=False needs --config.compressor.run=RUN, a Stage B run to take "
-                "the compressor from"
-            )
-        save_tree(file, compressor_variables(run))
-    return load_tree(file)
-
-
-def compressor_variables(run: str | Path) -> Tree:
-    """The compressor of a Stage B run: {"params", "batch_stats"}."""
-    workdir = Path(run)
-    config, params, model_state = stage_b_weights(workdir)
-    if config.compressor.train:
-        return {"params": params[COMPRESSOR], "batch_stats": model_state[COMPRESSOR]}
-    return load_tree(workdir / "frozen" / f"{COMPRESSOR}.safetensors")
-
-
-def stage_b_weights(run: str | Path) -> tuple[ConfigDict, Tree, Tree]:
-    """Config, parameters (averaged if there is an average) and model state of a Stage B run.
-
-    Raises:
-      CheckpointError: not a Stage B run, or unreadable.
-    """
-    config = read_config(run)
-    if config.method != "stage_b":
-        raise CheckpointError(
-            f"{run} holds a run of method {config.method!r}, not of stage_b; give the run folder "
-            "of configs/stage_b.py"
-        )
-    _, restored = restore_variables(run)
-    return config, restored["params"], restored["model_state"]
-
-
-def carry_stage_b(run: str, workdir: Path) -> None:
-    """Copies a Stage B run, with Stage A and the compressor, into a Stage C run's folder."""
-    source, target = Path(run), workdir / "frozen"
-    if (target / "stage_b.json").is_file():
-        return
-    config, params, _ = stage_b_weights(source)
-    save_tree(target / f"{COMPRESSOR}.safetensors", compressor_variables(source))
-    params = {name: tree for name, tree in params.items() if name != COMPRESSOR}
-    save_tree(target / "stage_b.safetensors", params)
-    vqgan, variables = load_carried_tokenizer(source)
-    del vqgan
-    save_tree(target / "vqgan.safetensors", variables)
-    vqgan_config = json.loads((source / "frozen" / "vqgan.json").read_text())
-    write_atomically(target / "vqgan.json", json.dumps(vqgan_config, indent=2))
-    if config.text.kind == "clip":
-        settled = config.copy_and_resolve_references()
-        with settled.unlocked():
-            settled.text.folder = str(source / "frozen" / CLIP)
-        carry_text(settled, workdir, CLIP)
-    write_atomically(target / "stage_b.json", to_json(config))  # last: the rest is complete
-
-
-def load_carried_stage_a(workdir: Path) -> Tree:
-    """Stage A's variables in a run's folder."""
-    return load_carried_tokenizer(workdir)[1]
 
 
 def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:
@@ -309,18 +260,11 @@ def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree,
       CheckpointError: not such a run, damaged, or without the networks it needs.
     """
     folder = Path(workdir)
-    carried = folder / "frozen" / "stage_b.json"
-    if carried.is_file():
-        config = ConfigDict(json.loads(carried.read_text()))
-        params = load_tree(folder / "frozen" / "stage_b.safetensors")
-        compressor = load_tree(folder / "frozen" / f"{COMPRESSOR}.safetensors")
+    if place_of("stage_b", folder).is_file() or read_config(folder).method == "stage_c":
+        config, params = load_carried("stage_b", folder)
+        compressor = load_carried(COMPRESSOR, folder)
     else:
-        if read_config(folder).method == "stage_c":
-            raise CheckpointError(
-                f"{folder} carries no Stage B (missing {carried}); converted weights get it with "
-                "--stage_b STAGE_B_RUN"
-            )
-        config, params, _ = stage_b_weights(folder)
+        config, params, _ = stage_b_run(folder)
         compressor = compressor_variables(folder)
     networks, frozen = make_stage_b(config, folder)
     return config, networks, params, frozen | {COMPRESSOR: compressor}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +9,20 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError
-from paella_jax.data.build import check_sizes, make_source
-from paella_jax.families.stage_b import COMPRESSOR, StageBNetworks, carry_stage_b, load_stage_b
+from paella_jax.config import ConfigError, check_sizes
+from paella_jax.data.build import make_source
+from paella_jax.data.loader import Source
+from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_c import StageC
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.objectives.wuerstchen import stage_c_objective
+from paella_jax.runs.frozen import COMPRESSOR, carry
 from paella_jax.training.method import Method
-from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
 
-CLIP = "stage_c_clip"  # folder of the carried text encoder
+CLIP = "stage_c_clip"  # the carried text encoder
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,11 @@ class StageCNetworks:
         return {"stage_c": variables["params"], **self.text.init(second)}
 
 
-def make_stage_c(
-    config: ConfigDict, workdir: Path, stage_b: StageBNetworks
-) -> tuple[StageCNetworks, Tree]:
-    """The prior's networks and frozen text encoder, from a prepared run folder.
+def assemble_stage_c(config: ConfigDict, stage_b: StageBNetworks, text: TextSide) -> StageCNetworks:
+    """The prior with its text.
 
     Raises:
-      ConfigError: it does not belong to this Stage B.
+      ConfigError: it does not belong to this Stage B, or sees no text.
     """
     model = StageC(**config.model, dtype=jnp.dtype(config.precision))
     if model.channels != stage_b.stage_b.guide_channels:
@@ -62,34 +60,59 @@ def make_stage_c(
             "latent channels of Stage B's compressor; these stages do not belong together"
         )
     check_sizes(config.data, stage_b.size_divisor, "compressor and patches of Stage B")
-    frozen: dict[str, Tree] = {}
-    text = load_text(config, workdir, CLIP, frozen)
     if text.encoder is None:
         raise ConfigError("text.kind must be joint or clip: Stage C draws from a text")
-    return StageCNetworks(model, text, CosineSchedule(**config.schedule)), frozen
+    return StageCNetworks(model, text, CosineSchedule(**config.schedule))
 
 
-def stage_c_method(
-    config: ConfigDict,
-    workdir: Path,
-    preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None,
-) -> Method:
-    """Training of configs/stage_c.py; the run's folder then holds all three stages.
+def make_stage_c(
+    config: ConfigDict, workdir: Path, stage_b: StageBNetworks
+) -> tuple[StageCNetworks, Tree]:
+    """The prior's networks and frozen text encoder, from a prepared run folder.
 
     Raises:
-      ConfigError: no Stage B given, or stages that do not belong together.
+      ConfigError: it does not belong to this Stage B.
     """
-    if not (workdir / "frozen" / "stage_b.json").is_file():
-        if not config.stage_b:
-            raise ConfigError(
-                "Stage C needs a trained Stage B with its compressor: give --config.stage_b=RUN, "
-                "the run folder of configs/stage_b.py"
-            )
-        carry_stage_b(config.stage_b, workdir)
+    frozen: dict[str, Tree] = {}
+    text = load_text(config, workdir, CLIP, frozen)
+    return assemble_stage_c(config, stage_b, text), frozen
+
+
+def prepare(config: ConfigDict, workdir: Path) -> None:
+    """Puts Stage B with all it needs, and the text encoder, into a Stage C run's folder, once.
+
+    Raises:
+      ConfigError, CheckpointError: one is not given, of another kind, or unreadable.
+    """
+    needed = (
+        "Stage C needs a trained Stage B with its compressor: give --config.stage_b=RUN, "
+        "the run folder of configs/stage_b.py"
+    )
+    carry("stage_b", config.stage_b, workdir, needed)
     carry_text(config, workdir, CLIP)
-    _, stage_b, _, behind = load_stage_b(workdir)
+
+
+def stage_c_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of configs/stage_c.py in a prepared folder, which holds all three stages.
+
+    Raises:
+      ConfigError: stages that do not belong together.
+    """
+    _, stage_b, _, frozen_b = load_stage_b(workdir)
     networks, frozen = make_stage_c(config, workdir, stage_b)
-    frozen[COMPRESSOR] = behind[COMPRESSOR]
+    frozen[COMPRESSOR] = frozen_b[COMPRESSOR]
+    source = make_source(config.data, "train", config.seed)
+    return stage_c_networks_method(config, networks, stage_b, frozen, source)
+
+
+def stage_c_networks_method(
+    config: ConfigDict,
+    networks: StageCNetworks,
+    stage_b: StageBNetworks,
+    frozen: Tree,
+    source: Source,
+) -> Method:
+    """Training of given networks on given data; `frozen` may be shapes."""
 
     def compress(frozen: Tree, images: Array) -> Array:
         latents = stage_b.compress(frozen[COMPRESSOR], images)
@@ -110,7 +133,6 @@ def stage_c_method(
             config.objective,
         ),
         frozen=frozen,
-        source=make_source(config.data, "train", config.seed),
+        source=source,
         transform=networks.text.transform,
-        preview=preview,
     )

@@ -7,7 +7,6 @@ checkpoint of step 0 or, for LoRA, as `frozen/base.safetensors`. Resuming never 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, flatten_config
 from paella_jax.data.loader import make_iterator
-from paella_jax.families.vqgan import DECODER_FIELDS, architecture_of, place_fixed
+from paella_jax.families.tokenizer import DECODER_FIELDS, architecture_of
+from paella_jax.families.vqgan import place_fixed
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError
-from paella_jax.runs.derive import BASE_FILE, FREE, NETWORKS, _restore
+from paella_jax.runs.derive import describes_networks, is_free, restore_all
 from paella_jax.runs.folder import CONFIG_FILE, has_progress, read_config
+from paella_jax.runs.frozen import FROZEN, copy_frozen, load_carried, place_of
 from paella_jax.runs.lora import BASE, check_lora, lora_init, lora_merge
-from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.runs.weights import save_tree
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.method import Method
 from paella_jax.training.optim import check_optim, make_optimizer
@@ -31,9 +32,9 @@ from paella_jax.training.sharding import make_mesh
 from paella_jax.training.state import TrainState, create_state
 from paella_jax.typing import Array, Tree
 
-LOW_TOKENIZER, LOW_FOLDER = "low_tokenizer", "low"  # the small pictures'; its folder in frozen/
-# Where a config leaves one of these None, it is taken over.
-TAKEN_OVER = (*NETWORKS, "objective.", "sampler.", "precision", "data.image_size", LOW_TOKENIZER)
+LOW_TOKENIZER = "low_tokenizer"  # the small images'
+# Beside what describes the networks: where a config leaves one of these None, it is taken over.
+TAKEN_OVER = ("objective.", "sampler.", "precision", "data.image_size", LOW_TOKENIZER)
 # Left behind by a run that has no such part: released weights have layers for both CLIP towers, a
 # compressor may be frozen after training along, an adversary may be switched off.
 OPTIONAL = ("predictor/conditioning/clip_text/", "predictor/conditioning/clip_image/",
@@ -42,10 +43,14 @@ DISCRIMINATOR = "discriminator"
 DECODER = "vqgan"  # all of a tokenizer that is trained where its encoder is fixed
 
 
-def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+def settle_config(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     """Fills the fields that are None from `init_from`, or from the run to resume in `workdir`.
 
     Folders of encoders that are left empty are filled too: the encoders are carried along.
+
+    Args:
+      config: of a run.
+      workdir: its folder; None for a config that is only looked at.
 
     Returns:
       The config unchanged where neither is given, else a filled copy.
@@ -54,7 +59,7 @@ def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
       ConfigError: fields are left open, or `init_from` is unfit (`source_config`).
     """
     config = config.copy_and_resolve_references()
-    if (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
+    if workdir is not None and (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
         known = read_config(workdir)
         with config.unlocked():
             config.init_from = config.init_from or known.get("init_from", "")
@@ -63,7 +68,8 @@ def settle_config(config: ConfigDict, workdir: str | Path) -> ConfigDict:
     if config.init_from:
         stored = flatten_config(known)
         for name, value in flatten_config(config).items():
-            if name.startswith(TAKEN_OVER) and _is_open(name, value):
+            taken = name.startswith(TAKEN_OVER) or describes_networks(name)
+            if taken and _is_open(name, value):
                 _set(config, name, stored.get(name, value))
     _require_settled(config)
     return config.lock()
@@ -83,7 +89,8 @@ def _set(config: ConfigDict, name: str, value: Any) -> None:
 
 def _require_settled(config: ConfigDict) -> None:
     """Raises ConfigError where a field that describes the networks is None."""
-    names = [n for n, v in flatten_config(config).items() if v is None and n.startswith(NETWORKS)]
+    fields = flatten_config(config)
+    names = [name for name in fields if fields[name] is None and describes_networks(name)]
     if names and not config.init_from:
         raise ConfigError(
             f"preset {config.preset!r} trains on from another run: give --config.init_from=RUN"
@@ -110,14 +117,15 @@ def source_config(config: ConfigDict) -> ConfigDict:
             f"{config.method!r}; choose the config file of that method"
         )
     theirs, ours = flatten_config(source), flatten_config(config)
-    free = FREE | (DECODER_FIELDS if config.get("train_decoder_only") else set())
+    free = DECODER_FIELDS if config.get("train_decoder_only") else set()
     if config.method == "vqgan":
         theirs["architecture"] = architecture_of(source)  # which older runs do not name
     # A folder that the source leaves empty may be given: converted weights bring no encoders.
     differing = [
         f"{name}: {theirs[name]!r} -> {ours[name]!r}"
         for name in sorted(theirs.keys() & ours.keys() - free)
-        if name.startswith(NETWORKS)
+        if describes_networks(name)
+        and not is_free(name)
         and ours[name] != theirs[name]
         and not _is_open(name, ours[name])
         and not (name.endswith(".folder") and theirs[name] == "")
@@ -140,23 +148,16 @@ def carry_frozen(config: ConfigDict, workdir: Path) -> None:
       ConfigError: `init_from` is unfit (`source_config`), or the config was never settled.
     """
     _require_settled(config)
-    if not config.init_from or (workdir / "frozen").is_dir() or has_progress(workdir):
+    if not config.init_from or (workdir / FROZEN).is_dir() or has_progress(workdir):
         return
     source_config(config)
-    source = Path(config.init_from) / "frozen"
-    if not source.is_dir():
-        return
     low = config.get(LOW_TOKENIZER, "")
-    replaced = [BASE_FILE]
+    replaced = ["base"]
     if config.get("tokenizer"):
-        replaced += ["vqgan.safetensors", "vqgan.json"]
+        replaced.append("tokenizer")
     if low and low != read_config(config.init_from).get(LOW_TOKENIZER, ""):
-        replaced.append(LOW_FOLDER)
-    part = workdir / "frozen.part"
-    shutil.rmtree(part, ignore_errors=True)
-    unwanted = lambda folder, names: replaced if Path(folder) == source else []
-    shutil.copytree(source, part, ignore=unwanted)
-    part.replace(workdir / "frozen")
+        replaced.append(LOW_TOKENIZER)
+    copy_frozen(config.init_from, workdir, replaced)
 
 
 def fine_tuned(config: ConfigDict, workdir: Path, method: Method) -> Method:
@@ -175,10 +176,10 @@ def fine_tuned(config: ConfigDict, workdir: Path, method: Method) -> Method:
     if not config.init_from:
         return method
     if config.lora.rank:
-        file = workdir / "frozen" / BASE_FILE
+        file = place_of("base", workdir)
         if not file.is_file():
             save_tree(file, _starting_params(config, method)[0])
-        return lora_method(method, load_tree(file), config)
+        return lora_method(method, load_carried("base", workdir), config)
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     if checkpointer.latest_step() is None:
         _save_start(config, method, checkpointer)
@@ -189,7 +190,7 @@ def fine_tuned(config: ConfigDict, workdir: Path, method: Method) -> Method:
 def _starting_params(config: ConfigDict, method: Method) -> tuple[Tree, Tree]:
     """Weights (averaged ones if there are any) and model state of `init_from`, checked to fit."""
     source = source_config(config)
-    params, model_state = _restore(Path(config.init_from), source)
+    _, params, model_state = restore_all(config.init_from, source)
     wanted, wanted_state = jax.eval_shape(method.init, jax.random.key(0))
     fresh = []
     if DISCRIMINATOR in wanted and DISCRIMINATOR not in params:

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
 from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.clip_weights import load_clip_text_folder
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import (
     ClipTokenizer,
@@ -28,8 +27,7 @@ from paella_jax.encoders.text import (
     make_tokenizer,
 )
 from paella_jax.models.conditioning import Conditioning
-from paella_jax.runs.checkpoint import CheckpointError
-from paella_jax.runs.clip_folder import carry_clip
+from paella_jax.runs.frozen import carry, load_carried, place_of
 from paella_jax.typing import Array, Tree
 
 NAME = "text_encoder"  # of its parameters, in the trained or the frozen tree
@@ -121,31 +119,33 @@ def predict_noise(
     return module.apply({"params": params}, x, t, cond, deterministic=key is None, rngs=rngs)
 
 
-def carry_text(config: ConfigDict, workdir: Path, name: str) -> None:
-    """Copies the CLIP folder of `config.text` into a run's folder as `frozen/<name>`, once.
+def carry_text(config: ConfigDict, workdir: Path, part: str) -> None:
+    """Copies the CLIP folder of `config.text` into a run's folder, once.
+
+    Args:
+      config: of a diffusion stage.
+      workdir: the run's folder.
+      part: the stage's key of `runs.frozen.CARRIED`.
 
     Raises:
       ConfigError: kind clip without a folder.
     """
-    target = workdir / "frozen" / name
-    if config.text.kind != "clip" or target.is_dir():
-        return
-    if not config.text.folder:
-        raise ConfigError(
+    if config.text.kind == "clip":
+        needed = (
             "text.kind=clip needs --config.text.folder=FOLDER, a CLIP text model in Hugging Face "
             "layout; or train a small encoder with --config.text.kind=joint"
         )
-    carry_clip(config.text.folder, target)
+        carry(part, config.text.folder, workdir, needed)
 
 
-def load_text(config: ConfigDict, workdir: Path, name: str, frozen: Tree) -> TextSide:
+def load_text(config: ConfigDict, workdir: Path, part: str, frozen: Tree) -> TextSide:
     """The text side of a prepared run folder; a frozen encoder's weights go into `frozen`.
 
     Raises:
       ConfigError: unknown kind.
       CheckpointError: the folder carries no CLIP model.
     """
-    text, dtype = config.text, jnp.dtype(config.precision)
+    text = config.text
     if text.kind == "none":
         return TextSide(None, None, 0)
     if text.kind == "joint":
@@ -154,12 +154,6 @@ def load_text(config: ConfigDict, workdir: Path, name: str, frozen: Tree) -> Tex
         return TextSide(joint_text_encoder(text, config.precision), tokenizer, length)
     if text.kind != "clip":
         raise ConfigError(f"text.kind must be none, joint or clip, got {text.kind!r}")
-    folder = workdir / "frozen" / name
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{workdir} carries no text encoder (missing {folder}); converted weights get it with "
-            "--text CLIP_FOLDER"
-        )
-    module, frozen[NAME] = load_clip_text_folder(folder)
-    tokenizer = ClipTokenizer(folder, CLIP_LENGTH, truncate=True)
-    return TextSide(module.clone(dtype=dtype), tokenizer, CLIP_LENGTH)
+    module, frozen[NAME] = load_carried(part, workdir)
+    tokenizer = ClipTokenizer(place_of(part, workdir), CLIP_LENGTH, truncate=True)
+    return TextSide(module.clone(dtype=jnp.dtype(config.precision)), tokenizer, CLIP_LENGTH)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.t5 import T5Encoder
-from paella_jax.encoders.text import ClipTokenizer, Tokenizer
-from paella_jax.families.image_encoder import ImageEncoder
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
-from paella_jax.models.paella import Paella
-from paella_jax.models.uvit_predictor import UViTPredictor
-from paella_jax.models.vqgan import VQGAN
-from paella_jax.models.vqmodel import VQModel
 from paella_jax.typing import Array, Tree
+
+if TYPE_CHECKING:
+    from paella_jax.encoders.clip_text import ClipText
+    from paella_jax.encoders.t5 import T5Encoder
+    from paella_jax.encoders.text import ClipTokenizer, Tokenizer
+    from paella_jax.families.image_encoder import ImageEncoder
+    from paella_jax.models.vqgan import VQGAN
+    from paella_jax.models.vqmodel import VQModel
 
 
 class TokenPredictor(Protocol):
@@ -65,6 +65,7 @@ class TokenNetworks:
       text_encoder: T5; None where CLIP's states are the text (`clip_text` then serves both).
       text_tokenizer: of the T5.
       vqgan: the tokenizer of images.
+      takes: fields of `Conditioning` that the predictor reads beside the text.
       text_is_joint: whether the T5 trains along.
       clip_text: CLIP's text tower.
       clip_tokenizer: its tokenizer.
@@ -79,6 +80,7 @@ class TokenNetworks:
     text_encoder: T5Encoder | None
     text_tokenizer: Tokenizer | None
     vqgan: VQGAN | VQModel
+    takes: frozenset[str]
     text_is_joint: bool
     clip_text: ClipText | None = None
     clip_tokenizer: ClipTokenizer | None = None
@@ -179,17 +181,12 @@ class TokenNetworks:
     @property
     def num_classes(self) -> int:
         """Class labels the predictor is conditioned on; 0 without."""
-        return self.predictor.num_classes if isinstance(self.predictor, Paella) else 0
+        return getattr(self.predictor, "num_classes", 0)
 
     @property
     def num_segments(self) -> int:
         """Classes of the segmentation maps it is conditioned on; 0 without."""
-        return self.predictor.num_segments if isinstance(self.predictor, Paella) else 0
-
-    @property
-    def reads_text_alone(self) -> bool:
-        """Whether the predictor takes no other condition."""
-        return not isinstance(self.predictor, Paella)
+        return getattr(self.predictor, "num_segments", 0)
 
     def init(self, key: Array, grid: int) -> Tree:
         """Fresh trainable parameters; every kind of condition that the run may use gets its own."""
@@ -215,7 +212,7 @@ class TokenNetworks:
             cond["labels"] = jnp.zeros((1,), jnp.int32)
         if self.num_segments:
             cond["segmentation"] = jnp.zeros((1, grid, grid), jnp.int32)
-        if isinstance(self.predictor, UViTPredictor):
+        if "micro_conds" in self.takes:
             cond["micro_conds"] = jnp.zeros((1, 5))
         if self.low_vqgan is not None:
             cond["low_tokens"] = jnp.zeros((1, self.low_grid, self.low_grid), jnp.int32)

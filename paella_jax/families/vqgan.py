@@ -1,7 +1,4 @@
-"""The tokenizer family: building, training and loading a VQGAN, Paella's or MUSE's.
-
-`config.architecture` says which: "paella" (models/vqgan.py) or "resnet" (models/vqmodel.py). Runs
-from before there was a choice are Paella's.
+"""Training of a tokenizer: a VQGAN, Paella's or MUSE's; tokenizer.py builds and loads them.
 
 With `config.train_decoder_only` the encoder and the codebook of `config.init_from` stay as they
 are, to the bit, and only the decoder is trained (docs/models/muse.md 1.1). They then live in the
@@ -10,75 +7,26 @@ model state under "fixed", out of the optimiser's reach; `variables_of` puts the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, flatten_config, from_json, to_json
-from paella_jax.data.build import check_sizes, make_source
+from paella_jax.config import ConfigError, check_sizes
+from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source, image_transform
-from paella_jax.files.atomic import write_atomically
-from paella_jax.images.write import save_grid
+from paella_jax.families.tokenizer import architecture_of, make_vqgan
 from paella_jax.models.discriminator import Discriminator
 from paella_jax.models.perceptual import load_perceptual, perceptual_distance
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
-from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
-from paella_jax.runs.checkpoint import CheckpointError, restore_variables
-from paella_jax.runs.folder import read_config
-from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.runs.frozen import FIXED, variables_of
 from paella_jax.training.method import Method
-from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
-
-ARCHITECTURES = {"paella": VQGAN, "resnet": VQModel}
-FIXED = "fixed"
-# Fields of the networks that only the decoder has; they do not touch an image's tokens.
-DECODER_FIELDS = {
-    "model.bottleneck_blocks",
-    "model.decoder_widths",
-    "model.decoder_blocks_per_level",
-    "model.decoder_attention",
-}
-
-
-def make_vqgan(config: ConfigDict) -> VQGAN | VQModel:
-    """The network of a config, in its compute dtype.
-
-    Raises:
-      ConfigError: unknown `architecture`, or fields of `model` that do not fit together.
-    """
-    name = architecture_of(config)
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
-    model = ARCHITECTURES[name](**config.model, dtype=jnp.dtype(config.precision))
-    if isinstance(model, VQModel):
-        try:
-            model.check()
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
-    return model
-
-
-def architecture_of(config: ConfigDict) -> str:
-    """Which network a tokenizer's config describes."""
-    return config.get("architecture", "paella")
-
-
-def variables_of(params: Tree, model_state: Tree) -> Tree:
-    """What a tokenizer's `apply` takes, out of a train state's trees."""
-    variables = {"params": {**params["vqgan"], **model_state.get(FIXED, {})}}
-    if "vqgan" in model_state:  # the ResNet keeps no batch statistics
-        variables["batch_stats"] = model_state["vqgan"]
-    return variables
 
 
 def place_fixed(params: Tree, model_state: Tree, decoder_only: bool) -> tuple[Tree, Tree]:
@@ -192,178 +140,4 @@ def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
         source=make_source(config.data, "train", config.seed) if source is None else source,
         transform=image_transform,
         after_update=None if decoder_only else revive,
-        preview=_preview(config, model),
-    )
-
-
-def _preview(
-    config: ConfigDict, model: VQGAN | VQModel
-) -> Callable[[TrainState, Tree, Path], dict]:
-    """Validation images beside their reconstructions."""
-    source = make_source(config.data, "validation", config.seed)
-    count = min(config.log.preview_images, len(source))
-    samples = np.stack([source[i]["image"] for i in range(count)])
-
-    @jax.jit
-    def round_trip(variables: Tree, images: Array) -> Array:
-        tokens = model.apply(variables, images, method="encode_tokens")
-        return model.apply(variables, tokens, method="decode_tokens")
-
-    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        """Writes the pairs; returns their mean squared error."""
-        images = images_from_batch({"image": jnp.asarray(samples)})
-        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
-        save_grid(file, np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2))
-        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
-
-    return preview
-
-
-def load_vqgan_run(workdir: str | Path) -> tuple[ConfigDict, VQGAN | VQModel, Tree]:
-    """Config, network and variables of a trained tokenizer.
-
-    Raises:
-      CheckpointError: not a tokenizer's run folder, or unreadable.
-    """
-    config = read_config(workdir)
-    if config.method != "vqgan":
-        raise CheckpointError(
-            f"{workdir} holds a run of method {config.method!r}, not of a vqgan; give the run "
-            "folder of configs/vqgan.py or configs/resnet_vqgan.py"
-        )
-    _, restored = restore_variables(workdir)
-    return config, make_vqgan(config), variables_of(restored["params"], restored["model_state"])
-
-
-def carry_tokenizer(source: str, workdir: Path) -> None:
-    """Copies a trained tokenizer into another run's folder, so that the run is self-contained."""
-    config, _, variables = load_vqgan_run(source)
-    write_tokenizer(config, variables, workdir)
-
-
-def write_tokenizer(config: ConfigDict, variables: Tree, workdir: Path) -> None:
-    """Puts a tokenizer into a run's folder, where `load_carried_tokenizer` finds it."""
-    save_tree(workdir / "frozen" / "vqgan.safetensors", variables)
-    # The config is written last: its presence says that the weights are complete.
-    write_atomically(workdir / "frozen" / "vqgan.json", to_json(config))
-
-
-def load_carried_tokenizer(workdir: Path) -> tuple[VQGAN | VQModel, Tree]:
-    """The tokenizer that `carry_tokenizer` left in a run's folder."""
-    config = carried_config(workdir)
-    return make_vqgan(config), load_tree(workdir / "frozen" / "vqgan.safetensors")
-
-
-def load_carried_vqgan(workdir: Path) -> tuple[VQGAN, Tree]:
-    """The same where it must be Paella's: Würstchen's Stage B works on its latents.
-
-    Raises:
-      ConfigError: the folder carries a tokenizer of another architecture.
-    """
-    model, variables = load_carried_tokenizer(workdir)
-    if not isinstance(model, VQGAN):
-        raise ConfigError(
-            f"{workdir} carries a tokenizer of architecture 'resnet'; this needs one of "
-            "configs/vqgan.py"
-        )
-    return model, variables
-
-
-def carried_config(workdir: Path) -> ConfigDict:
-    """The config of the tokenizer in a run's folder. Raises CheckpointError where there is none."""
-    file = workdir / "frozen" / "vqgan.json"
-    if not file.is_file():
-        raise CheckpointError(
-            f"{workdir} carries no tokenizer (missing {file}); converted weights get it with "
-            "--tokenizer VQGAN_RUN"
-        )
-    return from_json(file.read_text())
-
-
-def same_codes(first: str | Path, second: str | Path) -> bool:
-    """Whether two run folders give every image the same tokens, see `differing_codes`."""
-    return not differing_codes(_open(Path(first)), _open(Path(second)))
-
-
-def _open(workdir: Path) -> tuple[ConfigDict, Tree]:
-    """Config and variables of a tokenizer's run, or of the tokenizer another run carries."""
-    if read_config(workdir).method == "vqgan":
-        config, _, variables = load_vqgan_run(workdir)
-        return config, variables
-    return carried_config(workdir), load_carried_tokenizer(workdir)[1]
-
-
-def differing_codes(first: tuple[ConfigDict, Tree], second: tuple[ConfigDict, Tree]) -> list[str]:
-    """Names of what differs, to the bit, between two tokenizers' encoders and codebooks.
-
-    Args:
-      first: config and variables of a tokenizer.
-      second: those of another. Their decoders do not count.
-    """
-    networks = [_encoder_fields(config) for config, _ in (first, second)]
-    fields = sorted(
-        name
-        for name in networks[0].keys() | networks[1].keys()
-        if networks[0].get(name) != networks[1].get(name)
-    )
-    if fields:
-        return fields
-    trees = [_encoder_arrays(variables) for _, variables in (first, second)]
-    return sorted(
-        name
-        for name in trees[0].keys() | trees[1].keys()
-        if name not in trees[0]
-        or name not in trees[1]
-        or not np.array_equal(np.asarray(trees[0][name]), np.asarray(trees[1][name]))
-    )
-
-
-def _encoder_fields(config: ConfigDict) -> dict[str, Any]:
-    fields = {"architecture": architecture_of(config), "precision": config.precision}
-    for name, value in flatten_config(config).items():
-        if name.startswith("model.") and name not in DECODER_FIELDS:
-            fields[name] = value
-    return fields
-
-
-def _encoder_arrays(variables: Tree) -> dict[str, Any]:
-    kept = {name: tree for name, tree in variables["params"].items() if not is_decoder(name)}
-    kept = {"params": kept, "batch_stats": variables.get("batch_stats", {})}
-    leaves = jax.tree_util.tree_flatten_with_path(kept)[0]
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def swap_decoder(
-    workdir: str | Path, variables: Tree, decoder_run: str | Path
-) -> tuple[VQGAN | VQModel, Tree]:
-    """The tokenizer of `decoder_run` in the place of the one that a predictor's run carries.
-
-    Args:
-      workdir: the predictor's run folder.
-      variables: its tokenizer's, as loaded.
-      decoder_run: a tokenizer trained from that one with `train_decoder_only`.
-
-    Returns:
-      Network and variables. Encoder and codebook are the same bits; only the decoder is another.
-
-    Raises:
-      ConfigError: the two tokenizers give other tokens; all that differs is listed.
-      CheckpointError: `decoder_run` is no tokenizer's run folder, or unreadable.
-    """
-    config, model, swapped = load_vqgan_run(decoder_run)
-    check_same_codes((carried_config(Path(workdir)), variables), (config, swapped), decoder_run)
-    return model, swapped
-
-
-def check_same_codes(
-    ours: tuple[ConfigDict, Tree], theirs: tuple[ConfigDict, Tree], name: str | Path
-) -> None:
-    """Raises ConfigError where two tokenizers differ in more than their decoders."""
-    differing = differing_codes(ours, theirs)
-    if not differing:
-        return
-    shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
-    raise ConfigError(
-        f"{name} has another encoder or codebook than the tokenizer this predictor was trained "
-        f"with ({shown}); give a run of train_decoder_only that started from that tokenizer"
     )

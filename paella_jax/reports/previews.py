@@ -6,18 +6,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
+from paella_jax.data.embeddings import EmbeddingSource
 from paella_jax.evaluation.oracle import score_images
-from paella_jax.families.stage_b import COMPRESSOR, load_carried_stage_a, make_stage_b
-from paella_jax.families.tokens import load_networks
+from paella_jax.families.clip_prior import ClipPriorSampler, mean_cosine
+from paella_jax.families.stage_b import make_stage_b
+from paella_jax.families.token_run import load_networks
+from paella_jax.families.tokenizer import make_vqgan
 from paella_jax.images.write import save_grid
+from paella_jax.objectives.inputs import images_from_batch
+from paella_jax.pipelines.load import load_stage_c_pipeline
 from paella_jax.pipelines.tokens import TokenPipeline
-from paella_jax.pipelines.wuerstchen import WuerstchenPipeline, load_stage_c_pipeline
+from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
+from paella_jax.runs.frozen import COMPRESSOR, load_carried, variables_of
 from paella_jax.training.state import TrainState
-from paella_jax.typing import Tree
+from paella_jax.typing import Array, Tree
 
 Preview = Callable[[TrainState, Tree, Path], dict[str, float]]
 SHOWN = 16
@@ -33,7 +41,7 @@ def token_preview(config: ConfigDict, workdir: Path) -> Preview:
             pipelines.append(TokenPipeline(networks, state.eval_params, frozen, config))
         pipelines[0].set_params(state.eval_params, frozen)
         low: dict[str, Any] = {}
-        if config.cell.network == "super_resolution":
+        if "low_tokens" in pipelines[0].networks.takes:
             images = np.stack([sample["image"] for sample in _validation_samples(config)])
             low["low_tokens"] = pipelines[0].encode_low(images)
         return pipelines[0].generate(captions, seed=list(range(len(captions))), **low).images
@@ -89,7 +97,7 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
         weights = {"stage_b": (params, texts), "compressor": compressor}
         if not pipelines:
             networks, _ = make_stage_b(config, workdir)
-            start = weights | {"vqgan": load_carried_stage_a(workdir)}
+            start = weights | {"vqgan": load_carried("tokenizer", workdir)[1]}
             pipelines.append(WuerstchenPipeline(networks, None, start, {"stage_b": config}))
         for name, tree in weights.items():
             pipelines[0].set_weights(name, tree)
@@ -98,6 +106,44 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
         rebuilt = pipelines[0].reconstruct(images, prompt=captions, seed=seeds).images
         error = float(np.square(rebuilt - images).mean())
         return {"validation_mse": error} | _show(config, rebuilt, captions, file)
+
+    return preview
+
+
+def vqgan_preview(config: ConfigDict, workdir: Path) -> Preview:
+    """Validation images beside their reconstructions."""
+    model = make_vqgan(config)
+    source = make_source(config.data, "validation", config.seed)
+    count = min(config.log.preview_images, len(source))
+    samples = np.stack([source[i]["image"] for i in range(count)])
+
+    @jax.jit
+    def round_trip(variables: Tree, images: Array) -> Array:
+        tokens = model.apply(variables, images, method="encode_tokens")
+        return model.apply(variables, tokens, method="decode_tokens")
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        images = images_from_batch({"image": jnp.asarray(samples)})
+        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
+        save_grid(file, np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2))
+        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
+
+    return preview
+
+
+def clip_prior_preview(config: ConfigDict, workdir: Path) -> Preview:
+    """Samples validation texts; the score is the mean cosine with their images' embeddings."""
+    source = EmbeddingSource(config.data.folder, config.model.clip_width, "validation")
+    pairs = [source[i] for i in range(min(config.log.preview_images, len(source)))]
+    samplers: list[ClipPriorSampler] = []
+
+    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
+        if not samplers:
+            samplers.append(ClipPriorSampler(config, state.eval_params))
+        samplers[0].set_params(state.eval_params)
+        texts, images = (np.stack([pair[name] for pair in pairs]) for name in pairs[0])
+        drawn = samplers[0](texts, jax.random.key(0))
+        return {"preview_cosine": mean_cosine(np.asarray(drawn), images)}
 
     return preview
 

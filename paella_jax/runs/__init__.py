@@ -1,0 +1,1 @@
+"""Run folders: configs, checkpoints, frozen networks, and new runs made of runs."""

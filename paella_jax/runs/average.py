@@ -10,9 +10,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from paella_jax.config import ConfigError
+from paella_jax.runs.checkpoint import read_arrays
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.typing import Tree
 
@@ -119,19 +119,11 @@ def read_raw(workdir: str | Path, step: int) -> dict[str, Tree]:
     Raises:
       CheckpointError: it is damaged.
     """
-    path = Path(workdir).absolute() / "checkpoints" / str(step) / "state"
+    directory = Path(workdir).absolute() / "checkpoints"
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            stored = reader.metadata(path).item_metadata.tree
-            item = {name: stored[name] for name in ("params", "model_state") if stored.get(name)}
-            abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-            arguments = ocp.args.PyTreeRestore(
-                item=abstract, restore_args=as_numpy, partial_restore=True
-            )
-            return dict(reader.restore(path, args=arguments))
+        return read_arrays(directory, step, averaged=False)
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint {path.parent} cannot be read ({type(error).__name__}: {error}); leave it "
-            "out with --steps"
+            f"checkpoint {directory / str(step)} cannot be read ({type(error).__name__}: {error}); "
+            "leave it out with --steps"
         ) from error

@@ -107,22 +107,8 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     step = manager.latest_step()
     if step is None:
         raise CheckpointError(f"no finished checkpoint in {directory}; train first")
-    path = directory / str(step) / "state"
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            stored = reader.metadata(path).item_metadata.tree
-            wanted = "ema_params" if stored.get("ema_params") else "params"
-            item = {name: stored[name] for name in (wanted, "model_state") if stored.get(name)}
-            abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
-            restore_args = jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
-            )
-            restored = reader.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    item=abstract, restore_args=restore_args, partial_restore=True
-                ),
-            )
+        restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
         raise CheckpointError(
             f"checkpoint {directory / str(step)} cannot be read: {_reason(error)}. Delete that "
@@ -131,6 +117,25 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     finally:
         manager.close()
     return step, _sampling_weights(restored)
+
+
+def read_arrays(directory: Path, step: int, averaged: bool) -> dict[str, Tree]:
+    """Parameters and, where there is one, the model state of one checkpoint, numpy.
+
+    Args:
+      directory: the run's `checkpoints`.
+      step: of the checkpoint.
+      averaged: reads "ema_params" in place of "params" where the run has an average.
+    """
+    path = directory / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(path).item_metadata.tree
+        params = "ema_params" if averaged and stored.get("ema_params") else "params"
+        item = {name: stored[name] for name in (params, "model_state") if stored.get(name)}
+        abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+        restore = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
+        return dict(reader.restore(path, args=restore))
 
 
 def _sampling_weights(tree: Tree) -> Tree:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,20 +11,30 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.runs.checkpoint import Checkpointer, restore_variables
 from paella_jax.runs.folder import prepare_workdir, read_config
-from paella_jax.runs.lora import BASE, lora_merge
-from paella_jax.runs.weights import load_tree
+from paella_jax.runs.frozen import copy_frozen, load_carried
+from paella_jax.runs.lora import lora_merge
 from paella_jax.typing import Tree
 
-BASE_FILE = f"{BASE}.safetensors"
-# Fields that say what the networks are: they must be those of init_from ...
-NETWORKS = ("architecture", "cell.", "model.", "transformer.", "uvit.", "super_resolution.",
-            "text.", "clip.", "image_encoder.")  # fmt: skip
-# ... but for these, which only say how they train or how text is cut.
-FREE = {"cell.sampler", "text.max_length", "text.pad_to", "text.dropout"} | {
-    f"{network}.{field}"
-    for network in ("model", "transformer", "uvit", "super_resolution")
-    for field in ("dropout", "attention_dropout", "remat")
-}
+# Blocks and fields that say how a run trains, what on and what for; the others say what its
+# networks are, and must be those of a run it is made of ...
+RECIPE = {
+    "method", "preset", "init_from", "seed", "num_steps", "batch_size", "precision", "data",
+    "optim", "lora", "mesh", "checkpoint", "log", "evaluation", "objective", "schedule", "sampler",
+    "tokenizer", "low_tokenizer", "stage_b", "compressor", "train_decoder_only",
+}  # fmt: skip
+# ... but for these, which only say how the networks train or how text is cut.
+FREE = {"cell.sampler", "text.max_length", "text.pad_to"}
+FREE_OF_ALL = {"dropout", "attention_dropout", "remat"}
+
+
+def describes_networks(name: str) -> bool:
+    """Whether a config field, "block.field", says what the networks of a run are."""
+    return name.partition(".")[0] not in RECIPE
+
+
+def is_free(name: str) -> bool:
+    """Whether such a field may differ from the run that the weights are from."""
+    return name in FREE or name.rpartition(".")[2] in FREE_OF_ALL
 
 
 def restore_trained(workdir: str | Path, config: ConfigDict) -> Tree:
@@ -34,16 +43,17 @@ def restore_trained(workdir: str | Path, config: ConfigDict) -> Tree:
     Raises:
       CheckpointError: no checkpoint, or a damaged file.
     """
-    return _restore(Path(workdir), config)[0]
+    return restore_all(workdir, config)[1]
 
 
-def _restore(workdir: Path, config: ConfigDict) -> tuple[Tree, Tree]:
-    _, restored = restore_variables(workdir)
+def restore_all(workdir: str | Path, config: ConfigDict) -> tuple[int, Tree, Tree]:
+    """The checkpoint's step (0 of converted weights), `restore_trained`, and the model state."""
+    step, restored = restore_variables(workdir)
     params, model_state = restored["params"], restored["model_state"]
     if "lora" in config and config.lora.rank:  # configs older than LoRA have no such block
-        base = load_tree(workdir / "frozen" / BASE_FILE)
+        base = load_carried("base", workdir)
         params = jax.tree.map(np.asarray, lora_merge(base, params, config.lora.alpha))
-    return params, model_state
+    return step, params, model_state
 
 
 def save_merged(workdir: str | Path, out: str | Path) -> Path:
@@ -56,10 +66,7 @@ def save_merged(workdir: str | Path, out: str | Path) -> Path:
       CheckpointError: no run in `workdir`, or a damaged one.
     """
     check_new_folder(out)
-    config = read_config(workdir)
-    step, restored = restore_variables(workdir)
-    params = restore_trained(workdir, config)
-    return write_run(workdir, out, step, params, restored["model_state"])
+    return write_run(workdir, out, *restore_all(workdir, read_config(workdir)))
 
 
 def check_new_folder(out: str | Path) -> None:
@@ -96,10 +103,7 @@ def write_run(
         if "lora" in config:
             config.lora.rank = 0
     out = prepare_workdir(out, config)
-    if (workdir / "frozen").is_dir():
-        shutil.copytree(
-            workdir / "frozen", out / "frozen", ignore=shutil.ignore_patterns(BASE_FILE)
-        )
+    copy_frozen(workdir, out, leave_out=["base"])
     checkpointer = Checkpointer(out)
     state = {"params": params, "ema_params": {}, "model_state": model_state}
     checkpointer.save(step, state, None)

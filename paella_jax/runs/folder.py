@@ -1,4 +1,9 @@
-"""What a run folder is: its config, and whether a config belongs to it."""
+"""What a run folder is: its files, and whether a config belongs to it.
+
+`config.json`, `metrics.jsonl`, `samples/` (grids drawn while training), `frozen/` (runs/frozen.py),
+and either `checkpoints/<step>/` (runs/checkpoint.py) or, of converted weights and of weights made
+of other runs, `weights.safetensors`.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +25,17 @@ from paella_jax.files.atomic import write_atomically
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
+METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset")  # fmt: skip
 # ... and where the networks it carries once came from.
 SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
            "compressor.run", "init_from")  # fmt: skip
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
 
 
 def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
@@ -103,13 +113,6 @@ def read_config(workdir: str | Path) -> ConfigDict:
         return from_json(file.read_text())
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
-
-
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
-
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:

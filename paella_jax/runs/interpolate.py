@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,14 @@ from paella_jax.files.atomic import write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.checkpoint import restore_variables
-from paella_jax.runs.derive import BASE_FILE, FREE, NETWORKS, restore_trained, save_merged
+from paella_jax.runs.derive import describes_networks, is_free, restore_trained, save_merged
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from paella_jax.runs.frozen import copy_frozen
 from paella_jax.runs.whole_folder import CARD_FILE, check_new, whole_folder
 
 # Beside what fine-tuning compares: Stage B's compressor, but for how it trains.
-COMPARED = (*NETWORKS, "compressor.", "method")
-UNCOMPARED = FREE | {"compressor.run", "compressor.stochastic_depth"}
+COMPARED = ("compressor.", "method")
+UNCOMPARED = {"compressor.run", "compressor.stochastic_depth"}
 
 
 def interpolate_runs(first: str | Path, second: str | Path, share: float, out: Path) -> int:
@@ -62,10 +62,7 @@ def interpolate_runs(first: str | Path, second: str | Path, share: float, out: P
     mixed = {name: _mix(a[name], b[name], share) for name in a}
     with whole_folder(out) as part:
         write_safetensors(part / WEIGHTS_FILE, mixed)
-        frozen = Path(first) / "frozen"
-        if frozen.is_dir():
-            ignore = shutil.ignore_patterns(BASE_FILE)
-            shutil.copytree(frozen, part / "frozen", ignore=ignore)
+        copy_frozen(first, part, leave_out=["base"])
         write_atomically(part / CARD_FILE, _card(config, first, second, share))
         write_atomically(part / CONFIG_FILE, to_json(_settled(config)))
     return len(mixed)
@@ -74,7 +71,9 @@ def interpolate_runs(first: str | Path, second: str | Path, share: float, out: P
 def _differing_networks(first: ConfigDict, second: ConfigDict) -> list[str]:
     """Fields that say what the networks are; where their frozen parts came from does not count."""
     a, b = flatten_config(first), flatten_config(second)
-    compared = lambda name: name.startswith(COMPARED) and name not in UNCOMPARED
+    told = lambda name: describes_networks(name) and not is_free(name)
+    more = lambda name: name.startswith(COMPARED) and name not in UNCOMPARED
+    compared = lambda name: told(name) or more(name)
     return [
         f"{name}: {a.get(name, '(absent)')!r} -> {b.get(name, '(absent)')!r}"
         for name in sorted(filter(compared, a.keys() | b.keys()))
