@@ -16,12 +16,9 @@ PACKAGE = ROOT / "paella_jax"
 README = ROOT / "README.md"
 MAP = "## Map of the house"
 PAGES = [*sorted((PACKAGE / "docs").rglob("*.md")), README, ROOT / "CONTRIBUTING.md"]
-CODE = [
-    file
-    for pattern in ("paella_jax/**/*.py", "configs/*.py", "tests/*.py", "tests/parity/*.py",
-                    "launch/*", ".ci/*", "pyproject.toml")  # fmt: skip
-    for file in sorted(ROOT.glob(pattern))
-]
+PATTERNS = ("paella_jax/**/*.py", "configs/*.py", "tests/*.py", "tests/parity/*.py", "launch/*",
+            ".ci/*", "pyproject.toml")  # fmt: skip
+CODE = [file for pattern in PATTERNS for file in sorted(ROOT.glob(pattern))]
 EVERYTHING = [*CODE, *PAGES, ROOT / "CHANGELOG.md"]
 NAMES = [str(file.relative_to(ROOT)) for file in EVERYTHING]
 
@@ -87,7 +84,7 @@ def wrong_presets(text: str) -> list[str]:
             load_config(f"{name}:{preset}")
         except ValueError as error:
             wrong.append(str(error))
-    wrong += [f"no {path}" for path in re.findall(r"(?<![\w/])configs/\w+\.py", text)
+    wrong += [f"no {path}" for path in re.findall(r"(?<![\w/])configs/[a-z]\w*\.py", text)
               if not (ROOT / path).is_file()]  # fmt: skip
     return wrong
 
@@ -99,8 +96,9 @@ def wrong_links(text: str, page: Path) -> list[str]:
 
 
 def defines(file: Path, name: str) -> bool:
-    """Whether a module has a class, function or constant of this name."""
-    return bool(re.search(rf"^(?:(?:class|def) )?{name}\b", file.read_text(), re.MULTILINE))
+    """Whether a module has a class, function or constant of this name, or exports it."""
+    text = file.read_text()
+    return bool(re.search(rf"^(?:(?:class|def) )?{name}\b", text, re.M)) or f'"{name}"' in text
 
 
 def wrong_places(text: str) -> list[str]:
@@ -123,7 +121,7 @@ def wrong_modules(text: str) -> list[str]:
         file = next((f for f in (place.parent.with_suffix(".py"), place.parent / "__init__.py")
                      if f.is_file()), None)  # fmt: skip
         there = place.is_dir() or place.with_suffix(".py").is_file()
-        if not there and not (file and re.search(rf"\b{place.name}\b", file.read_text())):
+        if not there and not (file and defines(file, place.name)):
             wrong.append(f"no {dotted}")
     return wrong
 
@@ -190,7 +188,10 @@ def test_sections_are_read():
     muse = PACKAGE / "docs/models/muse.md"
     assert {"1", "1.2", "2.8", "6"} <= set(headings(muse)) and "1.10" not in headings(muse)
     assert {"1", "12"} <= traps(muse)
-    assert wrong_citations("(docs/models/muse.md 1.5, 2.8) and docs/models/muse.md, traps 1,\n  #  12") == []
+    assert (
+        wrong_citations("(docs/models/muse.md 1.5, 2.8) and docs/models/muse.md, traps 1,\n  #  12")
+        == []
+    )
 
 
 @pytest.mark.parametrize(
