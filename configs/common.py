@@ -116,6 +116,16 @@ def add_evaluation(config: ConfigDict) -> None:
     config.evaluation.batch_size = 64
 
 
+def on_a_pod(config: ConfigDict) -> None:
+    """How the released models' presets run: on a folder of images, parameters over all devices."""
+    config.data.source = "folder"
+    config.precision = "bfloat16"
+    config.mesh.fsdp = -1
+    config.mesh.data = 1
+    config.checkpoint.every = 5000
+    config.log.preview_every = 10_000
+
+
 def shapes_text(config: ConfigDict) -> None:
     """A small byte-level encoder for the embedded captions."""
     config.text.max_length = 128

@@ -89,13 +89,10 @@ def _super_resolution_tiny(config: ConfigDict) -> None:
 
 def _published(config: ConfigDict) -> None:
     """Table 4's recipe (docs/models/muse.md 1.2, 1.5); T5-XXL is read from `text.folder`."""
-    config.data.source = "folder"
+    common.on_a_pod(config)
     config.data.image_size = 256
     config.num_steps = 1_500_000
     config.batch_size = 512
-    config.precision = "bfloat16"
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
     config.text.max_length = 128  # a guess: not published
     config.text.pad_to = 128
     config.text.width = 4096  # T5-XXL's
@@ -109,9 +106,7 @@ def _published(config: ConfigDict) -> None:
     config.optim.clip_norm = 0.0  # not published
     # No average in training: the kept checkpoints are averaged afterwards with decay 0.7
     # (`python -m paella_jax.average`).
-    config.checkpoint.every = 5000
     config.checkpoint.keep = 20
-    config.log.preview_every = 10_000
 
 
 def _3b(config: ConfigDict) -> None:

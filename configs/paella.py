@@ -93,20 +93,15 @@ def _shapes64(config: ConfigDict) -> None:
 
 def _1b(config: ConfigDict) -> None:
     """The released recipe (docs/models/paella.md 3); ByT5-XL is read from `text.folder`."""
-    config.data.source = "folder"
+    common.on_a_pod(config)
     config.data.image_size = 256
     config.num_steps = 1_500_000
     config.batch_size = 2048
-    config.precision = "bfloat16"
-    config.mesh.fsdp = -1
-    config.mesh.data = 1
     config.model.remat = True
     config.objective.loss_chunks = 16
     config.objective.mask_padding = False
     config.image_encoder.kind = "clip"
     config.text.width = 2560  # ByT5-XL's
-    config.checkpoint.every = 5000
-    config.log.preview_every = 10_000
 
 
 def _600m(config: ConfigDict) -> None:

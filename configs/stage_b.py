@@ -127,18 +127,13 @@ def _tiny(config: ConfigDict) -> None:
 
 
 def _v2(config: ConfigDict) -> None:
-    config.data.source = "folder"
+    common.on_a_pod(config)
     config.data.image_size = 512
     config.data.crop = "random"
     config.num_steps = 457_000
     config.batch_size = 512
-    config.precision = "bfloat16"
-    config.mesh.fsdp = -1
-    config.mesh.data = 1
     config.model.remat = True
     config.optim.beta2 = 0.95
-    config.checkpoint.every = 5000
-    config.log.preview_every = 10_000
 
 
 def _v2_1024(config: ConfigDict) -> None:

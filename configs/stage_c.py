@@ -83,20 +83,15 @@ def _tiny(config: ConfigDict) -> None:
 
 def _v2(config: ConfigDict) -> None:
     """The published script and the paper's first, longest phase (512-pixel images, 12 x 12)."""
-    config.data.source = "folder"
+    common.on_a_pod(config)
     config.data.image_size = 512
     config.data.crop = "random"
     config.num_steps = 500_000
     config.batch_size = 1536
-    config.precision = "bfloat16"
-    config.mesh.fsdp = -1
-    config.mesh.data = 1
     config.model.remat = True
     # The script averages every 100 updates with 0.9; 0.9 ** (1 / 100) in every update is the same.
     config.optim.ema_decay = 0.99895
     config.optim.ema_start = 5000
-    config.checkpoint.every = 5000
-    config.log.preview_every = 10_000
 
 
 def _v2_1024(config: ConfigDict) -> None:

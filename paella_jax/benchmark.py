@@ -29,7 +29,7 @@ def predictor_passes(config: Any, batch_size: int, depthwise: str) -> tuple[Call
     import jax
     import jax.numpy as jnp
 
-    from paella_jax.families.tokens import parameter_count
+    from paella_jax.families.token_training import parameter_count
     from paella_jax.models.conditioning import Conditioning
     from paella_jax.models.paella import Paella
 

@@ -165,16 +165,6 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(restore(json.loads(text))).lock()
 
 
-def check_sizes(data: ConfigDict, divisor: int, why: str) -> None:
-    """Raises ConfigError where an image side of the data does not divide; `why` names what by."""
-    for size in ((data.image_size, data.image_size), *data.get("buckets", ())):
-        if any(side % divisor for side in size):
-            raise ConfigError(
-                f"image size {size[0]}x{size[1]} (data.image_size or data.buckets) must be a "
-                f"multiple of {divisor} on both sides ({why})"
-            )
-
-
 def differing_fields(old: ConfigDict, new: ConfigDict, ignore: Iterable[str] = ()) -> list[str]:
     """Lines `field: old -> new` for every field that differs, except below `ignore` prefixes."""
     before, after = flatten_config(old), flatten_config(new)

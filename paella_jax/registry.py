@@ -14,10 +14,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.families import abstract, direct_decoder, stage_b, stage_c, tokens
+from paella_jax.families import abstract, direct_decoder, stage_b, stage_c, token_training
 from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.start import carry_frozen, fine_tuned
-from paella_jax.families.vqgan import vqgan_method
+from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.pipelines.load import LOADERS
 from paella_jax.reports import previews
 from paella_jax.training.method import Method
@@ -54,8 +54,8 @@ FAMILIES: dict[str, Family] = {
         released=("vqgan",),
     ),
     "tokens": Family(
-        prepare=tokens.prepare,
-        build=tokens.token_method,
+        prepare=token_training.prepare,
+        build=token_training.token_method,
         abstract=abstract.abstract_tokens,
         preview=previews.token_preview,
         load=LOADERS["tokens"],

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.config import load_config, to_json
-from paella_jax.families.tokenizer import make_vqgan
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.runs.weights import save_tree
 
 ROOT = Path(__file__).resolve().parent.parent

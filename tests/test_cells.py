@@ -14,7 +14,7 @@ import small
 import paella_jax
 from paella_jax.config import ConfigError
 from paella_jax.families.cells import check_cell
-from paella_jax.families.token_run import load_networks
+from paella_jax.families.tokens import load_networks
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs

@@ -14,7 +14,7 @@ from paella_jax.convert.paella import abstract_paella
 from paella_jax.convert.vqgan import abstract_vqgan
 from paella_jax.convert.wuerstchen import abstract_stage_b, abstract_stage_c
 from paella_jax.families.abstract import abstract_tokens
-from paella_jax.families.tokenizer import make_vqgan
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.models.discriminator import Discriminator

@@ -44,8 +44,8 @@ from paella_jax.encoders.clip_weights import (
     text_shapes,
 )
 from paella_jax.families.start import carry_frozen, settle_config
-from paella_jax.families.tokenizer import load_carried_tokenizer, load_vqgan_run
-from paella_jax.families.tokens import token_method
+from paella_jax.families.token_training import token_method
+from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run
 from paella_jax.files.tensors import ConversionError, Weights, flatten, to_theirs
 from paella_jax.files.weights_file import open_weights
 from paella_jax.models.uvit import UViT

@@ -37,7 +37,7 @@ from paella_jax.convert.vqgan import (
 )
 from paella_jax.families.clip_prior import load_clip_prior
 from paella_jax.families.start import settle_config
-from paella_jax.families.tokenizer import load_vqgan_run
+from paella_jax.families.vqgan import load_vqgan_run
 from paella_jax.files.tensors import ConversionError, flatten, to_theirs
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.paella import Paella

@@ -16,7 +16,7 @@ import paella_jax
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.families.start import carry_frozen, settle_config
-from paella_jax.families.tokens import prepare
+from paella_jax.families.token_training import prepare
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
 from paella_jax.runs.derive import restore_trained, save_merged

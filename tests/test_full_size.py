@@ -9,7 +9,7 @@ import pytest
 import small
 
 from paella_jax.convert import amused, vqmodel, wuerstchen
-from paella_jax.families.tokenizer import make_vqgan
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models import vqgan as vqgan_module
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.compressor import Compressor

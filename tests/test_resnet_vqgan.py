@@ -19,7 +19,7 @@ from paella_jax.convert.vqmodel import (
     vqmodel_diffusers_config,
 )
 from paella_jax.families.start import settle_config
-from paella_jax.families.tokenizer import (
+from paella_jax.families.vqgan import (
     differing_codes,
     load_carried_tokenizer,
     load_carried_vqgan,
@@ -27,7 +27,7 @@ from paella_jax.families.tokenizer import (
     make_vqgan,
     swap_decoder,
 )
-from paella_jax.families.vqgan import vqgan_method
+from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.objectives.vqgan import _candidates

@@ -14,7 +14,7 @@ import small
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from paella_jax.families.tokens import token_method
+from paella_jax.families.token_training import token_method
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.ops.batch_axis import constrain_batch

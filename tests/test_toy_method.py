@@ -29,7 +29,7 @@ def toy_method(config, source):
     side = config.data.image_size
 
     def objective(params, inputs):
-        error = images_from_batch(inputs.batch) - params["mean"] * config.toy.gain
+        error = images_from_batch(inputs.batch) - params["mean"][None] * config.toy.gain
         loss = jnp.square(error).mean()
         return loss, ({"mse": loss}, inputs.model_state)
 

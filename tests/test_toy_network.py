@@ -13,12 +13,11 @@ import small
 
 import paella_jax
 from paella_jax import train
-from paella_jax.compile import compile_preset
 from paella_jax.config import ConfigError, load_config
-from paella_jax.families import networks
 from paella_jax.families.cells import check_cell
-from paella_jax.families.networks import NETWORKS, Network
+from paella_jax.families.networks import NETWORKS, Network, common_fields
 from paella_jax.families.start import settle_config
+from paella_jax.registry import abstract_method
 from paella_jax.runs.folder import read_metrics
 
 # --- models/toy.py
@@ -53,9 +52,7 @@ class Toy(nn.Module):
 
 RECORD = Network(
     block="toy",
-    make=lambda config, around: Toy(
-        **config.toy, mask_row=networks.is_masked(config), **networks.shared_fields(config)
-    ),
+    make=lambda config, around: Toy(**config.toy, **common_fields(config)),
 )
 
 # --- the block, for configs/cells.py; the rest is what any small run of one says
@@ -78,13 +75,12 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["uniform", "mask"])
-def toy(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
     """A run of the command line's, and what it was started with."""
     folder = tmp_path_factory.mktemp("toy")
     (folder / "toy.py").write_text(CONFIG)
     overrides = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    overrides.append(f"--config.cell.corruption={request.param}")
     small.carry_random_tokenizer(folder / "run")
     first = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
@@ -108,8 +104,14 @@ def test_it_trains_and_samples(toy):
     assert tokens.shape == (2, 8, 8) and tokens.min() >= 0 and tokens.max() < 32
 
 
-def test_it_is_compiled_without_files(toy):
-    assert compile_preset(toy.config)["trained_parameters"] > 0
+def test_it_needs_no_files_to_be_looked_at(toy):
+    """As `compile` and `compare` do."""
+    shapes = jax.eval_shape(abstract_method(toy.config).init, jax.random.key(0))[0]
+    assert shapes["predictor"]["classifier"].shape == (8, 32)
+    masked = toy.config.copy_and_resolve_references()
+    masked.cell.corruption = "mask"
+    shapes = jax.eval_shape(abstract_method(masked).init, jax.random.key(0))[0]
+    assert shapes["predictor"]["Embed_0"]["embedding"].shape == (33, 8)
 
 
 def test_its_fields_are_those_of_a_network(toy):

@@ -18,7 +18,7 @@ import small
 from PIL import Image
 
 from paella_jax.config import ConfigError
-from paella_jax.families.vqgan import vqgan_method
+from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
 from paella_jax.runs.checkpoint import CheckpointError, restore_variables

@@ -8,7 +8,7 @@ import pytest
 import small
 from PIL import Image
 
-from paella_jax.families.token_run import load_networks
+from paella_jax.families.tokens import load_networks
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.geometry import touched
 from paella_jax.pipelines.prompts import Condition

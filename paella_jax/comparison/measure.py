@@ -32,8 +32,7 @@ from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.load import load_tokens
-from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
 from paella_jax.training.metrics import report
 
 CAPTION_SEED = 101  # the same for every cell

@@ -22,7 +22,7 @@ from paella_jax.comparison.plan import (
     training_config,
 )
 from paella_jax.config import ConfigError, load_config
-from paella_jax.families.tokenizer import make_vqgan
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files.atomic import write_atomically
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import (

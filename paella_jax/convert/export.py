@@ -30,8 +30,8 @@ from paella_jax.convert.vqmodel import export_vqmodel, vqmodel_diffusers_config
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, export_stage_b, export_stage_c, text_width
 from paella_jax.families.clip_prior import make_clip_prior
 from paella_jax.families.stage_b import compressor_variables, make_compressor
-from paella_jax.families.token_run import CLIP
-from paella_jax.families.tokenizer import load_carried_tokenizer, load_vqgan_run, make_vqgan
+from paella_jax.families.tokens import CLIP
+from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run, make_vqgan
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.hf_folder import CONFIG
 from paella_jax.files.safetensors_file import write_safetensors

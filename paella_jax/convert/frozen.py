@@ -14,10 +14,10 @@ from paella_jax.convert.plan import Conversion, run_family
 from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, text_width
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
 from paella_jax.encoders.clip_weights import TEXT_PROJECTION
-from paella_jax.families import stage_b, stage_c, tokens
+from paella_jax.families import stage_b, stage_c, token_training, tokens
 from paella_jax.families.cells import check_cell
 from paella_jax.families.text_side import TextSide, carry_text
-from paella_jax.families.tokenizer import architecture_of, make_vqgan
+from paella_jax.families.vqgan import architecture_of, make_vqgan
 from paella_jax.files import hf_folder
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.models.stage_b import StageB
@@ -81,7 +81,7 @@ def carry_frozen(plan: Conversion, folder: Path) -> None:
     """Copies the given networks into a new run folder. `check_frozen` was called before."""
     config = plan.config
     if plan.family in ("paella", "amused") and config.tokenizer:
-        tokens.prepare(config, folder)
+        token_training.prepare(config, folder)
     if plan.amused is not None:
         _carry_amused(plan, plan.amused, folder)
     if plan.family == "stage_b" and config.tokenizer:
@@ -94,7 +94,7 @@ def carry_frozen(plan: Conversion, folder: Path) -> None:
 
 
 def _carry_amused(plan: Conversion, source: AmusedFolder, folder: Path) -> None:
-    """Writes a pipeline folder's tokenizer and text encoder, as `tokens.prepare` does."""
+    """Writes a pipeline folder's tokenizer and text encoder, as `token_training.prepare` does."""
     assert plan.tokenizer is not None
     tree = plan.tokenizer.tree
     variables = variables_of(tree["params"], tree["model_state"])

@@ -30,7 +30,7 @@ from paella_jax.convert.vqgan import (
 )
 from paella_jax.convert.wuerstchen import is_diffusers
 from paella_jax.families.stage_b import COMPRESSOR, make_compressor
-from paella_jax.families.tokenizer import make_vqgan
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files import hf_folder
 from paella_jax.files.tensors import ConversionError, Weights, flatten
 from paella_jax.runs.folder import read_config

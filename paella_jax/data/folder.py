@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, list_images
-from paella_jax.data.transform import AESTHETIC_SCORE
+from paella_jax.data.sizes import AESTHETIC_SCORE
 
 VALIDATION_EVERY = 20  # one image in twenty is kept for validation
 MAX_BROKEN_FRACTION = 0.1

@@ -9,16 +9,10 @@ from typing import Any
 import numpy as np
 
 from paella_jax.data.shapes_maps import at_tokens
+from paella_jax.data.sizes import whole_image_conds
 
 # Texts and a length -> ids and mask, both [count, length].
 Tokenize = Callable[[Sequence[str], int], tuple[np.ndarray, np.ndarray]]
-# What aMUSEd's training and sampling give for every image (docs/models/muse.md 2.8).
-AESTHETIC_SCORE = 6.0
-
-
-def whole_image_conds(height: int, width: int) -> np.ndarray:
-    """aMUSEd's micro-conditions of an image that is not cropped, float32 [5]."""
-    return np.array([width, height, 0, 0, AESTHETIC_SCORE], np.float32)
 
 
 @dataclass(frozen=True)

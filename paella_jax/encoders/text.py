@@ -133,9 +133,7 @@ class ClipTokenizer:
 
     def truncating(self) -> ClipTokenizer:
         """The same tokenizer, cutting texts that are too long."""
-        other = copy.copy(self)
-        other.truncate = True
-        return other
+        return truncating(self, self.max_length)
 
     def __call__(
         self, texts: str | Sequence[str], pad_to: int | None = None
@@ -177,6 +175,15 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
         local_start=True,
         dtype=jnp.dtype(precision),
     )
+
+
+def truncating(tokenizer: Any, length: int) -> Any:
+    """The same tokenizer, cutting texts to a number of ids. Raises ValueError for less than one."""
+    if length < 1:
+        raise ValueError(f"max_length is {length}, but the end mark alone needs 1")
+    other = copy.copy(tokenizer)
+    other.max_length, other.truncate = length, True
+    return other
 
 
 def make_tokenizer(

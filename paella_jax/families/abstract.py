@@ -20,7 +20,6 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import load_config
 from paella_jax.data.embeddings import NAMES as EMBEDDINGS
-from paella_jax.data.transform import whole_image_conds
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
 from paella_jax.encoders.clip_weights import text_shapes, vision_shapes
@@ -38,9 +37,9 @@ from paella_jax.families.stage_b import (
 from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
 from paella_jax.families.text_side import CLIP_LENGTH, TextSide, load_text
 from paella_jax.families.text_side import NAME as TEXT
-from paella_jax.families.token_run import TextNetworks, assemble
-from paella_jax.families.tokens import networks_method
-from paella_jax.families.vqgan import vqgan_method
+from paella_jax.families.token_training import networks_method
+from paella_jax.families.tokens import TextNetworks, assemble
+from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import COMPRESSOR
@@ -89,11 +88,7 @@ def abstract_frozen(frozen: Tree, mesh: Mesh) -> Tree:
 
 def _blank(config: ConfigDict, **extra: Any) -> dict[str, Any]:
     side = config.data.image_size
-    return {"image": np.zeros((side, side, 3), np.uint8), **extra}
-
-
-def _as_it_is(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return sample
+    return {"image": np.zeros((side, side, 3), np.uint8), "caption": "", **extra}
 
 
 # --- one method each: config -> Method with shapes for frozen networks and one blank sample
@@ -113,30 +108,21 @@ def abstract_clip_prior(config: ConfigDict) -> Method:
 def abstract_tokens(config: ConfigDict) -> Method:
     """A token predictor's; encoders read from folders are the released Paella's or MUSE's."""
     network = NETWORKS[config.cell.network]
-    enlarges = "low_tokens" in network.takes
-    if enlarges and not config.low_tokenizer:
-        config = config.copy_and_resolve_references()
-        config.low_tokenizer = "shapes only"  # a run's folder elsewhere; here nothing is read
-    vqgan = network.tokenizer(config)
+    vqgan, low = network.tokenizer(config), None
     frozen = {"vqgan": _shapes_of(vqgan)}
-    blank: dict[str, np.ndarray] = {}
-    text, empty = _text(config, frozen, blank)
-    low = None
-    if enlarges:
+    if "low_tokens" in network.takes:
         low = VQModel(codebook_size=config.model.codebook_size)
         frozen["low_vqgan"] = _shapes_of(low)
-    side = config.data.image_size // vqgan.downsampling
-    if config.model.num_classes:
-        blank["labels"] = np.zeros((), np.int32)
-    if config.model.num_segments:
-        blank["segmentation"] = np.zeros((side, side), np.int32)
-    if "micro_conds" in network.takes:
-        blank["micro_conds"] = whole_image_conds(config.data.image_size, config.data.image_size)
+        config = config.copy_and_resolve_references()
+        config.low_tokenizer = config.low_tokenizer or "shapes only"  # of which nothing is read
+    text = _text(config, frozen)
     encoder = _image_encoder(config)
     if config.image_encoder.kind == "clip":
         frozen["image_encoder"] = vision_shapes(CLIP_VISION)
     networks = assemble(config, vqgan, text, encoder, low)
-    return networks_method(config, networks, frozen, [_blank(config, **blank)], _as_it_is, empty)
+    side = config.data.image_size
+    conditions = {"label": np.int32(0), "segmentation": np.zeros((side, side), np.int32)}
+    return networks_method(config, networks, frozen, [_blank(config, **conditions)])
 
 
 def abstract_stage_b(config: ConfigDict) -> Method:
@@ -144,7 +130,7 @@ def abstract_stage_b(config: ConfigDict) -> Method:
     networks, frozen = _stage_b(config)
     if not networks.joint_compressor:
         frozen[COMPRESSOR] = _compressor_shapes(networks)
-    return stage_b_networks_method(config, networks, frozen, [_blank(config, caption="")])
+    return stage_b_networks_method(config, networks, frozen, [_blank(config)])
 
 
 def abstract_stage_c(config: ConfigDict) -> Method:
@@ -152,7 +138,7 @@ def abstract_stage_c(config: ConfigDict) -> Method:
     stage_b = _some_stage_b(config, config.model.channels)
     frozen = {COMPRESSOR: _compressor_shapes(stage_b)}
     networks = assemble_stage_c(config, stage_b, _stage_text(config, CLIP_BIG_TEXT, frozen))
-    return stage_c_networks_method(config, networks, stage_b, frozen, [_blank(config, caption="")])
+    return stage_c_networks_method(config, networks, stage_b, frozen, [_blank(config)])
 
 
 def abstract_direct_decoder(config: ConfigDict) -> Method:
@@ -214,22 +200,17 @@ def _shapes_of(model: VQGAN | VQModel) -> Tree:
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, 3))))
 
 
-def _text(
-    config: ConfigDict, frozen: Tree, blank: dict[str, np.ndarray]
-) -> tuple[TextNetworks, jax.Array | None]:
-    """Encoders and the empty text's CLIP ids; adds shapes to `frozen` and ids to the sample."""
+def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
+    """Encoders with blank or byte tokenizers; the frozen ones' shapes go into `frozen`."""
     dtype = jnp.dtype(config.precision)
-    uses_clip = config.text.kind == "clip" or config.image_encoder.kind == "clip"
     clip = None
-    if uses_clip:
+    clip_tokenizer: Any = None
+    if "clip" in (config.text.kind, config.image_encoder.kind):
         clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(dtype=dtype)
+        clip_tokenizer = _BlankTokenizer()
         frozen["clip_text"] = text_shapes(clip)
-        blank["clip_ids"] = np.zeros(77, np.int32)
-    empty = jnp.zeros(77, jnp.int32) if uses_clip else None
     if config.text.kind == "clip":
-        return TextNetworks(None, None, False, clip, None), empty
-    length = min(config.text.pad_to, config.text.max_length)
-    blank |= {"text_ids": np.zeros(length, np.int32), "text_mask": np.ones(length, bool)}
+        return TextNetworks(None, None, False, clip, clip_tokenizer)
     encoder = FROZEN_TEXT.get(config.text.width)
     is_joint = encoder is None
     if encoder is None:
@@ -240,7 +221,7 @@ def _text(
             "params"
         ]
     tokenizer = make_tokenizer(BYT5_XL.vocab_size, "", config.text.max_length)
-    return TextNetworks(encoder, tokenizer, is_joint, clip, None), empty
+    return TextNetworks(encoder, tokenizer, is_joint, clip, clip_tokenizer)
 
 
 def _image_encoder(config: ConfigDict) -> ImageEncoder | None:

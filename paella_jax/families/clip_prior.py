@@ -17,8 +17,8 @@ from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.noise_prediction import clip_prior_objective
-from paella_jax.runs.checkpoint import CheckpointError, restore_variables
-from paella_jax.runs.folder import read_config
+from paella_jax.runs.checkpoint import restore_variables
+from paella_jax.runs.folder import read_config_of
 from paella_jax.sampling.diffusion import DDPMSettings, sample
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.method import Method
@@ -144,11 +144,6 @@ def load_clip_prior(workdir: str | Path) -> ClipPriorSampler:
     Raises:
       CheckpointError: not a clip_prior's run folder, or unreadable.
     """
-    config = read_config(workdir)
-    if config.method != "clip_prior":
-        raise CheckpointError(
-            f"{workdir} holds a run of method {config.method!r}, not of a clip_prior; give the run "
-            "folder of configs/clip_prior.py"
-        )
+    config = read_config_of("a clip_prior", workdir)
     _, restored = restore_variables(workdir)
     return ClipPriorSampler(config, restored["params"])

@@ -14,9 +14,8 @@ from paella_jax.data.loader import Source, image_transform
 from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.models.direct_decoder import DirectDecoder
 from paella_jax.objectives.direct_decoder import direct_decoder_objective
-from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.derive import restore_trained
-from paella_jax.runs.folder import read_config
+from paella_jax.runs.folder import read_config_of
 from paella_jax.runs.frozen import COMPRESSOR, carry
 from paella_jax.training.method import Method
 from paella_jax.typing import Array, Tree
@@ -93,11 +92,6 @@ def load_direct_decoder(workdir: str | Path) -> DirectDecoding:
     Raises:
       CheckpointError: no such run, or a damaged one.
     """
-    config = read_config(workdir)
-    if config.method != "direct_decoder":
-        raise CheckpointError(
-            f"{workdir} holds a run of method {config.method!r}, not of a direct_decoder; give the "
-            "run folder of configs/direct_decoder.py"
-        )
+    config = read_config_of("a direct_decoder", workdir)
     _, stage_b, _, _ = load_stage_b(workdir)
     return DirectDecoding(config, restore_trained(workdir, config), stage_b)

@@ -1,7 +1,6 @@
 """Every token network, one record each: all that the package has to know of a `cell.network`.
 
-A new one is a file in models/, a record here and a block in configs/cells.py. A network's file is
-imported when it is made: a run needs its own only.
+A new one is a file in models/, a record here and a block in configs/cells.py.
 """
 
 from __future__ import annotations
@@ -17,10 +16,7 @@ from paella_jax.config import ConfigError, load_config
 from paella_jax.models.vqgan import VQGAN
 
 if TYPE_CHECKING:
-    from paella_jax.models.muse import MuseTransformer
-    from paella_jax.models.muse_super_resolution import SuperResolution
-    from paella_jax.models.paella import Paella
-    from paella_jax.models.uvit_predictor import UViTPredictor
+    from paella_jax.families.token_networks import TokenPredictor
     from paella_jax.models.vqmodel import VQModel
 
 SMALLEST_LARGE = 128  # pixels; below, a preset is for the embedded data
@@ -71,98 +67,51 @@ class Network:
     check: Callable[[ConfigDict], None] = lambda config: None
 
 
-def shared_fields(config: ConfigDict) -> dict[str, Any]:
-    """Fields of every network that a config says outside of the network's block."""
-    return {"codebook_size": config.model.codebook_size, "dtype": jnp.dtype(config.precision)}
+def common_fields(config: ConfigDict) -> dict[str, Any]:
+    """What a config says of every network outside of its block, as module fields.
+
+    `mask_row` says whether unknown tokens are masks, which the input table has a row for; else they
+    are random ones.
+    """
+    return {
+        "codebook_size": config.model.codebook_size,
+        "mask_row": config.cell.corruption == "mask",
+        "dtype": jnp.dtype(config.precision),
+    }
 
 
-def is_masked(config: ConfigDict) -> bool:
-    """Whether unknown tokens are masks; else they are random ones."""
-    return config.cell.corruption == "mask"
+# Each network's file is imported when it is made: a run needs but its own.
 
 
-# --- the U-Net
-
-
-def _make_unet(config: ConfigDict, around: Around) -> Paella:
+def _make_unet(config: ConfigDict, around: Around) -> TokenPredictor:
     from paella_jax.models.paella import Paella
 
-    dtype = jnp.dtype(config.precision)
-    return Paella(**config.model, mask_row=is_masked(config), dtype=dtype)
+    return Paella(**dict(config.model) | common_fields(config))
 
 
-# --- MUSE's transformers
-
-
-def _make_transformer(config: ConfigDict, around: Around) -> MuseTransformer:
+def _make_transformer(config: ConfigDict, around: Around) -> TokenPredictor:
     from paella_jax.models.muse import MuseTransformer
 
-    return MuseTransformer(
-        **config.transformer,
-        grid=around.grid,
-        mask_row=is_masked(config),
-        **shared_fields(config),
-    )
+    return MuseTransformer(**config.transformer, grid=around.grid, **common_fields(config))
 
 
-def _make_super_resolution(config: ConfigDict, around: Around) -> SuperResolution:
+def _make_super_resolution(config: ConfigDict, around: Around) -> TokenPredictor:
     from paella_jax.models.muse_super_resolution import SuperResolution
 
-    return SuperResolution(
-        **config.super_resolution,
-        grid=around.grid,
-        low_codebook_size=around.low.codebook_size,
-        mask_row=is_masked(config),
-        **shared_fields(config),
-    )
+    fields = common_fields(config) | {"low_codebook_size": around.low.codebook_size}
+    return SuperResolution(**config.super_resolution, grid=around.grid, **fields)
 
 
-def _untold_time(block: str) -> Callable[[ConfigDict], str]:
-    return lambda config: "" if config[block].time_width > 0 else f"{block}.time_width=64"
-
-
-def _check_time(block: str) -> Callable[[ConfigDict], None]:
-    def check(config: ConfigDict) -> None:
-        width = config[block].time_width
-        if width and width < 4:
-            raise ConfigError(
-                f"{block}.time_width {width} is no embedding of the noise level; give 0 (not "
-                "told) or at least 4"
-            )
-
-    return check
-
-
-def _f16(config: ConfigDict) -> VQGAN | VQModel:
-    """MUSE's and aMUSEd's, where the images are large."""
-    from paella_jax.models.vqmodel import VQModel
-
-    network = VQModel if config.data.image_size >= SMALLEST_LARGE else VQGAN
-    return network(codebook_size=config.model.codebook_size)
-
-
-def _f8(config: ConfigDict) -> VQGAN | VQModel:
-    """MUSE's super-resolution model's."""
-    if config.data.image_size < SMALLEST_LARGE:
-        return _f16(config)
-    from paella_jax.models.vqmodel import VQModel
-
-    fields = load_config("resnet_vqgan:f8").model
-    return VQModel(**{**fields, "codebook_size": config.model.codebook_size})
-
-
-# --- aMUSEd's U-ViT
-
-
-def _make_uvit(config: ConfigDict, around: Around) -> UViTPredictor:
+def _make_uvit(config: ConfigDict, around: Around) -> TokenPredictor:
     from paella_jax.models.uvit import UViT
     from paella_jax.models.uvit_predictor import UViTPredictor
 
-    fields, shared = dict(config.uvit), shared_fields(config)
+    fields = common_fields(config) | dict(config.uvit)
     # The table ends in the mask, which uniform corruption never uses.
-    fields["vocabulary_size"] = fields["vocabulary_size"] or shared["codebook_size"] + 1
+    fields["vocabulary_size"] = fields["vocabulary_size"] or fields["codebook_size"] + 1
+    masks = fields.pop("mask_row")
     widths = {"text_width": around.text_width, "pooled_width": around.pooled_width}
-    return UViTPredictor(UViT(**fields, **widths, **shared), masks=is_masked(config))
+    return UViTPredictor(UViT(**fields, **widths), masks=masks)
 
 
 def _check_uvit(config: ConfigDict) -> None:
@@ -175,11 +124,45 @@ def _check_uvit(config: ConfigDict) -> None:
         raise ConfigError(
             f"uvit.micro_conds must be 5, or 6 with the noise level, got {uvit.micro_conds}"
         )
-    if not is_masked(config) and uvit.vocabulary_size:
+    if config.cell.corruption == "uniform" and uvit.vocabulary_size:
         raise ConfigError(
             "uvit.vocabulary_size is the released models' padded table, which ends in the mask; "
             "leave it 0 with cell.corruption=uniform"
         )
+
+
+def _check_time(config: ConfigDict) -> None:
+    """Of MUSE's transformers."""
+    block = NETWORKS[config.cell.network].block
+    width = config[block].time_width
+    if width and width < 4:
+        raise ConfigError(
+            f"{block}.time_width {width} is no embedding of the noise level; give 0 (not "
+            "told) or at least 4"
+        )
+
+
+def _untold_time(config: ConfigDict) -> str:
+    block = NETWORKS[config.cell.network].block
+    return "" if config[block].time_width > 0 else f"{block}.time_width=64"
+
+
+def _f16(config: ConfigDict) -> VQGAN | VQModel:
+    """MUSE's and aMUSEd's, where the images are large."""
+    from paella_jax.models.vqmodel import VQModel
+
+    network = VQModel if config.data.image_size >= SMALLEST_LARGE else VQGAN
+    return network(codebook_size=config.model.codebook_size)
+
+
+def _f8(config: ConfigDict) -> VQGAN | VQModel:
+    """MUSE's for super-resolution."""
+    if config.data.image_size < SMALLEST_LARGE:
+        return _f16(config)
+    from paella_jax.models.vqmodel import VQModel
+
+    fields = load_config("resnet_vqgan:f8").model
+    return VQModel(**dict(fields) | {"codebook_size": config.model.codebook_size})
 
 
 NETWORKS: dict[str, Network] = {
@@ -192,12 +175,12 @@ NETWORKS: dict[str, Network] = {
     "transformer": Network(
         block="transformer",
         make=_make_transformer,
-        untold=_untold_time("transformer"),
+        untold=_untold_time,
         null_text=True,
         fixed_grid=True,
         widths=("width", "feed_forward_width"),
         tokenizer=_f16,
-        check=_check_time("transformer"),
+        check=_check_time,
     ),
     "uvit": Network(
         block="uvit",
@@ -211,13 +194,13 @@ NETWORKS: dict[str, Network] = {
     "super_resolution": Network(
         block="super_resolution",
         make=_make_super_resolution,
-        untold=_untold_time("super_resolution"),
+        untold=_untold_time,
         takes=frozenset({"low_tokens"}),
         null_text=True,
         fixed_grid=True,
         widths=("width", "feed_forward_width"),
         tokenizer=_f8,
-        check=_check_time("super_resolution"),
+        check=_check_time,
     ),
 }
 

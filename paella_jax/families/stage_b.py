@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, check_sizes
+from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
+from paella_jax.data.sizes import check_sizes
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
-from paella_jax.families.tokenizer import load_carried_vqgan
+from paella_jax.families.vqgan import load_carried_vqgan
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, check_sizes
+from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
+from paella_jax.data.sizes import check_sizes
 from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.models.conditioning import Conditioning

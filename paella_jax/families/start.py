@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, flatten_config
 from paella_jax.data.loader import make_iterator
-from paella_jax.families.tokenizer import DECODER_FIELDS, architecture_of
-from paella_jax.families.vqgan import place_fixed
+from paella_jax.families.vqgan import DECODER_FIELDS, architecture_of
+from paella_jax.families.vqgan_training import place_fixed
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError
 from paella_jax.runs.derive import describes_networks, is_free, restore_all

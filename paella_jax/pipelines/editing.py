@@ -13,17 +13,20 @@ import numpy as np
 
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.pipelines.base import Generation, image_keys
-from paella_jax.pipelines.geometry import Drawer, keep_unmasked
+from paella_jax.pipelines.geometry import keep_unmasked
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.pipelines.two_scale import TwoScalePipeline
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.schedule import first_and_last, linear_ramp
 from paella_jax.sampling.token_sampler import start_from_image
 
-Range = float | tuple[float, float]
+AnyScale = TokenPipeline | TwoScalePipeline
+RAMPS = ("guidance_scale", "temperature")
+ROUNDS = ("rounds", "share", "top_k", *RAMPS)  # settings of mask-free editing
 
 
-def encode_image(pipe: Drawer, image: ImageLike) -> tuple[np.ndarray, dict[str, Any]]:
+def encode_image(pipe: AnyScale, image: ImageLike) -> tuple[np.ndarray, dict[str, Any]]:
     """An image -> its tokens.
 
     Args:
@@ -77,7 +80,7 @@ def image_to_image(
 
 
 def inpaint(
-    pipe: Drawer, image: ImageLike, mask: ImageLike, prompt: str | Condition, **options: Any
+    pipe: AnyScale, image: ImageLike, mask: ImageLike, prompt: str | Condition, **options: Any
 ) -> Generation:
     """Draws the masked part of an image anew; every other token stays as it is.
 
@@ -98,7 +101,7 @@ def inpaint(
 
 
 def outpaint(
-    pipe: Drawer,
+    pipe: AnyScale,
     image: ImageLike,
     prompt: str | Condition,
     *,
@@ -140,16 +143,11 @@ def outpaint(
 
 
 def edit(
-    pipe: Drawer,
+    pipe: AnyScale,
     image: ImageLike,
     prompt: str | Condition,
     *,
     mask: ImageLike | None = None,
-    rounds: int = 100,
-    share: float = 0.08,
-    top_k: int = 3,
-    guidance_scale: Range = 4.0,
-    temperature: Range = 1.0,
     frames: int = 0,
     **options: Any,
 ) -> Generation:
@@ -165,26 +163,18 @@ def edit(
       image: of a size that it draws.
       prompt: describes the edited image.
       mask: where the image may change (white or True); None is everywhere.
-      rounds: number of rounds.
-      share: fraction of the tokens that may change, drawn again in a round.
-      top_k: draw among this many most probable tokens.
-      guidance_scale: 1 switches guidance off; a pair ramps from the first to the last round.
-      temperature: of the draw; a pair ramps.
       frames: intermediate states in the result's `trace`, evenly spaced, the last one being the
         result. Of two scales the enlarging steps are returned as well.
-      **options: of the pipeline's `generate`: seed, num_images_per_prompt, negative_prompt ...
+      **options: rounds (100), share (0.08) of the tokens that may change, drawn again in a round,
+        top_k (3) most probable tokens to draw among, and the rounds' guidance_scale (4) and
+        temperature (1), a number or a pair that ramps; others are of the pipeline's `generate`.
 
     Raises:
       ImageError, ValueError: unusable image, mask or setting.
     """
-    settings = ResampleSettings(
-        rounds=rounds,
-        share=share,
-        top_k=top_k,
-        guidance_scale=first_and_last("guidance_scale", guidance_scale),
-        temperature=first_and_last("temperature", temperature),
-        frames=frames or None,
-    )
+    own = {name: options.pop(name) for name in ROUNDS if name in options}
+    own |= {name: first_and_last(name, own[name]) for name in RAMPS if name in own}
+    settings = ResampleSettings(**own, frames=frames or None)
     settings.check()
     kept: dict[str, Any]
     if mask is None:

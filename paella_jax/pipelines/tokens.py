@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from paella_jax.data.sizes import whole_image_conds
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
+from paella_jax.families.tokens import load_networks
+from paella_jax.families.vqgan import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches
-from paella_jax.pipelines.checks import check_known, check_start, check_tokens, check_weights
 from paella_jax.pipelines.geometry import Scale, Sizes
 from paella_jax.pipelines.prompts import (
     Condition,
@@ -27,7 +30,17 @@ from paella_jax.pipelines.prompts import (
     text_limit,
     tokenize,
 )
-from paella_jax.pipelines.request import Request, draw_request
+from paella_jax.pipelines.request import (
+    Form,
+    Request,
+    check_known,
+    check_start,
+    check_tokens,
+    check_weights,
+    draw_request,
+)
+from paella_jax.runs.derive import restore_trained
+from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
@@ -45,10 +58,7 @@ class TokenPipeline(Pipeline):
     seeds, temperatures and guidance.
 
     Attributes:
-      networks: predictor, tokenizer and encoders.
-      params: the trained parameters, on all devices.
-      frozen: those of the frozen networks.
-      config: of the run.
+      networks: predictor, tokenizer and encoders; `params` and `frozen` are their parameters.
       sizes: the images it draws.
     """
 
@@ -64,9 +74,7 @@ class TokenPipeline(Pipeline):
         self._encode_low = jax.jit(networks.encode_low)
         self._embed = jax.jit(networks.embed_images)
         self._embed_texts = jax.jit(networks.embed_texts)
-        self._generate = jax.jit(
-            partial(draw_request, networks), static_argnames=("settings", "grid", "joint", "trace")
-        )
+        self._generate = jax.jit(partial(draw_request, networks), static_argnames="form")
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
@@ -142,16 +150,9 @@ class TokenPipeline(Pipeline):
         )
         copies = job.num_images_per_prompt
         request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request).replace(keys=keys)
-        run = lambda piece: self._generate(
-            self.params,
-            self.frozen,
-            piece,
-            settings.ramps(),
-            settings=settings.without_ramps(),
-            grid=grid,
-            joint=bool(self.config.sampler.get("joint_guidance", False)),
-            trace=job.trace,
-        )
+        joint = bool(self.config.sampler.get("joint_guidance", False))
+        form, ramps = Form(settings.without_ramps(), grid, joint, job.trace), settings.ramps()
+        run = lambda piece: self._generate(self.params, self.frozen, piece, ramps, form=form)
         images, tokens, *history = in_batches(run, request, len(keys), job.batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
 
@@ -184,9 +185,6 @@ class TokenPipeline(Pipeline):
         elif low_tokens is not None:
             raise ValueError("low_tokens belong to super-resolution runs; this is none")
         if "micro_conds" in networks.takes:
-            # Imported here: it comes with the data sources, which no other run needs for drawing.
-            from paella_jax.data.transform import whole_image_conds
-
             pixels = networks.vqgan.downsampling
             whole = whole_image_conds(grid[0] * pixels, grid[1] * pixels)
             shared["micro_conds"] = np.tile(whole, (count, 1))
@@ -267,3 +265,33 @@ class TokenPipeline(Pipeline):
         known = Known(np.pad(tokens, border)[None], generate[None])
         height, width = (side * self.sizes.token for side in generate.shape)
         return {"known": known, **self.sizes.options(height, width)}
+
+
+def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipeline:
+    """Loads a token predictor's newest checkpoint (Paella, MUSE, aMUSEd), or a converted one.
+
+    Args:
+      directory: run folder.
+      decoder: run folder of a tokenizer with the same codes, whose decoder is used instead.
+
+    Raises:
+      CheckpointError: no run there, of another kind, incomplete or damaged.
+      ConfigError: `decoder` has other codes.
+    """
+    workdir = Path(directory)
+    config = read_config(workdir)
+    if config.method != "tokens":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
+        )
+    networks, frozen = load_networks(config, workdir)
+    if decoder:
+        vqgan, frozen["vqgan"] = swap_decoder(workdir, frozen["vqgan"], decoder)
+        networks = replace(networks, vqgan=vqgan)
+    params = restore_trained(workdir, config)
+    if networks.text_is_joint and "text_encoder" not in params:
+        raise CheckpointError(
+            f"{workdir} holds converted weights without a text encoder; convert them again with "
+            "--tokenizer VQGAN_RUN --text T5_FOLDER"
+        )
+    return TokenPipeline(networks, params, frozen, config)

@@ -16,8 +16,8 @@ from paella_jax.data.embeddings import EmbeddingSource
 from paella_jax.evaluation.oracle import score_images
 from paella_jax.families.clip_prior import ClipPriorSampler, mean_cosine
 from paella_jax.families.stage_b import make_stage_b
-from paella_jax.families.token_run import load_networks
-from paella_jax.families.tokenizer import make_vqgan
+from paella_jax.families.tokens import load_networks
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.pipelines.load import load_stage_c_pipeline

@@ -98,13 +98,11 @@ def _variations(pipe: TokenPipeline) -> Example:
 def _mixing(pipe: TokenPipeline) -> Example:
     image = _images(pipe)[0][0]
     conditions = [Condition(images=(image,)), Condition(BLUE)]
-    shares = (1.0, 0.6, 0.4, 0.0)
-    weights = np.array([[share, 1.0 - share] for share in shares], np.float32)
-    drawn = pipe.generate([conditions] * len(shares), weights=weights, seed=4).images
-    return Example(
-        [image, *drawn],
-        ["the image", *(f"{share:.1f} of it + {1 - share:.1f} of: {BLUE}" for share in shares)],
-    )
+    fractions = (1.0, 0.6, 0.4, 0.0)
+    weights = np.array([[a, 1.0 - a] for a in fractions], np.float32)
+    drawn = pipe.generate([conditions] * len(fractions), weights=weights, seed=4).images
+    titles = [f"{a:.1f} of it + {1 - a:.1f} of: {BLUE}" for a in fractions]
+    return Example([image, *drawn], ["the image", *titles])
 
 
 def _inpainting(pipe: TokenPipeline) -> Example:

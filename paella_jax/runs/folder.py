@@ -115,6 +115,26 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
 
 
+def read_config_of(method: str, workdir: str | Path, configs: str = "") -> ConfigDict:
+    """The config of a run of one method.
+
+    Args:
+      method: as configs name it, with an article where the error should have one: "a vqgan".
+      workdir: the run's folder.
+      configs: the files of such runs, for the error; default the one of the method's name.
+
+    Raises:
+      CheckpointError: no run there, or one of another method.
+    """
+    config, name = read_config(workdir), method.rpartition(" ")[2]
+    if config.method != name:
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of {method}; give the run "
+            f"folder of {configs or f'configs/{name}.py'}"
+        )
+    return config
+
+
 def read_metrics(file: Path) -> list[dict[str, float]]:
     """The rows of a metrics file; a last line cut off by a kill is left out."""
     rows = []

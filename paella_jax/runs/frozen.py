@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, from_json, to_json
 from paella_jax.files.atomic import atomic_path, write_atomically
 from paella_jax.runs.checkpoint import restore_variables
-from paella_jax.runs.folder import CheckpointError, read_config
+from paella_jax.runs.folder import CheckpointError, read_config_of
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
 
@@ -121,12 +121,7 @@ def tokenizer_run(run: str | Path) -> tuple[ConfigDict, Tree]:
     Raises:
       CheckpointError: not a tokenizer's run folder, or unreadable.
     """
-    config = read_config(run)
-    if config.method != "vqgan":
-        raise CheckpointError(
-            f"{run} holds a run of method {config.method!r}, not of a vqgan; give the run "
-            "folder of configs/vqgan.py or configs/resnet_vqgan.py"
-        )
+    config = read_config_of("a vqgan", run, "configs/vqgan.py or configs/resnet_vqgan.py")
     _, restored = restore_variables(run)
     return config, variables_of(restored["params"], restored["model_state"])
 
@@ -204,12 +199,7 @@ def stage_b_run(run: str | Path) -> tuple[ConfigDict, Tree, Tree]:
     Raises:
       CheckpointError: not a Stage B run, or unreadable.
     """
-    config = read_config(run)
-    if config.method != "stage_b":
-        raise CheckpointError(
-            f"{run} holds a run of method {config.method!r}, not of stage_b; give the run folder "
-            "of configs/stage_b.py"
-        )
+    config = read_config_of("stage_b", run)
     _, restored = restore_variables(run)
     return config, restored["params"], restored["model_state"]
 

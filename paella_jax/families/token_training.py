@@ -1,0 +1,115 @@
+"""The method of token predictors: what a run of any cell carries, and its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.data.build import make_source
+from paella_jax.data.loader import Source
+from paella_jax.data.shapes import get_spec
+from paella_jax.data.shapes_maps import ShapesWithMaps
+from paella_jax.data.sources import ShapesSource
+from paella_jax.data.transform import ConditionedImageTransform
+from paella_jax.encoders.text import truncating
+from paella_jax.families.cells import check_cell
+from paella_jax.families.token_networks import TokenNetworks
+from paella_jax.families.tokens import CLIP, load_networks
+from paella_jax.objectives.token_prediction import token_objective
+from paella_jax.runs.frozen import carry
+from paella_jax.training.method import Method
+from paella_jax.typing import Tree
+
+
+def prepare(config: ConfigDict, workdir: Path) -> None:
+    """Checks the cell and puts the frozen networks a run needs into its folder, once.
+
+    Raises:
+      ConfigError, CheckpointError: no tokenizer given, not a tokenizer, or unreadable weights.
+    """
+    check_cell(config)
+    needed = (
+        "a token predictor needs a trained tokenizer: give --config.tokenizer=RUN, the run "
+        "folder of configs/vqgan.py"
+    )
+    carry("tokenizer", config.tokenizer, workdir, needed)
+    carry("low_tokenizer", config.low_tokenizer, workdir)
+    carry("text_encoder", config.text.folder, workdir)
+    carry(CLIP, config.clip.folder, workdir)
+
+
+def token_method(config: ConfigDict, workdir: Path) -> Method:
+    """Training of a token predictor in a prepared run folder."""
+    networks, frozen = load_networks(config, workdir)
+    return networks_method(config, networks, frozen, training_source(config))
+
+
+def networks_method(
+    config: ConfigDict, networks: TokenNetworks, frozen: Tree, source: Source
+) -> Method:
+    """Training of given networks on given data, without a preview; `frozen` may be shapes."""
+    length = min(config.text.pad_to, config.text.max_length)
+    text, clip = networks.text_tokenizer, networks.clip_tokenizer
+    grid = config.data.image_size // networks.vqgan.downsampling
+    from_images: dict[str, Callable[..., jax.Array]] = {}
+    if networks.image_encoder is not None:
+        from_images["image_pooled"] = lambda *given: networks.embed_images(*given)[:, None]
+    if networks.low_vqgan is not None:
+        from_images["low_tokens"] = lambda _, *given: networks.encode_low(*given)
+    objective = token_objective(
+        networks.features,
+        networks.condition,
+        networks.encode_images,
+        config.objective,
+        networks.predictor.codebook_size,
+        mask_token=networks.predictor.mask_token,
+        from_images=from_images,
+        empty_clip_ids=None if clip is None else jnp.asarray(clip([""], 77)[0][0]),
+    )
+    return Method(
+        title=config.cell.network,
+        init=lambda key: (networks.init(key, grid), {}),
+        objective=objective,
+        frozen=frozen,
+        source=source,
+        transform=ConditionedImageTransform(
+            None if text is None else truncating(text, length),
+            length,
+            clip_tokenize=None if clip is None else truncating(clip, clip.max_length),
+            labels=config.model.num_classes > 0,
+            segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
+            micro_conds="micro_conds" in networks.takes,
+        ),
+    )
+
+
+def training_source(config: ConfigDict) -> Source:
+    """The training images, with labels and maps where the predictor is conditioned on them.
+
+    Raises:
+      ConfigError: the data has none, or more classes than the predictor.
+    """
+    source = make_source(config.data, "train", config.seed)
+    classes, segments = config.model.num_classes, config.model.num_segments
+    if not (classes or segments):
+        return source
+    if not isinstance(source, ShapesSource):
+        raise ConfigError(
+            "model.num_classes and model.num_segments need labelled data, which only "
+            "data.source=shapes has"
+        )
+    shapes = len(get_spec(source.spec_name).shapes)
+    for name, value, needed in (("classes", classes, shapes), ("segments", segments, shapes + 1)):
+        if 0 < value < needed:
+            raise ConfigError(f"model.num_{name} is {value}, the data has {needed}")
+    return ShapesWithMaps(source)
+
+
+def parameter_count(params: Tree) -> int:
+    """Number of scalars in a tree."""
+    return sum(x.size for x in jax.tree.leaves(params))
