@@ -61,6 +61,8 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 def _config_file(path: str) -> Path:
     """The file of a config's name or path. Raises ConfigError where there is none."""
     file = Path(path) if path.endswith(".py") else CONFIGS / f"{path}.py"
+    if not file.is_file() and file.parent == Path("configs"):
+        file = CONFIGS / file.name  # from any directory, as configs/compare.py does
     if not file.is_file():
         known = sorted(f.stem for f in CONFIGS.glob("*.py") if "def get_config" in f.read_text())
         raise ConfigError(

@@ -54,7 +54,7 @@ def pixel_shuffle(x: Array, factor: int) -> Array:
 
 
 def timestep_embedding(t: Array, width: int, max_period: float = 10000.0) -> Array:
-    """Sinusoids of the noise level: all sines, then all cosines (docs/models/paella.md 2.2.1).
+    """Sinusoids of the noise level: all sines, then all cosines (docs/models/paella.md 2.2).
 
     Args:
       t: float32 [batch] in [0, 1]. Stays float32: the angles reach 10 000 rad.
