@@ -1,9 +1,10 @@
 """Compare token predictors: `python -m paella_jax.compare --out DIR [--config FILE:preset]`.
 
-Trains every cell (corruption x network) at an equal budget, samples each with both samplers at
-several step counts with its own best guidance, and writes comparison.md, .json and .png to --out.
-The same command goes on where it was stopped; finished trainings and measured cells are kept.
-With `--workers 2` two processes share the work: such small networks keep one core busy. The same
+Trains every network with every corruption at an equal budget, samples each with both samplers at
+several step counts, each cell (corruption, network and sampler) with its own best guidance, and
+writes comparison.md, .json and .png to --out. The same command goes on where it was stopped;
+finished trainings and measured cells are kept.
+With `--workers 2` two processes divide the work: such small networks keep one core busy. The same
 command may also be started on several machines that share the folder.
 """
 
@@ -23,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", default="compare:shapes")
     parser.add_argument("--out", required=True, help="folder of runs and results")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--workers", type=int, default=1, help="processes that divide the work")
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
@@ -32,7 +33,7 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.comparison.run import compare
-    from paella_jax.comparison.train_cells import Stopped
+    from paella_jax.comparison.train import Stopped
 
     # Outside of training, which saves first: claims are given back and the other workers end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

@@ -2,7 +2,7 @@
 
 Writes report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
 sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
-renoised. With --tasks it writes an example picture of every image task to `tasks/`.
+renoised. With --tasks it writes an example of every image task to `tasks/`.
 With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
 directly: stages.json, stages.png.
 """
@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
     parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
     parser.add_argument("--direct", help="direct decoder run: score a Würstchen's stages apart")
-    parser.add_argument("--super_resolution", default="", help="run that enlarges the pictures")
+    parser.add_argument("--super_resolution", default="", help="run that enlarges the images")
     parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
@@ -44,12 +44,14 @@ def main() -> int:
     setup_jax()
     check_method(arguments)
 
+    from paella_jax.pipelines.load import load
     from paella_jax.reports.report import evaluate_run, show
 
+    checkpoint, out = arguments.checkpoint, Path(arguments.out or arguments.checkpoint)
     stages = {name: float(value) for name, value in (s.split("=") for s in arguments.seconds)}
     report = evaluate_run(
-        Path(arguments.checkpoint),
-        Path(arguments.out or arguments.checkpoint),
+        Path(checkpoint),
+        out,
         num_images=arguments.num_images,
         step_counts=[int(s) for s in arguments.steps.split(",") if s],
         stage_seconds=stages,
@@ -59,24 +61,17 @@ def main() -> int:
     if arguments.direct:
         from paella_jax.reports.stages import compare_decoders, show_decoders
 
-        out = Path(arguments.out or arguments.checkpoint)
         count = arguments.num_images or 256
-        rows = compare_decoders(arguments.checkpoint, arguments.direct, out, count)
-        print(show_decoders(rows))
+        print(show_decoders(compare_decoders(checkpoint, arguments.direct, out, count)))
     if arguments.tasks:
-        from paella_jax.pipelines.load import load
         from paella_jax.reports.task_examples import draw_task_examples
 
-        folder = Path(arguments.out or arguments.checkpoint) / "tasks"
-        print(
-            f"wrote {len(draw_task_examples(load(arguments.checkpoint), folder))} tasks: {folder}"
-        )
+        files = draw_task_examples(load(checkpoint), out / "tasks")
+        print(f"wrote {len(files)} tasks: {out / 'tasks'}")
     if arguments.sweep:
-        from paella_jax.pipelines.load import load
         from paella_jax.reports.sweep import show_sweep, sweep
 
-        out = Path(arguments.out or arguments.checkpoint)
-        print(show_sweep(sweep(load(arguments.checkpoint), out, arguments.sweep_images)))
+        print(show_sweep(sweep(load(checkpoint), out, arguments.sweep_images)))
     return 0
 
 

@@ -19,12 +19,12 @@ from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.objectives.token_prediction import token_objective
-from paella_jax.pipelines import editing, mask_free_editing
+from paella_jax.pipelines import editing
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir, read_metrics
-from paella_jax.sampling.renoise import Known
 from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_loop import Known
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
@@ -172,7 +172,7 @@ def test_mask_free_editing(transformer, picture):
     tokens, mask = transformer.encode(picture[None]), np.zeros((32, 32), bool)
     mask[:16] = True
     options = {"rounds": 2, "share": 0.1, "guidance_scale": 1.0, "seed": 1}
-    result = mask_free_editing.edit(transformer, picture, RED, mask=mask, frames=2, **options)
+    result = editing.edit(transformer, picture, RED, mask=mask, frames=2, **options)
     changed = result.tokens != tokens
     assert 1 <= changed.sum() <= 6 and not changed[:, 4:].any()  # 3 of 32 in a round
     assert result.trace.shape == (2, 1, 8, 8) and result.tokens.max() < CODES
@@ -190,10 +190,10 @@ def test_what_a_transformer_cannot_draw(transformer, picture):
         (lambda: editing.outpaint(transformer, picture[:10, :8], RED, top=4), "make 14x8; this"),
         (lambda: editing.outpaint(transformer, picture[:30], RED, top=2), "top is 2 pixels"),
         (lambda: editing.inpaint(transformer, picture, mask[:16], RED), "make them equal"),
-        (lambda: mask_free_editing.edit(transformer, picture, RED, mask=mask[:16]), "make them"),
-        (lambda: mask_free_editing.edit(transformer, picture[:16], RED), "crop it to 32x32"),
-        (lambda: mask_free_editing.edit(transformer, picture, RED, rounds=0), "rounds=0"),
-        (lambda: mask_free_editing.edit(transformer, picture, RED, num_steps=3), "no sampler: num"),
+        (lambda: editing.edit(transformer, picture, RED, mask=mask[:16]), "make them"),
+        (lambda: editing.edit(transformer, picture[:16], RED), "crop it to 32x32"),
+        (lambda: editing.edit(transformer, picture, RED, rounds=0), "rounds=0"),
+        (lambda: editing.edit(transformer, picture, RED, num_steps=3), "no sampler: num"),
         (lambda: transformer.generate(RED, resampling=ResampleSettings()), "give image_tokens"),
         (lambda: transformer.strip(transformer.generate(RED)), "draw it with trace=True"),
     ]

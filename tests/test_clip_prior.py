@@ -33,7 +33,13 @@ from paella_jax.objectives.noise_prediction import clip_prior_objective, drop_em
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir, read_metrics
-from paella_jax.sampling.ddpm import DDPMSettings, Randomness, sample, segment_times
+from paella_jax.sampling.diffusion import (
+    DDPMSettings,
+    GaussianRandomness,
+    GaussianStart,
+    sample,
+    segment_times,
+)
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.loop import train
 
@@ -45,8 +51,9 @@ def fresh_parameters(model):
     return jax.jit(model.init)(jax.random.key(0), embedding, jnp.zeros((1,)), embedding)["params"]
 
 
-def quick_sample(denoise, key, shape, settings, **kwargs):
-    return jax.jit(lambda key, kwargs: sample(denoise, key, shape, settings, **kwargs))(key, kwargs)
+def quick_sample(denoise, key, shape, settings, **start):
+    run = lambda key, start: sample(denoise, key, shape, settings, start=start)
+    return jax.jit(run)(key, GaussianStart(**start))
 
 
 def test_released_size():
@@ -151,7 +158,7 @@ def test_ddpm_keeps_unit_noise_as_it_is():
     drawn = quick_sample(denoise, jax.random.key(0), (8, 4096), settings)
     assert abs(float(drawn.std()) - 1.0) < 0.05
     start = gaussian_noise(sample_keys(jax.random.key(0), jnp.arange(8)), (4096,))
-    randomness = Randomness(start, jnp.zeros((200, *start.shape)))
+    randomness = GaussianRandomness(start, jnp.zeros((200, *start.shape)))
     silent = quick_sample(denoise, jax.random.key(0), start.shape, settings, randomness=randomness)
     assert float(silent.std()) < 0.5
 

@@ -15,7 +15,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.clip_weights import load_clip_text_folder
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
-from paella_jax.pipelines import editing
+from paella_jax.pipelines import variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir
@@ -74,11 +74,11 @@ def test_clip_text_and_images_reach_the_picture(pipe):
 
 def test_the_prior_stands_in_for_an_image(pipe):
     sampler = prior_sampler(PROJECTION)
-    conditions = editing.with_prior(pipe, sampler, [PROMPT, PROMPT], seed=[3, 4])
+    conditions = variations.with_prior(pipe, sampler, [PROMPT, PROMPT], seed=[3, 4])
     assert [c.prompt for c in conditions] == [PROMPT, PROMPT]
     first, second = (np.asarray(c.images[0]) for c in conditions)
     assert first.shape == (PROJECTION,) and np.abs(first - second).max() > 1e-3
-    again = editing.with_prior(pipe, sampler, [Condition(PROMPT, label=None)], seed=4)
+    again = variations.with_prior(pipe, sampler, [Condition(PROMPT, label=None)], seed=4)
     # Alone or in a batch: the same draw, up to the rounding of a product of another size.
     np.testing.assert_allclose(second, again[0].images[0], rtol=1e-4, atol=1e-5)
     assert pipe.generate(conditions).images.shape == (2, 32, 32, 3)
@@ -86,7 +86,7 @@ def test_the_prior_stands_in_for_an_image(pipe):
 
 def test_what_does_not_belong_together_is_named(pipe, tmp_path):
     with pytest.raises(ValueError, match=f"needs \\[batch, {PROJECTION + 1}\\]"):
-        editing.with_prior(pipe, prior_sampler(PROJECTION + 1), [PROMPT])
+        variations.with_prior(pipe, prior_sampler(PROJECTION + 1), [PROMPT])
     for folder, words in (("", "needs --config.clip.folder"), (tmp_path, "not a model folder")):
         workdir = tmp_path / f"run{len(words)}"
         config = clip_config(folder)

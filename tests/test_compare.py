@@ -14,7 +14,8 @@ from functools import partial
 import pytest
 import small
 
-from paella_jax.comparison import train_cells
+from paella_jax.comparison import train as train_cells
+from paella_jax.comparison.claims import Task, claim, do_together
 from paella_jax.comparison.measure import measured_captions, with_speed
 from paella_jax.comparison.plan import (
     Training,
@@ -25,12 +26,11 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
-from paella_jax.comparison.share import Task, claim, do_together
-from paella_jax.comparison.train_cells import (
+from paella_jax.comparison.train import (
     check_finished,
     planned,
     read_trained,
-    train_cell,
+    train_network,
 )
 from paella_jax.config import ConfigError, load_config
 from paella_jax.registry import build_method
@@ -222,7 +222,7 @@ def test_a_budget_in_seconds(tokenizer, tmp_path):
     )
     training = Training("mask", "unet", 0)
     run, size = planned(config, training, tokenizer)
-    train_cell(config, training, run, tmp_path)
+    train_network(config, training, run, tmp_path)
     told = json.loads((tmp_path / "runs/unet_mask_0.calibration.json").read_text())
     done = read_trained(training, size, tmp_path)
     assert done.images == 8 * max(round(0.5 / told["seconds_per_step"]), 1)
@@ -258,7 +258,7 @@ def test_sigterm_in_the_last_step_ends_the_comparison_and_keeps_the_cell(
     )
     run, size = planned(config, training, tokenizer)
     with pytest.raises(train_cells.Stopped):
-        train_cell(config, training, run, tmp_path)
+        train_network(config, training, run, tmp_path)
     assert read_trained(training, size, tmp_path).images == run.num_steps * 8
 
 
@@ -297,7 +297,7 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path):
     """Even before anyone has waited for it."""
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from paella_jax.comparison.share import claim\n"
+        "from paella_jax.comparison.claims import claim\n"
         "with claim(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
     )
     file = tmp_path / "one"

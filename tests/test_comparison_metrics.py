@@ -22,7 +22,6 @@ from paella_jax.evaluation.diversity import diversity, mean_pairwise_distance
 from paella_jax.evaluation.frechet import feature_statistics, frechet_distance
 from paella_jax.evaluation.token_cross_entropy import (
     LEVELS,
-    average_scores,
     corrupt_exactly,
     corrupted_token_scores,
 )
@@ -240,16 +239,11 @@ def test_a_sample_does_not_depend_on_its_batch(tokens, keys):
     settings = {"mask_token": None, "levels": (0.3, 0.7)}
     whole = scores_of(logits, tokens, keys, **settings)
     parts = [scores_of(logits, tokens[c], keys[c], **settings) for c in np.split(np.arange(6), 2)]
-    for level, entry in average_scores(parts).items():
-        assert entry == pytest.approx(whole[level], rel=1e-5)
+    for level, entry in whole.items():
+        for name in ("cross_entropy", "accuracy"):
+            mean = sum(part[level][name] for part in parts) / len(parts)
+            assert mean == pytest.approx(entry[name], rel=1e-5)
         assert parts[0][level]["images"] == 3 and entry["images"] == IMAGES
-
-
-def test_batches_weigh_as_many_images_as_they_hold():
-    small = {"10": {"cross_entropy": 1.0, "accuracy": 1.0, "positions": 6, "images": 1}}
-    large = {"10": {"cross_entropy": 5.0, "accuracy": 0.0, "positions": 6, "images": 3}}
-    expected = {"cross_entropy": 4.0, "accuracy": 0.25, "positions": 6, "images": 4}
-    assert average_scores([small, large]) == {"10": expected}
 
 
 def test_bad_inputs_are_refused(tokens, keys):
@@ -261,9 +255,3 @@ def test_bad_inputs_are_refused(tokens, keys):
         scores_of(zeros, tokens, keys[:5])
     with pytest.raises(ValueError, match=r"logits have shape \[6, 8, 8, 3\]"):
         scores_of(lambda x, t: jnp.zeros((*x.shape, 3)), tokens, keys)
-    with pytest.raises(ValueError, match="same levels"):
-        average_scores(
-            [scores_of(zeros, tokens, keys), scores_of(zeros, tokens, keys, levels=(1.0,))]
-        )
-    with pytest.raises(ValueError, match="at least one"):
-        average_scores([])

@@ -14,14 +14,17 @@ from paella_jax import sample as sample_command
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import ByteTokenizer, PromptError
 from paella_jax.encoders.emphasis import text_weights
-from paella_jax.pipelines import editing, mask_free_editing
+from paella_jax.images.read import read_image
+from paella_jax.images.write import save_images, save_strip
+from paella_jax.pipelines import editing, variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.registry import build_method
 from paella_jax.reports import sweep as sweep_module
 from paella_jax.reports import task_examples
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.guidance import mix
-from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
+from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.token_loop import Known, Randomness, Start, Vocabulary
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
@@ -33,9 +36,10 @@ def predict(tokens, t):
     return table[tokens] + table[jnp.roll(tokens, 1, 2)] * (1.5 - t).reshape(-1, 1, 1, 1)
 
 
-def draw(settings, seed=0, **options):
+def draw(settings, seed=0, trace=False, **start):
     denoise = lambda tokens, t, scale: predict(tokens, t)
-    return sample(denoise, jax.random.key(seed), SHAPE, settings, codebook_size=CODES, **options)
+    key, start = jax.random.key(seed), Start(**start)
+    return sample(denoise, key, SHAPE, settings, Vocabulary(CODES), start, trace=trace)
 
 
 def random_map(seed):
@@ -64,7 +68,7 @@ def test_image_start_noises_the_right_share():
     """Exactly the positions at or below t_start hold the initial noise; the network sees that."""
     uniform = jax.random.uniform(jax.random.key(3), SHAPE)
     noise, image, seen = random_map(4), random_map(5), []
-    randomness = Randomness(noise, jnp.zeros((1, *SHAPE)), uniform)
+    randomness = Randomness(jnp.zeros((1, *SHAPE)), uniform, noise)
 
     def spy(tokens, t, scale):
         seen.append((tokens, t))
@@ -76,9 +80,8 @@ def test_image_start_noises_the_right_share():
             jax.random.key(0),
             SHAPE,
             RenoiseSettings(num_steps=1, t_start=0.4, draw="argmax"),
-            codebook_size=CODES,
-            randomness=randomness,
-            image_tokens=image,
+            Vocabulary(CODES),
+            Start(image_tokens=image, randomness=randomness),
         )
     (tokens, t), *_ = seen
     np.testing.assert_array_equal(tokens, np.where(uniform <= 0.4, noise, image))
@@ -178,7 +181,7 @@ def test_morphing_starts_from_the_noised_image(pipe, picture):
 
 
 def test_interpolation_ends_equal_the_single_prompts(pipe):
-    strip = editing.interpolate(pipe, RED, BLUE, frames=4, seed=5)
+    strip = variations.interpolate(pipe, RED, BLUE, frames=4, seed=5)
     assert strip.images.shape[0] == 4
     np.testing.assert_array_equal(strip.tokens[0], pipe.generate(RED, seed=5).tokens[0])
     np.testing.assert_array_equal(strip.tokens[-1], pipe.generate(BLUE, seed=5).tokens[0])
@@ -191,13 +194,13 @@ def test_a_wider_canvas_needs_no_new_parameters(pipe):
 def test_image_conditions(pipe, picture):
     """Variations, a mix of two images, and the strip between their embeddings."""
     other = 255 - picture
-    result = editing.variations(pipe, [picture], guidance_scale=9.0)
-    unlike = editing.variations(pipe, [other], guidance_scale=9.0)
+    result = variations.variations(pipe, [picture], guidance_scale=9.0)
+    unlike = variations.variations(pipe, [other], guidance_scale=9.0)
     assert (result.tokens != unlike.tokens).any()
-    both = editing.variations(pipe, [picture, other], RED)
+    both = variations.variations(pipe, [picture, other], RED)
     assert both.images.shape == (1, 32, 32, 3)
-    strip = editing.interpolate_images(pipe, picture, other, frames=3, seed=2)
-    ends = [editing.variations(pipe, [image], seed=2).tokens[0] for image in (picture, other)]
+    strip = variations.interpolate_images(pipe, picture, other, frames=3, seed=2)
+    ends = [variations.variations(pipe, [image], seed=2).tokens[0] for image in (picture, other)]
     np.testing.assert_array_equal(strip.tokens[0], ends[0])
     np.testing.assert_array_equal(strip.tokens[-1], ends[1])
 
@@ -233,7 +236,7 @@ def test_a_photo_is_turned_as_its_camera_says(tmp_path):
     exif = image.getexif()
     exif[274] = 6
     image.save(tmp_path / "turned.png", exif=exif)
-    assert editing.read_image(tmp_path / "turned.png").shape == (8, 12, 3)
+    assert read_image(tmp_path / "turned.png").shape == (8, 12, 3)
 
 
 def test_strength_zero_makes_as_many_copies(pipe, picture):
@@ -271,9 +274,9 @@ def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
 
 def test_slerp():
     a, b = np.array([2.0, 0.0], np.float32), np.array([0.0, 4.0], np.float32)
-    np.testing.assert_allclose(editing.slerp(a, b, 0.5), 3.0 * np.sqrt([0.5, 0.5]), rtol=1e-6)
-    assert editing.slerp(a, b, 0.0) is a and editing.slerp(a, b, 1.0) is b
-    np.testing.assert_allclose(editing.slerp(a, 3 * a, 0.5), 2 * a)
+    np.testing.assert_allclose(variations.slerp(a, b, 0.5), 3.0 * np.sqrt([0.5, 0.5]), rtol=1e-6)
+    assert variations.slerp(a, b, 0.0) is a and variations.slerp(a, b, 1.0) is b
+    np.testing.assert_allclose(variations.slerp(a, 3 * a, 0.5), 2 * a)
 
 
 def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
@@ -306,7 +309,7 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
             ),
             "num_images_per_prompt must be at least 1",
         ),
-        (lambda: editing.interpolate(pipe, RED, BLUE, frames=1), "at least 2 frames"),
+        (lambda: variations.interpolate(pipe, RED, BLUE, frames=1), "at least 2 frames"),
         (lambda: pipe.generate([[RED, BLUE]], weights=[1.0]), "2 conditions in 1 pictures"),
         (lambda: pipe.generate([[RED, BLUE]], weights=[0.0, 0.0]), "positive sum"),
         (lambda: pipe.generate([[RED, BLUE], [RED]]), "same number of conditions"),
@@ -406,10 +409,10 @@ def files(picture, tmp_path_factory):
     return {name: str(folder / file) for name, file in FILES.items()}
 
 
-def command_line(monkeypatch, pipe, files, flags, draw=sample_command.draw):
+def command_line(monkeypatch, pipe, files, flags):
     arguments = ["--checkpoint", "RUN", "--prompt", RED, *(files.get(f, f) for f in flags)]
     monkeypatch.setattr("sys.argv", ["sample", *arguments])
-    return draw(pipe, sample_command.parse())
+    return sample_command.draw(pipe, sample_command.parse())
 
 
 @pytest.mark.parametrize("task", COMMANDS)
@@ -418,7 +421,7 @@ def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, ta
     result, titles = command_line(monkeypatch, pipe, files, flags)
     assert result.images.shape == shape and len(titles) == shape[0]
     for name in ("grid.png", "movie.gif", "folder"):
-        sample_command.write(tmp_path / name, result.images, titles)
+        save_images(tmp_path / name, result.images, titles)
         assert (tmp_path / name).exists()
 
 
@@ -445,7 +448,7 @@ def test_strips_of_the_steps(pipe, files, monkeypatch, tmp_path, task):
     np.testing.assert_allclose(strip[-1], result.images, atol=1e-5)
     assert (strip[0] != strip[-1]).any()
     for name in ("grid.png", "movie.gif", "folder"):
-        sample_command.write_strip(tmp_path / name, strip, titles)
+        save_strip(tmp_path / name, strip, titles)
     with Image.open(tmp_path / "grid.png") as grid, Image.open(tmp_path / "movie.gif") as movie:
         assert (grid.width > grid.height) == (steps > count)
         assert movie.size == (96 * count, 96) and movie.n_frames == 2 * (steps - 1)
@@ -466,7 +469,7 @@ def test_outpainting_takes_any_image_that_fills_the_canvas(pipe, picture):
 
 def test_mask_free_editing(pipe, picture):
     """The same seed gives the same image in any batch; the prompt and guidance have a say."""
-    edit = lambda prompt=RED, **options: mask_free_editing.edit(
+    edit = lambda prompt=RED, **options: editing.edit(
         pipe, picture, prompt, **({"rounds": 6, "share": 0.2, "seed": 4} | options)
     )
     both = edit(num_images_per_prompt=2)

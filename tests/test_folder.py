@@ -11,7 +11,7 @@ from PIL import Image
 
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
-from paella_jax.data.folder import FolderSource, load_image
+from paella_jax.data.folder import FolderSource
 from paella_jax.data.loader import make_iterator
 from paella_jax.data.transform import ConditionedImageTransform
 
@@ -86,7 +86,8 @@ def test_crop_is_central(tmp_path):
     image = np.zeros((10, 30, 3), np.uint8)
     image[:, 10:20] = 200
     Image.fromarray(image).save(tmp_path / "a.png")
-    assert (load_image(tmp_path / "a.png", 10)[:, 2:8] == 200).all()
+    pixels = FolderSource(str(tmp_path), 10, captions=False)[0]["image"]
+    assert (pixels[:, 2:8] == 200).all()
 
 
 def test_photos_are_turned_upright(tmp_path):
@@ -95,7 +96,7 @@ def test_photos_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # the camera was upside down
     image.save(tmp_path / "a.png", exif=exif)
-    pixels = load_image(tmp_path / "a.png", 20)
+    pixels = FolderSource(str(tmp_path), 20, captions=False)[0]["image"]
     assert pixels[2:8].max() == 0 and pixels[12:18].min() == 255
 
 

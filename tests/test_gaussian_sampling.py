@@ -11,8 +11,14 @@ import pytest
 
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
 from paella_jax.noise.tokens import sample_keys
-from paella_jax.sampling.ddpm import DDPMSettings, Known, Randomness, sample
-from paella_jax.sampling.dpm_solver import FEW_STEPS, dpm_corrections
+from paella_jax.sampling.diffusion import (
+    DDPMSettings,
+    GaussianRandomness,
+    GaussianStart,
+    KnownValues,
+    sample,
+)
+from paella_jax.sampling.steppers import FEW_STEPS, dpm_corrections
 
 KEY = jax.random.key(0)
 SHAPE = (2, 3, 5)
@@ -20,8 +26,9 @@ SCHEDULE = CosineSchedule()
 bent = lambda x, t, scale: jnp.sin(2.0 * x) + t[:, None, None]
 
 
-def draw(denoise, settings, shape=SHAPE, key=KEY, **kwargs):
-    return jax.jit(lambda key, kwargs: sample(denoise, key, shape, settings, **kwargs))(key, kwargs)
+def draw(denoise, settings, shape=SHAPE, key=KEY, **start):
+    run = lambda key, start: sample(denoise, key, shape, settings, start=start)
+    return jax.jit(run)(key, GaussianStart(**start))
 
 
 def alpha_bars(settings):
@@ -186,8 +193,8 @@ def test_inpainting_is_the_formula():
     values, start = rng.normal(size=(2, *SHAPE)).astype(np.float32)
     fresh, noise = rng.normal(size=(2, 4, *SHAPE)).astype(np.float32)
     mask = np.float32([1, 0, 0.5, 1, 0]).reshape(1, 1, 5)
-    known = Known(values, mask)
-    ours = draw(bent, settings, known=known, randomness=Randomness(start, fresh, noise))
+    known = KnownValues(values, mask)
+    ours = draw(bent, settings, known=known, randomness=GaussianRandomness(start, fresh, noise))
 
     alpha_bar, x = alpha_bars(settings), start.astype(np.float64)
     for i, t in enumerate(settings.times()[:-1]):
@@ -211,7 +218,7 @@ def test_kept_values_stay_whatever_the_rest_does(stepper):
         return (x - jnp.sqrt(alpha_bar) * target) / jnp.sqrt(1.0 - alpha_bar)
 
     mask = jnp.arange(5).reshape(1, 1, 5) < 2
-    drawn = draw(denoise, settings, known=Known(values, mask))
+    drawn = draw(denoise, settings, known=KnownValues(values, mask))
     np.testing.assert_allclose(drawn[..., 2:], values[..., 2:], atol=0.05)
     np.testing.assert_allclose(drawn[..., :2], 3.0, atol=0.05)
 
@@ -220,13 +227,13 @@ def test_a_kept_samples_noise_does_not_depend_on_its_batch():
     values = jax.random.normal(jax.random.key(1), SHAPE)
     mask = jnp.arange(5).reshape(1, 1, 5) < 2
     settings = DDPMSettings(num_steps=3)
-    whole = draw(bent, settings, known=Known(values, mask))
+    whole = draw(bent, settings, known=KnownValues(values, mask))
     alone = draw(
         bent,
         settings,
         (1, *SHAPE[1:]),
-        known=Known(values[1:], mask),
-        sample_index=jnp.array([1]),
+        key=sample_keys(KEY, jnp.array([1])),
+        known=KnownValues(values[1:], mask),
     )
     np.testing.assert_allclose(whole[1:], alone, rtol=1e-4, atol=1e-4)
 
@@ -261,12 +268,12 @@ WRONG_ARRAYS = {
     "either initial .* or image": {"initial": ZEROS, "image": ZEROS},
     r"initial has shape \(2, 3, 4\)": {"initial": ZEROS[..., :4]},
     r"image has shape \(1, 3, 5\)": {"image": ZEROS[:1]},
-    r"known.values has shape \(3, 5\)": {"known": Known(ZEROS[0], ZEROS)},
-    r"known.generate has shape \(3, 5\)": {"known": Known(ZEROS, ZEROS[0])},
-    r"known.generate has shape \(1, 3, 4\)": {"known": Known(ZEROS, ZEROS[:1, :, :4])},
+    r"known.values has shape \(3, 5\)": {"known": KnownValues(ZEROS[0], ZEROS)},
+    r"known.generate has shape \(3, 5\)": {"known": KnownValues(ZEROS, ZEROS[0])},
+    r"known.generate has shape \(1, 3, 4\)": {"known": KnownValues(ZEROS, ZEROS[:1, :, :4])},
     "randomness.known is missing": {
-        "known": Known(ZEROS, ZEROS),
-        "randomness": Randomness(ZEROS, np.zeros((4, *SHAPE), np.float32)),
+        "known": KnownValues(ZEROS, ZEROS),
+        "randomness": GaussianRandomness(ZEROS, np.zeros((4, *SHAPE), np.float32)),
     },
 }
 
@@ -274,4 +281,5 @@ WRONG_ARRAYS = {
 @pytest.mark.parametrize("message", WRONG_ARRAYS)
 def test_wrong_arrays(message):
     with pytest.raises(ValueError, match=message):
-        sample(bent, KEY, SHAPE, DDPMSettings(num_steps=4), **WRONG_ARRAYS[message])
+        start = GaussianStart(**WRONG_ARRAYS[message])
+        sample(bent, KEY, SHAPE, DDPMSettings(num_steps=4), start=start)

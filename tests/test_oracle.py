@@ -9,7 +9,7 @@ import pytest
 
 from paella_jax.data.shapes import SPECS, Scene, ShapeObject, sample_scene
 from paella_jax.data.shapes_render import render
-from paella_jax.evaluation.oracle import compare_scenes, read_scene, read_scenes, score
+from paella_jax.evaluation.oracle import compare_scenes, read_scenes, score
 
 RATES = ("background", "count", "position", "color", "shape", "size")
 
@@ -62,7 +62,7 @@ def test_float_and_bytes_and_single_images_agree():
     read = read_scenes(few, spec)
     assert read == read_scenes(few / np.float32(255), spec)
     assert read == read_scenes((few / 255).astype(np.float16), spec)
-    assert read == [read_scene(image, spec) for image in few] == list(scenes[:20])
+    assert read == [read_scenes(image[None], spec)[0] for image in few] == list(scenes[:20])
     assert read_scenes(few[:0], spec) == []
 
 

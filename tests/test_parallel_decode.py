@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paella_jax.noise.tokens import sample_keys
 from paella_jax.sampling.parallel_decode import (
-    DecodeRandomness,
     ParallelDecodeSettings,
     least_confident,
-    mask_lengths,
     parallel_decode,
 )
-from paella_jax.sampling.renoise import Known, Ramps
+from paella_jax.sampling.token_loop import Known, Ramps, Randomness, Start
 
 CODES, MASK = 11, 15
 SHAPE = (3, 4, 5)
@@ -32,12 +31,19 @@ def denoise(tokens, t, scale):
     return logits if scale is None else logits * scale
 
 
-def decode(settings=SETTINGS, shape=SHAPE, key=0, **kwargs):
-    key = jax.random.key(key)
+def decode(settings=SETTINGS, shape=SHAPE, key=0, ramps=None, trace=False, index=None, **start):
+    key, start = jax.random.key(key), Start(**start)
+    if index is not None:
+        key = sample_keys(key, jnp.array(index))
     run = jax.jit(
-        lambda key: parallel_decode(denoise, key, shape, settings, mask_token=MASK, **kwargs)
+        lambda key: parallel_decode(denoise, key, shape, settings, MASK, start, ramps, trace)
     )
     return run(key)
+
+
+def mask_lengths(settings, positions):
+    """Tokens still masked after every step but the last, before clamping; int64 [num_steps - 1]."""
+    return np.floor(np.float32(positions) * settings.mask_ratios()[:-1]).astype(np.int64)
 
 
 def test_each_step_leaves_the_scheduled_number_masked():
@@ -85,7 +91,7 @@ def test_ties_are_not_masked():
 
 def test_a_sample_depends_on_its_index_alone():
     whole = decode()
-    part = decode(shape=(2, 4, 5), sample_index=jnp.array([2, 0]))
+    part = decode(shape=(2, 4, 5), index=[2, 0])
     np.testing.assert_array_equal(part, whole[jnp.array([2, 0])])
     assert (whole[0] != whole[1]).any() and (decode(key=1) != whole).any()
 
@@ -100,9 +106,7 @@ def test_kept_tokens_stay_and_their_share_shortens_the_schedule():
     share = np.float32(0.5)
     expected = np.floor(20 * (share * SETTINGS.mask_ratios()[:-1]))
     np.testing.assert_array_equal((visited.tokens[:-1, 0] == MASK).sum((1, 2)), expected)
-    alone = decode(
-        shape=(1, 4, 5), known=Known(tokens[:1], generate[:1]), sample_index=jnp.array([0])
-    )
+    alone = decode(shape=(1, 4, 5), known=Known(tokens[:1], generate[:1]), index=[0])
     np.testing.assert_array_equal(alone[0], result[0])
 
 
@@ -112,7 +116,7 @@ def test_starting_from_an_image():
     settings = replace(SETTINGS, strength=0.5)
     assert settings.start_step == 3
     uniform = jax.random.uniform(jax.random.key(3), SHAPE)
-    randomness = DecodeRandomness(jax.random.uniform(jax.random.key(4), (6, *SHAPE)), uniform)
+    randomness = Randomness(jax.random.uniform(jax.random.key(4), (6, *SHAPE)), uniform)
     result, visited = decode(settings, image_tokens=image, randomness=randomness, trace=True)
     assert len(visited.tokens) == 3
     np.testing.assert_array_equal(result == 12, uniform >= np.cos(np.pi / 4).astype(np.float32))
@@ -135,9 +139,9 @@ def test_guidance_and_ramps():
             jax.debug.callback(lambda a, b: seen.append((float(a), float(b))), scale, t[0])
         return denoise(tokens, t, scale)
 
-    run = lambda settings: jax.jit(
-        lambda key: parallel_decode(spy, key, SHAPE, settings, mask_token=MASK)
-    )(jax.random.key(0))
+    run = lambda settings: jax.jit(lambda key: parallel_decode(spy, key, SHAPE, settings, MASK))(
+        jax.random.key(0)
+    )
     ramp = replace(SETTINGS, guidance_scale=(1.0, 6.0))
     run(ramp)
     jax.effects_barrier()
@@ -183,7 +187,7 @@ def test_bad_settings_are_named(change, message):
             replace(SETTINGS, strength=0.5),
             {
                 "image_tokens": jnp.zeros(SHAPE),
-                "randomness": DecodeRandomness(jnp.zeros((6, *SHAPE))),
+                "randomness": Randomness(jnp.zeros((6, *SHAPE))),
             },
             "start_uniform",
         ),
@@ -191,4 +195,4 @@ def test_bad_settings_are_named(change, message):
 )
 def test_inputs_that_do_not_belong_together(settings, inputs, message):
     with pytest.raises(ValueError, match=message):
-        parallel_decode(denoise, jax.random.key(0), SHAPE, settings, mask_token=MASK, **inputs)
+        parallel_decode(denoise, jax.random.key(0), SHAPE, settings, MASK, Start(**inputs))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 
@@ -12,13 +14,14 @@ import small
 from PIL import Image
 
 import paella_jax
+from paella_jax import pipelines
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.registry import build_method
 from paella_jax.reports.report import evaluate_run
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 from paella_jax.training.loop import train
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
@@ -117,6 +120,47 @@ def test_tokens_must_be_codes_and_masks_may_be_bytes(pipeline):
             pipeline.generate(RED, known=Known(wrong, part))
         with pytest.raises(ValueError, match=r"image_tokens .* from 0 to 31"):
             pipeline.generate(RED, image_tokens=wrong, t_start=0.5)
+
+
+LOADED = """
+import sys, paella_jax
+paella_jax.load(sys.argv[1])
+print(len([name for name in sys.modules if name.split(".")[0] == "paella_jax"]))
+"""
+
+
+def test_loading_imports_what_the_run_needs(run_folder):
+    """At most 70 of the package's files, its `__init__`s included."""
+    command = [sys.executable, "-c", LOADED, str(run_folder)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=True)
+    assert int(result.stdout) <= 70
+
+
+def code_lines(file, names):
+    """Lines of functions ("name" or "Class.name") without docstrings, comments and blanks."""
+    text, found = file.read_text(), {}
+    nodes = [("", node) for node in ast.parse(text).body]
+    for prefix, node in nodes:
+        if isinstance(node, ast.ClassDef):
+            nodes += [(f"{node.name}.", inner) for inner in node.body]
+        elif isinstance(node, ast.FunctionDef):
+            found[prefix + node.name] = node
+    total, lines = 0, [line.strip() for line in text.splitlines()]
+    for name in names:
+        node = found[name]
+        doc = node.body[0] if ast.get_docstring(node) else None
+        inside = range(doc.lineno, doc.end_lineno + 1) if doc else ()
+        numbers = [n for n in range(node.lineno, node.end_lineno + 1) if n not in inside]
+        total += sum(bool(lines[n - 1]) and lines[n - 1][0] != "#" for n in numbers)
+    return total
+
+
+def test_prompt_to_image_is_a_short_reading():
+    """Nine files, at most 400 lines of them: the docstring of pipelines/ says which."""
+    steps = re.findall(r"^\d\. (\S+\.py) ((?:`[\w.]+`\s*)+):", pipelines.__doc__, re.M)
+    assert len({file for file, _ in steps}) == len(steps) == 9
+    root = small.ROOT / "paella_jax"
+    assert sum(code_lines(root / f, re.findall(r"`([\w.]+)`", names)) for f, names in steps) <= 400
 
 
 def test_load_refuses_what_is_no_paella_run(tmp_path, run_folder):

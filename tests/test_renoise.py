@@ -12,16 +12,19 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from paella_jax.noise.tokens import sample_keys
 from paella_jax.ops.categorical import draw_categorical
 from paella_jax.ops.codebook import nearest_code
 from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import combine, guide, guide_jointly
-from paella_jax.sampling.renoise import Randomness, RenoiseSettings, sample
+from paella_jax.sampling.renoise import RenoiseSettings, sample
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.token_loop import Randomness, Start, Vocabulary
 
 GRID, CODES, BATCH = (4, 6), 24, 3
 SHAPE = (BATCH, *GRID)
 CODEBOOK = jax.random.normal(jax.random.key(70), (CODES, 4))
+VOCABULARY = Vocabulary(CODES, codebook=CODEBOOK)
 BASE = RenoiseSettings(num_steps=5, temperature=(1.0, 0.5), guidance_scale=(3.0, 2.0))
 
 
@@ -41,10 +44,9 @@ def network(seed):
 CONDITIONAL, UNCONDITIONAL = network(71), network(72)
 
 
-def unjitted_run(key, settings, shape=SHAPE, trace=False, **options):
+def unjitted_run(key, settings, shape=SHAPE, trace=False, ramps=None, **start):
     denoise = guide(CONDITIONAL, UNCONDITIONAL)
-    options = {"codebook": CODEBOOK, "codebook_size": CODES, "trace": trace} | options
-    return sample(denoise, key, shape, settings, **options)
+    return sample(denoise, key, shape, settings, VOCABULARY, Start(**start), ramps, trace)
 
 
 run = jax.jit(unjitted_run, static_argnames=("settings", "trace", "shape"))
@@ -53,7 +55,8 @@ run = jax.jit(unjitted_run, static_argnames=("settings", "trace", "shape"))
 def recorded(settings, seed=0):
     rng = np.random.default_rng(seed)
     masks = rng.uniform(size=(settings.num_steps, *SHAPE)).astype(np.float32)
-    return Randomness(jnp.asarray(rng.integers(0, CODES, SHAPE), jnp.int32), jnp.asarray(masks))
+    initial = jnp.asarray(rng.integers(0, CODES, SHAPE), jnp.int32)
+    return Randomness(jnp.asarray(masks), initial=initial)
 
 
 @partial(jax.jit, static_argnames=("guided", "draw", "typical"))
@@ -117,7 +120,7 @@ def plain_loop(key, settings, randomness, initial_tokens=None):
         )
         if i < limit(settings.renoise_steps, count - 1):
             sources = {"initial": randomness.initial, "previous": x, "fresh": fresh}
-            noised = randomness.mask_uniform[i] <= times[i + 1]
+            noised = randomness.uniform[i] <= times[i + 1]
             if settings.renoise_choice == "confidence":
                 noised = least_confident(x, drawn, times[i], scales[i], times[i + 1])
             drawn = np.where(noised, sources[settings.renoise_mode], drawn)
@@ -181,21 +184,21 @@ def test_a_sample_depends_on_the_key_and_its_index_only():
     many = np.asarray(run(key, settings, shape=(8, *GRID)))
     assert len(np.unique(many.reshape(8, -1), axis=0)) == 8
     order = jnp.array([6, 1, 7])
-    picked = run(key, settings, shape=(3, *GRID), sample_index=order)
+    picked = run(sample_keys(key, order), settings, shape=(3, *GRID))
     np.testing.assert_array_equal(picked, many[order])
-    alone = run(key, settings, shape=(1, *GRID), sample_index=jnp.array([7]))
+    alone = run(sample_keys(key, jnp.array([7])), settings, shape=(1, *GRID))
     np.testing.assert_array_equal(alone[0], many[7])
 
 
 def test_one_device_and_eight_give_the_same_tokens():
     settings = replace(BASE, renoise_mode="fresh")
     key, shape, index = jax.random.key(6), (16, *GRID), jnp.arange(100, 116)
-    single = run(key, settings, shape=shape, sample_index=index)
+    single = run(sample_keys(key, index), settings, shape=shape)
     devices = np.array(jax.devices()[:8]).reshape(2, 4, 1)
     mesh = Mesh(devices, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     by_batch = NamedSharding(mesh, P(("fsdp", "data")))
     sharded = jax.jit(
-        lambda key, index: unjitted_run(key, settings, shape=shape, sample_index=index),
+        lambda key, index: unjitted_run(sample_keys(key, index), settings, shape=shape),
         out_shardings=by_batch,
     )(jax.device_put(key, NamedSharding(mesh, P())), jax.device_put(index, by_batch))
     assert len(sharded.sharding.device_set) == 8
@@ -215,11 +218,8 @@ def equations(jaxpr):
 
 
 def jaxpr_of(settings, trace=False):
-    options = {"codebook_size": CODES, "codebook": CODEBOOK, "trace": trace}
-    denoise = guide(CONDITIONAL, UNCONDITIONAL)
-    return jax.make_jaxpr(lambda key: sample(denoise, key, SHAPE, settings, **options))(
-        jax.random.key(0)
-    ).jaxpr
+    draw = lambda key: unjitted_run(key, settings, trace=trace)
+    return jax.make_jaxpr(draw)(jax.random.key(0)).jaxpr
 
 
 @pytest.mark.parametrize("trace", [False, True])
@@ -255,8 +255,8 @@ def test_guidance_that_stops_calls_the_unconditional_network_less():
             jax.random.key(0),
             SHAPE,
             settings,
-            codebook_size=CODES,
-            randomness=randomness,
+            VOCABULARY,
+            Start(randomness=randomness),
         )
         jax.jit(call)(recorded(BASE)).block_until_ready()
         jax.effects_barrier()
@@ -269,8 +269,8 @@ def test_joint_guidance_gives_the_same_tokens():
         return jnp.concatenate([CONDITIONAL(tokens[0], t[0]), UNCONDITIONAL(tokens[1], t[1])])
 
     settings, key, randomness = replace(BASE, guided_steps=4), jax.random.key(7), recorded(BASE)
-    joint = partial(sample, guide_jointly(CONDITIONAL, both), codebook_size=CODES)
-    call = jax.jit(lambda: joint(key, SHAPE, settings, randomness=randomness))
+    denoise, start = guide_jointly(CONDITIONAL, both), Start(randomness=randomness)
+    call = jax.jit(lambda: sample(denoise, key, SHAPE, settings, VOCABULARY, start))
     np.testing.assert_array_equal(call(), plain_loop(key, settings, randomness)[-1])
 
 
@@ -300,15 +300,14 @@ def test_the_last_step_never_renoises(num_steps, renoise_steps):
         BASE, num_steps=num_steps, renoise_steps=renoise_steps, t_end=0.9, draw="argmax"
     )
     draw = lambda index, logits, keys: jnp.full(SHAPE, index, jnp.int32)
-    noise = Randomness(jnp.full(SHAPE, -1), jnp.zeros((num_steps, *SHAPE)))
+    noise = Randomness(jnp.zeros((num_steps, *SHAPE)), initial=jnp.full(SHAPE, -1))
     _, visited = jax.jit(partial(sampled_with, settings, draw))(noise)
     assert (visited[:-1] == -1).all() and (visited[-1] == num_steps - 1).all()
 
 
 def sampled_with(settings, draw, randomness):
-    denoise = guide(CONDITIONAL, UNCONDITIONAL)
-    options = {"codebook_size": CODES, "randomness": randomness, "draw": draw, "trace": True}
-    return sample(denoise, jax.random.key(8), SHAPE, settings, **options)
+    key = jax.random.key(8)
+    return unjitted_run(key, settings, trace=True, randomness=randomness, draw=draw)
 
 
 def test_own_draw_sees_the_step_and_the_divided_logits():
@@ -350,4 +349,6 @@ def test_settings_that_make_no_sense_are_named(wrong):
 
 def test_quantize_needs_a_codebook():
     with pytest.raises(ValueError, match="codebook"):
-        run(jax.random.key(0), replace(BASE, draw="quantize"), codebook=None)
+        denoise = guide(CONDITIONAL, UNCONDITIONAL)
+        settings = replace(BASE, draw="quantize")
+        sample(denoise, jax.random.key(0), SHAPE, settings, Vocabulary(CODES))

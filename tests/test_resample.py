@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paella_jax.noise.tokens import sample_keys
 from paella_jax.sampling.filters import top_k_filter
 from paella_jax.sampling.guidance import guide, mix
-from paella_jax.sampling.renoise import Known, Ramps
 from paella_jax.sampling.resample import ResampleSettings, choose, resample
+from paella_jax.sampling.token_loop import Known, Ramps, Vocabulary
 
 CODES, MASK = 40, 40
 SHAPE = (3, 4, 6)
@@ -31,11 +32,14 @@ def denoise(tokens, t, scale):
     return logits if scale is None else logits * scale
 
 
-def run(settings=SETTINGS, predict=denoise, mask_token=MASK, image=IMAGE, key=0, **options):
-    draw = lambda key: resample(
-        predict, key, image, settings, codebook_size=CODES, mask_token=mask_token, **options
-    )
-    return jax.tree.map(np.asarray, jax.jit(draw)(jax.random.key(key)))
+def run(
+    settings=SETTINGS, predict=denoise, mask_token=MASK, image=IMAGE, key=0, index=None, **options
+):
+    vocabulary, key = Vocabulary(CODES, mask_token), jax.random.key(key)
+    if index is not None:
+        key = sample_keys(key, index)
+    draw = lambda key: resample(predict, key, image, settings, vocabulary, **options)
+    return jax.tree.map(np.asarray, jax.jit(draw)(key))
 
 
 def count_masks(tokens, t, scale):
@@ -168,7 +172,7 @@ def test_guidance_temperature_and_mixing():
 def test_a_sample_depends_on_its_index_alone():
     whole = run()
     index = jnp.array([2, 0])
-    part = run(image=IMAGE[index], sample_index=index)
+    part = run(image=IMAGE[index], index=index)
     np.testing.assert_array_equal(part, whole[np.asarray(index)])
     assert (run(key=1) != whole).any()
 
@@ -202,4 +206,5 @@ def test_frames_are_spread_evenly_and_end_with_the_result():
 )
 def test_bad_settings_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        resample(denoise, jax.random.key(0), IMAGE, replace(SETTINGS, **change), codebook_size=9)
+        settings = replace(SETTINGS, **change)
+        resample(denoise, jax.random.key(0), IMAGE, settings, Vocabulary(9))

@@ -14,7 +14,6 @@ from paella_jax.data.shapes import (
     ShapeObject,
     check_scene,
     get_spec,
-    heldout_pairs,
     sample_scene,
 )
 from paella_jax.data.shapes_captions import caption, parse_caption
@@ -110,7 +109,7 @@ def test_scenes_are_random_access_and_depend_on_seed_split_and_index(name):
 @pytest.mark.parametrize("name", SPECS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_only_heldout_scenes_have_heldout_pairs(name, split):
-    pairs = heldout_pairs(SPECS[name])
+    pairs = set(SPECS[name].heldout)
     seen = Counter()
     for scene in scenes_of(name, split, 1500):
         check_scene(scene, SPECS[name])
@@ -123,7 +122,7 @@ def test_only_heldout_scenes_have_heldout_pairs(name, split):
 @pytest.mark.parametrize("name", ["shapes", "shapes64"])
 def test_one_pair_per_color_is_held_out(name):
     spec = SPECS[name]
-    assert sorted(color for color, _ in heldout_pairs(spec)) == sorted(spec.colors)
+    assert sorted(color for color, _ in spec.heldout) == sorted(spec.colors)
 
 
 @pytest.mark.parametrize("name", ["shapes", "shapes64"])

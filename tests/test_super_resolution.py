@@ -12,7 +12,7 @@ import pytest
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.multi_axis_attention import MultiAxisAttention, multi_axis_attention
 from paella_jax.models.muse_super_resolution import SuperResolution
-from paella_jax.models.uvit_blocks import SeparateAttention
+from paella_jax.models.transformer_layers import SeparateAttention
 
 Shape = jax.ShapeDtypeStruct
 SIDE, BLOCK, LOW = 6, 3, 2

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
-from paella_jax.sampling.renoise import (
-    Known,
-    Randomness,
-    RenoiseSettings,
-    confidence_order,
-    sample,
-)
+from paella_jax.sampling.renoise import RenoiseSettings, confidence_order, sample
+from paella_jax.sampling.token_loop import Known, Randomness, Start, Vocabulary
 from paella_jax.sampling.token_sampler import (
     draw_tokens,
     start_from_image,
@@ -36,11 +31,10 @@ def denoise(tokens, t, scale):
     return TABLE[None] * (1.0 + seen + t.reshape(-1, 1, 1, 1)) * (1.0 if scale is None else scale)
 
 
-def draw(settings, mask_token, denoise=denoise, **options):
+def draw(settings, mask_token, denoise=denoise, trace=False, **start):
     keys = jax.random.split(jax.random.key(0), SHAPE[0])
-    run = lambda keys: draw_tokens(
-        denoise, keys, SHAPE[1:], settings, codebook_size=CODES, mask_token=mask_token, **options
-    )
+    vocabulary, start = Vocabulary(CODES, mask_token), Start(**start)
+    run = lambda keys: draw_tokens(denoise, keys, SHAPE, settings, vocabulary, start, trace=trace)
     return jax.tree.map(np.asarray, jax.jit(run)(keys))
 
 
@@ -116,11 +110,10 @@ def test_each_cell_draws_with_its_sampler(cell):
     np.testing.assert_array_equal(states[-1], final)
     keys = jax.random.split(jax.random.key(0), SHAPE[0])
     if cell == ("mask", "confidence"):
-        direct = lambda: parallel_decode(denoise, keys, SHAPE, settings, mask_token=MASK)
+        direct = lambda: parallel_decode(denoise, keys, SHAPE, settings, MASK)
     else:
-        direct = lambda: sample(
-            denoise, keys, SHAPE, settings, codebook_size=CODES, mask_token=mask_token
-        )
+        vocabulary = Vocabulary(CODES, mask_token)
+        direct = lambda: sample(denoise, keys, SHAPE, settings, vocabulary)
     np.testing.assert_array_equal(jax.jit(direct)(), final)
 
 
@@ -160,11 +153,12 @@ def test_masked_renoising_follows_the_formula(keep):
         jax.debug.callback(note, tokens, t, ordered=True)
         return denoise(tokens, t, scale)
 
-    run = lambda key: sample(
-        spy, key, SHAPE, settings, codebook_size=CODES, mask_token=MASK, known=known, trace=True,
-        randomness=Randomness(jnp.zeros(SHAPE, jnp.int32), jnp.asarray(uniform)),
+    start = Start(
+        known=known,
+        randomness=Randomness(jnp.asarray(uniform)),
         draw=lambda number, logits, keys: jnp.asarray(draws)[number],
-    )  # fmt: skip
+    )
+    run = lambda key: sample(spy, key, SHAPE, settings, Vocabulary(CODES, MASK), start, trace=True)
     final, states = jax.jit(run)(jax.random.key(0))
     jax.effects_barrier()
     inputs, predicted, last = masked_renoising(settings, uniform, draws, known)

@@ -9,13 +9,13 @@ import small
 from PIL import Image
 
 from paella_jax.families.tokens import load_networks
-from paella_jax.pipelines import two_scale_editing
-from paella_jax.pipelines.editing import touched
+from paella_jax.pipelines import editing
+from paella_jax.pipelines.geometry import touched
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.pipelines.two_scale import TwoScalePipeline
 from paella_jax.runs.weights import load_tree, save_tree
-from paella_jax.sampling.renoise import Known
+from paella_jax.sampling.token_loop import Known
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 SIDE, CELL, LOW_CELL = 32, 4, 8  # pixels of the picture, of a token, of a small picture's token
@@ -186,7 +186,7 @@ def test_inpainting_keeps_the_rest_at_both_scales(pipe, picture):
     low, high = pipe.encode_low(picture[None])[0], pipe.super_resolution.encode(picture[None])[0]
     low_drawn, high_drawn = np.zeros((4, 4), bool), np.zeros((8, 8), bool)
     low_drawn[0:3, 1:3] = high_drawn[1:5, 2:5] = True
-    result = two_scale_editing.inpaint(pipe, picture, mask, RED, num_images_per_prompt=2)
+    result = editing.inpaint(pipe, picture, mask, RED, num_images_per_prompt=2)
     for tokens, kept, drawn in (
         (result.low.tokens, low, low_drawn),
         (result.tokens, high, high_drawn),
@@ -199,7 +199,7 @@ def test_inpainting_keeps_the_rest_at_both_scales(pipe, picture):
 
 def test_outpainting_keeps_the_image(pipe, picture):
     part = picture[:24, :16]
-    result = two_scale_editing.outpaint(pipe, part, RED, top=8, left=8, right=8)
+    result = editing.outpaint(pipe, part, RED, top=8, left=8, right=8)
     assert result.images.shape == (1, SIDE, SIDE, 3)
     canvas = np.pad(part, ((8, 0), (8, 8), (0, 0)), mode="edge")[None]
     kept = pipe.super_resolution.encode(canvas)
@@ -227,7 +227,7 @@ def test_bad_inputs(pipe, picture):
     empty, some = np.zeros((SIDE, SIDE), bool), np.eye(SIDE, dtype=bool)
     cells = empty.copy()
     cells[::LOW_CELL, ::LOW_CELL] = True
-    inpaint, outpaint = two_scale_editing.inpaint, two_scale_editing.outpaint
+    inpaint, outpaint = editing.inpaint, editing.outpaint
     cases = [
         (lambda: pipe(RED, output_type="tensor"), "output_type must be"),
         (lambda: pipe.generate(RED, height=16), "height is 16; these runs draw 32x32"),

@@ -9,7 +9,8 @@ from PIL import Image
 from test_two_scale import RED, SIDE, change_codebook, config_of, pipeline
 
 from paella_jax import sample as sample_command
-from paella_jax.pipelines import two_scale_editing
+from paella_jax.images.write import save_strip
+from paella_jax.pipelines import editing
 from paella_jax.pipelines.two_scale import TwoScalePipeline
 
 
@@ -44,11 +45,11 @@ def files(picture, tmp_path_factory):
 
 def test_editing_changes_the_small_picture_and_enlarges_it_once(pipe, picture):
     options = {"rounds": 2, "share": 0.1, "seed": 1}
-    result = two_scale_editing.edit(pipe, picture, RED, frames=2, **options)
+    result = editing.edit(pipe, picture, RED, frames=2, **options)
     low = pipe.encode_low(picture[None] / 255.0)
     assert 1 <= (result.low.tokens != low).sum() <= 4  # 2 of 16 in a round
     assert result.low.trace.shape == (2, 1, 4, 4) and result.trace.shape == (2, 1, 8, 8)
-    strip = two_scale_editing.strip(pipe, result)
+    strip = pipe.strip(result)
     assert strip.shape == (4, 1, SIDE, SIDE, 3)
     small_picture = pipe.base.decode(result.low.tokens)
     np.testing.assert_array_equal(strip[1][:, ::2, ::2], small_picture)
@@ -59,7 +60,7 @@ def test_editing_changes_the_small_picture_and_enlarges_it_once(pipe, picture):
 def test_editing_a_part_keeps_the_rest_at_both_scales(pipe, picture):
     mask = np.zeros((SIDE, SIDE), bool)
     mask[:, 16:] = True
-    result = two_scale_editing.edit(pipe, picture, RED, mask=mask, rounds=4, share=0.5)
+    result = editing.edit(pipe, picture, RED, mask=mask, rounds=4, share=0.5)
     low, high = pipe.encode_low(picture[None] / 255.0), pipe.super_resolution.encode(picture[None])
     np.testing.assert_array_equal(result.low.tokens[..., :2], low[..., :2])
     np.testing.assert_array_equal(result.tokens[..., :4], high[..., :4])
@@ -71,7 +72,7 @@ def command_line(monkeypatch, pipe, files, flags):
     arguments = ["--checkpoint", "RUN", "--super_resolution", "RUN", "--prompt", RED]
     arguments += [files.get(flag, flag) for flag in flags]
     monkeypatch.setattr("sys.argv", ["sample", *arguments])
-    return sample_command.draw_two_scales(pipe, sample_command.parse())
+    return sample_command.draw(pipe, sample_command.parse())
 
 
 COMMANDS = {
@@ -90,8 +91,8 @@ def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, ta
     assert result.images.shape == (count, SIDE, SIDE, 3) and len(titles) == count
     assert (result.trace is not None) == ("--strip" in flags)
     if "--strip" in flags:
-        strip = two_scale_editing.strip(pipe, result)
-        sample_command.write_strip(tmp_path / "grid.png", strip, titles)
+        strip = pipe.strip(result)
+        save_strip(tmp_path / "grid.png", strip, titles)
         assert (tmp_path / "grid.png").is_file()
 
 

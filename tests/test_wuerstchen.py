@@ -140,7 +140,7 @@ def test_the_command_line(pipe, picture, tmp_path, monkeypatch):
 
     def draw(*flags):
         monkeypatch.setattr("sys.argv", ["sample", "--checkpoint", "RUN", *flags])
-        return sample_command.draw_wuerstchen(pipe, sample_command.parse())
+        return sample_command.draw(pipe, sample_command.parse())
 
     result, titles = draw("--prompt", RED, "--num_images_per_prompt", "2", "--stepper", "ddim")
     assert result.images.shape == (2, 32, 32, 3) and titles == [RED, RED]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.comparison.plan import Training, cell_name
 from paella_jax.comparison.rows import Row
-from paella_jax.comparison.train_cells import Trained
+from paella_jax.comparison.train import Trained
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures
@@ -46,7 +46,7 @@ class Judge(NamedTuple):
     """What all cells are measured with.
 
     Attributes:
-      spec: of the data.
+      spec: variant of the embedded data.
       classifier: trained on real images.
       real: statistics of real images' features.
       seen: captions with combinations that training has.
@@ -107,7 +107,7 @@ def _samples(
 def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
     """Writes the rows of one network and corruption, all seeds and samplers, that are not there.
 
-    The seeds share one pipeline, so that its programs are compiled once.
+    All seeds use one pipeline, so that its programs are compiled once.
     """
     pipeline: TokenPipeline | None = None
     for trained in group:
@@ -129,7 +129,7 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
 
 
 def row_file(out: Path, trained: Trained, sampler: str) -> Path:
-    """Where a cell's row is kept."""
+    """The file that a cell's row is kept in."""
     return out / "cells" / f"{trained.training.name}_{sampler}.json"
 
 
@@ -254,7 +254,7 @@ def measure_speed(
 ) -> dict[str, float]:
     """Seconds per image of every row at its main steps: one interleaved run, medians.
 
-    Seeds may have chosen other guidance, which costs another time: each is timed. They share a
+    Seeds may have chosen other guidance, which costs another time: each is timed. They use one
     pipeline, so that its programs are compiled once.
     """
     measure = config.measure

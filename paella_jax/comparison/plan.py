@@ -30,7 +30,7 @@ class Training:
     Attributes:
       corruption: "uniform" or "mask".
       network: a key of `NETWORKS`.
-      seed: of parameters and data order.
+      seed: decides the initial parameters and the order of the data.
     """
 
     corruption: str
@@ -39,7 +39,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its run folder."""
         return f"{self.network}_{self.corruption}_{self.seed}"
 
 
@@ -49,7 +49,7 @@ class Size:
 
     Attributes:
       parameters: trained scalars.
-      flops: of one image's forward pass, predictor and text encoder.
+      flops: one image's forward pass through predictor and text encoder.
     """
 
     parameters: int
@@ -57,7 +57,7 @@ class Size:
 
 
 def trainings(config: ConfigDict) -> list[Training]:
-    """Every network to train, seeds outermost so that an early look sees all cells.
+    """Every network to train, seeds outermost so that an early look sees all networks.
 
     Raises:
       ConfigError: an unknown budget, or nothing to compare.
@@ -176,7 +176,7 @@ def set_budget(run: ConfigDict, config: ConfigDict, size: Size, reference: Size)
 
 
 def set_seconds(run: ConfigDict, config: ConfigDict, seconds_per_step: float) -> None:
-    """The same for an equal time of training."""
+    """Sets `num_steps` so that the training takes the budget's seconds."""
     _set_steps(run, round(config.budget.seconds / seconds_per_step))
 
 
@@ -187,7 +187,7 @@ def _set_steps(run: ConfigDict, steps: int) -> None:
 
 
 def cell_name(corruption: str, network: str, sampler: str) -> str:
-    """As it is written in tables."""
+    """A cell's name in tables and rows."""
     return f"{network} / {corruption} / {sampler}"
 
 

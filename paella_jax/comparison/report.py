@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paella_jax.comparison.picture import draw_comparison
+from paella_jax.comparison.curves import draw_comparison
 from paella_jax.comparison.rows import (
     STEP_METRICS,
     Row,
@@ -41,10 +41,10 @@ def write_report(
     """Writes comparison.json, comparison.md and comparison.png.
 
     Args:
-      rows: one per cell and seed, see `comparison_rows`.
+      rows: one per cell and seed, as comparison/rows.py describes them.
       out: folder, created where missing; each file appears whole or not at all.
       notes: lines for the top of the page, such as the budget all cells had.
-      main_steps: step count at which cells are compared; None as `reference_steps`.
+      main_steps: step count at which cells are compared; None leaves it to `reference_steps`.
 
     Returns:
       What comparison.json holds: `rows`, `notes` and `verdict`.

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from paella_jax.comparison.claims import Task, do_together
 from paella_jax.comparison.measure import (
     Judge,
     make_judge,
@@ -28,17 +29,16 @@ from paella_jax.comparison.plan import (
 )
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
-from paella_jax.comparison.share import Task, do_together
-from paella_jax.comparison.train_cells import (
+from paella_jax.comparison.train import (
     Trained,
-    cell_folder,
     check_finished,
     check_tokenizer,
     is_trained,
     planned,
     read_trained,
+    run_folder,
     tokenizer_folder,
-    train_cell,
+    train_network,
     train_tokenizer,
 )
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
@@ -56,7 +56,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     Args:
       config: of configs/compare.py.
       out: folder of everything; a second call with the same config goes on where one stopped, or
-        shares the work with one that runs.
+        divides the work with one that runs.
 
     Returns:
       The report, as in `comparison.json`.
@@ -91,7 +91,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
 
 
 def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
-    """Nothing where a trained one is given."""
+    """The task of training the tokenizer, none where a trained one is given."""
     if config.tokenizer:
         return []
     finished = partial(is_trained, tokenizer_folder(config, out))
@@ -107,8 +107,8 @@ def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trai
     tasks = [
         Task(
             training.name,
-            partial(is_trained, cell_folder(training, out)),
-            partial(train_cell, config, training, run, out),
+            partial(is_trained, run_folder(training, out)),
+            partial(train_network, config, training, run, out),
         )
         for training, run, _ in plans
     ]

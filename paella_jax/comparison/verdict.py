@@ -93,7 +93,7 @@ def _weight(margin: float, first: Estimate, second: Estimate, digits: int) -> st
 
 
 def _paired(rows: Sequence[Row], steps: str) -> list[str]:
-    """For each factor and pair of its values, over all pairs of rows that differ in it alone."""
+    """A sentence per factor and pair of its values, over the rows that differ in it alone."""
     sentences = []
     for factor in FACTORS:
         values = list(dict.fromkeys(row[factor] for row in rows))

@@ -24,7 +24,7 @@ class BucketedFolderSource(FolderSource):
     """A folder whose images are cropped to the bucket nearest to their aspect ratio.
 
     Args:
-      folder: as in `FolderSource`. So are split, crop, flip and captions.
+      folder: images and captions, as in `FolderSource`.
       buckets: sizes (height, width) in pixels.
       **options: of `FolderSource`.
 
@@ -46,7 +46,7 @@ class BucketedFolderSource(FolderSource):
             except UNREADABLE as error:
                 self._skip(position, error)
         counts = np.array([len(members) for members in self.members], float)
-        self.shares = counts / counts.sum()
+        self.fractions = counts / counts.sum()
 
     def _nearest(self, aspect: float) -> int:
         """The bucket whose width / height is nearest, as a ratio."""
@@ -59,9 +59,9 @@ class BucketedFolderSource(FolderSource):
         return self._sample(int(index), None, self.buckets[found[0] if found else 0])
 
     def draw_at(self, position: int, batch_size: int, seed: int) -> dict[str, Any]:
-        """The sample at a position of the endless stream; a batch's samples share their size."""
+        """The sample at a position of the endless stream; all samples of a batch have one size."""
         of_batch = np.random.default_rng((seed, position // batch_size, 0))
-        bucket = int(of_batch.choice(len(self.buckets), p=self.shares))
+        bucket = int(of_batch.choice(len(self.buckets), p=self.fractions))
         rng = np.random.default_rng((seed, position, 1))
         index = self.members[bucket][int(rng.integers(len(self.members[bucket])))]
         return self._sample(index, rng, self.buckets[bucket])

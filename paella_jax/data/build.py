@@ -20,36 +20,15 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
       ConfigError: unknown source or spec, wrong image size, a folder without images or captions, or
         an unfit single image or its caption.
     """
+    cropping = {name: data[name] for name in ("crop", "resize", "flip") if name in data}
     try:
-        if data.source == "folder" and data.buckets and split == "train":
-            return BucketedFolderSource(
-                data.folder,
-                data.buckets,
-                split=split,
-                crop=data.crop,
-                resize=data.resize,
-                flip=data.flip,
-                captions=data.captions,
-            )
         if data.source == "folder":
-            return FolderSource(
-                data.folder,
-                data.image_size,
-                split,
-                crop=data.crop,
-                resize=data.resize,
-                flip=data.flip,
-                captions=data.captions,
-            )
+            options = cropping | {"split": split, "captions": data.captions}
+            if data.buckets and split == "train":
+                return BucketedFolderSource(data.folder, data.buckets, **options)
+            return FolderSource(data.folder, data.image_size, **options)
         if data.source == "one_image":
-            return OneImageSource(
-                data.image_file,
-                data.caption,
-                data.image_size,
-                crop=data.crop,
-                resize=data.resize,
-                flip=data.flip,
-            )
+            return OneImageSource(data.image_file, data.caption, data.image_size, **cropping)
         if data.source == "shapes":
             spec = get_spec(data.spec)
             if spec.image_size != data.image_size:

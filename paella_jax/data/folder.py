@@ -14,7 +14,7 @@ from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, li
 from paella_jax.data.sizes import AESTHETIC_SCORE
 
 VALIDATION_EVERY = 20  # one image in twenty is kept for validation
-MAX_BROKEN_SHARE = 0.1
+MAX_BROKEN_FRACTION = 0.1
 CROPS = ("center", "random")
 # What PIL raises for damaged files, and what a caption that is no text raises.
 UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
@@ -58,13 +58,7 @@ class FolderSource:
         root = Path(self.folder)
         if not self.folder or not root.is_dir():
             raise ValueError(f"data.folder {self.folder!r} is not a folder of images with captions")
-        if self.crop not in CROPS:
-            raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
-        if self.resize and self.resize < self.image_size:
-            raise ValueError(
-                f"data.resize {self.resize} is smaller than data.image_size {self.image_size}; "
-                "0 resizes to the image size"
-            )
+        check_cropping(self.crop, self.resize, self.image_size)
         found = list_captioned(root) if self.captions else list_images(root)
         if not found:
             raise ValueError(f"data.folder {self.folder} has no images ({sorted(SUFFIXES)})")
@@ -89,7 +83,7 @@ class FolderSource:
                 )
 
     def _too_many(self) -> bool:
-        limit = max(MAX_BROKEN_SHARE * len(self.samples), 3)
+        limit = max(MAX_BROKEN_FRACTION * len(self.samples), 3)
         return len(self.broken) > limit or len(self.broken) == len(self.samples)
 
     @property
@@ -107,7 +101,7 @@ class FolderSource:
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        """The sample of `source[index]`, cropped and flipped by `rng` where that was asked for."""
         return self._sample(int(index), rng)
 
     def _sample(
@@ -128,16 +122,10 @@ class FolderSource:
                 self._skip(position, error)
                 continue
             image = cover(original, round(height * enlarge), round(width * enlarge))
-            left, top = corner(image, height, width, rng if self.crop == "random" else None)
-            pixels = cut(image, left, top, height, width)
-            if self.flip and rng is not None and rng.random() < 0.5:
-                pixels = np.ascontiguousarray(pixels[:, ::-1])
-            return {
-                "image": pixels,
-                "caption": caption,
-                "index": index,
-                "micro_conds": np.array([*original.size, top, left, AESTHETIC_SCORE], np.float32),
-            }
+            crop_rng = rng if self.crop == "random" else None
+            flip_rng = rng if self.flip else None
+            cropped = crop_and_flip(image, original.size, (height, width), crop_rng, flip_rng)
+            return {"caption": caption, "index": index} | cropped
         raise RuntimeError(f"no readable sample in {self.folder}")
 
     def _skip(self, position: int, error: Exception) -> None:
@@ -157,16 +145,6 @@ def _missing(sample: CaptionedFile) -> str | None:
     return None if sample.image.is_file() else "no such file"
 
 
-def load_image(file: Path, size: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the short side resized to `size`, cropped at the centre."""
-    return crop(read_image(file, size, size), size, size)
-
-
-def read_image(file: Path, height: int, width: int) -> Image.Image:
-    """RGB, upright, resized (bicubic, antialiased) to just cover height x width pixels."""
-    return cover(open_upright(file), height, width)
-
-
 def open_upright(file: Path) -> Image.Image:
     """RGB in the file's own size, turned as its camera says."""
     with Image.open(file) as opened:
@@ -180,23 +158,41 @@ def cover(image: Image.Image, height: int, width: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def corner(
-    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
-) -> tuple[int, int]:
-    """Left and top of a crop: at the centre, or anywhere in the image with `rng`."""
+def check_cropping(crop: str, resize: int, image_size: int) -> None:
+    """Raises ValueError for an unknown crop, or a size before the crop below that after it."""
+    if crop not in CROPS:
+        raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {crop!r}")
+    if resize and resize < image_size:
+        raise ValueError(
+            f"data.resize {resize} is smaller than data.image_size {image_size}; "
+            "0 resizes to the image size"
+        )
+
+
+def crop_and_flip(
+    image: Image.Image,
+    original_size: tuple[int, int],
+    size: tuple[int, int],
+    crop_rng: np.random.Generator | None = None,
+    flip_rng: np.random.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    """A crop of a resized image, and aMUSEd's micro-conditions of it.
+
+    Args:
+      image: at least as large as the crop.
+      original_size: width and height of the image before it was resized.
+      size: height and width of the crop.
+      crop_rng: chooses the place of the crop; None is the centre.
+      flip_rng: mirrors half of the crops left to right; None mirrors none.
+
+    Returns:
+      `image` uint8 [height, width, 3] and `micro_conds` float32 [5].
+    """
+    height, width = size
     spare = (image.width - width, image.height - height)
-    left, top = (s // 2 if rng is None else int(rng.integers(s + 1)) for s in spare)
-    return left, top
-
-
-def crop(
-    image: Image.Image, height: int, width: int, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """uint8 [height, width, 3] from the centre, or from anywhere in the image with `rng`."""
-    left, top = corner(image, height, width, rng)
-    return cut(image, left, top, height, width)
-
-
-def cut(image: Image.Image, left: int, top: int, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3] at a corner."""
-    return np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
+    left, top = (s // 2 if crop_rng is None else int(crop_rng.integers(s + 1)) for s in spare)
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.uint8)
+    if flip_rng is not None and flip_rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    conds = np.array([*original_size, top, left, AESTHETIC_SCORE], np.float32)
+    return {"image": pixels, "micro_conds": conds}

@@ -53,13 +53,13 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator over this process's share of every global batch.
+    """An endless iterator over this process's part of every global batch.
 
     Args:
       source: where samples come from; a `BatchwiseSource` is asked for each position of the stream,
-        a `RandomSource` is drawn from with a generator that depends
-        on the seed and on the sample's position in the endless stream, so that each epoch differs
-        and neither threads, processes nor a resumed run change a sample.
+        a `RandomSource` is drawn from with a generator that depends on the seed and on the sample's
+        position in the endless stream, so that each epoch differs and neither threads, processes
+        nor a resumed run change a sample.
       transform: applied to each sample.
       global_batch_size: samples per step over all processes; divisible by `process_count`.
       seed: order of the samples and their chance.

@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paella_jax.data.folder import CROPS, UNREADABLE, corner, cover, cut, open_upright
-from paella_jax.data.sizes import AESTHETIC_SCORE
+from paella_jax.data.folder import (
+    UNREADABLE,
+    check_cropping,
+    cover,
+    crop_and_flip,
+    open_upright,
+)
 
 
 @dataclass
@@ -22,7 +27,7 @@ class OneImageSource:
     asked for.
 
     Attributes:
-      file: of the image.
+      file: the image's path.
       caption: its text; surrounding blanks are removed.
       image_size: pixels of the square sample.
       crop: "center" or "random".
@@ -50,13 +55,7 @@ class OneImageSource:
                 f"data.caption is empty; say what {self.file} shows and name its style, as in "
                 '--config.data.caption="a fox in the style of [V]"'
             )
-        if self.crop not in CROPS:
-            raise ValueError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
-        if self.resize and self.resize < self.image_size:
-            raise ValueError(
-                f"data.resize {self.resize} is smaller than data.image_size {self.image_size}; "
-                "0 resizes to the image size"
-            )
+        check_cropping(self.crop, self.resize, self.image_size)
         original, self.image = self._read(self.resize or self.image_size)
         self.original_size = original.size
 
@@ -83,19 +82,12 @@ class OneImageSource:
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """As `source[index]`, cropped and flipped by `rng` where the source is set to."""
+        """The sample of `source[index]`, cropped and flipped by `rng` where that was asked for."""
         return self._sample(int(index), rng)
 
     def _sample(self, index: int, rng: np.random.Generator | None) -> dict[str, Any]:
-        size = self.image_size
-        left, top = corner(self.image, size, size, rng if self.crop == "random" else None)
-        pixels = cut(self.image, left, top, size, size)
-        if self.flip and rng is not None and rng.random() < 0.5:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
-        conds = np.array([*self.original_size, top, left, AESTHETIC_SCORE], np.float32)
-        return {
-            "image": pixels,
-            "caption": self.caption,
-            "index": index,
-            "micro_conds": conds,
-        }
+        crop_rng = rng if self.crop == "random" else None
+        flip_rng = rng if self.flip else None
+        size = (self.image_size, self.image_size)
+        cropped = crop_and_flip(self.image, self.original_size, size, crop_rng, flip_rng)
+        return {"caption": self.caption, "index": index} | cropped

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 SPLITS = ("train", "validation", "heldout")
+# What is scored: combinations that training has, and those that it never has.
+SCORED = {"seen": "validation", "heldout": "heldout"}
 
 _SHAPE_NAMES = ("circle", "square", "triangle", "cross", "ring", "star", "diamond", "heart")
 _COLOR_NAMES = ("red", "green", "blue", "yellow", "purple", "orange", "cyan", "pink")
@@ -23,7 +25,7 @@ class ShapesSpec:
 
     name: str
     image_size: int  # pixels per side
-    lattice: int  # cells per side, 2 or 3
+    lattice: int  # tiles (places for one object) per side, 2 or 3
     jitter: int  # objects move by up to this many whole pixels; captions do not tell
     min_objects: int
     max_objects: int
@@ -36,14 +38,14 @@ class ShapesSpec:
     validation_every: int  # 1 in so many distinct scenes is validation only; 0: scenes are shared
 
     @property
-    def cell(self) -> int:
-        """Pixels per cell side: a multiple of 4, so each cell has the same phase on an f4 grid."""
+    def tile(self) -> int:
+        """Pixels per tile side: a multiple of 4, so each tile has the same phase on an f4 grid."""
         return self.image_size // self.lattice // 4 * 4
 
     @property
     def margin(self) -> int:
         """Pixels between the image border and the lattice."""
-        return (self.image_size - self.cell * self.lattice) // 2
+        return (self.image_size - self.tile * self.lattice) // 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ShapeObject:
 class Scene:
     """A background and its objects, which are kept in lattice order (row by row).
 
-    Raises ValueError when two objects share a cell.
+    Raises ValueError when two objects are on one tile.
     """
 
     background: str
@@ -124,13 +126,8 @@ def get_spec(name: str) -> ShapesSpec:
     return SPECS[name]
 
 
-def heldout_pairs(spec: ShapesSpec) -> frozenset[tuple[str, str]]:
-    """The (color, shape) pairs that only the `heldout` split shows."""
-    return frozenset(spec.heldout)
-
-
 def check_scene(scene: Scene, spec: ShapesSpec) -> None:
-    """Raises ValueError when `scene` uses a word, cell or jitter that `spec` does not have."""
+    """Raises ValueError when `scene` uses a word, tile or jitter that `spec` does not have."""
     require_known("background", scene.background, spec.backgrounds)
     for o in scene.objects:
         require_known("color", o.color, spec.colors)
@@ -184,7 +181,7 @@ def sample_scene(spec: ShapesSpec, split: str, seed: int, index: int) -> Scene:
     """Scene `index` of a split: a pure function of its arguments.
 
     `heldout` scenes have at least one held-out pair, the others none. Where
-    `spec.validation_every` is set, train and validation share no scene (jitter aside).
+    `spec.validation_every` is set, train and validation have no scene in common (jitter aside).
     Raises ValueError for an unknown split or a negative index.
     """
     if split not in SPLITS:

@@ -53,7 +53,7 @@ class _Wording:
 
 
 def place_name(row: int, column: int, spec: ShapesSpec) -> str:
-    """The words for a lattice cell, such as `top left`, `bottom` or `center`."""
+    """The words for a lattice tile, such as `top left`, `bottom` or `center`."""
     middle = ("",) * (spec.lattice - 2)
     rows, columns = ("top", *middle, "bottom"), ("left", *middle, "right")
     return f"{rows[row]} {columns[column]}".strip() or "center"
@@ -150,8 +150,8 @@ def _parse_phrase(phrase: str, spec: ShapesSpec) -> list[ShapeObject]:
         form = "'a <size> <color> <shape> at the <place>'"
         raise ValueError(f"cannot read {phrase!r}; an object is written {form}")
     size, color, shape, relation, anchor_size, anchor_color, anchor_shape, place = match.groups()
-    cells = [(row, column) for row in range(spec.lattice) for column in range(spec.lattice)]
-    places = {place_name(row, column, spec): (row, column) for row, column in cells}
+    tiles = [(row, column) for row in range(spec.lattice) for column in range(spec.lattice)]
+    places = {place_name(row, column, spec): (row, column) for row, column in tiles}
     require_known("place", place, tuple(places))
     row, column = places[place]
     if relation is None:
@@ -160,6 +160,6 @@ def _parse_phrase(phrase: str, spec: ShapesSpec) -> list[ShapeObject]:
         raise ValueError(f"{relation!r}: captions of {spec.name!r} have no relations")
     anchor = ShapeObject(anchor_color, anchor_shape, anchor_size, row, column)
     down, right = _RELATIONS[relation]
-    if (row + down, column + right) not in cells:
+    if (row + down, column + right) not in tiles:
         raise ValueError(f"there is no cell {relation} the {place}: {phrase!r}")
     return [ShapeObject(color, shape, size, row + down, column + right), anchor]

@@ -21,9 +21,9 @@ def segmentation(scene: Scene, spec: ShapesSpec) -> np.ndarray:
     """int32 [height, width]: 0 for background, 1 + an index into `spec.shapes` on an object."""
     classes = np.zeros((spec.image_size, spec.image_size), np.int32)
     for o in scene.objects:
-        top, left = spec.margin + o.row * spec.cell, spec.margin + o.column * spec.cell
-        covered = coverage(o.shape, o.size, spec.cell, o.jitter) >= 128
-        window = classes[top : top + spec.cell, left : left + spec.cell]
+        top, left = spec.margin + o.row * spec.tile, spec.margin + o.column * spec.tile
+        covered = coverage(o.shape, o.size, spec.tile, o.jitter) >= 128
+        window = classes[top : top + spec.tile, left : left + spec.tile]
         window[covered] = 1 + spec.shapes.index(o.shape)
     return classes
 

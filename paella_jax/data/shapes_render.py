@@ -26,7 +26,7 @@ BACKGROUNDS = {
     "white": (255, 255, 255),
     "brown": (90, 58, 30),
 }
-RADII = {"small": 0.26, "large": 0.42}  # of the cell side
+RADII = {"small": 0.26, "large": 0.42}  # of the tile side
 
 # Outlines for radius 1, x to the right and y down. The star is a pentagram's outline with the inner
 # radius widened to 0.45, its sines and cosines written out.
@@ -49,18 +49,18 @@ def render(scene: Scene, spec: ShapesSpec) -> np.ndarray:
     image = np.empty((spec.image_size, spec.image_size, 3), np.uint8)
     image[:] = BACKGROUNDS[scene.background]
     for o in scene.objects:
-        top, left = spec.margin + o.row * spec.cell, spec.margin + o.column * spec.cell
-        patch = cell_patch(o.shape, o.size, o.color, scene.background, spec.cell, o.jitter)
-        image[top : top + spec.cell, left : left + spec.cell] = patch
+        top, left = spec.margin + o.row * spec.tile, spec.margin + o.column * spec.tile
+        patch = tile_patch(o.shape, o.size, o.color, scene.background, spec.tile, o.jitter)
+        image[top : top + spec.tile, left : left + spec.tile] = patch
     return image
 
 
 @lru_cache(maxsize=16384)  # all of shapes64 are 4608 patches, 6 MB
-def cell_patch(
-    shape: str, size: str, color: str, background: str, cell: int, jitter: tuple[int, int]
+def tile_patch(
+    shape: str, size: str, color: str, background: str, tile: int, jitter: tuple[int, int]
 ) -> np.ndarray:
-    """The pixels of one lattice cell with one object: uint8 [cell, cell, 3], read-only."""
-    cover = coverage(shape, size, cell, jitter)[..., None]
+    """The pixels of one lattice tile with one object: uint8 [tile, tile, 3], read-only."""
+    cover = coverage(shape, size, tile, jitter)[..., None]
     ink, ground = np.array(COLORS[color], np.int32), np.array(BACKGROUNDS[background], np.int32)
     patch = ((ink * cover + ground * (256 - cover) + 128) >> 8).astype(np.uint8)
     patch.flags.writeable = False
@@ -68,11 +68,11 @@ def cell_patch(
 
 
 @lru_cache(maxsize=4096)
-def coverage(shape: str, size: str, cell: int, jitter: tuple[int, int]) -> np.ndarray:
-    """How much of each pixel an object covers, in 1/256: int32 [cell, cell], read-only."""
-    centers = np.arange(cell) + 0.5 - cell / 2
+def coverage(shape: str, size: str, tile: int, jitter: tuple[int, int]) -> np.ndarray:
+    """How much of each pixel an object covers, in 1/256: int32 [tile, tile], read-only."""
+    centers = np.arange(tile) + 0.5 - tile / 2
     y, x = centers[:, None] - jitter[0], centers[None, :] - jitter[1]
-    radius = RADII[size] * cell
+    radius = RADII[size] * tile
     distance = _signed_distance(shape, x / radius, y / radius) * radius
     cover = np.floor(np.clip(0.5 - distance, 0.0, 1.0) * 256 + 0.5).astype(np.int32)
     cover.flags.writeable = False

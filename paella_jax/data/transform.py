@@ -20,9 +20,9 @@ class ConditionedImageTransform:
     """Image, tokenized caption and whatever other conditions the run uses.
 
     Attributes:
-      tokenize: of the main text encoder; None where CLIP's is the only one.
-      pad_to: its static length.
-      clip_tokenize: of CLIP's text tower, always 77 long; None leaves `clip_ids` out.
+      tokenize: the main text encoder's tokenizer; None where CLIP's is the only one.
+      pad_to: static length of its ids.
+      clip_tokenize: the tokenizer of CLIP's text tower, always 77 long; None leaves `clip_ids` out.
       labels: adds `labels` from the sample's `label`.
       segmentation_pixels: pixels per token of the map added as `segmentation`; 0 adds none.
       micro_conds: adds `micro_conds`, the sample's own or those of an image that is not cropped.

@@ -35,6 +35,17 @@ def bucket_length(length: int, limit: int) -> int:
     return min(-(-length // step) * step, limit)
 
 
+def pad_rows(
+    rows: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids -> int32 [rows, length] filled up with `pad_id`, and a mask, True at ids."""
+    ids = np.full((len(rows), length), pad_id, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)], mask[index, : len(row)] = row, True
+    return ids, mask
+
+
 def check_prompts(
     prompts: str | Iterable[str], max_length: int, allow_empty: bool = False
 ) -> list[str]:
@@ -121,12 +132,7 @@ class ByteTokenizer:
                 f"prompt {position} has {len(rows[position])} ids but is to be padded to {length}; "
                 "shorten it or raise pad_to"
             )
-        ids = np.full((len(rows), length), PAD_ID, np.int32)
-        mask = np.zeros((len(rows), length), bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = True
-        return ids, mask
+        return pad_rows(rows, length, PAD_ID)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of one row of ids; special and unused ids and incomplete characters are dropped."""

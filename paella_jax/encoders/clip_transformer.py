@@ -1,4 +1,4 @@
-"""The transformer that both CLIP towers share, and what a tower returns.
+"""The transformer that both CLIP towers use, and what a tower returns.
 
 Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision",
 section 2.4. Pre-norm blocks with affine layer norms and biases everywhere; the initial values are

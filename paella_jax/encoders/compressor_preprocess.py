@@ -12,7 +12,7 @@ from paella_jax.encoders.clip_preprocess import (
 )
 from paella_jax.typing import Array
 
-CELL = 32  # image pixels per latent side
+DOWNSAMPLING = 32  # image pixels per latent side
 
 
 def compressor_preprocess(images: Array, size: int = 768, square: bool = True) -> Array:
@@ -32,14 +32,14 @@ def compressor_preprocess(images: Array, size: int = 768, square: bool = True) -
       ValueError: `size` is not positive (or below 32 without a square), or images of another
         shape or dtype.
     """
-    smallest = 1 if square else CELL
+    smallest = 1 if square else DOWNSAMPLING
     if size < smallest:
         raise ValueError(f"the compressor's image size {size} must be at least {smallest}")
     if square:
         return preprocess_images(images, size, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
     resized = resize_short_side(images, size, "bilinear")
-    height, width = (side // CELL * CELL for side in resized.shape[1:3])
-    top, left = (round((side % CELL) / 2) for side in resized.shape[1:3])
+    height, width = (side // DOWNSAMPLING * DOWNSAMPLING for side in resized.shape[1:3])
+    top, left = (round((side % DOWNSAMPLING) / 2) for side in resized.shape[1:3])
     return normalise(resized[:, top : top + height, left : left + width])
 
 

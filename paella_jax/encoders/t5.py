@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paella_jax.models.layers import Dense
 from paella_jax.ops.attention import attend_heads_first
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -84,24 +85,10 @@ def local_bias(max_distance: int) -> Callable[..., jax.Array]:
     return init
 
 
-class Dense(nn.Module):
-    """Bias-free matrix product on [batch, length, in], as [batch * length, in] @ [in, out].
-
-    The flattened form is 2 to 4 times faster on CPU and the same elsewhere.
-    """
-
-    features: int
-    init_std: float
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (x.shape[-1], self.features)
-        init = nn.initializers.normal(self.init_std)
-        kernel = self.param("kernel", init, shape, self.param_dtype)
-        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        return (flat @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+def dense(features: int, init_std: float, dtype: Any, param_dtype: Any, name: str) -> Dense:
+    """A bias-free linear layer with normal initial values."""
+    init = nn.initializers.normal(init_std)
+    return Dense(features, False, init, dtype, param_dtype, name=name)
 
 
 class Attention(nn.Module):
@@ -119,7 +106,7 @@ class Attention(nn.Module):
         inner = self.num_heads * self.head_dim
 
         def project(name: str, std: float) -> jax.Array:
-            y = Dense(inner, std, self.dtype, self.param_dtype, name=name)(x)
+            y = dense(inner, std, self.dtype, self.param_dtype, name)(x)
             return y.reshape(batch, length, self.num_heads, self.head_dim).swapaxes(1, 2)
 
         # The query's smaller start takes the place of 1/sqrt(head_dim).
@@ -129,7 +116,7 @@ class Attention(nn.Module):
         dropout_key = self.make_rng("dropout") if rate > 0.0 else None
         y = attend_heads_first(query, key, value, bias, rate, dropout_key)
         y = y.swapaxes(1, 2).reshape(batch, length, inner)
-        return Dense(width, inner**-0.5, self.dtype, self.param_dtype, name="out")(y)
+        return dense(width, inner**-0.5, self.dtype, self.param_dtype, "out")(y)
 
 
 class FeedForward(nn.Module):
@@ -146,14 +133,15 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array, *, deterministic: bool = True) -> jax.Array:
         width = x.shape[-1]
 
-        def dense(name: str, features: int, fan_in: int) -> Dense:
-            return Dense(features, fan_in**-0.5, self.dtype, self.param_dtype, name=name)
+        def project(name: str, features: int, x: jax.Array) -> jax.Array:
+            std = x.shape[-1] ** -0.5
+            return dense(features, std, self.dtype, self.param_dtype, name)(x)
 
-        hidden = ACTIVATIONS[self.activation](dense("wi_0", self.hidden_dim, width)(x))
+        hidden = ACTIVATIONS[self.activation](project("wi_0", self.hidden_dim, x))
         if self.gated:
-            hidden = hidden * dense("wi_1", self.hidden_dim, width)(x)
+            hidden = hidden * project("wi_1", self.hidden_dim, x)
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=deterministic)
-        return dense("wo", width, self.hidden_dim)(hidden)
+        return project("wo", width, hidden)
 
 
 class Block(nn.Module):

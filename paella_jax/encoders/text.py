@@ -24,6 +24,7 @@ from paella_jax.encoders.byte_tokenizer import (
     PromptError,
     bucket_length,
     check_prompts,
+    pad_rows,
 )
 from paella_jax.encoders.t5 import T5Encoder
 
@@ -77,11 +78,7 @@ class HubTokenizer:
         if longest > limit:
             raise PromptError(f"a prompt has {longest} tokens, the limit is {limit}; shorten it")
         length = bucket_length(longest, limit) if pad_to is None else pad_to
-        ids = np.zeros((len(rows), length), np.int32)
-        mask = np.zeros((len(rows), length), bool)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)], mask[index, : len(row)] = row, True
-        return ids, mask
+        return pad_rows(rows, length, 0)
 
     def _encode(self, text: str, limit: int) -> list[int]:
         # transformers cuts the text and keeps the marks; it would also warn of long texts.
@@ -150,12 +147,9 @@ class ClipTokenizer:
         """
         texts = check_prompts(texts, sys.maxsize, allow_empty=True)
         length = self.max_length if pad_to is None else pad_to
-        ids = np.full((len(texts), length), self.pad_id, np.int32)
-        mask = np.zeros((len(texts), length), bool)
-        for position, text in enumerate(texts):
-            row = self._encode(text, position, min(length, self.max_length))
-            ids[position, : len(row)], mask[position, : len(row)] = row, True
-        return ids, mask
+        limit = min(length, self.max_length)
+        rows = [self._encode(text, position, limit) for position, text in enumerate(texts)]
+        return pad_rows(rows, length, self.pad_id)
 
     def _encode(self, text: str, position: int, limit: int) -> list[int]:
         # Without `verbose` transformers would warn of what is an error or wanted here.

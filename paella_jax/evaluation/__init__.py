@@ -1,0 +1,6 @@
+"""Pure measures: of arrays and functions, without run folders and pipelines.
+
+- oracle.py reads embedded-shapes images back and scores them against their captions.
+- classifier.py gives the features that frechet.py and diversity.py measure distances of.
+- token_cross_entropy.py compares token predictors, flops.py counts, timing.py times side by side.
+"""

@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict
 
 from paella_jax.data.shapes import Scene, ShapesSpec, get_spec
 from paella_jax.data.sources import ShapesSource
+from paella_jax.evaluation.oracle import checked_images
 from paella_jax.models.layers import Dense, Downsample, gelu
 from paella_jax.runs.folder import CheckpointError
 from paella_jax.runs.weights import load_tree, save_tree
@@ -32,7 +33,7 @@ NOISE = 0.1  # largest noise on training images, so that features of flawed imag
 
 
 class Head(NamedTuple):
-    """One attribute: `columns` labels (one, or one per lattice cell) of `classes` classes each."""
+    """One attribute: `columns` labels (one, or one per lattice tile) of `classes` classes each."""
 
     name: str
     columns: int
@@ -40,25 +41,25 @@ class Head(NamedTuple):
 
 
 def heads(spec: ShapesSpec) -> tuple[Head, ...]:
-    """What is classified, in the order of the labels; class 0 of a cell is the empty cell."""
-    cells = spec.lattice**2
+    """What is classified, in the order of the labels; class 0 of a tile is the empty tile."""
+    tiles = spec.lattice**2
     return (
         Head("background", 1, len(spec.backgrounds)),
         Head("count", 1, spec.max_objects + 1),
-        Head("shape", cells, 1 + len(spec.shapes)),
-        Head("color", cells, 1 + len(spec.colors)),
-        Head("size", cells, 1 + len(spec.sizes)),
+        Head("shape", tiles, 1 + len(spec.shapes)),
+        Head("color", tiles, 1 + len(spec.colors)),
+        Head("size", tiles, 1 + len(spec.sizes)),
     )
 
 
 def labels(scene: Scene, spec: ShapesSpec) -> np.ndarray:
     """A scene as int32 [columns], in the order of `heads`."""
-    cells = np.zeros((3, spec.lattice**2), np.int32)
+    tiles = np.zeros((3, spec.lattice**2), np.int32)
     for o in scene.objects:
         words = ((spec.shapes, o.shape), (spec.colors, o.color), (spec.sizes, o.size))
-        cells[:, o.row * spec.lattice + o.column] = [1 + known.index(w) for known, w in words]
+        tiles[:, o.row * spec.lattice + o.column] = [1 + known.index(w) for known, w in words]
     ground = spec.backgrounds.index(scene.background)
-    return np.concatenate([[ground, len(scene.objects)], cells.reshape(-1)]).astype(np.int32)
+    return np.concatenate([[ground, len(scene.objects)], tiles.reshape(-1)]).astype(np.int32)
 
 
 def split_logits(logits: Any, spec: ShapesSpec) -> list[Any]:
@@ -101,10 +102,10 @@ class ClassifierFeatures:
     accuracy: Mapping[str, Mapping[str, float]]
 
     def features(self, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Images [n, H, W, 3], float in [0, 1] (clipped) or uint8 -> float32 [n, 64].
+        """Images [n, H, W, 3], float in [0, 1] or uint8 -> float32 [n, 64].
 
         Raises:
-          ValueError: images of another size than the task's, or other integers.
+          ValueError: no images, or as `checked_images`.
         """
         return self._run(images, batch_size)[0]
 
@@ -124,7 +125,9 @@ class ClassifierFeatures:
         return jax.jit(_network(get_spec(self.spec_name)).apply)
 
     def _run(self, images: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        pixels = _unit_range(images, get_spec(self.spec_name))
+        pixels = checked_images(images, get_spec(self.spec_name))
+        if not len(pixels):
+            raise ValueError("there are no images to classify; give at least one")
         parts = []
         for start in range(0, len(pixels), batch_size):
             batch = pixels[start : start + batch_size]
@@ -261,22 +264,10 @@ def _make_step(spec: ShapesSpec, optimizer: optax.GradientTransformation) -> Any
 def _accuracy(
     trained: ClassifierFeatures, images: np.ndarray, targets: np.ndarray
 ) -> dict[str, float]:
-    """Share of right labels per attribute, and of images with every label right."""
+    """Fraction of right labels per attribute, and of images with every label right."""
     right = trained.read(images) == targets
     scores, start = {}, 0
     for head in heads(get_spec(trained.spec_name)):
         scores[head.name] = float(right[:, start : start + head.columns].mean())
         start += head.columns
     return scores | {"exact": float(right.all(-1).mean())}
-
-
-def _unit_range(images: np.ndarray, spec: ShapesSpec) -> np.ndarray:
-    images = np.asarray(images)
-    if images.ndim != 4 or not len(images) or images.shape[1:] != (*[spec.image_size] * 2, 3):
-        wanted = f"[n, {spec.image_size}, {spec.image_size}, 3]"
-        raise ValueError(f"images of {spec.name!r} must be {wanted}, got {list(images.shape)}")
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / 255.0
-    if not np.issubdtype(images.dtype, np.floating):
-        raise ValueError(f"images must be float in [0, 1] or uint8, got {images.dtype}")
-    return np.clip(images.astype(np.float32), 0.0, 1.0)

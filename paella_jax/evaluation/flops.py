@@ -20,7 +20,7 @@ Jaxpr = Any  # jax's name for it is not public in every version we support
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """FLOPs of one call.
 
-    Of every `lax.cond` the costliest branch counts. That also settles operators with one form per
+    The costliest branch of every `lax.cond` counts. That also settles operators with one form per
     platform (`lax.platform_dependent`): a form that JAX cannot look into, such as a fused kernel or
     the depthwise convolution as shifted additions, counts nothing, so the explicit one wins.
     Padding counts as work, as it does in torch's counter; the zeros that a transposed convolution

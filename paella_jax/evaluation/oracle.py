@@ -1,7 +1,7 @@
 """Reads captioned-shapes images back without knowing the caption, and scores them.
 
-The background is read from the border; then each lattice cell takes the template of least squared
-error among the empty cell and every shape x size x color (x jitter where the spec has it).
+The background is read from the border; then each lattice tile takes the template of least squared
+error among the empty tile and every shape x size x color (x jitter where the spec has it).
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ import numpy as np
 
 from paella_jax.data.shapes import Scene, ShapeObject, ShapesSpec, get_spec
 from paella_jax.data.shapes_captions import parse_caption
-from paella_jax.data.shapes_render import BACKGROUNDS, cell_patch
+from paella_jax.data.shapes_render import BACKGROUNDS, tile_patch
 
 ATTRIBUTES = ("color", "shape", "size")
 
@@ -24,18 +24,18 @@ ATTRIBUTES = ("color", "shape", "size")
 class OracleScore:
     """How well images show what was asked for; every rate is in [0, 1].
 
-    Read and wanted objects are compared cell by cell. `color`, `shape` and `size` are rates over
-    the `num_matched` cells that hold an object in both (0 if there is none): missing and extra
+    Read and wanted objects are compared tile by tile. `color`, `shape` and `size` are rates over
+    the `num_matched` tiles that hold an object in both (0 if there is none): missing and extra
     objects count against `count`, `position` and `exact` instead. Jitter is ignored.
     """
 
     num_images: int
     num_objects: int  # wanted objects
-    num_matched: int  # wanted objects whose cell holds some object
+    num_matched: int  # wanted objects whose tile holds some object
     exact: float  # images with everything right
     background: float  # images with the right background
     count: float  # images with the right number of objects
-    position: float  # images with objects in exactly the right cells
+    position: float  # images with objects in exactly the right tiles
     color: float
     shape: float
     size: float
@@ -47,15 +47,10 @@ class OracleScore:
         return asdict(self) | {"exact_images": self.exact_images.tolist()}
 
 
-def read_scene(image: np.ndarray, spec: ShapesSpec) -> Scene:
-    """Like `read_scenes` for one image [height, width, 3]."""
-    return read_scenes(np.asarray(image)[None], spec)[0]
-
-
 def read_scenes(images: np.ndarray, spec: ShapesSpec) -> list[Scene]:
     """What each image shows, as far as `spec` has words for it.
 
-    A read scene can have any number of objects, from none to one in each cell.
+    A read scene can have any number of objects, from none to one in each tile.
 
     Args:
         images: [batch, height, width, 3], float in [0, 1] or uint8.
@@ -64,14 +59,14 @@ def read_scenes(images: np.ndarray, spec: ShapesSpec) -> list[Scene]:
     Raises:
         ValueError: wrong shape, dtype or range, or values that are not finite.
     """
-    pixels = _unit_range(images, spec)
+    pixels = checked_images(images, spec)
     grounds = _read_backgrounds(pixels, spec)
-    cells = _split_cells(pixels, spec)
-    best = np.zeros(cells.shape[:2], np.int64)
+    tiles = _split_tiles(pixels, spec)
+    best = np.zeros(tiles.shape[:2], np.int64)
     for i, name in enumerate(spec.backgrounds):
         chosen = grounds == i
         if chosen.any():
-            best[chosen] = _nearest_template(cells[chosen], spec, name)
+            best[chosen] = _nearest_template(tiles[chosen], spec, name)
     return [
         _scene(spec.backgrounds[ground], row, spec)
         for ground, row in zip(grounds, best, strict=True)
@@ -93,35 +88,39 @@ def compare_scenes(read: Sequence[Scene], wanted: Sequence[Scene]) -> OracleScor
         raise ValueError(f"cannot compare {len(read)} images with {len(wanted)} scenes")
     pairs = [(r.without_jitter(), w.without_jitter()) for r, w in zip(read, wanted, strict=True)]
     exact = np.array([r == w for r, w in pairs])
-    cells = [cell for r, w in pairs for cell in _paired_cells(r, w)]
-    matched = [(r, w) for r, w in cells if r and w]
+    tiles = [tile for r, w in pairs for tile in _paired_tiles(r, w)]
+    matched = [(r, w) for r, w in tiles if r and w]
     right = {
         name: float(np.mean([getattr(r, name) == getattr(w, name) for r, w in matched] or [0.0]))
         for name in ATTRIBUTES
     }
     return OracleScore(
         num_images=len(pairs),
-        num_objects=sum(w is not None for _, w in cells),
+        num_objects=sum(w is not None for _, w in tiles),
         num_matched=len(matched),
         exact=float(exact.mean()),
         background=float(np.mean([r.background == w.background for r, w in pairs])),
         count=float(np.mean([len(r.objects) == len(w.objects) for r, w in pairs])),
-        position=float(np.mean([set(_by_cell(r)) == set(_by_cell(w)) for r, w in pairs])),
+        position=float(np.mean([set(_by_tile(r)) == set(_by_tile(w)) for r, w in pairs])),
         **right,
         exact_images=exact,
-        confusion=_confusion(pairs, cells),
+        confusion=_confusion(pairs, tiles),
     )
 
 
-def _unit_range(images: np.ndarray, spec: ShapesSpec) -> np.ndarray:
-    """float32 in [0, 1], checked."""
+def checked_images(images: np.ndarray, spec: ShapesSpec) -> np.ndarray:
+    """Images of a spec, uint8 or float in [0, 1] -> float32 [n, height, width, 3] in [0, 1].
+
+    Raises:
+        ValueError: wrong shape, dtype or range, or values that are not finite.
+    """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (spec.image_size, spec.image_size, 3):
-        wanted = f"[batch, {spec.image_size}, {spec.image_size}, 3]"
+        wanted = f"[n, {spec.image_size}, {spec.image_size}, 3]"
         raise ValueError(f"images of {spec.name!r} must be {wanted}, got {list(images.shape)}")
     if images.dtype == np.uint8:
         return images.astype(np.float32) / 255
-    if images.dtype.kind in "biuc":
+    if not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be float in [0, 1] or uint8, got {images.dtype}")
     pixels = images.astype(np.float32)
     if not np.isfinite(pixels).all():
@@ -140,27 +139,27 @@ def _read_backgrounds(pixels: np.ndarray, spec: ShapesSpec) -> np.ndarray:
     return ((border[:, None] - known[None]) ** 2).sum(-1).argmin(-1)
 
 
-def _split_cells(pixels: np.ndarray, spec: ShapesSpec) -> np.ndarray:
-    """The lattice cells, row by row: [batch, lattice**2, cell * cell * 3]."""
-    n, cell, end = spec.lattice, spec.cell, spec.margin + spec.lattice * spec.cell
+def _split_tiles(pixels: np.ndarray, spec: ShapesSpec) -> np.ndarray:
+    """The lattice tiles, row by row: [batch, lattice**2, tile * tile * 3]."""
+    n, tile, end = spec.lattice, spec.tile, spec.margin + spec.lattice * spec.tile
     inner = pixels[:, spec.margin : end, spec.margin : end]
-    grid = inner.reshape(len(pixels), n, cell, n, cell, 3).transpose(0, 1, 3, 2, 4, 5)
-    return grid.reshape(len(pixels), n * n, cell * cell * 3)
+    grid = inner.reshape(len(pixels), n, tile, n, tile, 3).transpose(0, 1, 3, 2, 4, 5)
+    return grid.reshape(len(pixels), n * n, tile * tile * 3)
 
 
-def _nearest_template(cells: np.ndarray, spec: ShapesSpec, background: str) -> np.ndarray:
-    """Index into `_choices` of the least squared error for each cell, [batch, lattice**2]."""
+def _nearest_template(tiles: np.ndarray, spec: ShapesSpec, background: str) -> np.ndarray:
+    """Index into `_choices` of the least squared error for each tile, [batch, lattice**2]."""
     ground, templates, energy = _templates(spec, background)
-    # |x - t|^2 without the |x|^2 that all templates share; one matmul for all cells.
-    return (energy - 2 * (cells - ground) @ templates.T).argmin(-1)
+    # |x - t|^2 without the |x|^2 that all templates share; one matmul for all tiles.
+    return (energy - 2 * (tiles - ground) @ templates.T).argmin(-1)
 
 
 @lru_cache(maxsize=16)
 def _templates(spec: ShapesSpec, background: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Background [P], templates minus background [T, P] (the first is empty) and energies [T]."""
-    ground = np.tile(np.array(BACKGROUNDS[background], np.float32) / 255, spec.cell**2)
+    ground = np.tile(np.array(BACKGROUNDS[background], np.float32) / 255, spec.tile**2)
     patches = [
-        cell_patch(shape, size, color, background, spec.cell, jitter).reshape(-1)
+        tile_patch(shape, size, color, background, spec.tile, jitter).reshape(-1)
         for color, shape, size, jitter in _choices(spec)
     ]
     filled = np.stack(patches).astype(np.float32) / 255 - ground
@@ -184,25 +183,25 @@ def _scene(background: str, best: np.ndarray, spec: ShapesSpec) -> Scene:
     return Scene(background, tuple(objects))
 
 
-def _by_cell(scene: Scene) -> dict[tuple[int, int], ShapeObject]:
+def _by_tile(scene: Scene) -> dict[tuple[int, int], ShapeObject]:
     return {(o.row, o.column): o for o in scene.objects}
 
 
-def _paired_cells(
+def _paired_tiles(
     read: Scene, wanted: Scene
 ) -> list[tuple[ShapeObject | None, ShapeObject | None]]:
-    """(read, wanted) for each cell that holds an object in at least one of the two scenes."""
-    a, b = _by_cell(read), _by_cell(wanted)
-    return [(a.get(cell), b.get(cell)) for cell in sorted(a.keys() | b.keys())]
+    """(read, wanted) for each tile that holds an object in at least one of the two scenes."""
+    a, b = _by_tile(read), _by_tile(wanted)
+    return [(a.get(tile), b.get(tile)) for tile in sorted(a.keys() | b.keys())]
 
 
 def _confusion(
     pairs: Sequence[tuple[Scene, Scene]],
-    cells: Sequence[tuple[ShapeObject | None, ShapeObject | None]],
+    tiles: Sequence[tuple[ShapeObject | None, ShapeObject | None]],
 ) -> dict[str, dict[str, dict[str, int]]]:
     """attribute -> wanted -> read -> count; `none` stands for a missing or an extra object."""
     seen = {
-        name: Counter((getattr(w, name, "none"), getattr(r, name, "none")) for r, w in cells)
+        name: Counter((getattr(w, name, "none"), getattr(r, name, "none")) for r, w in tiles)
         for name in ATTRIBUTES
     }
     seen["background"] = Counter((w.background, r.background) for r, w in pairs)

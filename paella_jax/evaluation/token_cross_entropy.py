@@ -10,13 +10,13 @@ do not, so the same cross-entropy is harder to reach with uniform corruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from paella_jax.noise.masking import apply_mask, exact_mask, num_masked
-from paella_jax.noise.tokens import random_tokens, uniform_map
+from paella_jax.noise.tokens import random_tokens, split_keys, uniform_map
 from paella_jax.typing import Array
 
 Scores = dict[str, dict[str, float]]
@@ -40,7 +40,7 @@ def corrupt_exactly(
     Args:
       keys: [batch] PRNG keys.
       tokens: int32 [batch, h, w], clean.
-      level: share of the positions in (0, 1]; at least one position is corrupted.
+      level: fraction of the positions in (0, 1]; at least one position is corrupted.
       codebook_size: the vocabulary.
       mask_token: the mask's id; None replaces by random tokens.
 
@@ -49,7 +49,7 @@ def corrupt_exactly(
     """
     batch, *grid = tokens.shape
     count = num_masked(jnp.full((batch,), level, jnp.float32), grid[0] * grid[1])
-    mask_keys, token_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    mask_keys, token_keys = split_keys(keys)
     chosen = exact_mask(uniform_map(mask_keys, tuple(grid)), count)
     if mask_token is not None:
         return apply_mask(tokens, chosen, mask_token), chosen
@@ -70,16 +70,16 @@ def corrupted_token_scores(
 
     Args:
       logits: (corrupted tokens int32 [batch, h, w], t float32 [batch]) -> float32
-        [batch, h, w, codebook_size]; t is the share that is truly corrupted. Without guidance.
+        [batch, h, w, codebook_size]; t is the fraction that is truly corrupted. Without guidance.
       tokens: int32 [batch, h, w], clean.
       keys: [batch] PRNG keys, one per image: the same for every network that is compared.
-      levels: shares in (0, 1].
+      levels: fractions in (0, 1].
       codebook_size: the vocabulary.
       mask_token: the mask's id of a network trained on masks, None for uniform corruption.
 
     Returns:
       {"30": {"cross_entropy": nats, "accuracy": in [0, 1], "positions": per image,
-      "images": batch}, ...}, one entry per level. Combine batches with `average_scores`.
+      "images": batch}, ...}, one entry per level.
 
     Raises:
       ValueError: a level outside (0, 1], an empty batch, a number of keys other than of images, or
@@ -93,33 +93,14 @@ def corrupted_token_scores(
         corrupted, chosen = corrupt_exactly(
             level_keys, tokens, level, codebook_size=codebook_size, mask_token=mask_token
         )
-        share = chosen.mean((1, 2), dtype=jnp.float32)
-        predicted = logits(corrupted, share)
+        fraction = chosen.mean((1, 2), dtype=jnp.float32)
+        predicted = logits(corrupted, fraction)
         if predicted.shape != (*tokens.shape, codebook_size):
             raise ValueError(
                 f"logits have shape {list(predicted.shape)}, not {[*tokens.shape, codebook_size]}"
             )
         scores[level_name(level)] = _score(predicted, tokens, chosen)
     return scores
-
-
-def average_scores(parts: Sequence[Mapping[str, Mapping[str, float]]]) -> Scores:
-    """The scores of several batches as one, weighted by their numbers of images.
-
-    Raises:
-      ValueError: no batch, or batches with different levels.
-    """
-    if not parts or any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError("average_scores needs batches scored at the same levels, at least one")
-    averaged: Scores = {}
-    for level, first in parts[0].items():
-        images = sum(part[level]["images"] for part in parts)
-        mean = {
-            name: sum(part[level][name] * part[level]["images"] for part in parts) / images
-            for name in ("cross_entropy", "accuracy")
-        }
-        averaged[level] = mean | {"positions": first["positions"], "images": images}
-    return averaged
 
 
 @jax.jit

@@ -15,10 +15,11 @@ from paella_jax.data.embeddings import EmbeddingSource, embedding_transform
 from paella_jax.data.loader import Source
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.noise_prediction import clip_prior_objective
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.folder import read_config_of
-from paella_jax.sampling.ddpm import DDPMSettings, sample
+from paella_jax.sampling.diffusion import DDPMSettings, sample
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.method import Method
 from paella_jax.typing import Array, Tree
@@ -59,7 +60,7 @@ class ClipPriorSampler:
           key: PRNG key, or [batch] keys, one per sample.
           num_steps: predictions; default the run's (60 as released).
           guidance_scale: 1 switches guidance off; default the run's (3 as released).
-          sample_index: int [batch], see sampling/ddpm.py.
+          sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
 
         Returns:
           float32 [batch, clip_width].
@@ -90,7 +91,8 @@ class ClipPriorSampler:
         predict = lambda text: lambda x, t: self.model.apply({"params": params}, x, t, text)
         denoise = guide(predict(texts), predict(jnp.zeros_like(texts)))
         shape = (texts.shape[0], self.model.clip_width)
-        return sample(denoise, key, shape, settings, schedule=self.schedule, sample_index=index)
+        keys = key if key.ndim == 1 else sample_keys(key, index)
+        return sample(denoise, keys, shape, settings, schedule=self.schedule)
 
 
 def clip_prior_method(config: ConfigDict, source: Source | None = None) -> Method:

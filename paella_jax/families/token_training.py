@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -55,6 +56,11 @@ def networks_method(
     length = min(config.text.pad_to, config.text.max_length)
     text, clip = networks.text_tokenizer, networks.clip_tokenizer
     grid = config.data.image_size // networks.vqgan.downsampling
+    from_images: dict[str, Callable[..., jax.Array]] = {}
+    if networks.image_encoder is not None:
+        from_images["image_pooled"] = lambda *given: networks.embed_images(*given)[:, None]
+    if networks.low_vqgan is not None:
+        from_images["low_tokens"] = lambda _, *given: networks.encode_low(*given)
     objective = token_objective(
         networks.features,
         networks.condition,
@@ -62,8 +68,7 @@ def networks_method(
         config.objective,
         networks.predictor.codebook_size,
         mask_token=networks.predictor.mask_token,
-        embed_images=None if networks.image_encoder is None else networks.embed_images,
-        encode_low=None if networks.low_vqgan is None else networks.encode_low,
+        from_images=from_images,
         empty_clip_ids=None if clip is None else jnp.asarray(clip([""], 77)[0][0]),
     )
     return Method(

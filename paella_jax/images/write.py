@@ -1,4 +1,4 @@
-"""Sample grids and curves as PNG files."""
+"""Images out: grids, movies, folders, curves; each file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MIN_CELL = 96  # small images are enlarged to at least this many pixels
+from paella_jax.files.atomic import atomic_path
+
+MIN_SIDE = 96  # small images are enlarged to at least this many pixels
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -28,7 +30,7 @@ def save_grid(
     """Writes images [count, H, W, 3] as one PNG, each with its title below.
 
     Args:
-      file: where to; appears whole or not at all.
+      file: where to.
       images: float in [0, 1].
       titles: one per image, wrapped to the image's width.
       correct: adds a tick or a cross before each title.
@@ -37,21 +39,21 @@ def save_grid(
     from PIL import ImageDraw, ImageFont
 
     count, height, width, _ = images.shape
-    zoom = max(1, -(-MIN_CELL // height))
+    zoom = max(1, -(-MIN_SIDE // height))
     columns = columns or int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
     gap, line = 8, 12
-    cell_width = max(width * zoom, 132 if titles else 0)
-    lines = [textwrap.wrap(t, cell_width // 6)[:6] for t in titles] if titles else [[]] * count
+    tile_width = max(width * zoom, 132 if titles else 0)
+    lines = [textwrap.wrap(t, tile_width // 6)[:6] for t in titles] if titles else [[]] * count
     text_height = line * max(len(rows_of_text) for rows_of_text in lines)
-    cell_height = height * zoom + text_height
+    tile_height = height * zoom + text_height
     canvas = Image.new(
-        "RGB", (gap + columns * (cell_width + gap), gap + rows * (cell_height + gap)), "white"
+        "RGB", (gap + columns * (tile_width + gap), gap + rows * (tile_height + gap)), "white"
     )
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=10)
     for index, image in enumerate(to_uint8(images)):
-        left = gap + (index % columns) * (cell_width + gap)
-        top = gap + (index // columns) * (cell_height + gap)
+        left = gap + (index % columns) * (tile_width + gap)
+        top = gap + (index // columns) * (tile_height + gap)
         tile = Image.fromarray(image).resize(
             (width * zoom, height * zoom), Image.Resampling.NEAREST
         )
@@ -63,10 +65,8 @@ def save_grid(
             draw.text((left, top + height * zoom + row * line), text, fill="black", font=font)
         if correct is not None:
             _mark(draw, left + width * zoom - 14, top + 3, bool(correct[index]))
-    file = Path(file)
-    part = file.with_name(file.name + ".part")
-    canvas.save(part, format="PNG")
-    part.replace(file)
+    with atomic_path(Path(file)) as part:
+        canvas.save(part, format="PNG")
 
 
 def pad_to_same_size(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -80,16 +80,47 @@ def pad_to_same_size(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> None:
     """Writes images [count, H, W, 3] in [0, 1] as an endless movie, forth and back."""
-    zoom = max(1, -(-MIN_CELL // images.shape[1]))
+    zoom = max(1, -(-MIN_SIDE // images.shape[1]))
     size = (images.shape[2] * zoom, images.shape[1] * zoom)
     frames = [Image.fromarray(i).resize(size, Image.Resampling.NEAREST) for i in to_uint8(images)]
     frames += frames[-2:0:-1]
-    file = Path(file)
-    part = file.with_name(file.name + ".part")
-    frames[0].save(
-        part, format="GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0
-    )
-    part.replace(file)
+    options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    with atomic_path(Path(file)) as part:
+        frames[0].save(part, format="GIF", save_all=True, **options)
+
+
+def save_images(
+    out: Path, images: np.ndarray, titles: list[str], columns: int | None = None
+) -> None:
+    """Writes images [count, H, W, 3] in [0, 1] as a grid (.png), a movie (.gif) or a folder.
+
+    Args:
+      out: where to; its folder is made.
+      images: float in [0, 1].
+      titles: one per image.
+      columns: of a grid; default about as many as rows.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix.lower() == ".gif":
+        save_gif(out, images)
+    elif out.suffix.lower() == ".png":
+        save_grid(out, images, titles, columns=columns)
+    else:
+        out.mkdir(exist_ok=True)
+        for index, image in enumerate(to_uint8(images)):
+            Image.fromarray(image).save(out / f"{index:05d}.png")
+        (out / "prompts.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
+
+
+def save_strip(out: Path, strip: np.ndarray, titles: list[str]) -> None:
+    """Writes images [steps, count, H, W, 3]: a row of steps each, or all of them in a movie."""
+    steps = strip.shape[0]
+    by_image = strip.swapaxes(0, 1)
+    if out.suffix.lower() == ".gif":
+        save_images(out, np.concatenate(list(by_image), axis=2), titles)
+        return
+    names = [f"{title} ({step})" for title in titles for step in range(1, steps + 1)]
+    save_images(out, by_image.reshape(-1, *strip.shape[2:]), names, columns=steps)
 
 
 def _mark(draw: Any, x: int, y: int, correct: bool) -> None:
@@ -124,11 +155,9 @@ def save_curves(
 
 
 def save_figure(file: str | Path, figure: Any) -> None:
-    """Writes a matplotlib figure as PNG and closes it; the file appears whole or not at all."""
+    """Writes a matplotlib figure as PNG and closes it."""
     from matplotlib import pyplot
 
-    file = Path(file)
-    part = file.with_name(file.name + ".part")
-    figure.savefig(part, format="png", dpi=110)
+    with atomic_path(Path(file)) as part:
+        figure.savefig(part, format="png", dpi=110)
     pyplot.close(figure)
-    part.replace(file)

@@ -1,9 +1,11 @@
 """The four residual blocks of Paella's U-Net: C (conv), T (timestep), A (attention), F (MLP).
 
-Formulas: docs/models/paella.md 2.3. Würstchen's stages use the same blocks.
+Würstchen's stages use the same blocks. The formulas are in docs/models/paella.md 2.3.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ class ResponseMlp(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """C: depthwise conv, norm, MLP. A skip map is concatenated before the convolution."""
+    """C: depthwise conv, norm, MLP. A map of the same size is concatenated before the conv."""
 
     kernel_size: int = 3
     residual_scale: float = 1.0
@@ -53,17 +55,17 @@ class ConvBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array | None = None, deterministic: bool = True) -> Array:
-        hidden = x if skip is None else jnp.concatenate([x, skip], axis=-1)
-        # With a skip there are two inputs per group, contiguous: the lower half of the output
-        # channels sees only x, the upper half only the skip. That is the reference's behaviour.
+    def __call__(self, x: Array, maps: tuple[Array, ...] = (), deterministic: bool = True) -> Array:
+        """x and every one of maps [B, h, w, C] -> [B, h, w, C]."""
+        # With a map there are two inputs per group, contiguous: the lower half of the output
+        # channels sees only x, the upper half only the map. That is the reference's behaviour.
         hidden = DepthwiseConv(
             self.kernel_size,
-            inputs_per_group=1 if skip is None else 2,
+            inputs_per_group=1 + len(maps),
             implementation=self.depthwise,
             dtype=self.dtype,
             name="depthwise",
-        )(hidden)
+        )(jnp.concatenate([x, *maps], axis=-1) if maps else x)
         mlp = ResponseMlp(self.residual_scale, self.dropout, self.dtype, name="mlp")
         return x + mlp(layer_norm(hidden), deterministic)
 
@@ -82,6 +84,7 @@ class LateSkipConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, maps: tuple[Array, ...] = (), deterministic: bool = True) -> Array:
+        """x [B, h, w, C], maps [B, h, w, any] -> [B, h, w, C]."""
         depthwise = DepthwiseConv(
             self.kernel_size, implementation=self.depthwise, dtype=self.dtype, name="depthwise"
         )
@@ -98,6 +101,7 @@ class TimestepBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, time: Array) -> Array:
+        """x [B, h, w, C], time [B, time_width] -> [B, h, w, C]."""
         channels = x.shape[-1]
         zeros = nn.initializers.zeros
         mapper = Dense(2 * channels, kernel_init=zeros, dtype=self.dtype, name="mapper")
@@ -123,6 +127,7 @@ class AttentionBlock(nn.Module):
         value_weights: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
+        """x [B, h, w, C], sequence [B, L, D] -> [B, h, w, C]; see `MultiHeadAttention`."""
         height, width = x.shape[1:3]
         context = Dense(x.shape[-1], dtype=self.dtype, name="kv_mapper")(nn.silu(sequence))
         queries = rearrange(layer_norm(x), "b h w c -> b (h w) c")
@@ -148,3 +153,81 @@ class FeedForwardBlock(nn.Module):
     def __call__(self, x: Array, deterministic: bool = True) -> Array:
         mlp = ResponseMlp(self.residual_scale, self.dropout, self.dtype, name="mlp")
         return x + mlp(layer_norm(x), deterministic)
+
+
+class BlockOptions(NamedTuple):
+    """A network's settings of its blocks; `conv` is the class of its C blocks."""
+
+    num_heads: int
+    residual_scale: float
+    dropout: float
+    kernel_size: int
+    self_attention: bool
+    remat: bool
+    depthwise: str
+    attention: str | None
+    dtype: Dtype
+    conv: type[nn.Module] = ConvBlock
+
+
+class BlockInputs(NamedTuple):
+    """What the blocks of a network read beside the map that they change."""
+
+    time: Array  # [batch, time_width]
+    sequence: Array  # [batch, length, cond_width]
+    mask: Array | None  # bool [batch, length]
+    value_weights: Array | None  # as in `MultiHeadAttention`
+    deterministic: bool
+
+
+def run_blocks(
+    x: Array,
+    pattern: str,
+    prefix: str,
+    options: BlockOptions,
+    inputs: BlockInputs,
+    skip: tuple[Array, ...] = (),
+    maps: tuple[Array, ...] = (),
+) -> Array:
+    """Runs blocks named PREFIX_0, PREFIX_1, ... inside the calling module's compact `__call__`.
+
+    Args:
+      x: [batch, h, w, C].
+      pattern: a letter of C, T, A, F for each block.
+      prefix: of the names.
+      options: of the blocks.
+      inputs: what T and A read.
+      skip: a map that the first block reads, if it is a C.
+      maps: further ones, which all C blocks read.
+
+    Returns:
+      [batch, h, w, C].
+    """
+    for index, kind in enumerate(pattern):
+        block = _block(kind, options, f"{prefix}_{index}")
+        if kind == "C":
+            x = block(x, (*skip, *maps) if index == 0 else maps, inputs.deterministic)
+        elif kind == "T":
+            x = block(x, inputs.time)
+        elif kind == "A":
+            x = block(x, *inputs[1:])  # all but the time
+        else:
+            x = block(x, inputs.deterministic)
+    return x
+
+
+def _block(kind: str, options: BlockOptions, name: str) -> nn.Module:
+    o = options
+    # `deterministic` is a Python bool and must stay one under remat (counted with self).
+    wrap = lambda cls, *static: nn.remat(cls, static_argnums=static) if o.remat else cls
+    if kind == "C":
+        return wrap(o.conv, 3)(
+            o.kernel_size, o.residual_scale, o.dropout, o.depthwise, o.dtype, name=name
+        )
+    if kind == "T":
+        return wrap(TimestepBlock)(o.dtype, name=name)
+    if kind == "A":
+        return wrap(AttentionBlock, 5)(
+            o.num_heads, o.self_attention, o.dropout, o.attention, o.dtype, name=name
+        )
+    return wrap(FeedForwardBlock, 2)(o.residual_scale, o.dropout, o.dtype, name=name)

@@ -263,10 +263,10 @@ class Compressor(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
-        """Normalised images -> raw latents, the scale Stage B takes; see `to_stage_c`.
+        """Normalised images -> raw latents, the scale Stage B takes; `to_stage_c` changes it.
 
         Args:
-          images: float [batch, H, W, 3], see encoders/compressor_preprocess.py.
+          images: float [batch, H, W, 3] as encoders/compressor_preprocess.py makes them.
           train: use and update batch statistics (collection "batch_stats" must be mutable) and
             drop blocks (rng "dropout"). The statistics are those of the whole batch: under jit a
             batch that is split over devices gives the same ones, nothing else is needed to

@@ -26,7 +26,7 @@ class Conditioning:
       guide: float [batch, h, w, 16], the compressor's latents, raw scale.
       micro_conds: float32 [batch, 5], aMUSEd's: width and height of the image in pixels, top and
         left of its crop, aesthetic score.
-      low_tokens: int32 [batch, h, w], the tokens of a smaller picture to enlarge.
+      low_tokens: int32 [batch, h, w], the tokens of a smaller image to enlarge.
     """
 
     text: Leaf | None = None
@@ -69,3 +69,19 @@ class ConditionInputs:
     segmentation: Leaf | None = None
     micro_conds: Leaf | None = None
     low_tokens: Leaf | None = None
+
+
+def text_alone(cond: Conditioning, network: str) -> Any:
+    """The text [batch, length, text_width] of a condition for a network that reads nothing else.
+
+    Raises:
+      ValueError: there is no text, or something else too.
+    """
+    others = ("text_weights", "image_pooled", "labels", "segmentation")
+    given = [name for name in others if getattr(cond, name) is not None]
+    if cond.text is None or given:
+        raise ValueError(
+            f"the {network} is conditioned on text alone, got {given or 'no text'}; "
+            "cell.network=unet takes the other conditions"
+        )
+    return cond.text

@@ -1,4 +1,4 @@
-"""Stage C's latents -> image without Stage B: shows how much of a picture the latents hold.
+"""Stage C's latents -> image without Stage B: shows how much of an image the latents hold.
 
 Würstchen appendix D decodes them with a small network too. It is a yardstick, not a stage: trained
 with the squared error, it paints the mean of what the latents leave open.
@@ -21,7 +21,7 @@ class DirectDecoder(nn.Module):
     width: int = 128  # channels at the latents' size
     blocks: int = 2  # at every size
     doublings: int = 3
-    depthwise: str = "auto"  # see ops/depthwise.py
+    depthwise: str = "auto"  # implementation of ops/depthwise.py
     dtype: Dtype = jnp.float32
 
     @nn.compact

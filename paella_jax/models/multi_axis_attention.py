@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from einops import rearrange
 
-from paella_jax.models.uvit_blocks import SeparateAttention
+from paella_jax.models.transformer_layers import SeparateAttention
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.typing import Array
 
@@ -43,14 +43,14 @@ def multi_axis_attention(
     """Attention inside blocks (first half of the heads) and across them (second half).
 
     Args:
-      query: [batch, side * side, heads, head_dim], row by row. So are key and value.
-      key: see query.
-      value: see query.
+      query: [batch, side * side, heads, head_dim], the map row by row.
+      key: like the query.
+      value: like the query.
       block_size: tokens per side of a block.
-      implementation: see ops/attention.py.
+      implementation: of ops/attention.py.
 
     Returns:
-      as query.
+      [batch, side * side, heads, head_dim].
 
     Raises:
       ValueError: an odd number of heads, or blocks that do not tile the map.

@@ -8,16 +8,15 @@ null position beside the text, so that attention is defined where there is no te
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
-from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.conditioning import Conditioning, text_alone
 from paella_jax.models.layers import Dense, Dtype, gelu, timestep_embedding
 from paella_jax.models.multi_axis_attention import MultiAxisAttention
-from paella_jax.models.uvit_blocks import (
+from paella_jax.models.transformer_layers import (
     LearnedLayerNorm,
     SeparateAttention,
     linear_init,
@@ -92,68 +91,36 @@ class TextContext(nn.Module):
         Raises:
           ValueError: the condition is not text alone.
         """
-        others = ("text_weights", "image_pooled", "labels", "segmentation")
-        given = [name for name in others if getattr(cond, name) is not None]
-        if cond.text is None or given:
-            raise ValueError(
-                f"the transformer is conditioned on text alone, got {given or 'no text'}; "
-                "cell.network=unet takes the other conditions"
-            )
+        text = text_alone(cond, "transformer")
         project = Dense(self.width, False, kernel_init=linear_init, dtype=self.dtype, name="text")
         null = self.param("null_text", normal, (1, 1, self.width)).astype(self.dtype)
-        batch = cond.text.shape[0]
+        batch = text.shape[0]
         null = jnp.broadcast_to(null, (batch, 1, self.width))
-        context = jnp.concatenate([null, project(cond.text)], axis=1)
+        context = jnp.concatenate([null, project(text)], axis=1)
         if cond.text_mask is None:
             return context, None
         return context, jnp.concatenate([jnp.ones((batch, 1), bool), cond.text_mask], axis=1)
 
 
-class MusePredictor:
-    """What MUSE's two transformers offer as token predictors, from the fields they share."""
+class TokenEmbedding(nn.Module):
+    """Tokens [B, grid, grid] -> float32 [B, grid * grid, width] with learned positions."""
 
-    codebook_size: int
-    mask_row: bool
+    vocabulary_size: int
     grid: int
     width: int
-    num_heads: int
-    time_width: int
 
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the input table."""
-        return self.codebook_size + self.mask_row
-
-    @property
-    def mask_token(self) -> int | None:
-        """The id of an unknown token; None where tokens are replaced by random ones."""
-        return self.codebook_size if self.mask_row else None
-
-    @property
-    def grid_divisor(self) -> int:
-        """The token map's height and width must be multiples of this."""
-        return self.grid
-
-    @property
-    def knows_noise_level(self) -> bool:
-        """Whether `t` is read."""
-        return self.time_width > 0
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError for heads or a token map [batch, h, w] that do not fit."""
-        check_heads(self.width, self.num_heads)
-        if tuple(shape[1:]) != (self.grid, self.grid):
-            raise ValueError(
-                f"token map {shape[1]}x{shape[2]}: this transformer has learned positions for "
-                f"{self.grid}x{self.grid} tokens only; give images of that size, or train at the "
-                "size wanted (data.image_size, square)"
-            )
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        table = self.param("token_table", normal, (self.vocabulary_size, self.width))
+        positions = self.param("positions", normal, (self.grid, self.grid, self.width))
+        x = jnp.take(table, tokens, axis=0) + positions[None]
+        return rearrange(x, "b h w c -> b (h w) c")
 
 
-class MuseTransformer(MusePredictor, nn.Module):
-    """Predicts the clean tokens of a masked (or randomly replaced) token map.
+class MusePredictor(nn.Module):
+    """Base of MUSE's two transformers, which differ in their sizes and in their context.
 
-    Defaults are the 3B model; its heads are a guess (128 channels each).
+    The defaults are the 3B base model's.
     """
 
     codebook_size: int = 8192
@@ -161,9 +128,10 @@ class MuseTransformer(MusePredictor, nn.Module):
     grid: int = 16  # side of the token map
     width: int = 2048
     depth: int = 48
-    num_heads: int = 16
+    num_heads: int = 16  # a guess: 128 channels each
     feed_forward_width: int = 8192
-    time_width: int = 0  # of the noise level's embedding; 0: the network is not told it, as MUSE
+    block_size: int = 0  # tokens per side of multi-axis self-attention's blocks; 0: full attention
+    time_width: int = 0  # of the noise level's embedding; 0: the network does not read it, as MUSE
     dropout: float = 0.0
     remat: bool = False  # recompute layer activations in the backward pass
     attention: str | None = None  # jax.nn.dot_product_attention implementation
@@ -183,8 +151,9 @@ class MuseTransformer(MusePredictor, nn.Module):
 
         Args:
           tokens: int32 [batch, grid, grid], `mask_token` where unknown.
-          t: float32 [batch], share of corrupted tokens in [0, 1]; read with a `time_width` only.
-          cond: text states; where `text_mask` is all False the text is absent.
+          t: float32 [batch], fraction of corrupted tokens in [0, 1]; read with a `time_width` only.
+          cond: text states; where `text_mask` is all False the text is absent. Super-resolution
+            also needs `low_tokens` int32 [batch, low_grid, low_grid] in [0, low_codebook_size).
           deterministic: switches dropout off.
           return_features: stop before the classifier, for a chunked loss.
 
@@ -192,104 +161,93 @@ class MuseTransformer(MusePredictor, nn.Module):
           float32 [batch, grid, grid, codebook_size], or the classifier's input [..., width].
 
         Raises:
-          ValueError: a token map of another size, or another condition than text.
+          ValueError: sizes that do not fit each other, token maps of another size, or another
+            condition than the network's.
         """
         self.check(tokens.shape)
-        context, mask = TextContext(self.width, self.dtype, name="context")(cond)
+        context, mask = self.context(cond, deterministic)
         x = TokenEmbedding(self.vocabulary_size, self.grid, self.width, name="embedding")(tokens)
-        x = add_noise_level(self, x.astype(self.dtype), t)
-        x = layer_stack(self, "layer", self.depth, x, context, mask, deterministic)
-        return token_head(self, x, self.grid, return_features)
+        x = x.astype(self.dtype)
+        project = partial(Dense, self.width, False, linear_init, self.dtype)
+        if self.time_width:
+            level = project(name="noise_level")(timestep_embedding(t, self.time_width))
+            x = x + level[:, None, :]
+        x = self.layers("layer", self.depth, x, context, mask, deterministic)
+        x = LearnedLayerNorm(name="output_norm")(x)
+        x = gelu(project(name="output")(x))
+        features = rearrange(x, "b (h w) c -> b h w c", h=self.grid)
+        shape = (self.width, self.codebook_size)
+        classifier = self.param("classifier", linear_init, shape)
+        if return_features:
+            return features
+        return dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
 
+    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
+        """What cross-attention reads, [B, L, width], and its mask bool [B, L] (None: all)."""
+        raise NotImplementedError
 
-class TokenEmbedding(nn.Module):
-    """Tokens [B, grid, grid] -> float32 [B, grid * grid, width] with learned positions."""
+    def layers(
+        self,
+        name: str,
+        depth: int,
+        x: Array,
+        context: Array | None,
+        context_mask: Array | None,
+        deterministic: bool,
+    ) -> Array:
+        """`depth` layers named NAME_0, NAME_1, ...: x [B, N, width] -> [B, N, width].
 
-    vocabulary_size: int
-    grid: int
-    width: int
-
-    @nn.compact
-    def __call__(self, tokens: Array) -> Array:
-        table = self.param("token_table", normal, (self.vocabulary_size, self.width))
-        positions = self.param("positions", normal, (self.grid, self.grid, self.width))
-        x = jnp.take(table, tokens, axis=0) + positions[None]
-        return rearrange(x, "b h w c -> b (h w) c")
-
-
-class Transformer(Protocol):
-    """The fields that the functions below read; they are called inside a compact `__call__`."""
-
-    codebook_size: int
-    width: int
-    num_heads: int
-    feed_forward_width: int
-    time_width: int
-    dropout: float
-    remat: bool
-    attention: str | None
-    dtype: Dtype
-    param: Any
-
-
-def add_noise_level(network: Transformer, x: Array, t: Array) -> Array:
-    """Adds the noise level's embedding where the network is told it: [B, N, width]."""
-    if not network.time_width:
+        Without a context they have full self-attention alone.
+        """
+        layer = nn.remat(MuseLayer, static_argnums=(4,)) if self.remat else MuseLayer
+        for index in range(depth):
+            x = layer(
+                self.num_heads,
+                self.feed_forward_width,
+                self.dropout,
+                self.attention,
+                context is not None,
+                self.dtype,
+                0 if context is None else self.block_size,
+                name=f"{name}_{index}",
+            )(constrain_batch(x), context, context_mask, deterministic)
         return x
-    level = timestep_embedding(t, network.time_width)
-    level = Dense(network.width, False, linear_init, network.dtype, name="noise_level")(level)
-    return x + level[:, None, :]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the input table."""
+        return self.codebook_size + self.mask_row
+
+    @property
+    def mask_token(self) -> int | None:
+        """The id of an unknown token; None where tokens are replaced by random ones."""
+        return self.codebook_size if self.mask_row else None
+
+    @property
+    def grid_divisor(self) -> int:
+        """The token map's height and width must be multiples of this."""
+        return self.grid
+
+    @property
+    def knows_noise_level(self) -> bool:
+        """Whether the network reads `t`."""
+        return self.time_width > 0
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for heads or a token map [batch, h, w] that do not fit."""
+        if self.num_heads < 1 or self.width % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide the width {self.width}")
+        if tuple(shape[1:]) != (self.grid, self.grid):
+            raise ValueError(
+                f"token map {shape[1]}x{shape[2]}: this transformer has learned positions for "
+                f"{self.grid}x{self.grid} tokens only; give images of that size, or train at the "
+                "size wanted (data.image_size, square)"
+            )
 
 
-def layer_stack(
-    network: Transformer,
-    name: str,
-    depth: int,
-    x: Array,
-    context: Array | None,
-    context_mask: Array | None,
-    deterministic: bool,
-    block_size: int = 0,
-) -> Array:
-    """`depth` layers named NAME_0, NAME_1, ...; without a context they have self-attention alone.
+class MuseTransformer(MusePredictor):
+    """Predicts the clean tokens of a masked (or randomly replaced) token map, given a text."""
 
-    x [B, N, C], context [B, L, C], context_mask bool [B, L] -> [B, N, C].
-    """
-    layer = nn.remat(MuseLayer, static_argnums=(4,)) if network.remat else MuseLayer
-    for index in range(depth):
-        x = layer(
-            network.num_heads,
-            network.feed_forward_width,
-            network.dropout,
-            network.attention,
-            context is not None,
-            network.dtype,
-            block_size,
-            name=f"{name}_{index}",
-        )(constrain_batch(x), context, context_mask, deterministic)
-    return x
-
-
-def token_head(network: Transformer, x: Array, grid: int, return_features: bool) -> Array:
-    """The output MLP: norm, linear, GELU, classifier.
-
-    Args:
-      network: has `width`, `codebook_size` and `dtype`; gets the parameters.
-      x: [B, grid * grid, width].
-      grid: side of the token map.
-      return_features: stop before the classifier.
-    """
-    x = LearnedLayerNorm(name="output_norm")(x)
-    x = gelu(Dense(network.width, False, linear_init, network.dtype, name="output")(x))
-    features = rearrange(x, "b (h w) c -> b h w c", h=grid)
-    shape = (network.width, network.codebook_size)
-    classifier = network.param("classifier", linear_init, shape)
-    if return_features:
-        return features
-    return dense(features, classifier.astype(network.dtype), precision_dtype=jnp.float32)
-
-
-def check_heads(width: int, num_heads: int) -> None:
-    """Raises ValueError where the heads do not divide the width."""
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"{num_heads} heads do not divide the width {width}")
+    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
+        """The text behind a null position, [B, 1 + L, width], and its mask."""
+        return TextContext(self.width, self.dtype, name="context")(cond)

@@ -118,7 +118,7 @@ class Quantizer(nn.Module):
           quantized: bool [batch]; False samples are decoded from their raw latents.
           train: use and update batch statistics, where the network has any (collection
             "batch_stats" must then be mutable).
-          settled: bool scalar; True uses the running statistics and leaves them as they are.
+          settled: bool scalar; True uses the running statistics and no longer updates them.
         """
         latents = self.encode(images, train, settled)
         result = self.quantize(latents)

@@ -10,7 +10,7 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from paella_jax.models.blocks import AttentionBlock, ConvBlock, TimestepBlock
+from paella_jax.models.blocks import BlockInputs, BlockOptions, run_blocks
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
 from paella_jax.typing import Array
@@ -28,7 +28,7 @@ class StageC(nn.Module):
     dropout: float = 0.1
     self_attention: bool = True
     remat: bool = False  # recompute block activations in the backward pass
-    depthwise: str = "auto"  # see ops/depthwise.py
+    depthwise: str = "auto"  # implementation of ops/depthwise.py
     attention: str | None = None  # jax.nn.dot_product_attention implementation
     dtype: Dtype = jnp.float32
 
@@ -63,39 +63,24 @@ class StageC(nn.Module):
         sequence = project("text_out")(nn.leaky_relu(project("text_in")(text), 0.2))
         time = timestep_embedding(t, self.time_width)
         hidden = project("projection")(x)
-        conv, timestep, attend = self._block_classes()
-        scale = math.sqrt(1.0 / self.depth)
-        for i in range(self.depth):
-            hidden = conv(
-                self.kernel_size,
-                scale,
-                self.dropout,
-                self.depthwise,
-                self.dtype,
-                name=f"block_{3 * i}",
-            )(hidden, None, deterministic)
-            hidden = timestep(self.dtype, name=f"block_{3 * i + 1}")(hidden, time)
-            hidden = attend(
-                self.num_heads,
-                self.self_attention,
-                self.dropout,
-                self.attention,
-                self.dtype,
-                name=f"block_{3 * i + 2}",
-            )(hidden, sequence, cond.text_mask, cond.text_weights, deterministic)
+        inputs = BlockInputs(time, sequence, cond.text_mask, cond.text_weights, deterministic)
+        hidden = run_blocks(hidden, "CTA" * self.depth, "block", self._block_options(), inputs)
         # The head divides by |1 - b|: from here on float32, whatever the compute dtype.
         head = Dense(2 * self.channels, kernel_init=nn.initializers.zeros, name="output")
         a, b = jnp.split(head(layer_norm(hidden.astype(jnp.float32))), 2, axis=-1)
         return (a, b) if return_parts else (x.astype(jnp.float32) - a) / (jnp.abs(1.0 - b) + 1e-5)
 
-    def _block_classes(self) -> tuple[type, type, type]:
-        if not self.remat:
-            return ConvBlock, TimestepBlock, AttentionBlock
-        # `deterministic` is a Python bool and must stay one (its position is counted with self).
-        return (
-            nn.remat(ConvBlock, static_argnums=(3,)),
-            nn.remat(TimestepBlock),
-            nn.remat(AttentionBlock, static_argnums=(5,)),
+    def _block_options(self) -> BlockOptions:
+        return BlockOptions(
+            self.num_heads,
+            math.sqrt(1.0 / self.depth),
+            self.dropout,
+            self.kernel_size,
+            self.self_attention,
+            self.remat,
+            self.depthwise,
+            self.attention,
+            self.dtype,
         )
 
     def _checked_text(self, shape: tuple[int, ...], cond: Conditioning) -> Array:

@@ -10,14 +10,12 @@ import numpy as np
 from einops import rearrange
 
 from paella_jax.models.layers import Dense, Dtype, Initializer, scaled_xavier
+from paella_jax.models.transformer_layers import RootMeanSquareNorm, linear_init, zeros
 from paella_jax.models.uvit_blocks import (
     ConvStageBlock,
     Resample,
-    RootMeanSquareNorm,
     TextAttentionBlock,
     TransformerLayer,
-    linear_init,
-    zeros,
 )
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense
@@ -75,7 +73,7 @@ class UViT(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0  # of the convolutional stages' attention
     remat: bool = False  # recompute block activations in the backward pass
-    depthwise: str = "auto"  # see ops/depthwise.py
+    depthwise: str = "auto"  # implementation of ops/depthwise.py
     attention: str | None = None  # jax.nn.dot_product_attention implementation
     dtype: Dtype = jnp.float32
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.conditioning import Conditioning, text_alone
 from paella_jax.models.uvit import UViT
 from paella_jax.typing import Array, Tree
 
-RELEASED_MICRO_CONDS = 5  # a sixth is the noise level, which the released models are not told
+RELEASED_MICRO_CONDS = 5  # a sixth is the noise level, which the released models do not read
 LEVEL_SCALE = 1000.0  # the sinusoids are made for numbers the size of an image side
 
 
@@ -20,7 +20,7 @@ class UViTPredictor:
     """(tokens, t, Conditioning) -> logits, by a U-ViT.
 
     Attributes:
-      network: with a sixth micro-condition it is told the noise level t.
+      network: with a sixth micro-condition it reads the noise level t.
       masks: whether it is trained with masks; else the mask's row is unused.
     """
 
@@ -28,23 +28,17 @@ class UViTPredictor:
     masks: bool = True
 
     def init(self, key: Array, tokens: Array, t: Array, cond: Conditioning) -> Tree:
-        """Fresh variables."""
+        """Fresh variables, as a Linen module's `init`."""
         return self.network.init(key, tokens, **self._inputs(t, cond))
 
     def apply(
         self, variables: Tree, tokens: Array, t: Array, cond: Conditioning, **kwargs: Any
     ) -> Any:
-        """As a Linen module's; further arguments are those of `UViT`."""
+        """The logits, called as a Linen module's `apply`; `kwargs` are those of `UViT`."""
         return self.network.apply(variables, tokens, **self._inputs(t, cond), **kwargs)
 
     def _inputs(self, t: Array, cond: Conditioning) -> dict[str, Any]:
-        others = ("text_weights", "image_pooled", "labels", "segmentation")
-        given = [name for name in others if getattr(cond, name) is not None]
-        if cond.text is None or given:
-            raise ValueError(
-                f"the U-ViT is conditioned on text alone, got {given or 'no text'}; "
-                "cell.network=unet takes the other conditions"
-            )
+        text = text_alone(cond, "U-ViT")
         micro = cond.micro_conds
         if micro is None:
             raise ValueError("the U-ViT needs micro_conds: width, height, crop top, left, score")
@@ -54,9 +48,9 @@ class UViTPredictor:
             micro = jnp.concatenate([micro, level[:, None]], axis=1)
         pooled = cond.text_pooled
         if pooled is None:
-            pooled = mean_text(cond.text, cond.text_mask)
+            pooled = mean_text(text, cond.text_mask)
         return {
-            "encoder_hidden_states": cond.text,
+            "encoder_hidden_states": text,
             "pooled_text": pooled,
             "micro_conds": micro,
             "text_mask": cond.text_mask,
@@ -79,7 +73,7 @@ class UViTPredictor:
 
     @property
     def knows_noise_level(self) -> bool:
-        """Whether `t` is read."""
+        """Whether the network reads `t`."""
         return self.network.micro_conds > RELEASED_MICRO_CONDS
 
 

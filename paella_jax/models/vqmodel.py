@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 
 from paella_jax.models.layers import Dense, Dtype
 from paella_jax.models.quantizer import Quantizer, uniform_codebook
-from paella_jax.models.uvit_blocks import SeparateAttention
+from paella_jax.models.transformer_layers import SeparateAttention
 from paella_jax.typing import Array
 
 # torch's default, which the reference leaves in place: U(-b, b) with b = 1 / sqrt(inputs).
@@ -31,7 +31,7 @@ def _conv(features: int, dtype: Dtype, name: str | None = None, shrink: bool = F
 
 
 def _group_norm(groups: int, name: str | None = None) -> nn.GroupNorm:
-    """In float32; flax's one-pass variance loses digits where the mean is large."""
+    """Group norm in float32; flax's one-pass variance loses digits where the mean is large."""
     return nn.GroupNorm(groups, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 

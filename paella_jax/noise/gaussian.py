@@ -1,7 +1,7 @@
 """Forward process on real values: Gaussian noise, cosine schedule (docs/models/wuerstchen.md 5.3).
 
 Noise levels t are float32 in [0, 1], 1 = all noise; any shape of values [batch, ...]. A level's
-`alpha_bar` is the share of the signal's variance that is left. Everything is float32.
+`alpha_bar` is the fraction of the signal's variance that is left. Everything is float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CosineSchedule:
             raise ValueError(f"schedule minimum {self.minimum} must be in (0, 0.5)")
 
     def alpha_bar(self, t: Array) -> Array:
-        """float32, the shape of t."""
+        """The fraction of the variance that is signal at t, float32 of the shape of t."""
         t = jnp.asarray(t, jnp.float32)
         if self.scaler > 1:
             t = 1.0 - (1.0 - t) ** self.scaler
@@ -83,15 +83,9 @@ def diffuse(clean: Array, noise: Array, alpha_bar: Array) -> Array:
 
 
 def clean_from_noise(noised: Array, noise: Array, alpha_bar: Array) -> Array:
-    """What was noised, given the noise in it: solves `diffuse` for `clean`."""
+    """Solves `diffuse` for `clean`: noised and noise [batch, ...] -> float32 [batch, ...]."""
     alpha_bar = per_sample(alpha_bar, noised)
     return (noised - jnp.sqrt(1.0 - alpha_bar) * noise) / jnp.sqrt(alpha_bar)
-
-
-def noise_from_clean(noised: Array, clean: Array, alpha_bar: Array) -> Array:
-    """The noise in it, given what was noised: solves `diffuse` for `noise`."""
-    alpha_bar = per_sample(alpha_bar, noised)
-    return (noised - jnp.sqrt(alpha_bar) * clean) / jnp.sqrt(1.0 - alpha_bar)
 
 
 def loss_weight(kind: str, alpha_bar: Array) -> Array:

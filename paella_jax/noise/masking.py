@@ -5,17 +5,16 @@ Every random function takes one PRNG key per sample, as in noise/tokens.py.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
-from paella_jax.noise.tokens import uniform_map
+from paella_jax.noise.tokens import uniform_map, uniform_per_sample
 from paella_jax.typing import Array
 
 MASK_DENSITIES = ("cosine", "uniform")
 
 
 def mask_ratio(uniform: Array, density: str = "cosine") -> Array:
-    """The share of tokens to mask, for uniform draws.
+    """The fraction of tokens to mask, for uniform draws.
 
     Args:
       uniform: float32 in [0, 1), any shape.
@@ -39,8 +38,7 @@ def sample_mask_ratio(keys: Array, density: str = "cosine", minimum: float = 0.0
     """One ratio per sample, at least `minimum`; keys [batch] -> float32 [batch]."""
     if not 0.0 <= minimum <= 1.0:
         raise ValueError(f"minimum mask ratio {minimum} must be in [0, 1]")
-    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    return jnp.maximum(mask_ratio(uniform, density), minimum)
+    return jnp.maximum(mask_ratio(uniform_per_sample(keys), density), minimum)
 
 
 def num_masked(ratio: Array, positions: int) -> Array:
@@ -70,7 +68,7 @@ def apply_mask(tokens: Array, mask: Array, mask_token: int) -> Array:
 def mask_randomly(
     tokens: Array, uniform: Array, ratio: Array | float, mask_token: int
 ) -> tuple[Array, Array]:
-    """Masks where `uniform` < ratio (note: not <=): a share on average, not an exact count.
+    """Masks where `uniform` < ratio (note: not <=): a fraction on average, not an exact count.
 
     Args:
       tokens: int [batch, h, w].

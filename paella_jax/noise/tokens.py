@@ -1,4 +1,4 @@
-"""Forward process on tokens: replace a share of them (docs/models/paella.md 2.6).
+"""Forward process on tokens: replace a fraction of them (docs/models/paella.md 2.6).
 
 Every function takes one PRNG key per sample, so a sample's noise depends on its own key only: not
 on the batch around it, the number of devices, or how a batch is cut into micro-batches.
@@ -15,6 +15,16 @@ from paella_jax.typing import Array
 def sample_keys(key: Array, index: Array) -> Array:
     """One key per sample: `key` folded with each sample's index. index int [batch] -> [batch]."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def split_keys(keys: Array, count: int = 2) -> Array:
+    """`count` keys from each sample's: keys [batch] -> [count, batch]."""
+    return jax.vmap(lambda key: jax.random.split(key, count))(keys).T
+
+
+def uniform_per_sample(keys: Array) -> Array:
+    """U[0, 1) from each sample's own key: keys [batch] -> float32 [batch]."""
+    return jax.vmap(lambda key: jax.random.uniform(key))(keys)
 
 
 def random_tokens(keys: Array, grid: tuple[int, ...], codebook_size: int) -> Array:
@@ -47,7 +57,7 @@ def replace_tokens(
 
 
 def add_noise(keys: Array, tokens: Array, t: Array, codebook_size: int) -> tuple[Array, Array]:
-    """Replaces a share `t` of the tokens by uniform random ones.
+    """Replaces a fraction `t` of the tokens by uniform random ones.
 
     Args:
       keys: [batch] PRNG keys.
@@ -56,10 +66,10 @@ def add_noise(keys: Array, tokens: Array, t: Array, codebook_size: int) -> tuple
       codebook_size: the vocabulary; a replaced token can by chance equal the original.
 
     Returns:
-      As `replace_tokens`.
+      The noised tokens and the noise mask, as `replace_tokens` gives them.
     """
     _, *grid = tokens.shape
-    mask_keys, token_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    mask_keys, token_keys = split_keys(keys)
     replacement = random_tokens(token_keys, tuple(grid), codebook_size)
     return replace_tokens(tokens, replacement, uniform_map(mask_keys, tuple(grid)), t)
 
@@ -67,10 +77,9 @@ def add_noise(keys: Array, tokens: Array, t: Array, codebook_size: int) -> tuple
 def sample_noise_level(keys: Array, minimum: float = 0.001, stretch: float = 1.0) -> Array:
     """t = (1 - U) stretch + minimum, clipped to [minimum, 1]; keys [batch] -> float32 [batch].
 
-    A stretch above 1 puts a share of the samples at t = 1 (Würstchen: 1.08, 7.5 %).
+    A stretch above 1 puts a part of the samples at t = 1 (Würstchen: 1.08, 7.5 %).
     """
-    uniform = jax.vmap(lambda key: jax.random.uniform(key))(keys)
-    return jnp.clip((1.0 - uniform) * stretch + minimum, minimum, 1.0)
+    return jnp.clip((1.0 - uniform_per_sample(keys)) * stretch + minimum, minimum, 1.0)
 
 
 def loss_weight(noise_mask: Array, t: Array, minimum: float = 0.3) -> Array:

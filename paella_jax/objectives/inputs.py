@@ -34,5 +34,5 @@ Objective = Callable[[Tree, StepInputs], tuple[Array, tuple[dict[str, Array], Tr
 
 
 def images_from_batch(batch: dict[str, Array]) -> Array:
-    """uint8 images -> float32 in [0, 1]."""
+    """A batch's uint8 `image` -> float32 [batch, H, W, 3] in [0, 1]."""
     return batch["image"].astype(jnp.float32) / 255.0

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise, loss_weight
-from paella_jax.noise.tokens import sample_noise_level
+from paella_jax.noise.tokens import sample_noise_level, split_keys, uniform_per_sample
 from paella_jax.objectives.inputs import Objective, StepInputs
 from paella_jax.typing import Array, Tree
 
@@ -30,13 +29,13 @@ def noise_prediction_loss(
       predict: (noised [batch, ...], t [batch]) -> noise.
       clean: float [batch, ...].
       keys: [batch] PRNG keys.
-      schedule: of the noise.
-      settings: minimum_t and stretch of the noise levels, loss_weight.
+      schedule: the noise schedule.
+      settings: `minimum_t` and `stretch` of the noise levels, and `loss_weight`.
 
     Returns:
       Loss, and the unweighted error as metric.
     """
-    level_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key))(keys).T
+    level_keys, noise_keys = split_keys(keys)
     t = sample_noise_level(level_keys, settings.minimum_t, settings.stretch)
     alpha_bar = schedule.alpha_bar(t)
     noise = gaussian_noise(noise_keys, clean.shape[1:])
@@ -46,14 +45,13 @@ def noise_prediction_loss(
     return (error * weight).mean(), {"noise_mse": error.mean()}
 
 
-def drop_embeddings(keys: Array, embeddings: Array, share: float) -> Array:
-    """Sets a share of the embeddings [batch, width] to zero, the prior's "no text".
+def drop_embeddings(keys: Array, embeddings: Array, fraction: float) -> Array:
+    """Sets a fraction of the embeddings [batch, width] to zero, the prior's "no text".
 
-    Per sample, by its own key. The reference decides once per per-process batch; the expected
-    share is the same.
+    Every sample's own key decides. The reference decides once per per-process batch; the expected
+    fraction is the same.
     """
-    drop = jax.vmap(lambda key: jax.random.uniform(key) < share)(keys)[:, None]
-    return jnp.where(drop, 0.0, embeddings)
+    return jnp.where((uniform_per_sample(keys) < fraction)[:, None], 0.0, embeddings)
 
 
 def clip_prior_objective(
@@ -65,12 +63,12 @@ def clip_prior_objective(
 
     Args:
       predict: (params, noised, t, text_embedding) -> noise.
-      schedule: of the noise.
+      schedule: the noise schedule.
       settings: `config.objective` of configs/clip_prior.py.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        noise_keys, drop_keys = jax.vmap(lambda key: jax.random.split(key))(inputs.keys).T
+        noise_keys, drop_keys = split_keys(inputs.keys)
         text = inputs.batch["text_embedding"].astype(jnp.float32)
         text = drop_embeddings(drop_keys, text, settings.text_drop)
         predict_noise = lambda noised, t: predict(params, noised, t, text)

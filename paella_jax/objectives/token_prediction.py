@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
 from paella_jax.noise.masking import add_mask, sample_mask_ratio
-from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level
+from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level, split_keys
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.ops.cross_entropy import chunked_cross_entropy
 from paella_jax.typing import Array, Tree
@@ -30,21 +31,21 @@ CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation",
 def drop_conditions(
     keys: Array, inputs: ConditionInputs, settings: ConfigDict, empty_clip_ids: Array | None
 ) -> ConditionInputs:
-    """Takes conditions away from a share of the samples, each kind by its own draw.
+    """Takes conditions away from a fraction of the samples, each kind by its own draw.
 
     Text becomes the empty one (a single end token), CLIP text the empty one's ids; images, labels
-    and maps become absent. Where CLIP's is the only text, `text_drop` is its share.
+    and maps become absent. Where CLIP's is the only text, `text_drop` is its fraction.
 
-    Per sample, by its own key. The reference decides once per per-process batch, which makes the
-    gradient of a small batch all or nothing; the expected shares are the same
+    Every sample's own key decides. The reference decides once per per-process batch, which makes
+    the gradient of a small batch all or nothing; the expected fractions are the same
     (docs/models/paella.md 3). It also skips the image encoder where the whole batch drops it; here
     it always runs.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
-    clip_share = settings.text_drop if inputs.text_ids is None else settings.clip_text_drop
-    shares = (settings.text_drop, clip_share, settings.image_drop,
+    clip_drop = settings.text_drop if inputs.text_ids is None else settings.clip_text_drop
+    fractions = (settings.text_drop, clip_drop, settings.image_drop,
               settings.label_drop, settings.segmentation_drop)  # fmt: skip
-    text, clip_text, image, label, segmentation = (uniform < jnp.asarray(shares)[None, :]).T
+    text, clip_text, image, label, segmentation = (uniform < jnp.asarray(fractions)[None, :]).T
     changes: dict[str, Any] = {}
     if inputs.text_ids is not None and inputs.text_mask is not None:
         ids, mask = inputs.text_ids, inputs.text_mask
@@ -78,7 +79,7 @@ def unmasked_padding(inputs: ConditionInputs) -> ConditionInputs:
 
 
 def sample_level(keys: Array, settings: ConfigDict) -> Array:
-    """The share of tokens to corrupt, one per sample; keys [batch] -> float32 [batch].
+    """The fraction of tokens to corrupt, one per sample; keys [batch] -> float32 [batch].
 
     Density "uniform" is Paella's, "cosine" MUSE's arccos density, which has its mass near 1.
     """
@@ -93,7 +94,7 @@ def corrupt(
     """Corrupted tokens and where (bool), both [batch, h, w].
 
     Without a `mask_token` every token is replaced by a random one with probability t; with it an
-    exact share t becomes the mask.
+    exact fraction t becomes the mask.
     """
     if mask_token is None:
         return add_noise(keys, tokens, t, codebook_size)
@@ -117,8 +118,7 @@ def token_objective(
     codebook_size: int,
     *,
     mask_token: int | None = None,
-    embed_images: Callable[[Tree, Tree, Array], Array] | None = None,
-    encode_low: Callable[[Tree, Array], Array] | None = None,
+    from_images: Mapping[str, Callable[[Tree, Tree, Array], Array]] = MappingProxyType({}),
     empty_clip_ids: Array | None = None,
 ) -> Objective:
     """Builds the objective.
@@ -130,25 +130,20 @@ def token_objective(
       settings: `config.objective` of configs/paella.py.
       codebook_size: vocabulary.
       mask_token: the mask's id; None replaces tokens by random ones.
-      embed_images: (params, frozen, images) -> image embeddings [batch, width]; None: no image
-        conditioning.
-      encode_low: (frozen, images) -> tokens of the small picture, for super-resolution.
+      from_images: conditions made of the images themselves: a field of `ConditionInputs` ->
+        (params, frozen, images) -> its value.
       empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 4))(inputs.keys)
-        level_keys, noise_keys, drop_keys, dropout_keys = split.T
+        level_keys, noise_keys, drop_keys, dropout_keys = split_keys(inputs.keys, 4)
         batch, frozen = inputs.batch, inputs.frozen
         tokens = batch.get("tokens")
         if tokens is None:
             tokens = encode_images(frozen, images_from_batch(batch))
         conditions = {name: batch.get(name) for name in CONDITIONS}
-        if embed_images is not None:
-            embedding = embed_images(params, frozen, images_from_batch(batch))
-            conditions["image_pooled"] = embedding[:, None]
-        if encode_low is not None:
-            conditions["low_tokens"] = encode_low(frozen, images_from_batch(batch))
+        for name, make in from_images.items():
+            conditions[name] = make(params, frozen, images_from_batch(batch))
         given = ConditionInputs(**conditions)
         given = drop_conditions(drop_keys, given, settings, empty_clip_ids)
         if not settings.mask_padding:
@@ -188,9 +183,9 @@ def weighted_token_loss(
       classifier: [width, codes].
       targets: int32 [batch, h, w], the clean tokens.
       noise_mask: bool [batch, h, w].
-      weight: float32 [batch, h, w], of each token's loss; not all 0 in an image.
+      weight: float32 [batch, h, w], the weight of each token's loss; not all 0 in an image.
       smoothing: label smoothing.
-      chunks: see `chunked_cross_entropy`.
+      chunks: of `chunked_cross_entropy`.
 
     Returns:
       The scalar loss, and metrics: accuracy over all tokens, over the noised ones, and the

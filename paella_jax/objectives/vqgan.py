@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from paella_jax.noise.tokens import split_keys, uniform_per_sample
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.typing import Array, Tree
 
 
 def code_usage(tokens: Array, codebook_size: int) -> Array:
-    """Share of positions holding each code, times the codebook size: float32 [codes], mean 1."""
+    """Fraction of positions holding each code times the codebook size: float32 [codes], mean 1."""
     counts = jnp.zeros((codebook_size,)).at[tokens.reshape(-1)].add(1.0)
     return counts * (codebook_size / tokens.size)
 
@@ -78,9 +79,8 @@ def vqgan_objective(
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         images = images_from_batch(inputs.batch)
-        split = jax.vmap(lambda key: jax.random.split(key))(inputs.keys)
-        raw = jax.vmap(lambda key: jax.random.uniform(key))(split[:, 0])
-        quantized = raw >= settings.unquantized_share
+        raw_keys, code_keys = split_keys(inputs.keys)
+        quantized = uniform_per_sample(raw_keys) >= settings.unquantized_share
         settled = inputs.step >= settings.settle_statistics_from
         output, state = reconstruct(params, inputs.model_state, images, quantized, settled)
         state = dict(state)
@@ -97,7 +97,7 @@ def vqgan_objective(
             + settings.codebook_weight * output.codebook_loss
             + settings.commitment_weight * output.commitment_loss
         )
-        state["codes"] = _code_state(state["codes"], usage, split[0, 1], output, settings)
+        state["codes"] = _code_state(state["codes"], usage, code_keys[0], output, settings)
         if perceptual is not None:
             metrics["perceptual"] = perceptual(inputs.frozen, output.images, images).mean()
             loss += settings.perceptual_weight * metrics["perceptual"]

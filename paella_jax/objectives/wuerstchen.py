@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
+from paella_jax.noise.tokens import split_keys, uniform_per_sample
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.typing import Array, Tree
@@ -20,19 +21,15 @@ from paella_jax.typing import Array, Tree
 EncodeText = Callable[[Tree, Tree, Array | None, Array | None, int, Array], Conditioning]
 
 
-def uniform_per_sample(keys: Array) -> Array:
-    """U[0, 1) from each sample's own key, [batch]."""
-    return jax.vmap(lambda key: jax.random.uniform(key))(keys)
-
-
 def drop_text(
-    keys: Array, ids: Array, mask: Array, empty: tuple[np.ndarray, np.ndarray], share: float
+    keys: Array, ids: Array, mask: Array, empty: tuple[np.ndarray, np.ndarray], fraction: float
 ) -> tuple[Array, Array]:
-    """Replaces the ids and mask [batch, length] of a share of the samples by the empty text's.
+    """Replaces the ids and mask [batch, length] of a fraction of the samples by the empty text's.
 
-    Per sample, by its own key. The reference decides once per batch; the expected share is equal.
+    Every sample's own key decides. The reference decides once per batch; the expected fraction is
+    equal.
     """
-    drop = (uniform_per_sample(keys) < share)[:, None]
+    drop = (uniform_per_sample(keys) < fraction)[:, None]
     choose = lambda given, nothing: jnp.where(drop, jnp.asarray(nothing)[None, :], given)
     return choose(ids, empty[0]), choose(mask, empty[1])
 
@@ -40,13 +37,12 @@ def drop_text(
 def disturb_guide(
     keys: Array, guide: Array, schedule: CosineSchedule, settings: ConfigDict
 ) -> Array:
-    """Zeroes a share of the guides, and noises a share of the others: t' ~ U(0, guide_noise).
+    """Zeroes a fraction of the guides, and noises a fraction of the others: t' ~ U(0, guide_noise).
 
     It keeps Stage B from trusting the compressor's latents to the last digit, which Stage C cannot
     predict. The reference zeroes whole batches; here it is per sample.
     """
-    split = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
-    drop_keys, choice_keys, level_keys, noise_keys = split.T
+    drop_keys, choice_keys, level_keys, noise_keys = split_keys(keys, 4)
     wide = lambda x: x[:, None, None, None]
     level = uniform_per_sample(level_keys) * settings.guide_noise
     noise = gaussian_noise(noise_keys, guide.shape[1:])
@@ -69,17 +65,16 @@ def stage_b_objective(
 
     Args:
       predict: (params, noised, t, cond, dropout key) -> noise.
-      encode_text: see `EncodeText`.
+      encode_text: an `EncodeText`.
       encode_latents: (frozen, images) -> Stage A latents, scaled.
       compress: (params, frozen, model_state, images, dropout key) -> raw guide, new model_state.
       empty: ids and mask of the empty text; None without text.
-      schedule: of the noise.
+      schedule: the noise schedule.
       settings: `config.objective` of configs/stage_b.py.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 4))(inputs.keys)
-        noise_keys, text_keys, guide_keys, dropout_keys = split.T
+        noise_keys, text_keys, guide_keys, dropout_keys = split_keys(inputs.keys, 4)
         text_key, guide_key, network_key = jax.random.split(dropout_keys[0], 3)
         images = images_from_batch(inputs.batch)
         latents = encode_latents(inputs.frozen, images)
@@ -88,13 +83,8 @@ def stage_b_objective(
         ids, mask = _text(inputs.batch, text_keys, empty, settings.text_drop)
         cond = encode_text(params, inputs.frozen, ids, mask, len(images), text_key)
         cond = replace(cond, guide=guide)
-        loss, metrics = noise_prediction_loss(
-            lambda x, t: predict(params, x, t, cond, network_key),
-            latents,
-            noise_keys,
-            schedule,
-            settings,
-        )
+        denoise = lambda x, t: predict(params, x, t, cond, network_key)
+        loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, model_state)
 
     return objective
@@ -111,28 +101,22 @@ def stage_c_objective(
     """Predicts the noise in the compressor's latents, given the text.
 
     Args:
-      predict: as in `stage_b_objective`. So are encode_text, empty and schedule.
-      encode_text: see `EncodeText`.
+      predict: (params, noised, t, cond, dropout key) -> noise.
+      encode_text: an `EncodeText`.
       compress: (frozen, images) -> latents in Stage C's scale.
-      empty: see `stage_b_objective`.
-      schedule: of the noise.
+      empty: ids and mask of the empty text.
+      schedule: the noise schedule.
       settings: `config.objective` of configs/stage_c.py.
     """
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
-        split = jax.vmap(lambda key: jax.random.split(key, 3))(inputs.keys)
-        noise_keys, text_keys, dropout_keys = split.T
+        noise_keys, text_keys, dropout_keys = split_keys(inputs.keys, 3)
         text_key, network_key = jax.random.split(dropout_keys[0])
         latents = compress(inputs.frozen, images_from_batch(inputs.batch))
         ids, mask = _text(inputs.batch, text_keys, empty, settings.text_drop)
         cond = encode_text(params, inputs.frozen, ids, mask, len(latents), text_key)
-        loss, metrics = noise_prediction_loss(
-            lambda x, t: predict(params, x, t, cond, network_key),
-            latents,
-            noise_keys,
-            schedule,
-            settings,
-        )
+        denoise = lambda x, t: predict(params, x, t, cond, network_key)
+        loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, inputs.model_state)
 
     return objective
@@ -142,8 +126,8 @@ def _text(
     batch: dict[str, Array],
     keys: Array,
     empty: tuple[np.ndarray, np.ndarray] | None,
-    share: float,
+    fraction: float,
 ) -> tuple[Array | None, Array | None]:
     if empty is None:
         return None, None
-    return drop_text(keys, batch["text_ids"], batch["text_mask"], empty, share)
+    return drop_text(keys, batch["text_ids"], batch["text_mask"], empty, fraction)

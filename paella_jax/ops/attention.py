@@ -29,7 +29,7 @@ def dot_product_attention(
       key: [batch, keys, heads, head_dim].
       value: [batch, keys, heads, head_dim].
       key_mask: [batch, keys] bool, False keys are invisible. At least one key must be visible.
-      dropout_rate: share of attention probabilities set to zero; needs `dropout_key` when > 0.
+      dropout_rate: fraction of the probabilities set to zero; needs `dropout_key` when > 0.
       dropout_key: PRNG key of the dropout.
       implementation: None (the backend's default), "xla" or "cudnn".
 

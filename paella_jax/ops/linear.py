@@ -25,11 +25,11 @@ def dense(x: Array, kernel: Array, *, precision_dtype: jnp.dtype | None = None) 
 
 
 def _conv_by_matmul(x: Array, kernel: Array, stride: int, pad: int) -> Array:
-    cells = kernel.shape[0] // stride
+    blocks = kernel.shape[0] // stride
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     x = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=stride, q=stride)
-    height, width = x.shape[1] - cells + 1, x.shape[2] - cells + 1
-    windows = [x[:, i : i + height, j : j + width] for i in range(cells) for j in range(cells)]
+    height, width = x.shape[1] - blocks + 1, x.shape[2] - blocks + 1
+    windows = [x[:, i : i + height, j : j + width] for i in range(blocks) for j in range(blocks)]
     matrix = rearrange(kernel, "(m p) (n q) c d -> (m n p q c) d", p=stride, q=stride)
     return dense(jnp.concatenate(windows, axis=-1), matrix)
 
@@ -71,15 +71,15 @@ def strided_conv(
 
 def _transposed_by_matmul(x: Array, kernel: Array, stride: int, pad: int) -> Array:
     size, _, _, channels = kernel.shape
-    cells = size // stride
+    blocks = size // stride
     height, width = x.shape[1:3]
     matrix = rearrange(kernel, "(m p) (n q) c d -> c (m n p q d)", p=stride, q=stride)
-    parts = rearrange(dense(x, matrix), "b h w (m n r) -> m n b h w r", m=cells, n=cells)
-    extra = cells - 1
+    parts = rearrange(dense(x, matrix), "b h w (m n r) -> m n b h w r", m=blocks, n=blocks)
+    extra = blocks - 1
     shifted = [
         jnp.pad(parts[i, j], ((0, 0), (i, extra - i), (j, extra - j), (0, 0)))
-        for i in range(cells)
-        for j in range(cells)
+        for i in range(blocks)
+        for j in range(blocks)
     ]
     out = reduce(jnp.add, shifted)
     out = rearrange(out, "b h w (p q d) -> b (h p) (w q) d", p=stride, q=stride, d=channels)

@@ -1,0 +1,23 @@
+"""From a prompt to images: what `paella_jax.load` returns (load.py picks by the run's method).
+
+Prompt to image is nine files, in reading order, with the functions to read in each:
+
+1. pipelines/tokens.py `load_tokens` `TokenPipeline.generate`: a run folder becomes a pipeline; a
+   prompt becomes arrays, checked before anything is compiled.
+2. pipelines/base.py `image_keys` `in_batches`: each image has its own key, so that batches do not
+   matter; pieces of a request go through one program.
+3. pipelines/request.py `draw_request` `_denoise`: that program: encode, guide, sample, decode.
+4. families/token_networks.py `TokenNetworks.condition` `TokenNetworks.logits`
+   `TokenNetworks.decode_tokens`: text encoders, predictor and tokenizer as functions of parameters.
+5. sampling/renoise.py `sample` `renoise`: Paella's loop: predict, draw, renoise, put kept tokens
+   back; every policy is chosen before the scan.
+6. models/paella.py `Paella.__call__`: tokens, noise level and conditions -> logits.
+7. models/unet.py `UNet.levels` `UNet._level`: down and up again, with skips.
+8. models/blocks.py `run_blocks` `ResponseMlp.__call__` `ConvBlock.__call__`
+   `TimestepBlock.__call__` `AttentionBlock.__call__`: the residual blocks.
+9. models/vqgan.py `VQGANBlock.__call__` `VQGAN.decode`: tokens' codes -> pixels.
+
+Beside the path: prompts.py (what a user may ask for), checks.py and geometry.py (what is refused),
+editing.py and variations.py (image tasks), tasks.py (the same by flags), two_scale.py (MUSE's two
+runs), wuerstchen.py with wuerstchen_programs.py (three stages).
+"""

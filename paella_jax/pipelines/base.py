@@ -1,17 +1,170 @@
-"""What every pipeline does around its compiled program: checks per prompt, keys, batches."""
+"""What every pipeline does around its compiled programs: the call, options, keys and batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
 
-from paella_jax.training.sharding import batch_sharding
-from paella_jax.typing import Tree
+from paella_jax.encoders.byte_tokenizer import check_prompts
+from paella_jax.images.write import to_uint8
+from paella_jax.training.sharding import batch_sharding, make_mesh
+from paella_jax.typing import Key, Tree
+
+
+class Generation(NamedTuple):
+    """Images with the tokens behind them.
+
+    Attributes:
+      images: float32 [count, height, width, 3] in [0, 1].
+      tokens: int32 [count, h, w].
+      trace: int32 [num_steps, count, h, w], tokens after every step; None unless asked for. For a
+        masked network it is each step's complete prediction, before it is masked again.
+      low: the same of the small images that were enlarged, where two runs drew together.
+    """
+
+    images: np.ndarray
+    tokens: np.ndarray
+    trace: np.ndarray | None
+    low: Generation | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `generate` of every pipeline takes besides the prompt, as keyword arguments.
+
+    Attributes:
+      negative_prompt: what to steer away from; one text, or one per prompt.
+      height: pixels; None is the training size.
+      width: pixels; None is the training size.
+      seed: one, or one per prompt. An image depends on its prompt, its seed and its number among
+        the prompt's images, not on the rest of the call.
+      num_images_per_prompt: images of each prompt; they follow one another in the result.
+      batch_size: bounds the images per program.
+      trace: also return what there was after every step.
+    """
+
+    negative_prompt: str | Sequence[str] = ""
+    height: int | None = None
+    width: int | None = None
+    seed: int | Sequence[int] = 0
+    num_images_per_prompt: int = 1
+    batch_size: int = 64
+    trace: bool = False
+
+    @classmethod
+    def take(cls, options: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+        """The job among a call's options, and the options that are left."""
+        names = {field.name for field in fields(cls)}
+        own = {name: value for name, value in options.items() if name in names}
+        return cls(**own), {name: x for name, x in options.items() if name not in names}
+
+    def negatives(self, count: int, max_length: int) -> list[str]:
+        """A negative prompt for each of `count` prompts.
+
+        Raises:
+          PromptError, ValueError: an over-long text, or another number of them.
+        """
+        texts = check_prompts(self.negative_prompt, max_length, allow_empty=True)
+        return one_per_prompt(texts, count, "negative_prompt")
+
+    def seeds(self, count: int) -> list[int]:
+        """A seed for each of `count` prompts. Raises ValueError for another number of them."""
+        return one_per_prompt(self.seed, count, "seed")
+
+    def keys(self, count: int) -> Key:
+        """Keys [count * copies] of the images of `count` prompts. Raises ValueError."""
+        return image_keys(self.seeds(count), self.num_images_per_prompt)
+
+    def repeat(self, values: Iterable[Any]) -> list[Any]:
+        """What belongs to the prompts -> the same for each of their images."""
+        return [value for value in values for _ in range(self.num_images_per_prompt)]
+
+
+class Pipeline:
+    """The call that all pipelines share; `generate` and `_states` are each pipeline's own."""
+
+    config: ConfigDict
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """Draws; the result has `images`, and `trace` where asked for."""
+        raise NotImplementedError
+
+    def _states(self, result: Any) -> Iterable[np.ndarray]:
+        """What a callback sees of a result with a trace, step after step."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        prompt: Any,
+        *,
+        negative_prompt: str | Sequence[str] = "",
+        height: int | None = None,
+        width: int | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | tuple[float, float] | None = None,
+        temperature: float | tuple[float, float] | None = None,
+        seed: int | Sequence[int] = 0,
+        num_images_per_prompt: int = 1,
+        output_type: str = "pil",
+        callback: Callable[[int, np.ndarray], None] | None = None,
+        **options: Any,
+    ) -> list[Image.Image] | np.ndarray:
+        """Generates images.
+
+        Args:
+          prompt: one text or several; for token predictors also `Condition`s (prompts.py).
+          negative_prompt: what to steer away from; one text, or one per prompt.
+          height: pixels; default the training size.
+          width: pixels; default the training size.
+          num_steps: predictions; fewer is faster.
+          guidance_scale: 1 switches guidance off; a pair ramps from the first to the last step.
+          temperature: of a token's draw; a pair ramps. Diffusion has none.
+          seed: one seed, or one per prompt. An image depends on its prompt, its seed and its number
+            among the prompt's images, not on the rest of the call.
+          num_images_per_prompt: images of each prompt; they follow one another in the result.
+          output_type: "pil" or "array" (float32 [count, height, width, 3] in [0, 1]).
+          callback: called as (step, images so far) for every step once sampling is done. With two
+            runs the base's small images come first and the numbers go on; Würstchen gives Stage C's
+            latents.
+          **options: further arguments of `generate`.
+
+        Raises:
+          PromptError, ValueError: naming the value and the fix, before anything is compiled.
+        """
+        if output_type not in ("pil", "array"):
+            raise ValueError(f"output_type must be 'pil' or 'array', got {output_type!r}")
+        result = self.generate(
+            prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            seed=seed,
+            num_images_per_prompt=num_images_per_prompt,
+            trace=callback is not None,
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            **options,
+        )
+        if callback is not None:
+            for step, state in enumerate(self._states(result)):
+                callback(step, state)
+        if output_type == "array":
+            return result.images
+        return [Image.fromarray(image) for image in to_uint8(result.images)]
+
+
+def all_devices() -> Mesh:
+    """The mesh that spreads batches over all devices, each with whole weights."""
+    return make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
 
 
 def one_per_prompt(values: Any, count: int, name: str) -> list[Any]:
@@ -24,11 +177,11 @@ def one_per_prompt(values: Any, count: int, name: str) -> list[Any]:
     return listed
 
 
-def image_keys(seeds: Sequence[int], copies: int) -> jax.Array:
+def image_keys(seeds: Sequence[int], copies: int) -> Key:
     """Keys [prompts * copies]: an image's comes from its prompt's seed and its number only.
 
     Raises:
-      ValueError: copies below 1.
+      ValueError: copies below 1, or an impossible seed.
     """
     if copies < 1:
         raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
@@ -36,7 +189,7 @@ def image_keys(seeds: Sequence[int], copies: int) -> jax.Array:
     return numbered_keys(np.repeat(np.asarray(seeds), copies), numbers)
 
 
-def numbered_keys(seeds: np.ndarray, numbers: np.ndarray) -> jax.Array:
+def numbered_keys(seeds: np.ndarray, numbers: np.ndarray) -> Key:
     """Key of the image with number n among those of a seed, for each pair.
 
     Raises:
@@ -50,13 +203,6 @@ def numbered_keys(seeds: np.ndarray, numbers: np.ndarray) -> jax.Array:
     )
 
 
-def check_side(name: str, pixels: int, divisor: int) -> None:
-    """Raises ValueError where an image side is no multiple of `divisor`, naming the nearest."""
-    if pixels < divisor or pixels % divisor:
-        nearest = max(divisor, round(pixels / divisor) * divisor)
-        raise ValueError(f"{name} {pixels} must be a positive multiple of {divisor}; use {nearest}")
-
-
 def in_batches(
     run: Callable[[Tree], tuple[Any, ...]], request: Tree, count: int, batch_size: int, mesh: Mesh
 ) -> tuple[np.ndarray, ...]:
@@ -65,9 +211,12 @@ def in_batches(
     Args:
       run: piece -> arrays, each with the batch first.
       request: arrays with `count` in front.
-      count: of pictures.
+      count: number of images.
       batch_size: bounds a piece; it is rounded up to whole devices.
       mesh: pieces are spread over its devices.
+
+    Raises:
+      ValueError: batch_size below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.data.shapes_maps import at_tokens
 from paella_jax.encoders.byte_tokenizer import PromptError, bucket_length, check_prompts
-from paella_jax.encoders.emphasis import text_weights
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
@@ -47,24 +45,24 @@ class Condition:
 
 
 def as_conditions(prompt: Any, max_length: int) -> list[list[Condition]]:
-    """Whatever a caller gives as prompt -> one list of mixed conditions per picture.
+    """Whatever a caller gives as prompt -> one list of mixed conditions per image.
 
-    A text or a `Condition` is one picture, a list of them several; a list inside the list mixes its
-    conditions in one picture. Every picture mixes the same number.
+    A text or a `Condition` is one image, a list of them several; a list inside the list mixes its
+    conditions in one image. Every image mixes the same number.
 
     Raises:
       PromptError: an empty or over-long text, another type, or unequal numbers to mix.
     """
-    pictures = [prompt] if isinstance(prompt, str | Condition) else prompt
-    if not isinstance(pictures, list | tuple):
+    asked = [prompt] if isinstance(prompt, str | Condition) else prompt
+    if not isinstance(asked, list | tuple):
         raise PromptError(
             f"prompt 0 is of type {type(prompt).__name__}; give a text, a Condition or a list"
         )
-    if not pictures:
+    if not asked:
         raise PromptError("there are no prompts; give at least one")
     rows: list[list[Condition]] = []
-    for number, picture in enumerate(pictures):
-        parts = picture if isinstance(picture, list | tuple) else [picture]
+    for number, mixed in enumerate(asked):
+        parts = mixed if isinstance(mixed, list | tuple) else [mixed]
         rows.append([_checked(part, number, max_length) for part in parts])
     counts = {len(row) for row in rows}
     if len(counts) > 1 or 0 in counts:
@@ -88,7 +86,7 @@ def build_inputs(
     grid: tuple[int, int],
     embed_images: EmbedImages,
 ) -> ConditionInputs:
-    """One condition per picture -> numpy arrays.
+    """One condition per image -> numpy arrays.
 
     Raises:
       PromptError, ValueError: a condition that the run was not trained with, or of a wrong shape.
@@ -99,6 +97,9 @@ def build_inputs(
         takes_weights = "text_weights" in networks.takes
         if networks.text_tokenizer is None or ids is None or not takes_weights:
             raise ValueError("emphasis needs cell.network=unet with a T5; this run has another")
+        # Imported here, as no other prompt needs it.
+        from paella_jax.encoders.emphasis import text_weights
+
         each = [
             text_weights(networks.text_tokenizer, c.prompt, c.emphasis, ids.shape[1])
             for c in conditions
@@ -197,6 +198,9 @@ def _segmentation(
     pixels = networks.vqgan.downsampling
     if not count:
         raise ValueError("this run was not trained with segmentation maps (model.num_segments=0)")
+    # Imported here: it comes with the embedded data, which no other condition needs.
+    from paella_jax.data.shapes_maps import at_tokens
+
     maps = np.full((len(conditions), *grid), -1, np.int32)
     for row, condition in enumerate(conditions):
         if condition.segmentation is None:

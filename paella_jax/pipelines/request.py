@@ -1,8 +1,8 @@
-"""The compiled program behind a token pipeline: conditions in, pictures out."""
+"""The compiled program behind a token pipeline: conditions in, images out."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ from flax import struct
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
 from paella_jax.sampling.guidance import Denoise, guide, guide_jointly, mix
-from paella_jax.sampling.renoise import Known, Ramps
 from paella_jax.sampling.resample import ResampleSettings, resample
+from paella_jax.sampling.token_loop import Known, Ramps, Start, Vocabulary
 from paella_jax.sampling.token_sampler import TokenSettings, draw_tokens
 from paella_jax.typing import Array, Tree
 
 
 @struct.dataclass
 class Request:
-    """Everything a batch of pictures is made from; arrays with the pictures in front.
+    """Everything a batch of images is made from; arrays with the images in front.
 
     Attributes:
       conditions: one or more, mixed by `weights`.
@@ -38,51 +38,50 @@ class Request:
     known: Known | None = None
 
 
+class Form(NamedTuple):
+    """What one program is compiled for; all of it is static.
+
+    Attributes:
+      settings: the sampler's, without its ramps.
+      grid: (h, w) of the token map.
+      joint: conditional and unconditional predictions in one doubled batch.
+      trace: also return the tokens of every step.
+    """
+
+    settings: TokenSettings | ResampleSettings
+    grid: tuple[int, int]
+    joint: bool
+    trace: bool
+
+
 def draw_request(
-    networks: TokenNetworks,
-    params: Tree,
-    frozen: Tree,
-    request: Request,
-    ramps: Ramps,
-    *,
-    settings: TokenSettings | ResampleSettings,
-    grid: tuple[int, int],
-    joint: bool,
-    trace: bool,
+    networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, ramps: Ramps, form: Form
 ) -> tuple[Array, ...]:
     """Encodes the conditions, samples and decodes: the function a pipeline compiles.
 
     Args:
-      networks: of the run.
+      networks: predictor, tokenizer and encoders of the run.
       params: trained parameters.
-      frozen: the frozen networks'.
+      frozen: parameters of the frozen networks.
       request: a batch.
       ramps: temperature and guidance of every step.
-      settings: the sampler's, without its ramps; static. So are the rest.
-      grid: (h, w) of the token map.
-      joint: conditional and unconditional predictions in one doubled batch.
-      trace: also return the tokens of every step.
+      form: of the program.
 
     Returns:
       Images float32 [batch, H, W, 3], tokens int32 [batch, h, w] and with `trace` int32
       [batch, steps, h, w].
     """
+    settings, grid, joint, trace = form
     denoise = _denoise(networks, params, frozen, request, joint)
-    predictor = networks.predictor
-    shared: dict[str, Any] = {
-        "codebook_size": predictor.codebook_size,
-        "mask_token": predictor.mask_token,
-        "known": request.known,
-        "ramps": ramps,
-        "trace": trace,
-    }
+    predictor, keys, known = networks.predictor, request.keys, request.known
+    codebook = frozen["vqgan"]["params"]["codebook"]
+    vocabulary = Vocabulary(predictor.codebook_size, predictor.mask_token, codebook)
     image_tokens: Any = request.image_tokens
     if isinstance(settings, ResampleSettings):
-        out = resample(denoise, request.keys, image_tokens, settings, **shared)
+        out = resample(denoise, keys, image_tokens, settings, vocabulary, known, ramps, trace)
     else:
-        codebook = frozen["vqgan"]["params"]["codebook"]
-        shared |= {"image_tokens": image_tokens, "codebook": codebook}
-        out = draw_tokens(denoise, request.keys, grid, settings, **shared)
+        start, shape = Start(image_tokens=image_tokens, known=known), (keys.shape[0], *grid)
+        out = draw_tokens(denoise, keys, shape, settings, vocabulary, start, ramps, trace)
     if not trace:
         return networks.decode_tokens(frozen, out), out
     tokens, history = out

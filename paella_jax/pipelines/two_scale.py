@@ -1,52 +1,36 @@
-"""MUSE's two scales: a base run draws a small picture, a super-resolution run enlarges it.
+"""MUSE's two scales: a base run draws a small image, a super-resolution run enlarges it.
 
-Both are `TokenPipeline`s; what passes from one to the other are the small picture's tokens
+Both are `TokenPipeline`s; what passes from one to the other are the small image's tokens
 (docs/models/muse.md 1.1, 1.6).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
-from PIL import Image
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
-from paella_jax.images.write import to_uint8
-from paella_jax.pipelines.base import image_keys, one_per_prompt
+from paella_jax.pipelines.base import Generation, Job, Pipeline, image_keys
+from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
-from paella_jax.pipelines.tokens import Generation, Prompt, TokenPipeline
-from paella_jax.sampling.renoise import Known
+from paella_jax.pipelines.tokens import Prompt, TokenPipeline
+from paella_jax.sampling.token_loop import Known
 
 Range = float | tuple[float, float]
 SECOND_SCALE = 2**31 - 2  # number of an image key's child; the samplers use no number near it
 
 
-class TwoScaleGeneration(NamedTuple):
-    """As `Generation`, with the small pictures that were enlarged.
-
-    Attributes:
-      images: float32 [count, height, width, 3] in [0, 1].
-      tokens: int32 [count, h, w].
-      trace: int32 [num_steps, count, h, w], tokens after every step; None unless asked for.
-      low: the same of the small pictures.
-    """
-
-    images: np.ndarray
-    tokens: np.ndarray
-    trace: np.ndarray | None
-    low: Generation
-
-
-class TwoScalePipeline:
+class TwoScalePipeline(Pipeline):
     """Text-to-image with two trained runs.
 
     Attributes:
-      base: draws the small pictures.
+      base: draws the small images.
       super_resolution: enlarges them.
+      config: of the super-resolution, whose images are the result.
+      sizes: the images it draws.
     """
 
     def __init__(self, base: TokenPipeline, super_resolution: TokenPipeline):
@@ -58,89 +42,57 @@ class TwoScalePipeline:
         check_pair(base, super_resolution)
         self.base = base
         self.super_resolution = super_resolution
+        self.config = super_resolution.config
+        self.sizes = OneSize(super_resolution.sizes.only_side)
 
     @property
     def side(self) -> int:
-        """Height and width of the pictures in pixels."""
-        networks: Any = self.super_resolution.networks
-        return networks.predictor.grid * networks.vqgan.downsampling
+        """Height and width of the images in pixels."""
+        return self.sizes.side
 
-    def __call__(
-        self,
-        prompt: Prompt,
-        *,
-        output_type: str = "pil",
-        callback: Callable[[int, np.ndarray], None] | None = None,
-        **options: Any,
-    ) -> list[Image.Image] | np.ndarray:
-        """Generates images.
-
-        Args:
-          prompt: as in `TokenPipeline`.
-          output_type: "pil" or "array" (float32 [count, height, width, 3] in [0, 1]).
-          callback: called as (step, images so far) once sampling is done: for the base's steps
-            with small pictures, then for those of the super-resolution; the numbers go on.
-          **options: of `generate`.
-
-        Raises:
-          PromptError, ValueError: naming the value and the fix, before anything is compiled.
-        """
-        if output_type not in ("pil", "array"):
-            raise ValueError(f"output_type must be 'pil' or 'array', got {output_type!r}")
-        result = self.generate(prompt, trace=callback is not None, **options)
-        if callback is not None:
-            pairs = ((self.base, result.low.trace), (self.super_resolution, result.trace))
-            steps = [(p, tokens) for p, trace in pairs if trace is not None for tokens in trace]
-            for number, (pipe, tokens) in enumerate(steps):
-                callback(number, pipe.decode(tokens))
-        if output_type == "array":
-            return result.images
-        return [Image.fromarray(image) for image in to_uint8(result.images)]
+    @property
+    def scales(self) -> list[Scale]:
+        """Its two token maps, the small image's first, for image tasks (editing.py)."""
+        large, networks = self.super_resolution, self.super_resolution.networks
+        low, grid = networks.low_grid, self.side // large.sizes.token
+        return [
+            Scale("known", "small picture", self.encode_low, self.side // low, low),
+            Scale("super_resolution_known", "picture", self.encode, large.sizes.token, grid),
+        ]
 
     def generate(
         self,
         prompt: Prompt,
         *,
         weights: np.ndarray | Sequence[Any] | None = None,
-        negative_prompt: str | Sequence[str] = "",
-        height: int | None = None,
-        width: int | None = None,
-        seed: int | Sequence[int] = 0,
-        num_images_per_prompt: int = 1,
-        batch_size: int = 64,
-        trace: bool = False,
         super_resolution_steps: int | None = None,
         super_resolution_guidance: Range | None = None,
         super_resolution_temperature: Range | None = None,
         super_resolution_known: Known | None = None,
-        **base: Any,
-    ) -> TwoScaleGeneration:
+        **options: Any,
+    ) -> Generation:
         """As calling the pipeline, with the tokens of both scales.
 
         Args:
           prompt: as in `TokenPipeline`. Super-resolution reads the texts alone, so none may be
-            empty; what else a `Condition` says is in the small picture.
+            empty; what else a `Condition` says is in the small image.
           weights: of mixed conditions, as in `TokenPipeline`; regions are those of the base's
             token map, and are enlarged.
-          negative_prompt: one text, or one per prompt; for both scales.
-          height: pixels; only `side` is possible. So is width.
-          width: pixels.
-          seed: one, or one per prompt; an image depends on its prompt, its seed and its number.
-          num_images_per_prompt: images of each prompt; they follow one another in the result.
-          batch_size: bounds the images per program.
-          trace: also return the tokens after every step.
-          super_resolution_steps: of the second scale; default its run's. So are guidance and
-            temperature, one number or a (first, last) pair.
-          super_resolution_guidance: see above.
-          super_resolution_temperature: see above.
+          super_resolution_steps: of the second scale; None keeps its run's.
+          super_resolution_guidance: of the second scale, one number or a (first, last) pair; None
+            keeps its run's.
+          super_resolution_temperature: of the second scale, one number or a (first, last) pair;
+            None keeps its run's.
           super_resolution_known: tokens to keep and where to draw, [prompts, h, w] each.
-          **base: of the first scale: num_steps, guidance_scale, temperature and whatever else
+          **options: those of `Job` (base.py), with `side` as the only height and width; and of the
+            first scale: num_steps, guidance_scale, temperature and whatever else
             `TokenPipeline.generate` takes.
 
         Raises:
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
         """
-        for name, given in (("height", height), ("width", width)):
+        job, base = Job.take(options)
+        for name, given in (("height", job.height), ("width", job.width)):
             if given not in (None, self.side):
                 raise ValueError(
                     f"{name} is {given}; these runs draw {self.side}x{self.side} pixels only"
@@ -154,11 +106,9 @@ class TwoScalePipeline:
         limit = text_limit(self.super_resolution.networks)
         rows = as_conditions(prompt, limit)
         check_prompts([c.prompt for row in rows for c in row], limit)
-        count, copies = len(rows), num_images_per_prompt
-        negatives = check_prompts(negative_prompt, limit, allow_empty=True)
-        negatives = one_per_prompt(negatives, count, "negative_prompt")
-        seeds = one_per_prompt(seed, count, "seed")
-        shared: dict[str, Any] = {"batch_size": batch_size, "trace": trace}
+        count, copies = len(rows), job.num_images_per_prompt
+        negatives, seeds = job.negatives(count, limit), job.seeds(count)
+        shared: dict[str, Any] = {"batch_size": job.batch_size, "trace": job.trace}
         low = self.base.generate(
             prompt,
             weights=weights,
@@ -168,19 +118,40 @@ class TwoScalePipeline:
             **shared,
             **base,
         )
-        # From here on every image is a prompt of its own, with its own small picture and seed.
+        # From here on every image is a prompt of its own, with its own small image and seed.
+        texts = [[Condition(prompt=c.prompt) for c in row] for row in rows]
         known = super_resolution_known
         high = self.super_resolution.generate(
-            _texts(rows, copies),
+            job.repeat(texts),
             weights=None if weights is None else self._enlarge(np.asarray(weights), copies),
-            negative_prompt=_repeat(negatives, copies),
+            negative_prompt=job.repeat(negatives),
             seed=_second_seeds(seeds, copies),
             low_tokens=low.tokens,
             known=None if known is None else Known(*(np.repeat(x, copies, 0) for x in known)),
             **shared,
             **second,
         )
-        return TwoScaleGeneration(*high, low)
+        return high._replace(low=low)
+
+    def _states(self, result: Generation) -> Iterable[np.ndarray]:
+        """The images of both scales, the small ones in their own size."""
+        for pipe, generation in ((self.base, result.low), (self.super_resolution, result)):
+            if generation is not None and generation.trace is not None:
+                yield from (pipe.decode(tokens) for tokens in generation.trace)
+
+    def strip(self, generation: Generation) -> np.ndarray:
+        """The images after every step of both scales, of a generation with a trace.
+
+        Returns:
+          float32 [steps, count, side, side, 3] in [0, 1]; the small images' pixels are repeated.
+
+        Raises:
+          ValueError: no trace.
+        """
+        assert generation.low is not None
+        small, large = self.base.strip(generation.low), self.super_resolution.strip(generation)
+        places = np.arange(self.side) * small.shape[2] // self.side
+        return np.concatenate([small[:, :, places][:, :, :, places], large])
 
     def _enlarge(self, weights: np.ndarray, copies: int) -> np.ndarray:
         """The second scale's weights of mixed conditions, which the base has checked."""
@@ -192,24 +163,39 @@ class TwoScalePipeline:
         return weights if weights.ndim == 1 else np.repeat(weights, copies, axis=0)
 
     def encode_low(self, images: np.ndarray) -> np.ndarray:
-        """Pictures in [0, 1] [count, side, side, 3] -> tokens of the same pictures made small.
+        """Images in [0, 1] [count, side, side, 3] -> tokens of the same images made small.
 
         They are made small as in the super-resolution's training.
         """
         return self.super_resolution.encode_low(images)
 
-    @property
-    def config(self) -> ConfigDict:
-        """Of the second scale, whose pictures are the result."""
-        return self.super_resolution.config
-
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """As `TokenPipeline.encode`, by the second scale's tokenizer. So is `decode`."""
+        """Images in [0, 1] [count, side, side, 3] -> tokens of the second scale's tokenizer."""
         return self.super_resolution.encode(images)
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens [count, h, w] -> images float32 [count, H, W, 3] in [0, 1]."""
+        """Tokens [count, h, w] of the second scale -> images float32 [count, H, W, 3]."""
         return self.super_resolution.decode(tokens)
+
+    def keep_inside(
+        self, pixels: np.ndarray, margins: tuple[tuple[int, int], tuple[int, int]]
+    ) -> dict[str, Any]:
+        """Draws around an image on a larger canvas: tokens that no margin touches stay.
+
+        Tokens at the image's border see the margin, where its outermost pixels are repeated.
+
+        Args:
+          pixels: float32 [height, width, 3].
+          margins: pixels ((top, bottom), (left, right)); with them the image has the one size.
+
+        Returns:
+          Arguments of `generate`: the known tokens of both scales.
+
+        Raises:
+          ImageError: the margins touch every token of the small image.
+        """
+        marked = np.pad(np.zeros(pixels.shape[:2], bool), margins, constant_values=True)
+        return keep_unmasked(self, np.pad(pixels, (*margins, (0, 0)), mode="edge"), marked)
 
 
 def check_pair(base: TokenPipeline, super_resolution: TokenPipeline) -> None:
@@ -246,15 +232,6 @@ def check_pair(base: TokenPipeline, super_resolution: TokenPipeline) -> None:
 
 def _codebook(pipe: TokenPipeline, name: str) -> np.ndarray:
     return np.asarray(pipe.frozen[name]["params"]["codebook"])
-
-
-def _texts(rows: Sequence[Sequence[Condition]], copies: int) -> list[list[Condition]]:
-    """What super-resolution reads of the conditions, each `copies` times."""
-    return _repeat([[Condition(prompt=c.prompt) for c in row] for row in rows], copies)
-
-
-def _repeat(values: Sequence[Any], copies: int) -> list[Any]:
-    return [value for value in values for _ in range(copies)]
 
 
 def _second_seeds(seeds: Sequence[int], copies: int) -> list[int]:

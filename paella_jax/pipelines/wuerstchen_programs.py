@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
-from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
+from paella_jax.sampling.diffusion import DDPMSettings, GaussianStart, sample, segment_times
 from paella_jax.sampling.guidance import guide
+from paella_jax.sampling.schedule import first_and_last
 from paella_jax.typing import Array, Tree
 
 Scale = float | tuple[float, float] | None
@@ -26,7 +27,7 @@ def stage_c_settings(
     stepper: str | None = None,
     strength: float = 1.0,
 ) -> DDPMSettings:
-    """Stage C's: the run's time points, with fewer steps or from level `strength` on.
+    """Stage C's settings: the run's time points, with fewer steps or from level `strength` on.
 
     Raises:
       ValueError: a setting that makes no sense.
@@ -51,7 +52,7 @@ def stage_b_settings(
     guidance_scale: Scale = None,
     stepper: str | None = None,
 ) -> DDPMSettings:
-    """Stage B's. Raises ValueError for a setting that makes no sense."""
+    """Stage B's settings. Raises ValueError for a setting that makes no sense."""
     settings = DDPMSettings(
         num_steps=sampler.num_steps if num_steps is None else num_steps,
         guidance_scale=_scale(guidance_scale, sampler.guidance_scale),
@@ -66,9 +67,8 @@ def _scale(given: Scale, default: float) -> float | tuple[float, float]:
         return default
     if not isinstance(given, tuple | list):
         return float(given)
-    if len(given) != 2:
-        raise ValueError(f"guidance_scale {given!r} must be one number or a pair (first, last)")
-    return float(given[0]), float(given[1])
+    refusal = "{name} {value!r} must be one number or a pair (first, last)"
+    return first_and_last("guidance_scale", given, refusal)
 
 
 def stage_b_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def spread_steps(num_steps: int, segments: Sequence[int]) -> tuple[int, ...]:
 
 def draw_c(
     networks: StageCNetworks,
-    behind: StageBNetworks,
+    stage_b: StageBNetworks,
     weights: tuple[Tree, Tree],
     request: Any,
     *,
@@ -116,13 +116,13 @@ def draw_c(
         (count, *shape),
         settings,
         schedule=networks.schedule,
-        image=None if start is None else behind.to_stage_c(start),
+        start=GaussianStart(image=None if start is None else stage_b.to_stage_c(start)),
         trace=trace,
     )
     if not trace:
-        return (behind.from_stage_c(out),)
+        return (stage_b.from_stage_c(out),)
     latents, history = out
-    return behind.from_stage_c(latents), behind.from_stage_c(jnp.moveaxis(history, 0, 1))
+    return stage_b.from_stage_c(latents), stage_b.from_stage_c(jnp.moveaxis(history, 0, 1))
 
 
 def draw_b(

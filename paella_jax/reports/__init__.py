@@ -1,0 +1,1 @@
+"""Pages and images of results: what `evaluate` and `benchmark` write, and previews of training."""

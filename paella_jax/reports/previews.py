@@ -20,8 +20,9 @@ from paella_jax.families.tokens import load_networks
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
+from paella_jax.pipelines.load import load_stage_c_pipeline
 from paella_jax.pipelines.tokens import TokenPipeline
-from paella_jax.pipelines.wuerstchen import WuerstchenPipeline, load_stage_c_pipeline
+from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 from paella_jax.runs.frozen import COMPRESSOR, load_carried, variables_of
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree

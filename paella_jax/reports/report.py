@@ -1,4 +1,4 @@
-"""The report of a run on the embedded shapes: scores, ceilings, curves, pictures."""
+"""The report of a run on the embedded shapes: scores, ceilings, curves, images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
-from paella_jax.data.shapes import get_spec
+from paella_jax.data.shapes import SCORED, get_spec
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.oracle import score, score_images, summary
 from paella_jax.files.atomic import write_atomically
 from paella_jax.images.write import save_curves, save_grid
 from paella_jax.pipelines.load import load
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
-
-SPLITS = {"seen": "validation", "heldout": "heldout"}
 
 
 def evaluate_run(
@@ -56,7 +54,7 @@ def evaluate_run(
     count = num_images or config.evaluation.num_images
     report: dict[str, Any] = {"scores": {}, "tokenizer": {}}
     shown: list[tuple[np.ndarray, list[str], list[bool]]] = []
-    for name, split in SPLITS.items():
+    for name, split in SCORED.items():
         source = ShapesSource(config.data.spec, split, count, config.seed + 1)
         captions = [source[i]["caption"] for i in range(count)]
         seconds = time.perf_counter()

@@ -17,9 +17,9 @@ from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.token_loop import Vocabulary
+from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
-
-MIB = 2**20
 
 
 def abstract_conditioning(batch: int, text_length: int, config: ConfigDict) -> Conditioning:
@@ -46,7 +46,7 @@ def sampling_cost(
     """Compiles and runs guided sampling and decoding of one image, as one program.
 
     Args:
-      config: of configs/paella.py; the sampler settings are used too.
+      config: a config of configs/paella.py; its sampler's settings are used too.
       image_size: pixels.
       text_length: positions of the conditional text; the unconditional one has 1.
       params_dtype: dtype the predictor's parameters are stored in.
@@ -72,7 +72,7 @@ def sampling_cost(
     def draw(params: Tree, decoder: Tree, key: Array, cond: Any, uncond: Any) -> Array:
         predict = lambda c: lambda tokens, t: model.apply(params, tokens, t, c)
         denoise = guide(predict(cond), predict(uncond))
-        tokens = sample(denoise, key, shape, settings, codebook_size=model.codebook_size)
+        tokens = sample(denoise, key, shape, settings, Vocabulary(model.codebook_size))
         return vqgan.apply(decoder, tokens, method="decode_tokens")
 
     began = time.perf_counter()

@@ -17,7 +17,7 @@ from paella_jax.families.direct_decoder import load_direct_decoder
 from paella_jax.families.stage_b import COMPRESSOR, load_stage_b
 from paella_jax.files.atomic import write_atomically
 from paella_jax.images.write import save_grid
-from paella_jax.pipelines.wuerstchen import load_wuerstchen
+from paella_jax.pipelines.load import load_wuerstchen
 
 SHOWN = 8
 Row = dict[str, Any]
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 def compare_decoders(
     checkpoint: str | Path, direct: str | Path, out: Path, num_images: int = 256
 ) -> dict[str, Row]:
-    """Scores drawn and compressed pictures by both decoders; writes stages.json and stages.png.
+    """Scores drawn and compressed images by both decoders; writes stages.json and stages.png.
 
     Args:
       checkpoint: Stage C run trained on the embedded data.
@@ -52,21 +52,21 @@ def compare_decoders(
     seeds = list(range(num_images))
     drawn = pipeline.generate(captions, seed=seeds)
     compressed = pipeline.encode(images)
-    pictures = {
+    ways = {
         "drawn by Stage C, decoded by Stages B and A": drawn.images,
         "drawn by Stage C, decoded directly": decode(drawn.latents_c),
         "compressed, decoded by Stages B and A": pipeline.decode(compressed, seed=seeds),
         "compressed, decoded directly": decode(compressed),
     }
     rows: dict[str, Row] = {}
-    for name, decoded in pictures.items():
+    for name, decoded in ways.items():
         rows[name] = summary(score_images(decoded, captions, config.data.spec))
         if name.startswith("compressed"):
             rows[name]["mse"] = round(float(np.square(decoded - images).mean()), 5)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "stages.json", json.dumps(rows, indent=2))
-    titles = [name if i == 0 else "" for name in pictures for i in range(SHOWN)]
-    shown = np.concatenate([decoded[:SHOWN] for decoded in pictures.values()])
+    titles = [name if i == 0 else "" for name in ways for i in range(SHOWN)]
+    shown = np.concatenate([decoded[:SHOWN] for decoded in ways.values()])
     save_grid(out / "stages.png", shown, titles, columns=SHOWN)
     return rows
 

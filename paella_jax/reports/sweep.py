@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paella_jax.data.shapes import SCORED
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.files.atomic import write_atomically
@@ -18,7 +19,6 @@ from paella_jax.pipelines.tokens import TokenPipeline
 STEPS = (4, 8, 12, 16, 24)
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 TEMPERATURES = ((0.3, 0.3), (0.7, 0.3), (1.0, 0.5), (1.0, 1.0))
-SPLITS = {"seen": "validation", "heldout": "heldout"}
 Row = dict[str, Any]
 
 
@@ -33,7 +33,7 @@ def sweep(pipeline: TokenPipeline, out: Path, num_images: int = 64) -> dict[str,
       out: folder for the files.
       num_images: captions per split.
     """
-    captions = {name: _captions(pipeline, split, num_images) for name, split in SPLITS.items()}
+    captions = {name: _captions(pipeline, split, num_images) for name, split in SCORED.items()}
     figure5, temperatures, figure4 = [], [], []
     for steps in STEPS:
         for scale in GUIDANCE:

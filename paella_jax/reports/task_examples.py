@@ -1,4 +1,4 @@
-"""One example picture of every image task, drawn by a run of `configs/paella.py:shapes_tasks`."""
+"""One example of every image task, drawn by a run of `configs/paella.py:shapes_tasks`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.images.write import pad_to_same_size, save_gif, save_grid
-from paella_jax.pipelines import editing
+from paella_jax.pipelines import editing, variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 
@@ -25,7 +25,7 @@ TWO = (
 
 
 class Example(NamedTuple):
-    """Pictures of one task; they may differ in size."""
+    """Images of one task; they may differ in size."""
 
     images: list[np.ndarray]
     titles: list[str]
@@ -65,7 +65,7 @@ def draw_task_examples(pipe: TokenPipeline, out: Path) -> list[Path]:
     return files
 
 
-def _pictures(pipe: TokenPipeline) -> tuple[np.ndarray, np.ndarray]:
+def _images(pipe: TokenPipeline) -> tuple[np.ndarray, np.ndarray]:
     """Two validation images with their segmentation maps."""
     source = ShapesWithMaps(ShapesSource(pipe.config.data.spec, "validation", 16, 11))
     samples = [source[i] for i in (3, 5)]
@@ -81,72 +81,68 @@ def _text_to_image(pipe: TokenPipeline) -> Example:
 
 
 def _image_to_image(pipe: TokenPipeline) -> Example:
-    picture = _pictures(pipe)[0][0]
+    image = _images(pipe)[0][0]
     strengths = (0.0, 0.5, 0.75, 1.0)
     drawn = [
-        editing.image_to_image(pipe, picture, BLUE, strength=s, seed=1).images[0] for s in strengths
+        editing.image_to_image(pipe, image, BLUE, strength=s, seed=1).images[0] for s in strengths
     ]
-    return Example([picture, *drawn], ["the image", *(f"strength {s}: {BLUE}" for s in strengths)])
+    return Example([image, *drawn], ["the image", *(f"strength {s}: {BLUE}" for s in strengths)])
 
 
 def _variations(pipe: TokenPipeline) -> Example:
-    picture = _pictures(pipe)[0][0]
-    drawn = editing.variations(pipe, [picture], num_images_per_prompt=4, seed=3).images
-    return Example([picture, *drawn], ["the image", *["by its embedding"] * 4])
+    image = _images(pipe)[0][0]
+    drawn = variations.variations(pipe, [image], num_images_per_prompt=4, seed=3).images
+    return Example([image, *drawn], ["the image", *["by its embedding"] * 4])
 
 
 def _mixing(pipe: TokenPipeline) -> Example:
-    picture = _pictures(pipe)[0][0]
-    conditions = [Condition(images=(picture,)), Condition(BLUE)]
-    shares = (1.0, 0.6, 0.4, 0.0)
-    weights = np.array([[share, 1.0 - share] for share in shares], np.float32)
-    drawn = pipe.generate([conditions] * len(shares), weights=weights, seed=4).images
-    return Example(
-        [picture, *drawn],
-        ["the image", *(f"{share:.1f} of it + {1 - share:.1f} of: {BLUE}" for share in shares)],
-    )
+    image = _images(pipe)[0][0]
+    conditions = [Condition(images=(image,)), Condition(BLUE)]
+    fractions = (1.0, 0.6, 0.4, 0.0)
+    weights = np.array([[a, 1.0 - a] for a in fractions], np.float32)
+    drawn = pipe.generate([conditions] * len(fractions), weights=weights, seed=4).images
+    titles = [f"{a:.1f} of it + {1 - a:.1f} of: {BLUE}" for a in fractions]
+    return Example([image, *drawn], ["the image", *titles])
 
 
 def _inpainting(pipe: TokenPipeline) -> Example:
-    picture = _pictures(pipe)[0][0]
-    mask = np.zeros(picture.shape[:2], bool)
-    mask[:, picture.shape[1] // 2 :] = True
+    image = _images(pipe)[0][0]
+    mask = np.zeros(image.shape[:2], bool)
+    mask[:, image.shape[1] // 2 :] = True
     prompt = (
         "a large green cross at the top right and a small yellow circle at the bottom left "
         "on a gray background"
     )
-    drawn = editing.inpaint(pipe, picture, mask, prompt, seed=5, num_images_per_prompt=3).images
+    drawn = editing.inpaint(pipe, image, mask, prompt, seed=5, num_images_per_prompt=3).images
     shown = np.repeat(mask[:, :, None].astype(np.float32), 3, axis=2)
-    return Example([picture, shown, *drawn], ["the image", "the mask", *[prompt] * 3])
+    return Example([image, shown, *drawn], ["the image", "the mask", *[prompt] * 3])
 
 
 def _outpainting(pipe: TokenPipeline) -> Example:
-    picture, size = _pictures(pipe)[0][0], pipe.config.data.image_size
+    image, size = _images(pipe)[0][0], pipe.config.data.image_size
     prompt = (
         "a small yellow circle at the bottom left and a large blue triangle at the bottom right "
         "on a gray background"
     )
-    drawn = editing.outpaint(pipe, picture, prompt, right=size, seed=6).images[0]
-    return Example([picture, drawn], ["the image", f"{size} pixels more to the right: {prompt}"])
+    drawn = editing.outpaint(pipe, image, prompt, right=size, seed=6).images[0]
+    return Example([image, drawn], ["the image", f"{size} pixels more to the right: {prompt}"])
 
 
 def _morphing(pipe: TokenPipeline) -> Example:
-    picture = _pictures(pipe)[0][1]
+    image = _images(pipe)[0][1]
     steps = (4, 8, 14)
-    drawn = [editing.morph(pipe, picture, RED, start_step=s, seed=7).images[0] for s in steps]
-    return Example(
-        [picture, *drawn], ["the image", *(f"from step {s} of 24: {RED}" for s in steps)]
-    )
+    drawn = [editing.morph(pipe, image, RED, start_step=s, seed=7).images[0] for s in steps]
+    return Example([image, *drawn], ["the image", *(f"from step {s} of 24: {RED}" for s in steps)])
 
 
 def _interpolation(pipe: TokenPipeline) -> Example:
-    frames = editing.interpolate(pipe, RED, BLUE, frames=5, seed=8).images
+    frames = variations.interpolate(pipe, RED, BLUE, frames=5, seed=8).images
     return Example([*frames], [RED, "", "", "", BLUE])
 
 
 def _image_interpolation(pipe: TokenPipeline) -> Example:
-    first, second = _pictures(pipe)[0]
-    frames = editing.interpolate_images(pipe, first, second, frames=5, seed=9).images
+    first, second = _images(pipe)[0]
+    frames = variations.interpolate_images(pipe, first, second, frames=5, seed=9).images
     return Example([*frames], ["like one image", "", "", "", "like the other"])
 
 
@@ -173,7 +169,7 @@ def _class_labels(pipe: TokenPipeline) -> Example:
 
 
 def _segmentation_map(pipe: TokenPipeline) -> Example:
-    segments = _pictures(pipe)[1][0]
+    segments = _images(pipe)[1][0]
     drawn = pipe.generate([Condition(segmentation=segments)], num_images_per_prompt=3, seed=14)
     levels = segments.astype(np.float32) / max(1, segments.max())
     shown = np.repeat(levels[:, :, None], 3, axis=2)

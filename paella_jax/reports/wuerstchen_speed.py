@@ -18,9 +18,10 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.vqgan import VQGAN
-from paella_jax.reports.sampling_speed import MIB, random_tree
-from paella_jax.sampling.ddpm import DDPMSettings, sample, segment_times
+from paella_jax.reports.sampling_speed import random_tree
+from paella_jax.sampling.diffusion import DDPMSettings, sample, segment_times
 from paella_jax.sampling.guidance import guide
+from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree
 
 TEXT_LENGTH = 77
@@ -46,8 +47,8 @@ def wuerstchen_cost(
     next one's are made.
 
     Args:
-      stage_c: of configs/stage_c.py, with its sampler's steps. So is `stage_b` of stage_b.py.
-      stage_b: see `stage_c`.
+      stage_c: a config of configs/stage_c.py; its sampler's settings are used too.
+      stage_b: a config of configs/stage_b.py; its sampler's settings are used too.
       image_size: pixels, a multiple of 128.
       batch: images.
       params_dtype: dtype weights are stored in.

@@ -20,7 +20,7 @@ def combine(conditional: Array, unconditional: Array, scale: Array | float) -> A
 
 
 def mix(predictions: Sequence[Predict], weights: Array) -> Predict:
-    """Weighted sum of several conditions' logits: several texts or images in one picture.
+    """Weighted sum of several conditions' logits: several texts or images in one image.
 
     Args:
       predictions: one per condition.
@@ -64,3 +64,8 @@ def guide_jointly(conditional: Predict, both: Predict) -> Denoise:
         return combine(conditional_logits, unconditional_logits, scale)
 
     return denoise
+
+
+def without_guidance(denoise: Denoise) -> Denoise:
+    """The same prediction with guidance off, whatever the scale."""
+    return lambda tokens, t, scale: denoise(tokens, t, None)

@@ -1,11 +1,10 @@
 """Paella's sampler: predict every token, draw, renoise, repeat (docs/models/paella.md 4.1).
 
-The whole loop is `lax.scan`; its carry is the tokens, logits are never stored across steps.
+`renoise` is the loop's body; the policies it calls are chosen from the settings before the scan.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -15,31 +14,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
-from paella_jax.noise.tokens import random_tokens, replace_tokens, sample_keys, uniform_map
-from paella_jax.ops.categorical import draw_categorical
+from paella_jax.noise.tokens import replace_tokens
 from paella_jax.ops.codebook import nearest_code
 from paella_jax.sampling.filters import typical_filter
-from paella_jax.sampling.guidance import Denoise
+from paella_jax.sampling.guidance import Denoise, without_guidance
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.token_loop import (
+    FROM_NOISE,
+    Draw,
+    Known,
+    LoopSettings,
+    Ramps,
+    Start,
+    Step,
+    Vocabulary,
+    categorical,
+    keys_of_samples,
+    level_of,
+    make_steps,
+    noise_of,
+    randomness_of,
+    run,
+    sample_keys_at,
+    step_keys,
+)
 from paella_jax.typing import Array
 
 RENOISE_MODES = ("initial", "previous", "fresh")
 RENOISE_CHOICES = ("random", "confidence")
 DRAWS = ("categorical", "argmax", "quantize")
-START_KEY = 2**31 - 1  # beyond the keys of any step
-
-
-class Ramps(NamedTuple):
-    """Per-step values that may change without compiling again; float32 [num_steps] each."""
-
-    temperature: Any
-    guidance_scale: Any
+KEYS_PER_STEP = 3  # which tokens are renoised (1), the draw (2), fresh noise (3); 0 is the noise
 
 
 @struct.dataclass
-class RenoiseSettings:
+class RenoiseSettings(LoopSettings):
     """Settings of the renoise sampler; all static, the defaults are the released model's.
 
     Attributes:
@@ -80,91 +89,61 @@ class RenoiseSettings:
 
     def check(self) -> None:
         """Raises ValueError naming the first setting that makes no sense."""
-        _require(self.num_steps >= 1, "num_steps", self.num_steps, "at least 1")
-        _require(0 <= self.t_end <= 1, "t_end", self.t_end, "in [0, 1]")
-        _require(self.t_end < self.t_start <= 1, "t_start", self.t_start, "in (t_end, 1]")
-        _require(min(self.temperature) > 0, "temperature", self.temperature, "above 0")
-        _require(
-            self.renoise_mode in RENOISE_MODES, "renoise_mode", self.renoise_mode, RENOISE_MODES
-        )
-        choice = self.renoise_choice
-        _require(choice in RENOISE_CHOICES, "renoise_choice", choice, RENOISE_CHOICES)
-        _require(self.draw in DRAWS, "draw", self.draw, DRAWS)
+        self.require(self.num_steps >= 1, "num_steps", "at least 1")
+        self.require(0 <= self.t_end <= 1, "t_end", "in [0, 1]")
+        self.require(self.t_end < self.t_start <= 1, "t_start", "in (t_end, 1]")
+        self.require(min(self.temperature) > 0, "temperature", "above 0")
+        self.require(self.renoise_mode in RENOISE_MODES, "renoise_mode", RENOISE_MODES)
+        self.require(self.renoise_choice in RENOISE_CHOICES, "renoise_choice", RENOISE_CHOICES)
+        self.require(self.draw in DRAWS, "draw", DRAWS)
         for name in ("guided_steps", "renoise_steps", "quantize_from_step"):
             steps = getattr(self, name)
-            _require(steps is None or steps >= 0, name, steps, "at least 0, or None")
+            self.require(steps is None or steps >= 0, name, "at least 0, or None")
         mass = self.typical_mass
-        _require(mass is None or 0 < mass < 1, "typical_mass", mass, "in (0, 1) or None")
-        minimum = self.typical_min_tokens
-        _require(minimum >= 1, "typical_min_tokens", minimum, "at least 1")
+        self.require(mass is None or 0 < mass < 1, "typical_mass", "in (0, 1) or None")
+        self.require(self.typical_min_tokens >= 1, "typical_min_tokens", "at least 1")
 
-    def ramps(self) -> Ramps:
-        """Temperature and guidance of every step."""
-        return Ramps(
-            linear_ramp(*self.temperature, self.num_steps),
-            linear_ramp(*self.guidance_scale, self.num_steps),
-        )
-
-    def without_ramps(self) -> RenoiseSettings:
-        """The same for every temperature and guidance: a program compiled for it serves them all,
-        given `ramps` as an argument."""
-        guided = self.guidance_scale != (1.0, 1.0)
-        scale = (2.0, 2.0) if guided else (1.0, 1.0)
-        return dataclasses.replace(self, temperature=(1.0, 1.0), guidance_scale=scale)
+    def check_masked(self) -> None:
+        """Raises ValueError for what only a network trained with random tokens can do."""
+        why = "for a network trained with masks"
+        wanted = f"'initial' {why}: masks have no other source"
+        self.require(self.renoise_mode == "initial", "renoise_mode", wanted)
+        wanted = f"'random' {why}; its lowest-confidence sampler is parallel decoding"
+        self.require(self.renoise_choice == "random", "renoise_choice", wanted)
 
 
-def _require(ok: bool, name: str, value: object, wanted: object) -> None:
-    if not ok:
-        raise ValueError(f"sampler setting {name}={value!r} must be {wanted}")
-
-
-class Randomness(NamedTuple):
-    """Everything random but the draws.
+class Policy(NamedTuple):
+    """How a step does each of its parts, chosen from the settings before the scan.
 
     Attributes:
-      initial: int32 [batch, h, w], the noise.
-      mask_uniform: float32 [num_steps, batch, h, w], decides what a step renoises.
-      start_uniform: float32 [batch, h, w], decides what of an image is noised before the first
-        step; only needed with `image_tokens`.
+      denoise: the prediction, guided or not, with atypical tokens filtered or not.
+      level: (tokens, step) -> t, what the network is told.
+      draw: (logits, tokens, step) -> the drawn tokens.
+      source: (tokens, step) -> what renoised tokens become.
+      order: (logits, drawn tokens, step) -> float32 [batch, h, w] in [0, 1]; the positions up to
+        t_next are renoised.
+      hold: puts kept tokens back. The reference does it before renoising, which is the same but for
+        "fresh" noise, with which it would lose them.
+      shown: (drawn tokens, tokens after the step) -> what a trace keeps.
     """
 
-    initial: Array
-    mask_uniform: Array
-    start_uniform: Array | None = None
+    denoise: Denoise
+    level: Callable[[Array, Step], Array]
+    draw: Callable[[Array, Array, Step], Array]
+    source: Callable[[Array, Step], Array]
+    order: Callable[[Array, Array, Step], Array]
+    hold: Callable[[Array], Array]
+    shown: Callable[[Array, Array], Array]
 
 
-class Known(NamedTuple):
-    """Tokens that stay as they are: inpainting, outpainting.
-
-    Attributes:
-      tokens: int [batch, h, w]; only read where they are kept.
-      generate: bool [batch, h, w], True where the sampler draws.
-    """
-
-    tokens: Array | np.ndarray
-    generate: Array | np.ndarray
-
-    def hold(self, tokens: Array) -> Array:
-        """`tokens` with the kept ones put back."""
-        return jnp.where(self.generate, tokens, self.tokens)
-
-
-class Step(NamedTuple):
-    """One step's inputs, stacked over steps for the scan."""
-
-    number: Array  # of the step, from 0
-    t: Array
-    t_next: Array
-    temperature: Array
-    guidance_scale: Array
-    renoise: Array
-    mask_uniform: Array
-    draw_keys: Array
-    fresh_keys: Array
-
-
-# (step's index, guided logits / temperature [batch, h, w, codes], keys [batch]) -> [batch, h, w]
-Draw = Callable[[Array, Array, Array], Array]
+def renoise(policy: Policy, tokens: Array, step: Step) -> tuple[Array, Array]:
+    """The loop's body: predict every token, draw, renoise some, put kept tokens back."""
+    logits = policy.denoise(tokens, policy.level(tokens, step), step.guidance_scale)
+    drawn = policy.draw(logits, tokens, step)
+    noise, order = policy.source(tokens, step), policy.order(logits, drawn, step)
+    renoised, _ = replace_tokens(drawn, noise, order, step.t_next)
+    after = policy.hold(jnp.where(step.corrupt, renoised, drawn))
+    return after, policy.shown(drawn, after)
 
 
 def sample(
@@ -172,40 +151,25 @@ def sample(
     key: Array,
     shape: tuple[int, int, int],
     settings: RenoiseSettings,
-    *,
-    codebook_size: int,
-    mask_token: int | None = None,
-    initial_tokens: Array | None = None,
-    image_tokens: Array | None = None,
-    known: Known | None = None,
-    codebook: Array | None = None,
-    sample_index: Array | None = None,
+    vocabulary: Vocabulary,
+    start: Start = FROM_NOISE,
     ramps: Ramps | None = None,
-    randomness: Randomness | None = None,
-    draw: Draw | None = None,
     trace: bool = False,
 ) -> Any:
     """Draws token maps.
 
     Args:
       denoise: guided prediction, see sampling/guidance.py.
-      key: PRNG key, or [batch] keys, one per sample.
+      key: PRNG key, or [batch] keys, one per sample, of which alone its randomness comes.
       shape: (batch, h, w).
       settings: see `RenoiseSettings`.
-      codebook_size: the vocabulary.
-      mask_token: of a network trained with masks: the noise is then this id everywhere, and only
-        masked tokens are drawn, since such a network predicts nothing useful for visible ones.
-      initial_tokens: tokens at level `t_start`; None starts from the noise.
-      image_tokens: clean tokens to start from instead: a share `t_start` of them is replaced by
-        the noise here, so that t_start = 1 is the same as starting from the noise.
-      known: tokens to keep and where to draw; None draws everywhere.
-      codebook: [codes, C], needed by the "quantize" draw.
-      sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
-        Default 0..batch-1.
+      vocabulary: with a mask the noise is masks everywhere, and only masked tokens are drawn, since
+        a network trained with masks predicts nothing useful for visible ones.
+      start: what to start from and to keep. Of its image tokens a fraction `t_start` is replaced by
+        noise, so that t_start = 1 is the same as starting from noise; its initial tokens are at
+        level `t_start`.
       ramps: replaces the settings' temperature and guidance ramps.
-      randomness: replaces the random noise and masks, for tests against recorded runs.
-      draw: replaces the settings' way of drawing in every step.
-      trace: also return the tokens after every step; with a `mask_token` before masking again.
+      trace: also return the tokens after every step; with a mask before masking again.
 
     Returns:
       int32 [batch, h, w]; with `trace`, a pair with int32 [num_steps, batch, h, w].
@@ -214,91 +178,90 @@ def sample(
       ValueError: a setting that makes no sense, or none for a masked network.
     """
     settings.check()
-    if mask_token is not None:
-        check_masked(settings)
-    batch, *grid = shape
-    index = jnp.arange(batch) if sample_index is None else sample_index
-    keys = key if key.ndim == 1 else sample_keys(key, index)
-    if randomness is None:
-        randomness = _randomness(keys, tuple(grid), settings.num_steps, codebook_size)
-    if mask_token is not None:
-        randomness = randomness._replace(initial=jnp.full(shape, mask_token, jnp.int32))
-    # Kept tokens enter the initial noise as well: renoising with it leaves them alone.
-    hold = _hold(known)
-    randomness = randomness._replace(initial=hold(randomness.initial))
-    steps = _steps(settings, ramps or settings.ramps(), keys, randomness)
-    tokens = hold(_start(settings, randomness, initial_tokens, image_tokens))
-    history: list[Any] = []
-    for start, stop, guided, draw_mode in _segments(settings):
-        implementation = settings.draw_implementation
-        choose = partial(_draw, draw or draw_mode, codebook=codebook, implementation=implementation)
-        body = _make_body(
-            denoise, choose, known, settings, randomness, codebook_size, mask_token, guided, trace
+    if vocabulary.mask_token is not None:
+        settings.check_masked()
+    keys, count = keys_of_samples(key, shape[0]), settings.num_steps
+    randomness = start.randomness or randomness_of(keys, shape[1:], count, KEYS_PER_STEP)
+    fresh, noise = noise_of(vocabulary), randomness.initial
+    if noise is None or vocabulary.mask_token is not None:
+        noise = fresh(sample_keys_at(keys, 0), shape)
+    noise = start.hold(noise)  # then renoising leaves kept tokens alone
+    tokens = start.hold(_first_tokens(start, noise, randomness.start_uniform, settings.t_start))
+    steps = _steps(settings, ramps or settings.ramps(), keys, randomness.uniform)
+    after_step = lambda drawn, after: after
+    before_masking = lambda drawn, after: start.hold(drawn)
+    bodies = []
+    for first, end, guided, mode in _segments(settings):
+        policy = Policy(
+            denoise=_prediction(denoise, settings, guided),
+            level=level_of(vocabulary.mask_token, start.known),
+            draw=_draw(mode, settings, vocabulary, start.draw),
+            source=_source(settings.renoise_mode, noise, fresh),
+            order=_order(settings.renoise_choice, start.known),
+            hold=start.hold,
+            shown=after_step if vocabulary.mask_token is None else before_masking,
         )
-        part = jax.tree.map(lambda x, a=start, b=stop: x[a:b], steps)
-        tokens, visited = lax.scan(body, tokens, part)
-        history.append(visited)
-    return (tokens, jnp.concatenate(history)) if trace else tokens
+        bodies.append((first, end, partial(renoise, policy)))
+    return run(bodies, tokens, steps, trace)
 
 
-def _make_body(
-    denoise: Denoise,
-    choose: Callable[[Array, Step], Array],
-    known: Known | None,
-    settings: RenoiseSettings,
-    randomness: Randomness,
-    codebook_size: int,
-    mask_token: int | None,
-    guided: bool,
-    trace: bool,
-) -> Callable[[Array, Step], tuple[Array, Array | None]]:
-    """The loop's body: predict, draw, renoise, put kept tokens back.
-
-    The reference puts them back after the draw only; with "initial" and "previous" noise that is
-    the same, since both hold them. With "fresh" noise it would lose them. Around kept tokens a
-    network trained with masks is told the share that is masked, as in training.
-    """
-    hold = _hold(known)
-
-    def body(tokens: Array, step: Step) -> tuple[Array, Array | None]:
-        t = jnp.full((tokens.shape[0],), step.t)
-        if mask_token is not None and known is not None:
-            t = (tokens == mask_token).mean((1, 2), dtype=jnp.float32)
-        logits = denoise(tokens, t, step.guidance_scale if guided else None)
-        if settings.typical_mass is not None:
-            logits = typical_filter(logits, settings.typical_mass, settings.typical_min_tokens)
-        drawn = choose(logits, step)
-        if mask_token is not None:
-            drawn = jnp.where(tokens == mask_token, drawn, tokens)
-        if settings.renoise_mode == "initial":
-            source = randomness.initial
-        elif settings.renoise_mode == "previous":
-            source = tokens
-        else:
-            source = random_tokens(step.fresh_keys, tokens.shape[1:], codebook_size)
-        order = step.mask_uniform
-        if settings.renoise_choice == "confidence":
-            order = confidence_order(logits, drawn, None if known is None else known.generate)
-        renoised, _ = replace_tokens(drawn, source, order, step.t_next)
-        after = hold(jnp.where(step.renoise, renoised, drawn))
-        if not trace:
-            return after, None
-        return after, after if mask_token is None else hold(drawn)
-
-    return body
+def _prediction(denoise: Denoise, settings: RenoiseSettings, guided: bool) -> Denoise:
+    predict = denoise if guided else without_guidance(denoise)
+    mass, minimum = settings.typical_mass, settings.typical_min_tokens
+    if mass is None:
+        return predict
+    return lambda tokens, t, scale: typical_filter(predict(tokens, t, scale), mass, minimum)
 
 
-def check_masked(settings: RenoiseSettings) -> None:
-    """Raises ValueError for what only a network trained with random tokens can do."""
-    why = "for a network trained with masks"
-    _require(settings.renoise_mode == "initial", "renoise_mode", settings.renoise_mode,
-             f"'initial' {why}: masks have no other source")  # fmt: skip
-    _require(settings.renoise_choice == "random", "renoise_choice", settings.renoise_choice,
-             f"'random' {why}; its lowest-confidence sampler is parallel decoding")  # fmt: skip
+def _draw(
+    mode: str, settings: RenoiseSettings, vocabulary: Vocabulary, given: Draw | None
+) -> Callable[[Array, Array, Step], Array]:
+    """One step's draw: in a segment's `mode`, or as `given`; with a mask of masked tokens only."""
+    codebook, mask_token = vocabulary.codebook, vocabulary.mask_token
+    if given is not None:
+        draw = _tempered(given)
+    elif mode == "argmax":
+        # Of the logits as they are: dividing by the temperature can round two of them together.
+        draw = lambda logits, step: jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    elif mode == "categorical":
+        draw = _tempered(categorical(settings.draw_implementation))
+    elif codebook is None:
+        raise ValueError("the 'quantize' draw needs the tokenizer's codebook")
+    else:
+        soft = lambda logits: jax.nn.softmax(logits, axis=-1) @ codebook
+        draw = _tempered(lambda number, logits, keys: nearest_code(soft(logits), codebook))
+    if mask_token is None:
+        return lambda logits, tokens, step: draw(logits, step)
+    return lambda logits, tokens, step: jnp.where(tokens == mask_token, draw(logits, step), tokens)
 
 
-def _hold(known: Known | None) -> Callable[[Array], Array]:
-    return (lambda tokens: tokens) if known is None else known.hold
+def _tempered(draw: Draw) -> Callable[[Array, Step], Array]:
+    return lambda logits, step: draw(step.number, logits / step.temperature, step.draw_keys)
+
+
+def _source(
+    mode: str, noise: Array, draw_noise: Callable[[Any, tuple[int, ...]], Array]
+) -> Callable[[Array, Step], Array]:
+    def initial(tokens: Array, step: Step) -> Array:
+        return noise
+
+    def previous(tokens: Array, step: Step) -> Array:
+        return tokens
+
+    def fresh(tokens: Array, step: Step) -> Array:
+        return draw_noise(step.fresh_keys, tokens.shape)
+
+    return {"initial": initial, "previous": previous, "fresh": fresh}[mode]
+
+
+def _order(choice: str, known: Known | None) -> Callable[[Array, Array, Step], Array]:
+    def random(logits: Array, drawn: Array, step: Step) -> Array:
+        return step.uniform
+
+    def confidence(logits: Array, drawn: Array, step: Step) -> Array:
+        return confidence_order(logits, drawn, None if known is None else known.generate)
+
+    return {"random": random, "confidence": confidence}[choice]
 
 
 def confidence_order(
@@ -312,8 +275,8 @@ def confidence_order(
       generate: bool [batch, h, w], False where a token is kept: only the others are ranked.
 
     Returns:
-      float32 [batch, h, w]: ranks from 1 over their number, so that a share t of them is at most t;
-      it replaces the uniform map. Above 1 for kept tokens.
+      float32 [batch, h, w]: ranks from 1 over their number, so that a fraction t of them is at most
+      t; it replaces the uniform map. Above 1 for kept tokens.
     """
     logits = logits.astype(jnp.float32)
     chosen = jnp.take_along_axis(logits, drawn[..., None], -1)[..., 0]
@@ -327,71 +290,25 @@ def confidence_order(
     return (ranks / count).astype(jnp.float32).reshape(drawn.shape)
 
 
-def _start(
-    settings: RenoiseSettings,
-    randomness: Randomness,
-    initial_tokens: Array | None,
-    image_tokens: Array | None,
-) -> Array:
+def _first_tokens(start: Start, noise: Array, uniform: Array | None, t_start: float) -> Array:
     """Tokens at level `t_start`."""
-    if image_tokens is not None:
-        uniform = randomness.start_uniform
-        if initial_tokens is not None or uniform is None:
+    if start.image_tokens is not None:
+        if start.initial_tokens is not None or uniform is None:
             raise ValueError("image_tokens exclude initial_tokens and need start_uniform")
-        return replace_tokens(image_tokens, randomness.initial, uniform, settings.t_start)[0]
-    return randomness.initial if initial_tokens is None else initial_tokens
+        return replace_tokens(start.image_tokens, noise, uniform, t_start)[0]
+    return noise if start.initial_tokens is None else start.initial_tokens
 
 
-def _draw(
-    mode: str | Draw, logits: Array, step: Step, *, codebook: Array | None, implementation: str
-) -> Array:
-    if mode == "argmax":
-        # Of the logits as they are: dividing by the temperature can round two of them together.
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / step.temperature
-    if callable(mode):
-        return mode(step.number, logits, step.draw_keys)
-    if mode == "categorical":
-        one_sample = partial(draw_categorical, implementation=implementation)
-        return jax.vmap(one_sample)(step.draw_keys, logits)
-    if codebook is None:
-        raise ValueError("the 'quantize' draw needs the tokenizer's codebook")
-    return nearest_code(jax.nn.softmax(logits, axis=-1) @ codebook, codebook)
-
-
-def _randomness(
-    keys: Array, grid: tuple[int, ...], num_steps: int, codebook_size: int
-) -> Randomness:
-    noise_keys, start_keys = sample_keys_at(keys, 0), sample_keys_at(keys, START_KEY)
-    masks = jax.vmap(partial(uniform_map, grid=grid))(_step_keys(keys, num_steps, 1))
-    initial = random_tokens(noise_keys, grid, codebook_size)
-    return Randomness(initial, masks, uniform_map(start_keys, grid))
-
-
-def sample_keys_at(keys: Array, count: int | Array) -> Array:
-    """Each sample's `count`-th key. keys [batch] -> [batch]."""
-    return jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
-
-
-def _step_keys(keys: Array, num_steps: int, which: int) -> Array:
-    """One key per step and sample, of three a step. keys [batch] -> [num_steps, batch]."""
-    return jax.vmap(partial(sample_keys_at, keys))(3 * jnp.arange(num_steps) + which)
-
-
-def _steps(settings: RenoiseSettings, ramps: Ramps, keys: Array, randomness: Randomness) -> Step:
+def _steps(settings: RenoiseSettings, ramps: Ramps, keys: Array, uniform: Array) -> Step:
     count = settings.num_steps
-    times = linear_ramp(settings.t_start, settings.t_end, count + 1)
     renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
-    return Step(
-        number=jnp.arange(count),
-        t=jnp.asarray(times[:-1]),
-        t_next=jnp.asarray(times[1:]),
-        temperature=jnp.asarray(ramps.temperature),
-        guidance_scale=jnp.asarray(ramps.guidance_scale),
-        renoise=jnp.arange(count) < min(renoise_steps, count - 1),
-        mask_uniform=randomness.mask_uniform,
-        draw_keys=_step_keys(keys, count, 2),
-        fresh_keys=_step_keys(keys, count, 3),
+    return make_steps(
+        linear_ramp(settings.t_start, settings.t_end, count + 1),
+        min(renoise_steps, count - 1),
+        ramps,
+        uniform=uniform,
+        draw_keys=step_keys(keys, count, KEYS_PER_STEP, 2),
+        fresh_keys=step_keys(keys, count, KEYS_PER_STEP, 3),
     )
 
 
@@ -399,7 +316,7 @@ def _segments(settings: RenoiseSettings) -> list[tuple[int, int, bool, str]]:
     """Runs of steps with the same static form: (start, stop, guided, draw)."""
     count = settings.num_steps
     guided = count if settings.guided_steps is None else min(settings.guided_steps, count)
-    if settings.guidance_scale == (1.0, 1.0):
+    if not settings.guided:
         guided = 0
     switch = settings.quantize_from_step
     switch = count if switch is None else min(switch, count)

@@ -2,42 +2,45 @@
 
 Source: docs/models/muse.md 1.7.
 
-Each round corrupts a random share of the tokens and draws them conditioned on the others and the
+Each round corrupts a random fraction of the tokens and draws them conditioned on the others and the
 prompt (Gibbs sampling), so that the image moves towards the prompt without a mask from the user.
-The whole loop is one `lax.scan` whose carry is the tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax import lax
 
-from paella_jax.noise.masking import apply_mask, exact_mask
-from paella_jax.noise.tokens import random_tokens, sample_keys, uniform_map
-from paella_jax.ops.categorical import draw_categorical
+from paella_jax.noise.masking import exact_mask
+from paella_jax.noise.tokens import uniform_map
 from paella_jax.sampling.filters import top_k_filter
-from paella_jax.sampling.guidance import Denoise
-from paella_jax.sampling.renoise import Known, Ramps, sample_keys_at
-from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.guidance import Denoise, without_guidance
+from paella_jax.sampling.token_loop import (
+    Known,
+    LoopSettings,
+    Ramps,
+    Vocabulary,
+    categorical,
+    keys_of_samples,
+    noise_of,
+    run,
+    step_keys,
+)
 from paella_jax.typing import Array
 
-KEYS_PER_ROUND = 3  # which tokens, their noise (uniform corruption only), the draw
+KEYS_PER_ROUND = 3  # which tokens (0), their noise (1, uniform corruption only), the draw (2)
 NEVER = 2.0  # above every uniform draw: such a position is chosen last
 
 
 @struct.dataclass
-class ResampleSettings:
+class ResampleSettings(LoopSettings):
     """Settings of mask-free editing; all static, the defaults are MUSE's.
 
     Attributes:
-      rounds: how often a share of the tokens is drawn again.
+      rounds: how often a fraction of the tokens is drawn again.
       share: of the tokens that may change, drawn again in a round; rounded, at least one token.
       top_k: draw among this many most probable tokens.
       temperature: (first, last) round's softmax temperature, linear in between.
@@ -47,6 +50,7 @@ class ResampleSettings:
       draw_implementation: see ops/categorical.py.
     """
 
+    named: ClassVar[str] = "mask-free editing: "
     rounds: int = struct.field(pytree_node=False, default=100)
     share: float = struct.field(pytree_node=False, default=0.08)
     top_k: int = struct.field(pytree_node=False, default=3)
@@ -57,26 +61,17 @@ class ResampleSettings:
 
     def check(self) -> None:
         """Raises ValueError naming the first setting that makes no sense."""
-        _require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
-        _require(0 < self.share <= 1, "share", self.share, "in (0, 1]")
-        _require(self.top_k >= 1, "top_k", self.top_k, "at least 1")
-        _require(min(self.temperature) > 0, "temperature", self.temperature, "above 0")
-        frames, most = self.frames, f"from 1 to rounds={self.rounds}"
-        _require(frames is None or 1 <= frames <= self.rounds, "frames", frames, most)
+        self.require(self.rounds >= 1, "rounds", "at least 1")
+        self.require(0 < self.share <= 1, "share", "in (0, 1]")
+        self.require(self.top_k >= 1, "top_k", "at least 1")
+        self.require(min(self.temperature) > 0, "temperature", "above 0")
+        fits = self.frames is None or 1 <= self.frames <= self.rounds
+        self.require(fits, "frames", f"from 1 to rounds={self.rounds}")
 
-    def ramps(self) -> Ramps:
-        """Temperature and guidance of every round."""
-        return Ramps(
-            linear_ramp(*self.temperature, self.rounds),
-            linear_ramp(*self.guidance_scale, self.rounds),
-        )
-
-    def without_ramps(self) -> ResampleSettings:
-        """The same for every temperature and guidance: a program compiled for it serves them all,
-        given `ramps` as an argument."""
-        guided = self.guidance_scale != (1.0, 1.0)
-        scale = (2.0, 2.0) if guided else (1.0, 1.0)
-        return dataclasses.replace(self, temperature=(1.0, 1.0), guidance_scale=scale)
+    @property
+    def steps(self) -> int:
+        """How many rounds the ramps have."""
+        return self.rounds
 
     def frame_rounds(self) -> np.ndarray:
         """Numbers of the rounds, from 0, whose states are returned; int [frames]."""
@@ -84,17 +79,15 @@ class ResampleSettings:
         return np.round(self.rounds / count * np.arange(1, count + 1)).astype(int) - 1
 
 
-def _require(ok: bool, name: str, value: object, wanted: object) -> None:
-    if not ok:
-        raise ValueError(f"mask-free editing: {name}={value!r} must be {wanted}")
-
-
 class Round(NamedTuple):
-    """One round's inputs, stacked over rounds for the scan."""
+    """One round's inputs, stacked over rounds for the scan; the keys are [batch]."""
 
     number: Array
     temperature: Array
     guidance_scale: Array
+    choice_keys: Array
+    noise_keys: Array
+    draw_keys: Array
 
 
 def resample(
@@ -102,26 +95,20 @@ def resample(
     key: Array,
     image_tokens: Array,
     settings: ResampleSettings,
-    *,
-    codebook_size: int,
-    mask_token: int | None = None,
+    vocabulary: Vocabulary,
     known: Known | None = None,
-    sample_index: Array | None = None,
     ramps: Ramps | None = None,
     trace: bool = False,
 ) -> Any:
     """Edits token maps.
 
     Args:
-      denoise: guided prediction, see guidance.py; its t is the share corrupted in each round.
-      key: PRNG key, or [batch] keys, one per sample.
+      denoise: guided prediction, see guidance.py; its t is the fraction corrupted in each round.
+      key: PRNG key, or [batch] keys, one per sample, of which alone its randomness comes.
       image_tokens: int [batch, h, w], clean.
       settings: see `ResampleSettings`.
-      codebook_size: the vocabulary.
-      mask_token: of a network trained with masks; None corrupts by random tokens.
+      vocabulary: without a mask, tokens are corrupted by random codes.
       known: tokens to keep and where to draw; None may change every token.
-      sample_index: int [batch]; sample i's randomness comes from (key, sample_index[i]) alone.
-        Default 0..batch-1.
       ramps: replaces the settings' temperature and guidance.
       trace: also return the states that `settings.frames` asks for.
 
@@ -133,65 +120,44 @@ def resample(
     """
     settings.check()
     tokens = jnp.asarray(image_tokens, jnp.int32)
-    index = jnp.arange(tokens.shape[0]) if sample_index is None else sample_index
-    keys = key if key.ndim == 1 else sample_keys(key, index)
-    ramps = ramps or settings.ramps()
-    rounds = Round(
-        number=jnp.arange(settings.rounds),
-        temperature=jnp.asarray(ramps.temperature),
-        guidance_scale=jnp.asarray(ramps.guidance_scale),
-    )
+    keys, grid = keys_of_samples(key, tokens.shape[0]), tokens.shape[1:]
     generate = jnp.ones(tokens.shape, bool)
     if known is not None:
         tokens = known.hold(tokens).astype(jnp.int32)
         generate = jnp.asarray(known.generate, bool)
-    body = partial(
-        _round,
-        denoise=denoise,
-        keys=keys,
-        generate=generate,
-        settings=settings,
-        codebook_size=codebook_size,
-        mask_token=mask_token,
-        trace=trace,
+    predict = denoise if settings.guided else without_guidance(denoise)
+    noise, draw = noise_of(vocabulary), categorical(settings.draw_implementation)
+
+    def body(tokens: Array, step: Round) -> tuple[Array, Array]:
+        """Choose tokens, corrupt them, predict, draw them again."""
+        chosen = choose(uniform_map(step.choice_keys, grid), generate, settings.share)
+        corrupted = jnp.where(chosen, noise(step.noise_keys, tokens.shape), tokens)
+        t = chosen.astype(jnp.float32).mean((1, 2))
+        logits = predict(corrupted, t, step.guidance_scale)
+        logits = top_k_filter(logits, settings.top_k) / step.temperature
+        drawn = draw(step.number, logits, step.draw_keys)
+        after = jnp.where(chosen, drawn, tokens)
+        return after, after
+
+    out = run([(0, settings.rounds, body)], tokens, _rounds(settings, ramps, keys), trace)
+    return (out[0], out[1][settings.frame_rounds()]) if trace else out
+
+
+def _rounds(settings: ResampleSettings, ramps: Ramps | None, keys: Array) -> Round:
+    ramps = ramps or settings.ramps()
+    keys_of = lambda which: step_keys(keys, settings.rounds, KEYS_PER_ROUND, which)
+    return Round(
+        number=jnp.arange(settings.rounds),
+        temperature=jnp.asarray(ramps.temperature),
+        guidance_scale=jnp.asarray(ramps.guidance_scale),
+        choice_keys=keys_of(0),
+        noise_keys=keys_of(1),
+        draw_keys=keys_of(2),
     )
-    tokens, visited = lax.scan(body, tokens, rounds)
-    if visited is None:
-        return tokens
-    return tokens, visited[settings.frame_rounds()]
-
-
-def _round(
-    tokens: Array,
-    step: Round,
-    *,
-    denoise: Denoise,
-    keys: Array,
-    generate: Array,
-    settings: ResampleSettings,
-    codebook_size: int,
-    mask_token: int | None,
-    trace: bool,
-) -> tuple[Array, Array | None]:
-    """The loop's body: choose tokens, corrupt them, draw them again."""
-    child = lambda which: sample_keys_at(keys, KEYS_PER_ROUND * step.number + which)
-    grid = tokens.shape[1:]
-    chosen = choose(uniform_map(child(0), grid), generate, settings.share)
-    if mask_token is None:
-        corrupted = jnp.where(chosen, random_tokens(child(1), grid, codebook_size), tokens)
-    else:
-        corrupted = apply_mask(tokens, chosen, mask_token)
-    guided = settings.guidance_scale != (1.0, 1.0)
-    t = chosen.astype(jnp.float32).mean((1, 2))
-    logits = denoise(corrupted, t, step.guidance_scale if guided else None)
-    logits = top_k_filter(logits, settings.top_k) / step.temperature
-    draw = partial(draw_categorical, implementation=settings.draw_implementation)
-    tokens = jnp.where(chosen, jax.vmap(draw)(child(2), logits), tokens)
-    return tokens, tokens if trace else None
 
 
 def choose(uniform: Array, generate: Array, share: float) -> Array:
-    """The positions that a round draws again: a share of those that may change, at least one.
+    """The positions that a round draws again: a fraction of those that may change, at least one.
 
     Args:
       uniform: float32 [batch, h, w] in [0, 1).

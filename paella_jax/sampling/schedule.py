@@ -1,6 +1,8 @@
-"""Per-step values of a sampler, computed on the host before anything is compiled."""
+"""Settings of a sampler, checked and spread over its steps before anything is compiled."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -19,3 +21,25 @@ def linear_ramp(start: float, end: float, count: int) -> np.ndarray:
     rising = first + step * index
     falling = last - step * (np.float32(count - 1) - index)
     return np.where(np.arange(count) < count // 2, rising, falling).astype(np.float32)
+
+
+NUMBER_OR_PAIR = "{name}={value!r} must be one number or a (first, last) pair"
+
+
+def first_and_last(name: str, value: Any, refusal: str = NUMBER_OR_PAIR) -> tuple[float, float]:
+    """The two ends of a setting's ramp, from one number, which stands for both, or from a pair.
+
+    Raises:
+      ValueError: `refusal`, for a sequence of another length.
+    """
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(refusal.format(name=name, value=value))
+    return float(pair[0]), float(pair[1])
+
+
+def require(ok: bool, settings: Any, name: str, wanted: object) -> None:
+    """Raises ValueError naming a field of `settings` and its value, unless `ok`."""
+    if not ok:
+        value = getattr(settings, name)
+        raise ValueError(f"{settings.named}{name}={value!r} must be {wanted}")

@@ -16,13 +16,9 @@ from typing import Any
 
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
-from paella_jax.sampling.renoise import (
-    Known,
-    Ramps,
-    RenoiseSettings,
-    check_masked,
-    sample,
-)
+from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.schedule import first_and_last
+from paella_jax.sampling.token_loop import FROM_NOISE, Ramps, Start, Vocabulary
 from paella_jax.typing import Array
 
 CORRUPTIONS = ("uniform", "mask")
@@ -67,24 +63,16 @@ def token_settings(
     if (corruption, sampler) == ("uniform", "confidence"):
         chosen["renoise_choice"] = "confidence"
     chosen |= {name: value for name, value in changes.items() if value is not None}
-    settings = kind(**{name: _pair(name, value) for name, value in chosen.items()})
+    chosen |= {name: first_and_last(name, chosen[name]) for name in PAIRS if name in chosen}
+    settings = kind(**chosen)
     settings.check()
     if corruption == "mask" and isinstance(settings, RenoiseSettings):
-        check_masked(settings)
+        settings.check_masked()
     return settings
 
 
-def _pair(name: str, value: Any) -> Any:
-    if name not in PAIRS:
-        return value
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(f"{name}={value!r} must be one number or a (first, last) pair")
-    return tuple(float(x) for x in pair)
-
-
 def start_from_image(settings: TokenSettings, strength: float) -> dict[str, Any]:
-    """The setting that starts a sampler from an image of which a share `strength` is corrupted."""
+    """The setting that starts a sampler from an image of which a fraction is corrupted."""
     is_decode = isinstance(settings, ParallelDecodeSettings)
     return {"strength": strength} if is_decode else {"t_start": strength}
 
@@ -99,14 +87,10 @@ def starts_from_noise(settings: TokenSettings) -> bool:
 def draw_tokens(
     denoise: Denoise,
     keys: Array,
-    grid: tuple[int, int],
+    shape: tuple[int, int, int],
     settings: TokenSettings,
-    *,
-    codebook_size: int,
-    mask_token: int | None,
-    image_tokens: Array | None = None,
-    known: Known | None = None,
-    codebook: Array | None = None,
+    vocabulary: Vocabulary,
+    start: Start = FROM_NOISE,
     ramps: Ramps | None = None,
     trace: bool = False,
 ) -> Any:
@@ -115,30 +99,18 @@ def draw_tokens(
     Args:
       denoise: guided prediction, see guidance.py.
       keys: [batch] PRNG keys.
-      grid: (h, w).
+      shape: (batch, h, w).
       settings: from `token_settings`.
-      codebook_size: the vocabulary.
-      mask_token: the mask's id, None for uniform corruption.
-      image_tokens: clean tokens to start from.
-      known: tokens to keep and where to draw.
-      codebook: [codes, C], for the "quantize" draw.
+      vocabulary: of the network.
+      start: what to start from and to keep.
       ramps: replaces the settings' temperature and guidance.
       trace: also return the complete tokens that every step predicted.
 
     Returns:
       int32 [batch, h, w]; with `trace`, a pair with int32 [steps, batch, h, w].
     """
-    shape = (keys.shape[0], *grid)
-    shared: dict[str, Any] = {
-        "image_tokens": image_tokens,
-        "known": known,
-        "ramps": ramps,
-        "trace": trace,
-        "mask_token": mask_token,
-    }
     if isinstance(settings, RenoiseSettings):
-        return sample(
-            denoise, keys, shape, settings, codebook_size=codebook_size, codebook=codebook, **shared
-        )
-    out = parallel_decode(denoise, keys, shape, settings, **shared)
+        return sample(denoise, keys, shape, settings, vocabulary, start, ramps, trace)
+    mask_token: Any = vocabulary.mask_token
+    out = parallel_decode(denoise, keys, shape, settings, mask_token, start, ramps, trace)
     return (out[0], out[1].predicted) if trace else out

@@ -197,7 +197,7 @@ class _Run:
         try:
             with jax.transfer_guard("allow"):
                 scores = self.method.preview(state, frozen, folder / f"step_{step:07d}.png")
-        except Exception as error:  # pictures are for looking at; training must not end for them
+        except Exception as error:  # previews are for looking at; training must not end for them
             report(f"preview of step {step} failed, training goes on: {error}")
             return
         self.writer.write(step, scores)

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a method; `build.py` makes one for each family."""
+"""What the loop needs to know of a method; every file in families/ makes one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Method:
     Attributes:
       title: shown in the progress bar.
       init: key -> (params, model_state); pure, so it can be evaluated abstractly.
-      objective: see objectives/inputs.py.
+      objective: what is trained, as objectives/inputs.py describes it.
       frozen: parameters of frozen networks.
       source: training samples.
       transform: sample -> arrays.

@@ -95,7 +95,7 @@ class Progress:
         self._steps += 1
 
     def images_per_second(self) -> float:
-        """Since the last call."""
+        """The rate since the last call."""
         now = time.perf_counter()
         rate = self._steps * self.batch_size / max(now - self._mark, 1e-9)
         self._mark, self._steps = now, 0

@@ -21,7 +21,7 @@ from paella_jax.typing import Tree
 
 AXES = ("data", "fsdp", "tensor")
 MIN_SHARD_SIZE = 2**14  # smaller arrays stay whole on every device
-MAX_REPLICATED_SHARE = 0.02
+MAX_REPLICATED_FRACTION = 0.02
 
 # (path pattern, axes of the last dimensions); first match wins, a dimension that does not divide
 # stays whole. Wide projections split their outputs over "tensor", the way back their inputs
@@ -112,7 +112,7 @@ def _check_replicated(abstract: Tree, shardings: Tree) -> None:
         lambda n, s: n if n >= MIN_SHARD_SIZE and s.is_fully_replicated else 0, sizes, shardings
     )
     total, replicated = sum(jax.tree.leaves(sizes)), sum(jax.tree.leaves(whole))
-    if replicated > MAX_REPLICATED_SHARE * max(total, 1):
+    if replicated > MAX_REPLICATED_FRACTION * max(total, 1):
         raise MeshError(
             f"{replicated / total:.1%} of the state would be copied to every device: no dimension "
             "of the large arrays divides by the fsdp size; choose another mesh.fsdp"

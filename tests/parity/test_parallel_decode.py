@@ -17,12 +17,8 @@ import pytest
 from paella_jax.convert.amused import import_uvit, uvit_from_diffusers_config
 from paella_jax.noise.masking import mask_randomly
 from paella_jax.sampling.guidance import guide_jointly
-from paella_jax.sampling.parallel_decode import (
-    DecodeRandomness,
-    ParallelDecodeSettings,
-    mask_lengths,
-    parallel_decode,
-)
+from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
+from paella_jax.sampling.token_loop import Randomness, Start
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -102,20 +98,17 @@ def recorded_draw(case):
     return draw
 
 
-def decode(case, denoise, **changes):
-    settings = changes.pop("settings", case.settings)
-    call = lambda: parallel_decode(
-        denoise,
-        jax.random.key(0),
-        case.shape,
-        settings,
-        mask_token=int(case.arrays["mask_token_id"]),
-        starting_mask_ratio=case.arrays["starting_mask_ratio"],
+def decode(case, denoise):
+    mask_token = int(case.arrays["mask_token_id"])
+    start = Start(
         initial_tokens=case.samples[0],
-        randomness=DecodeRandomness(case.uniform),
+        starting_mask_ratio=case.arrays["starting_mask_ratio"],
+        randomness=Randomness(case.uniform),
         draw=recorded_draw(case),
-        trace=True,
-        **changes,
+    )
+    key = jax.random.key(0)
+    call = lambda: parallel_decode(
+        denoise, key, case.shape, case.settings, mask_token, start, trace=True
     )
     return jax.jit(call)()
 
@@ -193,7 +186,9 @@ def test_mask_lengths_of_the_whole_table(folder):
     for name, theirs in table.items():
         schedule, steps, positions = re.fullmatch(r"(\w+)_T(\d+)_L(\d+)", name).groups()
         settings = ParallelDecodeSettings(num_steps=int(steps), schedule=schedule)
-        np.testing.assert_array_equal(mask_lengths(settings, int(positions)), theirs, name)
+        # Tokens still masked after every step but the last, before clamping.
+        lengths = np.floor(np.float32(positions) * settings.mask_ratios()[:-1])
+        np.testing.assert_array_equal(lengths, theirs, name)
 
 
 def test_masking_an_image(folder):

@@ -18,8 +18,9 @@ from paella_jax.noise.tokens import loss_weight, replace_tokens
 from paella_jax.ops.codebook import nearest_code
 from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import combine, guide, guide_jointly
-from paella_jax.sampling.renoise import Randomness, RenoiseSettings, sample
+from paella_jax.sampling.renoise import RenoiseSettings, sample
 from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.token_loop import Randomness, Start, Vocabulary
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
 
@@ -210,22 +211,20 @@ class Recording:
         masks = jnp.asarray(self.arrays["trace.mask_uniform"][: self.steps])
         start = self.config.get("init")
         first = None if start is None else tokens(start.removeprefix("trace."))
-        return Randomness(tokens("init_noise"), masks), first
+        return Randomness(masks, initial=tokens("init_noise")), first
 
     def sample(self, denoise, draw=None):
         randomness, first = self.inputs()
         shape = randomness.initial.shape
+        vocabulary = Vocabulary(self.model.codebook_size, codebook=self.codebook)
         call = jax.jit(
             lambda randomness, first: sample(
                 denoise,
                 jax.random.key(0),
                 shape,
                 self.settings,
-                codebook_size=self.model.codebook_size,
-                codebook=self.codebook,
-                initial_tokens=first,
-                randomness=randomness,
-                draw=draw,
+                vocabulary,
+                Start(initial_tokens=first, randomness=randomness, draw=draw),
                 trace=True,
             )
         )

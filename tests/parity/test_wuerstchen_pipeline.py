@@ -12,7 +12,13 @@ from paella_jax.convert import wuerstchen
 from paella_jax.convert.vqgan import import_vqgan, vqgan_from_reference_config
 from paella_jax.models.compressor import from_stage_c
 from paella_jax.models.conditioning import Conditioning
-from paella_jax.sampling.ddpm import DDPMSettings, Randomness, sample, segment_times
+from paella_jax.sampling.diffusion import (
+    DDPMSettings,
+    GaussianRandomness,
+    GaussianStart,
+    sample,
+    segment_times,
+)
 from paella_jax.sampling.guidance import guide
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -76,10 +82,15 @@ def test_whole_pipeline(folder):
 
     def draw(denoise, settings, stage):
         noise = lambda kind: channels_last(io, f"noise.{stage}_{kind}")
-        randomness = Randomness(noise("init"), noise("steps"))
+        randomness = GaussianRandomness(noise("init"), noise("steps"))
         shape = randomness.initial.shape
         run = lambda r: sample(
-            denoise, jax.random.key(0), shape, settings, randomness=r, trace=True
+            denoise,
+            jax.random.key(0),
+            shape,
+            settings,
+            start=GaussianStart(randomness=r),
+            trace=True,
         )
         return jax.jit(run)(randomness)
 

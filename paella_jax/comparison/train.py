@@ -55,12 +55,12 @@ class Trained(NamedTuple):
 
 
 def tokenizer_folder(config: ConfigDict, out: Path) -> Path:
-    """The run folder of the tokenizer all cells share: the given one, or one in `out`."""
+    """The run folder of the tokenizer that all cells use: the given one, or one in `out`."""
     return Path(config.tokenizer) if config.tokenizer else out / "tokenizer"
 
 
 def check_tokenizer(config: ConfigDict, run: ConfigDict) -> None:
-    """Whether the tokenizer, given or to be trained, fits the networks and the counted FLOPs.
+    """Checks that the tokenizer, given or to be trained, fits the networks and the counted FLOPs.
 
     Args:
       config: of the comparison.
@@ -96,12 +96,12 @@ def train_tokenizer(config: ConfigDict, out: Path) -> None:
 
 
 def is_trained(workdir: Path) -> bool:
-    """Whether a run is finished."""
+    """Whether a run was trained to its end."""
     return (workdir / TRAINED).is_file()
 
 
 def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[ConfigDict, Size]:
-    """A training's config and size; its budget in steps too, unless that is told by time."""
+    """A training's config and size; its budget in steps too, unless the budget is a time."""
     run = training_config(config, training, tokenizer)
     size = size_of(run)
     reference = Training(training.corruption, config.budget.reference, training.seed)
@@ -111,38 +111,38 @@ def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[Co
     return run, size
 
 
-def cell_folder(training: Training, out: Path) -> Path:
+def run_folder(training: Training, out: Path) -> Path:
     """A training's run folder."""
     return out / "runs" / training.name
 
 
-def train_cell(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
+def train_network(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
     """Trains one network up to its budget, or resumes it.
 
     Raises:
       Stopped: by SIGTERM.
     """
-    workdir = cell_folder(training, out)
+    workdir = run_folder(training, out)
     if config.budget.kind == "seconds":
         set_seconds(run, config, _seconds_per_step(run, workdir))
     _train(run, workdir)
 
 
 def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
-    """Whether a training that an earlier call finished is the one that is planned now.
+    """Checks that a training which an earlier call finished is the one that is planned now.
 
     Raises:
       ConfigError: its recipe was another one; the message has the differences.
     """
-    workdir = cell_folder(training, out)
+    workdir = run_folder(training, out)
     if is_trained(workdir):
         ignored = ("optim.warmup_steps",) if config.budget.kind == "seconds" else ()
         check_same_run(workdir, run, ignored)
 
 
 def read_trained(training: Training, size: Size, out: Path) -> Trained:
-    """What a finished training cost."""
-    workdir = cell_folder(training, out)
+    """A finished training with its cost."""
+    workdir = run_folder(training, out)
     done = json.loads((workdir / TRAINED).read_text())
     return Trained(training, workdir, size, done["images"], done["seconds"])
 
@@ -150,7 +150,7 @@ def read_trained(training: Training, size: Size, out: Path) -> Trained:
 def _train(run: ConfigDict, workdir: Path) -> None:
     workdir = prepare_workdir(workdir, run)
     report(f"training {workdir}, {run.num_steps} steps")
-    # No picture at the end: compiling its sampler would add to every training's time.
+    # No preview at the end: compiling its sampler would add to every training's time.
     result = train(run, workdir, replace(build_method(run, workdir), preview=None))
     record_seconds(workdir, result)
     if result.step >= run.num_steps:
@@ -165,7 +165,7 @@ def _check_stopped(result: RunResult, workdir: Path) -> None:
 
 
 def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:
-    """Of an update, without compiling and saving: measured once and kept for a resumed call.
+    """The time of an update without compiling and saving: measured once, kept for a resumed call.
 
     The first half of a short run that is thrown away warms up, the second half is timed.
     """

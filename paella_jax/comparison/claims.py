@@ -26,7 +26,7 @@ class Task(NamedTuple):
     """One piece of work.
 
     Attributes:
-      name: of its claim.
+      name: the claim's file name.
       done: whether its result is there, whoever made it.
       work: makes the result.
     """
@@ -41,12 +41,12 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
 
     Args:
       tasks: in the order they are tried.
-      folder: of the claims.
+      folder: the comparison's; its claims are in a folder below.
       wait: seconds between looks while others are at work.
     """
     claims = folder / CLAIMS
     claims.mkdir(parents=True, exist_ok=True)
-    told = False
+    waiting = False
     while todo := [task for task in tasks if not task.done()]:
         busy = True
         for task in todo:
@@ -55,16 +55,16 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
                     busy = False
                     task.work()
         if busy:
-            if not told:
+            if not waiting:
                 holders = [f"{task.name} ({(claims / task.name).read_text()})" for task in todo]
                 report(f"waiting for other processes: {', '.join(holders)}")
-                told = True
+                waiting = True
             time.sleep(wait)
 
 
 @contextmanager
 def claim(file: Path) -> Iterator[bool]:
-    """Whether this process may do what the file stands for; until the end of the block."""
+    """Gives whether this process may do what the file stands for, until the end of the block."""
     with file.open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,246 @@
+"""The image tasks of token predictors by name: what each does, needs and leaves unused.
+
+A task is asked for by a flag of `python -m paella_jax.sample` and reads that command's flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paella_jax.families.clip_prior import load_clip_prior
+from paella_jax.pipelines import editing, variations
+from paella_jax.pipelines.prompts import Condition
+
+CONDITIONS = ("emphasis", "label", "segmentation", "prior")  # flags that add to a prompt
+
+
+class Asked(NamedTuple):
+    """What the flags say.
+
+    Attributes:
+      pipe: one run, or a base with its super-resolution.
+      flags: all of them, by attribute.
+      prompts: the texts.
+      conditions: the same with what flags add to them.
+      options: of `generate`, without the size.
+    """
+
+    pipe: Any
+    flags: Any
+    prompts: list[str]
+    conditions: list[Condition]
+    options: dict[str, Any]
+
+    @property
+    def size(self) -> dict[str, Any]:
+        """The options of a task that leaves the size free."""
+        return {"height": self.flags.height, "width": self.flags.width}
+
+    @property
+    def strip(self) -> dict[str, Any]:
+        """The options of a task that draws one strip of frames."""
+        options = {**self.options, "frames": self.flags.frames}
+        return {name: x for name, x in options.items() if name != "num_images_per_prompt"}
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are not left to the task's defaults."""
+        return {name: value for name, value in self.options.items() if value is not None}
+
+    def copies(self, titles: list[str]) -> list[str]:
+        """Titles of the prompts -> those of their images."""
+        return [title for title in titles for _ in range(self.flags.num_images_per_prompt)]
+
+
+Drawn = tuple[Any, list[str]]  # a generation and its images' titles
+
+
+def text_to_image(asked: Asked) -> Drawn:
+    """Draws the conditions, each with the embedding of a prior where there is one."""
+    conditions = asked.conditions
+    titles = asked.copies([condition.prompt for condition in conditions])
+    if asked.flags.prior:
+        prior = load_clip_prior(asked.flags.prior)
+        conditions = variations.with_prior(asked.pipe, prior, conditions, seed=asked.flags.seed)
+    return asked.pipe.generate(conditions, **asked.size, **asked.options), titles
+
+
+def image_to_image(asked: Asked) -> Drawn:
+    """Draws over the image."""
+    pipe, flags, prompts, (condition,), options = asked
+    strength = 0.6 if flags.strength is None else flags.strength
+    drawn = editing.image_to_image(pipe, flags.image, condition, strength=strength, **options)
+    return drawn, asked.copies(prompts)
+
+
+def inpaint(asked: Asked) -> Drawn:
+    """Draws the masked part anew."""
+    pipe, flags, prompts, (condition,), options = asked
+    drawn = editing.inpaint(pipe, flags.image, flags.mask, condition, **options)
+    return drawn, asked.copies(prompts)
+
+
+def outpaint(asked: Asked) -> Drawn:
+    """Draws around the image. Raises ValueError where the margins are not four whole numbers."""
+    pipe, flags, prompts, (condition,), options = asked
+    margins = numbers(flags.outpaint, "outpaint", int)
+    if len(margins) != 4:
+        raise ValueError(f"--outpaint {flags.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
+    sides = dict(zip(("top", "bottom", "left", "right"), margins, strict=True))
+    drawn = editing.outpaint(pipe, flags.image, condition, **sides, **options)
+    return drawn, asked.copies(prompts)
+
+
+def morph(asked: Asked) -> Drawn:
+    """Keeps the layout, from step --morph of 24 on, or of --num_steps."""
+    pipe, flags, prompts, (condition,), _ = asked
+    drawn = editing.morph(pipe, flags.image, condition, start_step=flags.morph, **asked.given)
+    return drawn, asked.copies(prompts)
+
+
+def edit(asked: Asked) -> Drawn:
+    """Draws some tokens again in each of --edit rounds, where --mask allows it."""
+    pipe, flags, prompts, (condition,), _ = asked
+    options = asked.given
+    if options.pop("trace", False):
+        options["frames"] = min(flags.frames, flags.edit)
+    for name in ("mask", "share", "top_k"):
+        if getattr(flags, name) is not None:
+            options[name] = getattr(flags, name)
+    drawn = editing.edit(pipe, flags.image, condition, rounds=flags.edit, **options)
+    return drawn, asked.copies(prompts)
+
+
+def vary(asked: Asked) -> Drawn:
+    """Draws what has the content of the images --like."""
+    pipe, flags, prompts, (condition,), options = asked
+    drawn = variations.variations(pipe, flags.like, condition, **asked.size, **options)
+    names = ", ".join(Path(file).name for file in flags.like)
+    return drawn, asked.copies([f"like {names} {' '.join(prompts)}"])
+
+
+def between(asked: Asked) -> Drawn:
+    """A strip from one image to another. Raises ValueError where there are not two."""
+    files, frames = asked.flags.between, asked.flags.frames
+    if len(files) != 2:
+        raise ValueError(f"--between needs two images, got {len(files)}")
+    prompt = " ".join(asked.prompts)
+    drawn = variations.interpolate_images(asked.pipe, *files, prompt=prompt, **asked.strip)
+    first, last = (Path(file).name for file in files)
+    return drawn, [first, *[""] * (frames - 2), last]
+
+
+def towards(asked: Asked) -> Drawn:
+    """A strip from the prompt to another."""
+    pipe, flags, _, (first,), _ = asked
+    drawn = variations.interpolate(pipe, first, flags.to, **asked.size, **asked.strip)
+    return drawn, [first.prompt or "the condition", *[""] * (flags.frames - 2), flags.to]
+
+
+def mix(asked: Asked) -> Drawn:
+    """Mixes further prompts in."""
+    pipe, flags, prompts, (first,), options = asked
+    weights = numbers(flags.weights, "weights") if flags.weights else None
+    drawn = pipe.generate([[first, *flags.mix]], weights=weights, **asked.size, **options)
+    return drawn, asked.copies([" + ".join([*prompts, *flags.mix])])
+
+
+class Task(NamedTuple):
+    """What the flag of a task asks for.
+
+    Attributes:
+      draw: does it.
+      over_image: whether --image must be given as well.
+      own: further flags that only this task takes.
+      unused: flags that have no effect with it.
+      two_scales: whether it works with --super_resolution.
+      one_prompt: whether it takes a single prompt.
+    """
+
+    draw: Callable[[Asked], Drawn]
+    over_image: bool = False
+    own: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    two_scales: bool = False
+    one_prompt: bool = True
+
+
+TASKS = {
+    "image": Task(image_to_image, unused=("height", "width", "prior"), two_scales=True),
+    "like": Task(vary, unused=("prior",)),
+    "between": Task(between, unused=("height", "width", *CONDITIONS), one_prompt=False),
+    "to": Task(towards, unused=("prior",)),
+    "mix": Task(mix, own=("weights",), unused=("prior",), two_scales=True),
+    "mask": Task(inpaint, over_image=True, two_scales=True),
+    "outpaint": Task(outpaint, over_image=True, two_scales=True),
+    "morph": Task(morph, over_image=True),
+    "strength": Task(image_to_image, over_image=True),
+    "edit": Task(edit, over_image=True, own=("share", "top_k"), two_scales=True),
+}
+
+
+def draw_task(asked: Asked, two_scales: bool) -> Drawn:
+    """Does what the flags ask for; returns a generation and its images' titles.
+
+    Raises:
+      ValueError: flags that do not go together, or not with this pipeline.
+    """
+    if two_scales:
+        refused = [name for name, task in TASKS.items() if not task.two_scales]
+        refuse(asked.flags, (*refused, *CONDITIONS), "has no effect with --super_resolution; "
+               "leave it out")  # fmt: skip
+    name = chosen_task(asked.flags)
+    if name is None:
+        return text_to_image(asked)
+    count = len(asked.conditions)
+    if TASKS[name].one_prompt and count != 1:
+        raise ValueError(f"this task takes one --prompt, got {count}")
+    if two_scales and name == "image":
+        raise ValueError("--image with --super_resolution needs --mask, --outpaint or --edit")
+    return TASKS[name].draw(asked)
+
+
+def chosen_task(flags: Any) -> str | None:
+    """The name of the one task that the flags ask for.
+
+    Raises:
+      ValueError: several tasks, or a flag that the task does not use.
+    """
+    asked = [name for name in TASKS if is_given(flags, name)]
+    tasks = [name for name in asked if not TASKS[name].over_image]
+    parts = [name for name in asked if TASKS[name].over_image]
+    if len(tasks) > 1:
+        raise ValueError(f"give one of {', '.join('--' + name for name in tasks)}, not several")
+    if parts and tasks != ["image"]:
+        raise ValueError("--mask, --outpaint, --morph, --strength and --edit need --image FILE")
+    if len(parts) > 1 and parts != ["mask", "edit"]:
+        raise ValueError(f"give one of {', '.join('--' + name for name in parts)}, not several")
+    for owner, task in TASKS.items():
+        if owner not in asked:
+            refuse(flags, task.own, f"belongs to --{owner}")
+    for name in tasks:
+        refuse(flags, TASKS[name].unused, f"has no effect with --{name}; leave it out")
+    return asked[-1] if asked else None
+
+
+def refuse(flags: Any, names: tuple[str, ...], why: str) -> None:
+    """Raises ValueError for the first of these flags that was given."""
+    for name in names:
+        if is_given(flags, name):
+            raise ValueError(f"--{name} {why}")
+
+
+def is_given(flags: Any, name: str) -> bool:
+    """Whether a flag was given; 0 counts, although `0 == False`."""
+    value = getattr(flags, name)
+    return value is not None and value is not False and value != []
+
+
+def numbers(text: str, name: str, kind: type = float) -> list[Any]:
+    """Comma-separated numbers. Raises ValueError naming the flag."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name} {text!r} is not a list of numbers with commas") from None
