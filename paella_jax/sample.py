@@ -120,7 +120,7 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     Raises:
       ValueError: flags that do not go together, or not with this pipeline.
     """
-    from paella_jax.pipelines.tasks import Asked, draw_task
+    from paella_jax.pipelines.tasks import ONE_SCALE, Asked, draw_task, refuse
     from paella_jax.pipelines.tokens import TokenPipeline
     from paella_jax.pipelines.two_scale import TwoScalePipeline
 
@@ -129,6 +129,8 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         return draw_wuerstchen(pipe, arguments)
     if arguments.stepper:
         raise ValueError("--stepper belongs to Würstchen runs; this is a token predictor")
+    if two_scales:
+        refuse(arguments, ONE_SCALE, "has no effect with --super_resolution; leave it out")
     prompts = read_prompts(arguments)
     options = {name: getattr(arguments, name) for name in (*OPTIONS, "sampler")}
     options |= {"trace": True} if arguments.strip else {}

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, load_config
-from paella_jax.models.muse import MuseTransformer
-from paella_jax.models.muse_super_resolution import SuperResolution
-from paella_jax.models.paella import Paella
-from paella_jax.models.uvit import UViT
-from paella_jax.models.uvit_predictor import UViTPredictor
 from paella_jax.models.vqgan import VQGAN
-from paella_jax.models.vqmodel import VQModel
+
+if TYPE_CHECKING:
+    from paella_jax.families.token_networks import TokenPredictor
+    from paella_jax.models.vqmodel import VQModel
 
 SMALLEST_LARGE = 128  # pixels; below, a preset is for the embedded data
 
@@ -82,12 +80,32 @@ def common_fields(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def _make_super_resolution(config: ConfigDict, around: Around) -> SuperResolution:
+# Each network's file is imported when it is made: a run needs but its own.
+
+
+def _make_unet(config: ConfigDict, around: Around) -> TokenPredictor:
+    from paella_jax.models.paella import Paella
+
+    return Paella(**dict(config.model) | common_fields(config))
+
+
+def _make_transformer(config: ConfigDict, around: Around) -> TokenPredictor:
+    from paella_jax.models.muse import MuseTransformer
+
+    return MuseTransformer(**config.transformer, grid=around.grid, **common_fields(config))
+
+
+def _make_super_resolution(config: ConfigDict, around: Around) -> TokenPredictor:
+    from paella_jax.models.muse_super_resolution import SuperResolution
+
     fields = common_fields(config) | {"low_codebook_size": around.low.codebook_size}
     return SuperResolution(**config.super_resolution, grid=around.grid, **fields)
 
 
-def _make_uvit(config: ConfigDict, around: Around) -> UViTPredictor:
+def _make_uvit(config: ConfigDict, around: Around) -> TokenPredictor:
+    from paella_jax.models.uvit import UViT
+    from paella_jax.models.uvit_predictor import UViTPredictor
+
     fields = common_fields(config) | dict(config.uvit)
     # The table ends in the mask, which uniform corruption never uses.
     fields["vocabulary_size"] = fields["vocabulary_size"] or fields["codebook_size"] + 1
@@ -131,6 +149,8 @@ def _untold_time(config: ConfigDict) -> str:
 
 def _f16(config: ConfigDict) -> VQGAN | VQModel:
     """The tokenizer of MUSE and aMUSEd where the images are large, else a small one."""
+    from paella_jax.models.vqmodel import VQModel
+
     network = VQModel if config.data.image_size >= SMALLEST_LARGE else VQGAN
     return network(codebook_size=config.model.codebook_size)
 
@@ -139,6 +159,8 @@ def _f8(config: ConfigDict) -> VQGAN | VQModel:
     """The tokenizer of MUSE's super-resolution where the images are large, else a small one."""
     if config.data.image_size < SMALLEST_LARGE:
         return _f16(config)
+    from paella_jax.models.vqmodel import VQModel
+
     fields = load_config("resnet_vqgan:f8").model
     return VQModel(**dict(fields) | {"codebook_size": config.model.codebook_size})
 
@@ -146,15 +168,13 @@ def _f8(config: ConfigDict) -> VQGAN | VQModel:
 NETWORKS: dict[str, Network] = {
     "unet": Network(
         block="model",
-        make=lambda config, around: Paella(**dict(config.model) | common_fields(config)),
+        make=_make_unet,
         takes=frozenset({"labels", "segmentation", "image_pooled", "text_weights"}),
         widths=("token_width", "cond_width", "widths"),
     ),
     "transformer": Network(
         block="transformer",
-        make=lambda config, around: MuseTransformer(
-            **config.transformer, grid=around.grid, **common_fields(config)
-        ),
+        make=_make_transformer,
         untold=_untold_time,
         null_text=True,
         fixed_grid=True,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.t5 import T5Encoder
-from paella_jax.encoders.text import ClipTokenizer, Tokenizer
-from paella_jax.families.image_encoder import ImageEncoder
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
-from paella_jax.models.vqgan import VQGAN
-from paella_jax.models.vqmodel import VQModel
 from paella_jax.typing import Array, Tree
+
+if TYPE_CHECKING:
+    from paella_jax.encoders.clip_text import ClipText
+    from paella_jax.encoders.t5 import T5Encoder
+    from paella_jax.encoders.text import ClipTokenizer, Tokenizer
+    from paella_jax.families.image_encoder import ImageEncoder
+    from paella_jax.models.vqgan import VQGAN
+    from paella_jax.models.vqmodel import VQModel
 
 
 class TokenPredictor(Protocol):

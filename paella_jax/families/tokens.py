@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.sizes import check_sizes
-from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.clip_weights import load_clip_vision_folder
-from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import (
     ClipTokenizer,
     Tokenizer,
@@ -20,12 +17,16 @@ from paella_jax.encoders.text import (
     make_tokenizer,
 )
 from paella_jax.families.cells import make_predictor
-from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
 from paella_jax.families.networks import NETWORKS, Around, names_where
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.vqgan import load_carried_tokenizer
 from paella_jax.runs.frozen import FROZEN, load_carried, place_of
 from paella_jax.typing import Tree
+
+if TYPE_CHECKING:
+    from paella_jax.encoders.clip_text import ClipText
+    from paella_jax.encoders.t5 import T5Encoder
+    from paella_jax.families.image_encoder import ImageEncoder
 
 CLIP = "clip"  # the carried CLIP model
 
@@ -135,11 +136,15 @@ def _text_networks(config: ConfigDict, workdir: Path, frozen: Tree) -> TextNetwo
 def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEncoder | None:
     """The encoder `config.image_encoder.kind` asks for; a frozen one's weights go into `frozen`."""
     kind = config.image_encoder.kind
+    if kind == "none":
+        return None
+    # Imported here: most runs have no image encoder, and need nothing of CLIP.
+    from paella_jax.encoders.clip_weights import load_clip_vision_folder
+    from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
+
     if kind == "joint":
         size = config.data.image_size
         return joint_image_encoder(config.image_encoder, size, config.precision)
-    if kind == "none":
-        return None
     if kind != "clip":
         raise ConfigError(f"image_encoder.kind must be none, clip or joint, got {kind!r}")
     folder = place_of(CLIP, workdir)

@@ -7,7 +7,7 @@ from before there was a choice are Paella's. Training is in families/vqgan_train
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,13 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, flatten_config
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqgan import VQGAN
-from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import load_carried, tokenizer_run
 from paella_jax.typing import Tree
 
-ARCHITECTURES = {"paella": VQGAN, "resnet": VQModel}
+if TYPE_CHECKING:
+    from paella_jax.models.vqmodel import VQModel
+
+ARCHITECTURES = ("paella", "resnet")
 # Fields of the networks that only the decoder has; they do not touch an image's tokens.
 DECODER_FIELDS = {
     "model.bottleneck_blocks",
@@ -40,12 +42,17 @@ def make_vqgan(config: ConfigDict) -> VQGAN | VQModel:
     name = architecture_of(config)
     if name not in ARCHITECTURES:
         raise ConfigError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
-    model = ARCHITECTURES[name](**config.model, dtype=jnp.dtype(config.precision))
-    if isinstance(model, VQModel):
-        try:
-            model.check()
-        except ValueError as error:
-            raise ConfigError(f"model: {error}") from error
+    dtype = jnp.dtype(config.precision)
+    if name == "paella":
+        return VQGAN(**config.model, dtype=dtype)
+    # Imported here: a run with Paella's tokenizer does without.
+    from paella_jax.models.vqmodel import VQModel
+
+    model = VQModel(**config.model, dtype=dtype)
+    try:
+        model.check()
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
     return model
 
 

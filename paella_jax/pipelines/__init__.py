@@ -17,7 +17,7 @@ Prompt to image is nine files, in reading order, with the functions to read in e
    `TimestepBlock.__call__` `AttentionBlock.__call__`: the residual blocks.
 9. models/vqgan.py `VQGANBlock.__call__` `VQGAN.decode`: tokens' codes -> pixels.
 
-Beside the path: prompts.py (what a user may ask for), checks.py and geometry.py (what is refused),
-editing.py and variations.py (image tasks), tasks.py (the same by flags), two_scale.py (MUSE's two
-runs), wuerstchen.py with wuerstchen_programs.py (three stages).
+Beside the path: prompts.py (what a user may ask for), geometry.py (sizes, and what of an image
+stays), editing.py and variations.py (image tasks), tasks.py (the same by flags), two_scale.py
+(MUSE's two runs), wuerstchen.py with wuerstchen_programs.py (three stages).
 """

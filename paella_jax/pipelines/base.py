@@ -38,15 +38,9 @@ class Generation(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What `generate` of every pipeline takes besides the prompt, as keyword arguments.
+    """Arguments that `generate` of every pipeline takes, as a call does; and two more.
 
     Attributes:
-      negative_prompt: what to steer away from; one text, or one per prompt.
-      height: pixels; None is the training size.
-      width: pixels; None is the training size.
-      seed: one, or one per prompt. An image depends on its prompt, its seed and its number among
-        the prompt's images, not on the rest of the call.
-      num_images_per_prompt: images of each prompt; they follow one another in the result.
       batch_size: bounds the images per program.
       trace: also return what there was after every step.
     """

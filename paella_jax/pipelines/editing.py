@@ -13,18 +13,20 @@ import numpy as np
 
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.pipelines.base import Generation, image_keys
-from paella_jax.pipelines.geometry import Drawer, keep_unmasked
+from paella_jax.pipelines.geometry import keep_unmasked
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.pipelines.two_scale import TwoScalePipeline
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.schedule import first_and_last, linear_ramp
 from paella_jax.sampling.token_sampler import start_from_image
 
+AnyScale = TokenPipeline | TwoScalePipeline
 RAMPS = ("guidance_scale", "temperature")
 ROUNDS = ("rounds", "share", "top_k", *RAMPS)  # settings of mask-free editing
 
 
-def encode_image(pipe: Drawer, image: ImageLike) -> tuple[np.ndarray, dict[str, Any]]:
+def encode_image(pipe: AnyScale, image: ImageLike) -> tuple[np.ndarray, dict[str, Any]]:
     """An image -> its tokens.
 
     Args:
@@ -78,7 +80,7 @@ def image_to_image(
 
 
 def inpaint(
-    pipe: Drawer, image: ImageLike, mask: ImageLike, prompt: str | Condition, **options: Any
+    pipe: AnyScale, image: ImageLike, mask: ImageLike, prompt: str | Condition, **options: Any
 ) -> Generation:
     """Draws the masked part of an image anew; every other token stays as it is.
 
@@ -99,7 +101,7 @@ def inpaint(
 
 
 def outpaint(
-    pipe: Drawer,
+    pipe: AnyScale,
     image: ImageLike,
     prompt: str | Condition,
     *,
@@ -141,7 +143,7 @@ def outpaint(
 
 
 def edit(
-    pipe: Drawer,
+    pipe: AnyScale,
     image: ImageLike,
     prompt: str | Condition,
     *,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageError, ImageLike, read_image, read_mask
-from paella_jax.pipelines.base import Generation
 from paella_jax.sampling.token_loop import Known
 
 
@@ -136,26 +135,6 @@ class OneSize:
             )
 
 
-class Drawer(Protocol):
-    """A pipeline as the image tasks see it: of one token map of an image or of several."""
-
-    @property
-    def sizes(self) -> Sizes | OneSize:
-        """The images it draws."""
-
-    @property
-    def scales(self) -> Sequence[Scale]:
-        """Its token maps; the first is the one that is drawn first."""
-
-    def keep_inside(
-        self, pixels: np.ndarray, margins: tuple[tuple[int, int], tuple[int, int]]
-    ) -> dict[str, Any]:
-        """Arguments of `generate`: the size of an image with margins, and which tokens stay."""
-
-    def generate(self, prompt: Any, **options: Any) -> Generation:
-        """Draws."""
-
-
 def check_side(name: str, pixels: int, divisor: int) -> None:
     """Raises ValueError where an image side is no multiple of `divisor`, naming the nearest."""
     if pixels < divisor or pixels % divisor:
@@ -176,11 +155,11 @@ def _unfit(height: int, width: int, needed: str, nearest: Any) -> ImageError:
     )
 
 
-def keep_unmasked(pipe: Drawer, image: ImageLike, mask: ImageLike) -> dict[str, Any]:
+def keep_unmasked(pipe: Any, image: ImageLike, mask: ImageLike) -> dict[str, Any]:
     """Which tokens of an image stay: all but those with a pixel that the mask marks.
 
     Args:
-      pipe: from `paella_jax.load`.
+      pipe: from `paella_jax.load`, with `sizes` and `scales`.
       image: of a size that it draws.
       mask: of the same size; white or True is to be drawn anew.
 

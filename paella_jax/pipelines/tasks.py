@@ -181,16 +181,16 @@ TASKS = {
 }
 
 
+# Flags that --super_resolution leaves without effect.
+ONE_SCALE = (*(name for name, task in TASKS.items() if not task.two_scales), *CONDITIONS)
+
+
 def draw_task(asked: Asked, two_scales: bool) -> Drawn:
     """Does what the flags ask for; returns a generation and its images' titles.
 
     Raises:
       ValueError: flags that do not go together, or not with this pipeline.
     """
-    if two_scales:
-        refused = [name for name, task in TASKS.items() if not task.two_scales]
-        refuse(asked.flags, (*refused, *CONDITIONS), "has no effect with --super_resolution; "
-               "leave it out")  # fmt: skip
     name = chosen_task(asked.flags)
     if name is None:
         return text_to_image(asked)

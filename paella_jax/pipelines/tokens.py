@@ -21,7 +21,6 @@ from paella_jax.families.vqgan import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches
-from paella_jax.pipelines.checks import check_known, check_start, check_tokens, check_weights
 from paella_jax.pipelines.geometry import Scale, Sizes
 from paella_jax.pipelines.prompts import (
     Condition,
@@ -31,7 +30,15 @@ from paella_jax.pipelines.prompts import (
     text_limit,
     tokenize,
 )
-from paella_jax.pipelines.request import Form, Request, draw_request
+from paella_jax.pipelines.request import (
+    Form,
+    Request,
+    check_known,
+    check_start,
+    check_tokens,
+    check_weights,
+    draw_request,
+)
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.sampling.resample import ResampleSettings
@@ -51,10 +58,7 @@ class TokenPipeline(Pipeline):
     seeds, temperatures and guidance.
 
     Attributes:
-      networks: predictor, tokenizer and encoders.
-      params: the trained parameters, on all devices.
-      frozen: those of the frozen networks.
-      config: of the run.
+      networks: predictor, tokenizer and encoders; `params` and `frozen` are their parameters.
       sizes: the images it draws.
     """
 

@@ -2,6 +2,7 @@
 
 `CARRIED` has one row for each: its place, where it is copied from, how it is read. A part counts as
 carried once its `mark` is there, which is written last; then nothing is read from elsewhere again.
+What reads published folders is imported when one is read, which most runs never do.
 """
 
 from __future__ import annotations
@@ -10,21 +11,19 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, from_json, to_json
-from paella_jax.encoders.clip_weights import load_clip_text_folder
-from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
-from paella_jax.encoders.t5_weights import load_t5_folder
-from paella_jax.encoders.text import ClipTokenizer
 from paella_jax.files.atomic import atomic_path, write_atomically
-from paella_jax.files.hf_folder import weight_files
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.folder import CheckpointError, read_config_of
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
+
+if TYPE_CHECKING:
+    from paella_jax.encoders.t5 import T5Encoder
 
 FROZEN = "frozen"
 FIXED = "fixed"  # a tokenizer's encoder and codebook in the model state, where they do not train
@@ -146,6 +145,8 @@ def _load_tokenizer(place: Path) -> tuple[ConfigDict, Tree]:
 
 
 def _copy_t5(folder: Path, place: Path) -> None:
+    from paella_jax.encoders.t5_weights import load_t5_folder
+
     _, params = load_t5_folder(folder)
     save_tree(place.with_suffix(".safetensors"), params)
     for name in T5_TOKENIZER_FILES:
@@ -155,6 +156,8 @@ def _copy_t5(folder: Path, place: Path) -> None:
 
 
 def _load_t5(place: Path) -> tuple[T5Encoder, Tree]:
+    from paella_jax.encoders.t5 import t5_from_hf_config
+
     encoder = t5_from_hf_config(json.loads(place.read_text()))
     return encoder, load_tree(place.with_suffix(".safetensors"))
 
@@ -165,9 +168,12 @@ def carry_clip(folder: Path, place: Path) -> None:
     Raises:
       ConfigError: no such folder, or its text tower or tokenizer cannot be read.
     """
+    from paella_jax.encoders.text import ClipTokenizer
+    from paella_jax.files.hf_folder import weight_files
+
     try:
         # Read before the copy counts as done: a folder that was corrected is not copied again.
-        load_clip_text_folder(folder)
+        _load_clip(folder)
         ClipTokenizer(folder)
         files = weight_files(folder, lambda name: True, "CLIPModel")
     except (OSError, ValueError) as error:
@@ -176,6 +182,12 @@ def carry_clip(folder: Path, place: Path) -> None:
         target.mkdir(parents=True)
         for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *files):
             shutil.copy(file, target / file.name)
+
+
+def _load_clip(folder: Path) -> Any:
+    from paella_jax.encoders.clip_weights import load_clip_text_folder
+
+    return load_clip_text_folder(folder)
 
 
 # --- Stage B and its compressor
@@ -229,7 +241,7 @@ def _tokenizer(mark: str, *files: str) -> Carried:
 
 def _clip(mark: str) -> Carried:
     option = "--text CLIP_FOLDER"
-    return Carried(mark, carry_clip, load_clip_text_folder, (mark,), "text encoder", option)
+    return Carried(mark, carry_clip, _load_clip, (mark,), "text encoder", option)
 
 
 CARRIED: dict[str, Carried] = {
