@@ -95,18 +95,18 @@ def _blank(config: ConfigDict, **extra: Any) -> dict[str, Any]:
 
 
 def abstract_vqgan(config: ConfigDict) -> Method:
-    """A tokenizer's."""
+    """Training of a tokenizer."""
     return vqgan_method(config, [_blank(config)])
 
 
 def abstract_clip_prior(config: ConfigDict) -> Method:
-    """The CLIP prior's."""
+    """Training of a CLIP prior."""
     embedding = np.zeros(config.model.clip_width, np.float32)
     return clip_prior_method(config, [dict.fromkeys(EMBEDDINGS, embedding)])
 
 
 def abstract_tokens(config: ConfigDict) -> Method:
-    """A token predictor's; encoders read from folders are the released Paella's or MUSE's."""
+    """Training of a token predictor, with the released Paella's, MUSE's or aMUSEd's encoders."""
     network = NETWORKS[config.cell.network]
     vqgan, low = network.tokenizer(config), None
     frozen = {"vqgan": _shapes_of(vqgan)}
@@ -126,7 +126,7 @@ def abstract_tokens(config: ConfigDict) -> Method:
 
 
 def abstract_stage_b(config: ConfigDict) -> Method:
-    """Stage B's, on the published Stage A."""
+    """Training of a Stage B on the published Stage A."""
     networks, frozen = _stage_b(config)
     if not networks.joint_compressor:
         frozen[COMPRESSOR] = _compressor_shapes(networks)
@@ -134,7 +134,7 @@ def abstract_stage_b(config: ConfigDict) -> Method:
 
 
 def abstract_stage_c(config: ConfigDict) -> Method:
-    """Stage C's, on the published compressor."""
+    """Training of a Stage C on the published compressor, or on a small one."""
     stage_b = _some_stage_b(config, config.model.channels)
     frozen = {COMPRESSOR: _compressor_shapes(stage_b)}
     networks = assemble_stage_c(config, stage_b, _stage_text(config, CLIP_BIG_TEXT, frozen))
@@ -142,14 +142,14 @@ def abstract_stage_c(config: ConfigDict) -> Method:
 
 
 def abstract_direct_decoder(config: ConfigDict) -> Method:
-    """The direct decoder's, on the compressor of the embedded data."""
+    """Training of a direct decoder, on the same compressors."""
     stage_b = _some_stage_b(config)
     return decoding_method(
         config, stage_b, {COMPRESSOR: _compressor_shapes(stage_b)}, [_blank(config)]
     )
 
 
-# --- the parts of them
+# --- their parts
 
 
 def _stage_b(config: ConfigDict) -> tuple[StageBNetworks, Tree]:

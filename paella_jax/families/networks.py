@@ -132,7 +132,7 @@ def _check_uvit(config: ConfigDict) -> None:
 
 
 def _check_time(config: ConfigDict) -> None:
-    """Of MUSE's transformers."""
+    """Refuses a width that is no embedding of the noise level."""
     block = NETWORKS[config.cell.network].block
     width = config[block].time_width
     if width and width < 4:
@@ -148,7 +148,7 @@ def _untold_time(config: ConfigDict) -> str:
 
 
 def _f16(config: ConfigDict) -> VQGAN | VQModel:
-    """MUSE's and aMUSEd's, where the images are large."""
+    """The tokenizer of MUSE and aMUSEd where the images are large, else a small one."""
     from paella_jax.models.vqmodel import VQModel
 
     network = VQModel if config.data.image_size >= SMALLEST_LARGE else VQGAN
@@ -156,7 +156,7 @@ def _f16(config: ConfigDict) -> VQGAN | VQModel:
 
 
 def _f8(config: ConfigDict) -> VQGAN | VQModel:
-    """MUSE's for super-resolution."""
+    """The tokenizer of MUSE's super-resolution where the images are large, else a small one."""
     if config.data.image_size < SMALLEST_LARGE:
         return _f16(config)
     from paella_jax.models.vqmodel import VQModel

@@ -84,7 +84,7 @@ def load_carried_tokenizer(
 
 
 def load_carried_vqgan(workdir: str | Path) -> tuple[VQGAN, Tree]:
-    """The same where it must be Paella's: Würstchen's Stage B works on its latents.
+    """A carried tokenizer that must be Paella's: Würstchen's Stage B works on its latents.
 
     Raises:
       ConfigError: the folder carries a tokenizer of another architecture.

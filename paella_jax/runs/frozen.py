@@ -217,7 +217,7 @@ def _copy_compressor(run: Path, place: Path) -> None:
 
 
 def _copy_stage_b(run: Path, place: Path) -> None:
-    """With what Stage B needs itself: its compressor, its tokenizer (Stage A) and its text."""
+    """Copies Stage B with its compressor, its tokenizer (Stage A) and its text encoder."""
     config, params, _ = stage_b_run(run)
     workdir = place.parent.parent
     _copy_compressor(run, place_of(COMPRESSOR, workdir))
