@@ -68,16 +68,6 @@ def config_of(corruption="mask", network="transformer", **changes):
     return small.small_paella(**(cell | TINY | changes))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Six networks are compiled here, and run a few times each."""
-    first = jax.devices()[:1]
-    patch = pytest.MonkeyPatch()
-    patch.setattr(jax, "devices", lambda *_: first)
-    yield
-    patch.undo()
-
-
 def train_to(step, workdir, corruption, network):
     config = config_of(corruption, network, num_steps=step)
     prepare_workdir(workdir, config)

@@ -49,7 +49,7 @@ def prior_sampler(width):
     config = small.config_of("clip_prior:tiny", model__clip_width=width, sampler__num_steps=3)
     model = make_clip_prior(config)
     zeros = np.zeros((1, width), np.float32)
-    params = model.init(jax.random.key(0), zeros, np.zeros(1, np.float32), zeros)["params"]
+    params = small.random_variables(model, zeros, np.zeros(1, np.float32), zeros)["params"]
     return ClipPriorSampler(config, {"prior": params})
 
 

@@ -131,6 +131,7 @@ def test_adafactor_state_is_small():
     assert size(state_of(optim_of()).opt_state) < 0.505 * adamw
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("beta1", [0.9, 0.0])
 def test_adafactor_state_shards(sizes, beta1):
@@ -149,6 +150,7 @@ def test_adafactor_state_shards(sizes, beta1):
     assert momentum == ({s for s in wanted if any(s)} if beta1 else set())
 
 
+@pytest.mark.devices(8)
 def test_a_sharded_update_equals_a_whole_one():
     rng = np.random.default_rng(1)
     draw = lambda: {"expand": {"kernel": jnp.asarray(rng.normal(size=(256, 512)), jnp.float32)}}

@@ -105,6 +105,7 @@ def test_finished_run_does_nothing_more(finished):
     assert_same_state(again.state.params, result.state.params)
 
 
+@pytest.mark.devices(8)
 def test_accumulation_equals_one_big_batch(tmp_path):
     settings = {"num_steps": 1, "batch_size": 16, "mesh__data": 1, "mesh__fsdp": -1}
     whole = run(tmp_path / "whole", **settings)
