@@ -45,6 +45,7 @@ def small_paella(**overrides):
         "checkpoint__every": 2,
         "log__every": 1,
         "optim__warmup_steps": 1,
+        "optim__schedule": "constant",
         "log__preview_images": 2,
         "sampler__guidance_scale": "(3.0,3.0)",
     } | overrides

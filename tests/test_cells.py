@@ -140,7 +140,7 @@ def transformer(request, tmp_path_factory):
     small.carry_random_tokenizer(workdir)
     config = config_of(request.param, "transformer")
     networks, frozen = load_networks(config, workdir)
-    params = jax.jit(networks.init, static_argnums=1)(jax.random.key(0), 8)
+    params = small.random_values(jax.eval_shape(lambda key: networks.init(key, 8), KEYS[0]))
     return TokenPipeline(networks, params, frozen, config)
 
 
