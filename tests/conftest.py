@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,7 +12,10 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import numpy as np
 import pytest
+import small
+from flax.core import scope as flax_scope
 from shared_runs import SharedRuns
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,7 +28,28 @@ CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-ALL_DEVICES = tuple(jax.devices())
+# Tracing makes millions of small objects that live on: looking through them every 700 took a sixth
+# of the time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
+
+flax_param = flax_scope.Scope.param
+
+
+def param_of_known_shape(scope, name, init_fn, *args, **options):
+    """As flax, which traces every initialiser again at every call to learn the shape it would give.
+
+    That took a quarter of the time. It is the shape the initialiser is asked for.
+    """
+    if args and isinstance(args[0], tuple) and scope.has_variable("params", name):
+        value = scope.get_variable("params", name)
+        if np.shape(value) == args[0]:
+            scope.reserve(name, "params")
+            return value
+    return flax_param(scope, name, init_fn, *args, **options)
+
+
+flax_scope.Scope.param = param_of_known_shape
 
 
 def pytest_addoption(parser):
@@ -35,27 +60,27 @@ def pytest_addoption(parser):
     )
 
 
-def _show_devices(node):
-    """Lets `jax.devices()` be as many as the marker `devices(N)` says, else one.
+def _devices_of(node):
+    """As many as the marker `devices(N)` says, else one.
 
-    Programs for one device compile in a fraction of the time of those for eight.
+    One is for what compiles long, eight for pipelines: they fill a batch up to the number of
+    devices, so that batches of 1 to 8 images share one program.
     """
     marker = node.get_closest_marker("devices")
-    shown = list(ALL_DEVICES[: marker.args[0] if marker else 1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: shown)
-        yield
+    return small.devices_shown(marker.args[0] if marker else 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def devices_of_the_module(request):
     """For fixtures of the module's scope: the marker is in its `pytestmark`."""
-    yield from _show_devices(request.node)
+    with _devices_of(request.node):
+        yield
 
 
 @pytest.fixture(autouse=True)
 def devices_of_the_test(request, devices_of_the_module):
-    yield from _show_devices(request.node)
+    with _devices_of(request.node):
+        yield
 
 
 @pytest.fixture(scope="session")

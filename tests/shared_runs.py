@@ -48,4 +48,5 @@ def _train(config: ConfigDict, folder: Path) -> None:
     prepare_workdir(folder, config)
     if config.get("tokenizer") == "":
         small.carry_random_tokenizer(folder)
-    train(config, folder, build_method(config, folder))
+    with small.devices_shown():
+        train(config, folder, build_method(config, folder))

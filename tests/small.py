@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from paella_jax.config import load_config, to_json
 from paella_jax.families.vqgan import make_vqgan
@@ -15,6 +17,7 @@ from paella_jax.registry import build_method
 from paella_jax.runs.folder import WEIGHTS_FILE, prepare_workdir
 from paella_jax.runs.weights import save_tree
 
+DEVICES = jax.devices()
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -22,6 +25,15 @@ def config_of(name: str, **overrides):
     """configs/NAME with overrides given as a__b=value."""
     texts = [f"--config.{k.replace('__', '.')}={v}" for k, v in overrides.items()]
     return load_config(str(ROOT / "configs" / name.replace(":", ".py:")), texts)
+
+
+@contextmanager
+def devices_shown(count: int = 1):
+    """Lets `jax.devices()` be the first `count`, which is what meshes are made of."""
+    shown = DEVICES[:count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: shown)
+        yield
 
 
 def small_vqgan(**overrides):

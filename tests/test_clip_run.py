@@ -22,6 +22,7 @@ from paella_jax.runs.clip_folder import carry_clip
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import train
 
+pytestmark = pytest.mark.devices(8)
 PROMPT = "a large red circle at the top left"
 
 
@@ -40,7 +41,8 @@ def pipe(tmp_path_factory):
     config = clip_config(folder)
     prepare_workdir(workdir, config)
     small.carry_random_tokenizer(workdir)
-    train(config, workdir, build_method(config, workdir))
+    with small.devices_shown():
+        train(config, workdir, build_method(config, workdir))
     (folder / "model.safetensors").unlink()  # the run carries what it needs
     return paella_jax.load(workdir)
 

@@ -21,6 +21,7 @@ from paella_jax.reports import task_examples
 from paella_jax.sampling.guidance import mix
 from paella_jax.sampling.renoise import Known, Randomness, RenoiseSettings, sample
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 SHAPE, CODES = (2, 4, 6), 12
 

@@ -20,6 +20,7 @@ from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.renoise import Known
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 
 

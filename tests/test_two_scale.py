@@ -17,6 +17,7 @@ from paella_jax.pipelines.two_scale import TwoScalePipeline
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.sampling.renoise import Known
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 SIDE, CELL, LOW_CELL = 32, 4, 8  # pixels of the picture, of a token, of a small picture's token
 

@@ -13,6 +13,8 @@ from paella_jax.families.tokens import LOW
 from paella_jax.pipelines import two_scale_editing
 from paella_jax.pipelines.two_scale import TwoScalePipeline
 
+pytestmark = pytest.mark.devices(8)
+
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
