@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import small
 from flax.core import scope as flax_scope
+from programs import remember_programs
 from shared_runs import SharedRuns
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -50,6 +51,7 @@ def param_of_known_shape(scope, name, init_fn, *args, **options):
 
 
 flax_scope.Scope.param = param_of_known_shape
+remember_programs()
 
 
 def pytest_addoption(parser):

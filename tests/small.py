@@ -66,7 +66,7 @@ def small_paella(**overrides):
 
 def brief_paella():
     """A run whose images are random, but everything is real; see `SharedRuns.trained`."""
-    return small_paella(sampler__num_steps=3, optim__learning_rate=0.01, num_steps=8)
+    return small_paella(sampler__num_steps=3, optim__learning_rate=0.01)
 
 
 def random_values(shapes, seed: int = 0):
