@@ -26,6 +26,8 @@ from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training.loop import TrainingDiverged, train
 from paella_jax.training.metrics import MetricWriter
 
+SHALLOW = {"model__patterns": "('CT',)"}  # without attention: compiles sooner
+
 
 def run(workdir, preview=False, **overrides):
     config = small.small_paella(**overrides)
@@ -104,7 +106,7 @@ def test_finished_run_does_nothing_more(finished):
 
 @pytest.mark.devices(8)
 def test_accumulation_equals_one_big_batch(tmp_path):
-    settings = {"num_steps": 1, "batch_size": 16, "mesh__data": 1, "mesh__fsdp": -1}
+    settings = SHALLOW | {"num_steps": 1, "batch_size": 16, "mesh__data": 1, "mesh__fsdp": -1}
     whole = run(tmp_path / "whole", **settings)
     cut = run(tmp_path / "cut", optim__accumulation=2, **settings)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
@@ -147,7 +149,7 @@ def test_termination_saves_and_stops(tmp_path):
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(TrainingDiverged, match=r"at step \d+"):
-        run(tmp_path, num_steps=200, optim__learning_rate=1e18, optim__clip_norm=0.0)
+        run(tmp_path, num_steps=200, optim__learning_rate=1e18, optim__clip_norm=0.0, **SHALLOW)
     for step in [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]:
         _, restored = restore_variables(tmp_path)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored["params"])), step
@@ -266,6 +268,6 @@ def test_vqgan_trains_with_adversary_and_revives_codes(tmp_path):
 
 
 def test_bfloat16_trains(tmp_path):
-    result = run(tmp_path, num_steps=1, precision="bfloat16")
+    result = run(tmp_path, num_steps=1, precision="bfloat16", **SHALLOW)
     assert result.step == 1
     assert {x.dtype for x in jax.tree.leaves(result.state.params)} == {np.dtype("float32")}
