@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
-# The whole test suite from a bare machine; arguments go to pytest:
-#   ./launch/test.sh
-#   ./launch/test.sh tests/parity --golden DIR
+# The tests, from a bare machine:
+#   ./launch/test.sh                             style, types and every test
+#   ./launch/test.sh fast                        style, types and a part of every room, in 90 seconds
+#   ./launch/test.sh tests/parity --golden DIR   what pytest is given, on another set of recordings
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
-if [ $# -eq 0 ]; then
+# Two processes: compiling keeps one core busy, not two. Whole files, as a file's tests share
+# compiled programs.
+LANE=(-n 2 --dist loadfile)
+if [ $# -eq 0 ] || [ "$1" = fast ]; then
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
-  # Two processes, whole files each: compiling keeps one core busy, not two.
-  set -- -n 2 --dist loadfile
+  if [ $# -gt 0 ]; then
+    mapfile -t FAST < <(sed 's/#.*//' tests/fast.txt | tr -s ' \n' '\n')
+    set -- "${FAST[@]}" "${@:2}"
+  fi
+  set -- "${LANE[@]}" "$@"
 fi
 exec "$PYTHON" -m pytest "$@"

@@ -67,7 +67,9 @@ def compile_preset(config: Any) -> dict[str, Any]:
         batch = first_batch(config, method, mesh)
         options = FOR_LOOKING if jax.default_backend() == "cpu" else None
         compiled, seconds = compile_step(config, method, state, frozen, key, mesh, options, batch)
-        flops = count_flops(jitted_step(config, method, state, mesh), state, frozen, batch, key)
+        flops = count_flops(
+            jitted_step(config, method, state, mesh), state, frozen, batch, key, config.num_steps
+        )
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     trees = {
         "parameters": state.params,

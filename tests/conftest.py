@@ -1,7 +1,8 @@
-"""Test set-up: eight simulated CPU devices, strict JAX settings, the --golden option."""
+"""Test set-up: simulated devices, strict JAX settings, shared run folders, the --golden option."""
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,16 +12,46 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import numpy as np
 import pytest
+import small
+from flax.core import scope as flax_scope
+from programs import remember_programs
+from shared_runs import SharedRuns
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Hundreds of small programs run a few times each: a third of the time went into optimising them.
 # Commands that tests start in processes of their own are optimised.
 jax.config.update("jax_disable_most_optimizations", True)
-# Many tests compile the same small programs; the cache also serves the next run.
+# Many tests compile the same small programs; the cache also serves the next run. Even programs of
+# a few milliseconds are kept: there are thousands of them.
 CACHE = Path(__file__).resolve().parent.parent / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+# Tracing makes millions of small objects that live on: looking through them every 700 took a sixth
+# of the time.
+gc.freeze()
+gc.set_threshold(100_000, 20, 20)
+
+flax_param = flax_scope.Scope.param
+
+
+def param_of_known_shape(scope, name, init_fn, *args, **options):
+    """As flax, which traces every initialiser again at every call to learn the shape it would give.
+
+    That took a quarter of the time. It is the shape the initialiser is asked for.
+    """
+    if args and isinstance(args[0], tuple) and scope.has_variable("params", name):
+        value = scope.get_variable("params", name)
+        if np.shape(value) == args[0]:
+            scope.reserve(name, "params")
+            return value
+    return flax_param(scope, name, init_fn, *args, **options)
+
+
+flax_scope.Scope.param = param_of_known_shape
+remember_programs()
 
 
 def pytest_addoption(parser):
@@ -29,6 +60,36 @@ def pytest_addoption(parser):
         default=str(Path(__file__).parent / "golden"),
         help="folder tree of recorded reference outputs (default: tests/golden)",
     )
+
+
+def _devices_of(node):
+    """As many as the marker `devices(N)` says, else one.
+
+    One is for what compiles long, eight for pipelines: they fill a batch up to the number of
+    devices, so that batches of 1 to 8 images share one program.
+    """
+    marker = node.get_closest_marker("devices")
+    return small.devices_shown(marker.args[0] if marker else 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices_of_the_module(request):
+    """For fixtures of the module's scope: the marker is in its `pytestmark`."""
+    with _devices_of(request.node):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def devices_of_the_test(request, devices_of_the_module):
+    with _devices_of(request.node):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_runs(tmp_path_factory, worker_id):
+    """Small runs that several files use, trained once for all processes; copy before changing."""
+    base = tmp_path_factory.getbasetemp()
+    return SharedRuns((base if worker_id == "master" else base.parent) / "shared_runs")
 
 
 @pytest.fixture

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from paella_jax.config import load_config, to_json
 from paella_jax.families.vqgan import make_vqgan
+from paella_jax.registry import build_method
+from paella_jax.runs.folder import WEIGHTS_FILE, prepare_workdir
 from paella_jax.runs.weights import save_tree
 
+DEVICES = jax.devices()
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,6 +25,15 @@ def config_of(name: str, **overrides):
     """configs/NAME with overrides given as a__b=value."""
     texts = [f"--config.{k.replace('__', '.')}={v}" for k, v in overrides.items()]
     return load_config(str(ROOT / "configs" / name.replace(":", ".py:")), texts)
+
+
+@contextmanager
+def devices_shown(count: int = 1):
+    """Lets `jax.devices()` be the first `count`, which is what meshes are made of."""
+    shown = DEVICES[:count]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: shown)
+        yield
 
 
 def small_vqgan(**overrides):
@@ -41,18 +57,66 @@ def small_paella(**overrides):
         "checkpoint__every": 2,
         "log__every": 1,
         "optim__warmup_steps": 1,
+        "optim__schedule": "constant",
         "log__preview_images": 2,
         "sampler__guidance_scale": "(3.0,3.0)",
     } | overrides
     return config_of("paella:tiny", **values)
 
 
+def brief_paella():
+    """A run whose images are random, but everything is real; see `SharedRuns.trained`."""
+    return small_paella(sampler__num_steps=3, optim__learning_rate=0.01)
+
+
+def random_values(shapes, seed: int = 0):
+    """numpy values for a tree of shapes, of the scale that keeps signals alive through a network.
+
+    Nothing is compiled: the eager `init` of a small network runs hundreds of small programs.
+    Matrices keep their input's variance; scales and variances are 1, other vectors nearly 0.
+    No gate is closed, so that every input has a say.
+    """
+    draw = np.random.default_rng(seed)
+
+    def value(path, shape):
+        name = jax.tree_util.keystr(path[-1:])
+        if len(shape.shape) > 1:
+            scale = np.prod(shape.shape[:-1], dtype=float) ** -0.5
+        else:
+            scale = 0.05
+        centre = 1.0 if len(shape.shape) < 2 and ("scale" in name or "var" in name) else 0.0
+        return (centre + scale * draw.normal(size=shape.shape)).astype(shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
+
+
+def random_variables(model, *inputs, seed: int = 0, **options):
+    """What `model.init` would return, with `random_values`."""
+    init = lambda *x: model.init(jax.random.key(0), *x, **options)
+    return random_values(jax.eval_shape(init, *inputs), seed)
+
+
+@cache
+def random_tokenizer():
+    """An untrained VQGAN of `small_vqgan`: its variables, with codes far from each other."""
+    variables = random_variables(make_vqgan(small_vqgan()), jnp.zeros((1, 32, 32, 3)))
+    codebook = variables["params"]["codebook"]
+    codebook = np.random.default_rng(1).normal(size=codebook.shape).astype(codebook.dtype)
+    return dict(variables) | {"params": dict(variables["params"]) | {"codebook": codebook}}
+
+
 def carry_random_tokenizer(workdir: Path) -> None:
     """An untrained tokenizer in a run folder: enough for everything but good images."""
-    config = small_vqgan()
-    model = make_vqgan(config)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    codebook = jax.random.normal(jax.random.key(1), variables["params"]["codebook"].shape)
-    params = dict(variables["params"]) | {"codebook": codebook}
-    save_tree(workdir / "frozen" / "vqgan.safetensors", dict(variables) | {"params": params})
-    (workdir / "frozen" / "vqgan.json").write_text(to_json(config))
+    save_tree(workdir / "frozen" / "vqgan.safetensors", random_tokenizer())
+    (workdir / "frozen" / "vqgan.json").write_text(to_json(small_vqgan()))
+
+
+def untrained(workdir: Path, config) -> Path:
+    """A run folder of `config` with random weights: to draw from, as if trained."""
+    workdir = prepare_workdir(workdir, config)
+    if config.get("tokenizer") == "":
+        carry_random_tokenizer(workdir)
+    shapes = jax.eval_shape(build_method(config, workdir).init, jax.random.key(0))
+    params, model_state = random_values(shapes)
+    save_tree(workdir / WEIGHTS_FILE, {"params": params, "model_state": model_state})
+    return workdir

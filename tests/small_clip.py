@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
+from small import random_variables
 
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
 from paella_jax.encoders.clip_vision import clip_vision_from_hf_config
@@ -41,10 +41,11 @@ def write_clip_folder(folder: Path, seed: int = 0) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    first, second = jax.random.split(jax.random.key(seed))
     text_tower, vision_tower = clip_text_from_hf_config(config), clip_vision_from_hf_config(config)
-    text_params = text_tower.init(first, jnp.zeros((1, 4), jnp.int32))["params"]
-    vision_params = vision_tower.init(second, jnp.zeros((1, 32, 32, 3)))["params"]
+    text_params = random_variables(text_tower, jnp.zeros((1, 4), jnp.int32), seed=seed)["params"]
+    vision_params = random_variables(vision_tower, jnp.zeros((1, 32, 32, 3)), seed=seed + 1)[
+        "params"
+    ]
     tensors = export_clip_text(text_params, text_tower)
     tensors |= export_clip_vision(vision_params, vision_tower)
     tensors["logit_scale"] = np.float32(4.6)[None]

@@ -173,7 +173,8 @@ def test_samples_and_trains_on(tmp_path):
     method, optimizer = build_method(config, workdir), make_optimizer(config.optim, 4)
     checkpointer, drawn = Checkpointer(workdir), []
     for step in (1, 2):
-        params, model_state = jax.jit(method.init)(jax.random.key(step))
+        shapes = jax.eval_shape(method.init, jax.random.key(0))
+        params, model_state = small.random_values(shapes, seed=step)
         drawn.append(params)
         checkpointer.save(step, create_state(params, model_state, optimizer, True), None)
     checkpointer.close()

@@ -93,11 +93,7 @@ def test_training_compiles_each_size_once(photos, tmp_path, capsys):
         model__depths="(1,)", model__cond_width=16, compressor__head_channels=16,
         compressor__stages="(('fused',1,3,1,8,8,1),('fused',2,3,2,8,8,1),('fused',2,3,2,8,8,1))",
     )  # fmt: skip
-    workdir = prepare_workdir(tmp_path / "b", stage_b)
-    small.carry_random_tokenizer(workdir)
-    method = build_method(stage_b, workdir)
-    object.__setattr__(method, "preview", None)
-    train(stage_b, workdir, method)
+    workdir = small.untrained(tmp_path / "b", stage_b)
     config = small.config_of(
         "stage_c:tiny", stage_b=workdir, data__source="folder", data__folder=photos,
         data__buckets=BUCKETS, batch_size=8, num_steps=10, model__width=16, model__depth=1,

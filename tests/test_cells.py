@@ -68,16 +68,6 @@ def config_of(corruption="mask", network="transformer", **changes):
     return small.small_paella(**(cell | TINY | changes))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Six networks are compiled here, and run a few times each."""
-    first = jax.devices()[:1]
-    patch = pytest.MonkeyPatch()
-    patch.setattr(jax, "devices", lambda *_: first)
-    yield
-    patch.undo()
-
-
 def train_to(step, workdir, corruption, network):
     config = config_of(corruption, network, num_steps=step)
     prepare_workdir(workdir, config)
@@ -150,7 +140,7 @@ def transformer(request, tmp_path_factory):
     small.carry_random_tokenizer(workdir)
     config = config_of(request.param, "transformer")
     networks, frozen = load_networks(config, workdir)
-    params = jax.jit(networks.init, static_argnums=1)(jax.random.key(0), 8)
+    params = small.random_values(jax.eval_shape(lambda key: networks.init(key, 8), KEYS[0]))
     return TokenPipeline(networks, params, frozen, config)
 
 

@@ -22,6 +22,7 @@ from paella_jax.runs.folder import prepare_workdir
 from paella_jax.runs.frozen import carry_clip
 from paella_jax.training.loop import train
 
+pytestmark = pytest.mark.devices(8)
 PROMPT = "a large red circle at the top left"
 
 
@@ -40,7 +41,8 @@ def pipe(tmp_path_factory):
     config = clip_config(folder)
     prepare_workdir(workdir, config)
     small.carry_random_tokenizer(workdir)
-    train(config, workdir, build_method(config, workdir))
+    with small.devices_shown():
+        train(config, workdir, build_method(config, workdir))
     (folder / "model.safetensors").unlink()  # the run carries what it needs
     return paella_jax.load(workdir)
 
@@ -49,7 +51,7 @@ def prior_sampler(width):
     config = small.config_of("clip_prior:tiny", model__clip_width=width, sampler__num_steps=3)
     model = make_clip_prior(config)
     zeros = np.zeros((1, width), np.float32)
-    params = model.init(jax.random.key(0), zeros, np.zeros(1, np.float32), zeros)["params"]
+    params = small.random_variables(model, zeros, np.zeros(1, np.float32), zeros)["params"]
     return ClipPriorSampler(config, {"prior": params})
 
 

@@ -33,10 +33,8 @@ from paella_jax.comparison.train import (
     train_network,
 )
 from paella_jax.config import ConfigError, load_config
-from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import CheckpointError
-from paella_jax.runs.folder import prepare_workdir
-from paella_jax.training.loop import RunResult, train
+from paella_jax.training.loop import RunResult
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
 TINY = (
@@ -138,10 +136,7 @@ def test_the_presets_measure_what_they_say():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    config = small.small_vqgan(num_steps=1)
-    workdir = prepare_workdir(tmp_path_factory.mktemp("tokenizer"), config)
-    train(config, workdir, build_method(config, workdir))
-    return workdir
+    return small.untrained(tmp_path_factory.mktemp("tokenizer"), small.small_vqgan())
 
 
 def test_a_tokenizer_of_another_codebook_size_ends_before_training(tokenizer, tmp_path):

@@ -12,6 +12,7 @@ from paella_jax.families import abstract
 from paella_jax.registry import abstract_method
 from paella_jax.training.sharding import LARGE_BYTES, MeshError, frozen_shardings, make_mesh
 
+pytestmark = pytest.mark.devices(8)
 MIB = 2**20
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -57,12 +59,18 @@ PRESETS = {
 ALL = [f"{family}:{preset}" for family, presets in PRESETS.items() for preset in presets]
 
 
+@cache
+def abstract_stage(abstract, model):
+    """Presets that differ in their recipe alone have one network."""
+    return abstract(model, 32)
+
+
 NETWORKS = {
     "vqgan": lambda config: abstract_vqgan(make_vqgan(config)),
     "tokens": lambda config: jax.eval_shape(abstract_tokens(config).init, jax.random.key(0)),
     "clip_prior": lambda config: abstract_clip_prior(ClipPrior(**config.model)),
-    "stage_b": lambda config: abstract_stage_b(StageB(**config.model), 32),
-    "stage_c": lambda config: abstract_stage_c(StageC(**config.model), 32),
+    "stage_b": lambda config: abstract_stage(abstract_stage_b, StageB(**config.model)),
+    "stage_c": lambda config: abstract_stage(abstract_stage_c, StageC(**config.model)),
     "direct_decoder": lambda config: jax.eval_shape(
         lambda: DirectDecoder(**config.model).init(
             jax.random.key(0), jnp.zeros((1, 4, 4, 4)), 32, 32

@@ -466,6 +466,7 @@ def test_export_of_what_the_format_cannot_hold(trained, tmp_path):
 # --- weights onto a mesh
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_weights_are_placed_onto_a_mesh(dtype, tmp_path):
     generator = np.random.default_rng(0)

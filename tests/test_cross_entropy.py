@@ -115,6 +115,7 @@ def test_chunks_that_do_not_divide_the_positions_are_refused():
         chunked_cross_entropy(*inputs(), chunks=5)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_sharded_batch_stays_sharded(chunks):
     devices = np.array(jax.devices()[:8]).reshape(2, 4, 1)

@@ -18,15 +18,13 @@ from paella_jax.images.read import read_image
 from paella_jax.images.write import save_images, save_strip
 from paella_jax.pipelines import editing, variations
 from paella_jax.pipelines.prompts import Condition
-from paella_jax.registry import build_method
 from paella_jax.reports import sweep as sweep_module
 from paella_jax.reports import task_examples
-from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.guidance import mix
 from paella_jax.sampling.renoise import RenoiseSettings, sample
 from paella_jax.sampling.token_loop import Known, Randomness, Start, Vocabulary
-from paella_jax.training.loop import train
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 SHAPE, CODES = (2, 4, 6), 12
 
@@ -116,26 +114,18 @@ def test_emphasis_finds_the_bytes_of_a_phrase():
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
-    """A briefly trained run with images, labels and maps as conditions: everything real."""
-    workdir = tmp_path_factory.mktemp("run")
+    """An untrained run with images, labels and maps as conditions: everything real."""
     config = small.small_paella(
         sampler__num_steps=3,
-        optim__learning_rate=0.01,
         sampler__temperature="(1.5,1.5)",
-        num_steps=8,
         model__num_classes=2,
         model__num_segments=3,
         image_encoder__kind="joint",
         image_encoder__width=16,
         image_encoder__num_heads=2,
         image_encoder__projection=12,
-        objective__image_drop=0.2,
-        log__preview_images=1,
     )
-    prepare_workdir(workdir, config)
-    small.carry_random_tokenizer(workdir)
-    train(config, workdir, build_method(config, workdir))
-    return paella_jax.load(workdir)
+    return paella_jax.load(small.untrained(tmp_path_factory.mktemp("run"), config))
 
 
 @pytest.fixture(scope="module")
@@ -331,11 +321,7 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
 
 
 def test_conditions_the_run_was_not_trained_with(tmp_path, picture):
-    config = small.small_paella(sampler__num_steps=1, num_steps=1)
-    prepare_workdir(tmp_path, config)
-    small.carry_random_tokenizer(tmp_path)
-    train(config, tmp_path, build_method(config, tmp_path))
-    plain = paella_jax.load(tmp_path)
+    plain = paella_jax.load(small.untrained(tmp_path, small.small_paella()))
     for condition, words in (
         (Condition(RED, label=0), "not trained with labels"),
         (Condition(RED, images=(picture,)), "not trained with image conditions"),

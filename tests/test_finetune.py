@@ -29,16 +29,9 @@ LORA = {"lora__rank": 4, "lora__alpha": 8.0}
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(shared_runs):
     """A run of a few steps, with averaged weights."""
-    workdir = tmp_path_factory.mktemp("base")
-    config = small.small_paella(optim__learning_rate=0.01, num_steps=8, sampler__num_steps=2)
-    prepare_workdir(workdir, config)
-    small.carry_random_tokenizer(workdir)
-    method = build_method(config, workdir)
-    object.__setattr__(method, "preview", None)
-    train(config, workdir, method)
-    return workdir
+    return shared_runs.trained(small.brief_paella())
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +70,16 @@ def run(workdir, *arguments, preview=False, **overrides):
 
 
 @pytest.fixture(scope="module")
+def full_run(base, photos, tmp_path_factory):
+    """Thirty steps of all parameters: the folder, its config and the weights it began with."""
+    workdir = tmp_path_factory.mktemp("full")
+    config, _ = built(workdir, base, photos)
+    start = restore_trained(workdir, config)
+    assert run(workdir, base, photos).step == 30
+    return workdir, config, start
+
+
+@pytest.fixture(scope="module")
 def lora_run(base, photos, tmp_path_factory):
     """Thirty steps of adapters, with the sample grid at the end."""
     workdir = tmp_path_factory.mktemp("lora")
@@ -112,21 +115,15 @@ def test_networks_and_settings_come_from_the_other_run(base, photos, tmp_path):
     assert (config.model.dropout, config.text.pad_to) == (0.25, 32)
 
 
-def test_full_fine_tuning(base, photos, tmp_path):
-    config, _ = built(tmp_path, base, photos)
-    start = averaged(base)
-    same(restore_trained(tmp_path, config), start)  # already saved, as step 0
-    moved = lambda: [
-        float(np.abs(a - b).max())
-        for a, b in zip(
-            jax.tree.leaves(restore_trained(tmp_path, config)), jax.tree.leaves(start), strict=True
-        )
-    ]
-    assert max(moved()) == 0.0
-    assert run(tmp_path, base, photos).step == 30
-    assert_learned(tmp_path)
-    assert min(moved()) > 0.0
-    assert paella_jax.load(tmp_path)(CAPTION)[0].size == (32, 32)
+def test_full_fine_tuning(base, full_run):
+    workdir, config, start = full_run
+    same(start, averaged(base))  # already saved, as step 0
+    assert_learned(workdir)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), restore_trained(workdir, config), start
+    )
+    assert min(jax.tree.leaves(moved)) > 0.0
+    assert paella_jax.load(workdir)(CAPTION)[0].size == (32, 32)
 
 
 def test_the_average_starts_at_the_weights(base, photos, tmp_path):
@@ -144,13 +141,10 @@ def test_lora_learns_and_leaves_the_base_alone(base, photos, lora_run):
     assert (workdir / "samples" / "step_0000030.png").stat().st_size > 500
 
 
-def test_lora_starts_as_the_base(base, photos, tmp_path):
+def test_lora_starts_as_the_base(full_run, lora_run):
     """The first loss equals that of full fine-tuning: same weights, data and noise."""
-    first = []
-    for name, overrides in (("full", {}), ("lora", LORA)):
-        run(tmp_path / name, base, photos, num_steps=1, **overrides)
-        first.append(losses(tmp_path / name)[1][0])
-    assert first[0] == pytest.approx(first[1], abs=1e-6)
+    full, lora = (losses(run[0])[1][0] for run in (full_run, lora_run))
+    assert full == pytest.approx(lora, abs=1e-6)
 
 
 def test_lora_resumes_bitwise_without_the_base_run(base, photos, tmp_path, lora_run):
@@ -163,14 +157,13 @@ def test_lora_resumes_bitwise_without_the_base_run(base, photos, tmp_path, lora_
     assert losses(tmp_path / "cut")[0] == list(range(1, 31))
 
 
-def test_full_run_resumes_without_the_base_run(base, photos, tmp_path):
+def test_full_run_resumes_without_the_base_run(base, photos, tmp_path, full_run):
     elsewhere = tmp_path / "source"
     shutil.copytree(base, elsewhere)
     built(tmp_path / "cut", elsewhere, photos)  # stopped before the first step
     shutil.rmtree(elsewhere)
-    run(tmp_path / "cut", "", photos, num_steps=1)
-    run(tmp_path / "whole", base, photos, num_steps=1)
-    same(*(restore_variables(tmp_path / name)[1] for name in ("cut", "whole")))
+    run(tmp_path / "cut", "", photos)
+    same(*(restore_variables(folder)[1] for folder in (tmp_path / "cut", full_run[0])))
 
 
 def test_lora_run_loads_and_merges(base, lora_run, tmp_path):
@@ -198,6 +191,7 @@ def test_a_lora_run_can_be_trained_on(photos, lora_run, tmp_path):
     assert not (tmp_path / "frozen" / "base.safetensors").exists()
 
 
+@pytest.mark.devices(8)
 def test_sharded_lora_equals_unsharded(base, photos, tmp_path, monkeypatch, lora_run):
     """Base and adapters cut over fsdp and tensor: the same losses."""
     monkeypatch.setattr(sharding, "MIN_SHARD_SIZE", 64)

@@ -21,7 +21,8 @@ def started(workdir, config):
     workdir = prepare_workdir(workdir, config)
     if config.method == "stage_b":
         small.carry_random_tokenizer(workdir)
-    params, model_state = jax.jit(build_method(config, workdir).init)(jax.random.key(7))
+    shapes = jax.eval_shape(build_method(config, workdir).init, jax.random.key(0))
+    params, model_state = small.random_values(shapes, seed=7)
     checkpointer = Checkpointer(workdir)
     state = {"params": params, "ema_params": {}, "model_state": model_state}
     checkpointer.save(1, state, None)

@@ -23,9 +23,14 @@ def shape(*sizes, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
+PARAMETERS: dict[str, dict] = {}
+
+
 def flops_of_network(network, *args):
-    params = jax.eval_shape(network.init, jax.random.key(0), *args)
-    return count_flops(network.apply, params, *args)
+    """The parameters do not depend on the inputs' sizes: traced once."""
+    if repr(network) not in PARAMETERS:
+        PARAMETERS[repr(network)] = jax.eval_shape(network.init, jax.random.key(0), *args)
+    return count_flops(network.apply, PARAMETERS[repr(network)], *args)
 
 
 def test_dense_stack():

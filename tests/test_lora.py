@@ -109,6 +109,7 @@ def test_gradients_reach_both_factors(network):
     assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(gradients))
 
 
+@pytest.mark.devices(8)
 def test_a_base_is_sharded_like_trained_parameters():
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 4, "tensor": 2}))
     base = {"attention": {"in_kernel": np.zeros((256, 768), np.float32)}}

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import random_variables
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.muse import MuseTransformer
@@ -38,11 +39,7 @@ def inputs():
 
 def started(model, inputs, seed=2):
     """Variables far from the small initial ones, so that every part has a say."""
-    variables = jax.jit(model.init)(jax.random.key(seed), *inputs)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return random_variables(model, *inputs, seed=seed)
 
 
 # docs/models/muse.md 1.2: millions of parameters with a text width of 4096.

@@ -11,7 +11,7 @@ import small
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.training.optim import make_optimizer
+from paella_jax.training.optim import make_optimizer, make_schedule
 from paella_jax.training.sharding import make_mesh, state_shardings
 from paella_jax.training.state import create_state
 
@@ -123,6 +123,18 @@ def size(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_one_program_has_cosine_schedules_of_all_lengths(warmup):
+    """To the bit what optax compiles for a length that it knows."""
+    optim = optim_of(schedule="cosine", warmup_steps=warmup, learning_rate=3e-4)
+    steps = jnp.arange(40)
+    rates = jax.jit(lambda length: jax.lax.map(make_schedule(optim, length), steps))
+    for length in (1, 7, 12, 33, 100, 4000):
+        known = optax.cosine_decay_schedule(3e-4, max(length - warmup, 1))
+        expected = jax.jit(lambda known=known: jax.lax.map(known, steps - warmup))()
+        np.testing.assert_array_equal(rates(length)[warmup:], expected[warmup:])
+
+
 def test_adafactor_state_is_small():
     """Second moments cost next to nothing; what is left is the momentum, if there is any."""
     params, adamw = size(matrices()), size(state_of(optim_of(kind="adamw")).opt_state)
@@ -131,6 +143,7 @@ def test_adafactor_state_is_small():
     assert size(state_of(optim_of()).opt_state) < 0.505 * adamw
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 4, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("beta1", [0.9, 0.0])
 def test_adafactor_state_shards(sizes, beta1):
@@ -149,6 +162,7 @@ def test_adafactor_state_shards(sizes, beta1):
     assert momentum == ({s for s in wanted if any(s)} if beta1 else set())
 
 
+@pytest.mark.devices(8)
 def test_a_sharded_update_equals_a_whole_one():
     rng = np.random.default_rng(1)
     draw = lambda: {"expand": {"kernel": jnp.asarray(rng.normal(size=(256, 512)), jnp.float32)}}

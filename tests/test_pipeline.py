@@ -22,20 +22,14 @@ from paella_jax.reports.report import evaluate_run
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.token_loop import Known
-from paella_jax.training.loop import train
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A briefly trained run: random pictures, but everything real."""
-    workdir = tmp_path_factory.mktemp("run")
-    config = small.small_paella(sampler__num_steps=3, optim__learning_rate=0.01, num_steps=8)
-    prepare_workdir(workdir, config)
-    small.carry_random_tokenizer(workdir)
-    train(config, workdir, build_method(config, workdir))
-    return workdir
+def run_folder(shared_runs):
+    return shared_runs.trained(small.brief_paella())
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,7 @@ def test_a_sample_depends_on_the_key_and_its_index_only():
     np.testing.assert_array_equal(alone[0], many[7])
 
 
+@pytest.mark.devices(8)
 def test_one_device_and_eight_give_the_same_tokens():
     settings = replace(BASE, renoise_mode="fresh")
     key, shape, index = jax.random.key(6), (16, *GRID), jnp.arange(100, 116)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+from small import random_variables
 from test_sharding import mesh_of
 
 from paella_jax.models.conditioning import Conditioning
@@ -31,6 +32,7 @@ from paella_jax.training.sharding import (
     state_shardings,
 )
 
+pytestmark = pytest.mark.devices(8)
 MESHES = [(2, 2, 2), (1, 2, 4)]
 CODES, BATCH, WIDTH = 128, 8, 128  # 128 x 128 is the smallest matrix that is cut
 GRID, TEXT_LENGTH = 4, 6
@@ -82,12 +84,7 @@ def inputs_of(name):
 def parameters(name):
     """Random everywhere: at initialisation most gradients are exactly zero."""
     noised, level, cond, *_ = inputs_of(name)
-    init = jax.jit(network(name).init)
-    params = init(jax.random.key(0), noised, level, cond)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.device_get(jax.tree.unflatten(tree, leaves))
+    return random_variables(network(name), noised, level, cond)["params"]
 
 
 def gradients_on(name, mesh):

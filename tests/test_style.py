@@ -31,12 +31,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("base")
-    config = small.small_paella(**SMALL)
-    prepare_workdir(workdir, config)
-    small.carry_random_tokenizer(workdir)
-    train(config, workdir, build_method(config, workdir))
-    return workdir
+    return small.untrained(tmp_path_factory.mktemp("base"), small.small_paella(**SMALL))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import random_variables
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.multi_axis_attention import MultiAxisAttention, multi_axis_attention
@@ -63,11 +64,7 @@ def inputs():
 @pytest.fixture(scope="module")
 def variables(inputs):
     """Far from the small initial values, so that every part has a say."""
-    start = jax.jit(small().init)(jax.random.key(2), *inputs)
-    leaves, tree = jax.tree.flatten(start)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    return random_variables(small(), *inputs)
 
 
 def test_multi_axis_attention_is_masked_full_attention():
@@ -95,11 +92,11 @@ def test_one_block_is_full_attention_in_its_heads():
 def test_one_attention_sees_block_and_place_and_nothing_else():
     module = MultiAxisAttention(4, block_size=BLOCK)
     x = jax.random.normal(jax.random.key(0), (1, SIDE * SIDE, 32))
-    params = module.init(jax.random.key(1), x, x)
-    before = module.apply(params, x, x)
+    params, apply = random_variables(module, x, x), jax.jit(module.apply)
+    before = apply(params, x, x)
     for changed in (0, 8, 21):
         moved = x.at[:, changed].add(3.0)
-        after = module.apply(params, moved, moved)
+        after = apply(params, moved, moved)
         touched = np.abs(after - before).max((0, 2)) > 0
         np.testing.assert_array_equal(touched, SAME_BLOCK[changed] | SAME_PLACE[changed])
 
@@ -107,7 +104,7 @@ def test_one_attention_sees_block_and_place_and_nothing_else():
 def test_multi_axis_attention_has_the_same_parameters_as_full_attention():
     x = jnp.zeros((1, SIDE * SIDE, 32))
     trees = [
-        kind.init(jax.random.key(1), x, x)
+        jax.jit(kind.init)(jax.random.key(1), x, x)
         for kind in (SeparateAttention(4), MultiAxisAttention(4, block_size=BLOCK))
     ]
     assert jax.tree.all(jax.tree.map(np.array_equal, *trees))
@@ -177,7 +174,7 @@ def test_features_noise_level_and_half_precision(inputs, variables):
     np.testing.assert_allclose(features @ variables["params"]["classifier"], logits, atol=1e-4)
     np.testing.assert_array_equal(compiled(model)(variables, tokens, 1.0 - t, cond), logits)
     told = small(time_width=8)
-    start = jax.jit(told.init)(jax.random.key(2), *inputs)
+    start = random_variables(told, *inputs)
     assert (
         compiled(told)(start, tokens, 1 - t, cond) != compiled(told)(start, tokens, t, cond)
     ).any()

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from small import random_variables
 from small_torch import write_torch_file
 
 from paella_jax.encoders.t5 import T5Encoder, relative_buckets, t5_from_hf_config
@@ -30,7 +31,7 @@ MASK = np.arange(7)[None] < np.array([[7], [4]])
 
 
 def _params(module):
-    return jax.jit(module.init)(jax.random.key(0), IDS)["params"]
+    return random_variables(module, IDS)["params"]
 
 
 @pytest.fixture

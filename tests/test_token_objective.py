@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small
 from ml_collections import ConfigDict
+from small import random_variables
 
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.models.conditioning import ConditionInputs
@@ -99,7 +100,7 @@ def test_padding_seen_like_text():
     given = ConditionInputs(text_ids=ids, text_mask=jnp.arange(8)[None] < jnp.array([[5], [2]]))
     wide = unmasked_padding(given)
     np.testing.assert_array_equal(wide.text_mask.sum(1), [5, 5])
-    params = encoder.init(jax.random.key(0), ids)
+    params = random_variables(encoder, ids)
     ours = encoder.apply(params, wide.text_ids, wide.text_mask)[:, :5]
     reference = encoder.apply(params, ids[:, :5])  # padded to the longest, no mask
     np.testing.assert_allclose(ours, reference, atol=1e-5)

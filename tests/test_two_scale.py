@@ -17,6 +17,7 @@ from paella_jax.pipelines.two_scale import TwoScalePipeline
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.sampling.token_loop import Known
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
 SIDE, CELL, LOW_CELL = 32, 4, 8  # pixels of the picture, of a token, of a small picture's token
 
@@ -48,11 +49,9 @@ def pipeline(config, workdir, seed):
     """A run with random weights, large enough that every input has a say."""
     networks, frozen = load_networks(config, workdir)
     grid = config.data.image_size // networks.vqgan.downsampling
-    params = jax.jit(networks.init, static_argnums=1)(jax.random.key(seed), grid)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return TokenPipeline(networks, jax.tree.unflatten(tree, noisy), frozen, config)
+    shapes = jax.eval_shape(lambda key: networks.init(key, grid), jax.random.key(0))
+    params = jax.tree.map(lambda x: 2.0 * x, small.random_values(shapes, seed))
+    return TokenPipeline(networks, params, frozen, config)
 
 
 def change_codebook(workdir):

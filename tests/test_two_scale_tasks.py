@@ -13,6 +13,8 @@ from paella_jax.images.write import save_strip
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.two_scale import TwoScalePipeline
 
+pytestmark = pytest.mark.devices(8)
+
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):

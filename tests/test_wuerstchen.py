@@ -35,6 +35,7 @@ from paella_jax.runs.frozen import compressor_variables
 from paella_jax.runs.weights import save_tree
 from paella_jax.training.loop import train
 
+pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the top right"
 
 
@@ -42,7 +43,8 @@ def run(workdir, config, *, tokenizer=True):
     prepare_workdir(workdir, config)
     if tokenizer:
         small.carry_random_tokenizer(workdir)
-    train(config, workdir, build_method(config, workdir))
+    with small.devices_shown():
+        train(config, workdir, build_method(config, workdir))
     return workdir
 
 

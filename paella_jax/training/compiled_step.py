@@ -53,7 +53,8 @@ def compile_step(
         batch = first_batch(config, method, mesh)
     began = time.perf_counter()
     step = jitted_step(config, method, state, mesh)
-    compiled = step.lower(state, frozen, batch, base_key).compile(options)
+    num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    compiled = step.lower(state, frozen, batch, base_key, num_steps).compile(options)
     return compiled, time.perf_counter() - began
 
 
@@ -65,7 +66,7 @@ def jitted_step(config: ConfigDict, method: Method, state: Tree, mesh: Mesh) -> 
 
 
 class StepPrograms:
-    """The train step, compiled once for each shape of batch (aspect-ratio buckets have several)."""
+    """The train step of one run, compiled once for each shape of batch (buckets have several)."""
 
     def __init__(
         self, config: ConfigDict, method: Method, state: Tree, frozen: Tree, key: Any, mesh: Mesh
@@ -75,6 +76,7 @@ class StepPrograms:
             config, method, state, frozen, key, mesh, batch=batch
         )
         batch = first_batch(config, method, mesh)
+        self._num_steps = jax.device_put(np.int32(config.num_steps), replicated(mesh))
         self.seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._add(batch)
@@ -96,7 +98,7 @@ class StepPrograms:
                     x.shape, x.dtype, sharding=x.sharding
                 )
                 program = self._add(jax.tree.map(describe_leaf, batch))
-        return program(state, frozen, batch, key)
+        return program(state, frozen, batch, key, self._num_steps)
 
 
 def _shapes(batch: dict[str, Any]) -> Any:

@@ -20,17 +20,31 @@ MIN_FACTORED_SIZE = 128  # matrices with a smaller side keep their full second m
 MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
 
 
-def make_schedule(optim: ConfigDict, num_steps: int) -> optax.Schedule:
-    """Linear warm-up from zero, then constant or cosine to zero at `num_steps`."""
+def make_schedule(optim: ConfigDict, num_steps: int | Array) -> optax.Schedule:
+    """Linear warm-up from zero, then constant or cosine to zero at `num_steps`.
+
+    Args:
+      optim: the config's block.
+      num_steps: int32 scalar; traced in the train step, which thus serves runs of every length.
+    """
     warmup = optax.linear_schedule(0.0, optim.learning_rate, max(optim.warmup_steps, 1))
-    rest = max(num_steps - optim.warmup_steps, 1)
     if optim.schedule == "constant":
         after = optax.constant_schedule(optim.learning_rate)
     elif optim.schedule == "cosine":
-        after = optax.cosine_decay_schedule(optim.learning_rate, rest)
+        after = _cosine_to_zero(optim.learning_rate, num_steps - optim.warmup_steps)
     else:
         raise ValueError(f"optim.schedule must be constant or cosine, got {optim.schedule!r}")
     return optax.join_schedules([warmup, after], [optim.warmup_steps])
+
+
+def _cosine_to_zero(peak: float, num_steps: int | Array) -> optax.Schedule:
+    """`optax.cosine_decay_schedule` of a traced length, to the bit.
+
+    A division by a constant compiles to a product with its inverse, so this multiplies too.
+    """
+    length = jnp.maximum(jnp.asarray(num_steps, jnp.float32), 1.0)
+    angle = jnp.pi * (1.0 / length)
+    return lambda step: peak * (0.5 * (1.0 + jnp.cos(jnp.minimum(step, length) * angle)))
 
 
 def check_optim(optim: ConfigDict) -> None:
@@ -48,7 +62,7 @@ def check_optim(optim: ConfigDict) -> None:
         ) from error
 
 
-def make_optimizer(optim: ConfigDict, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(optim: ConfigDict, num_steps: int | Array) -> optax.GradientTransformation:
     """AdamW or Adafactor after clipping by global norm, with decoupled weight decay.
 
     The decay falls on every parameter, as in Paella's reference, or on those whose path matches

@@ -21,7 +21,9 @@ from paella_jax.typing import Array, Tree
 Metrics = dict[str, Array]
 # (params, model_state, step, objective settings) -> params, after the optimiser's update
 AfterUpdate = Callable[[Tree, Tree, Array], Tree]
-TrainStep = Callable[[TrainState, Tree, dict[str, Array], Array], tuple[TrainState, Metrics]]
+TrainStep = Callable[
+    [TrainState, Tree, dict[str, Array], Array, Array | int], tuple[TrainState, Metrics]
+]
 
 
 def loss_and_gradients(
@@ -65,18 +67,23 @@ def loss_and_gradients(
 def make_train_step(
     objective: Objective, config: ConfigDict, after_update: AfterUpdate | None = None
 ) -> TrainStep:
-    """Builds `train_step(state, frozen, batch, base_key) -> (state, metrics)`.
+    """Builds `train_step(state, frozen, batch, base_key, num_steps) -> (state, metrics)`.
 
+    `num_steps` is the length of the learning rate's schedule: as an argument it leaves one program
+    to runs of every length, and to runs that are made longer.
     The step's randomness is `base_key` folded with the step, then with each sample's index in the
     global batch: it depends neither on the mesh nor on accumulation, and nothing needs saving.
     """
     optim = config.optim
-    optimizer = make_optimizer(optim, config.num_steps)
-    schedule = make_schedule(optim, config.num_steps)
 
     def train_step(
-        state: TrainState, frozen: Tree, batch: dict[str, Array], base_key: Array
+        state: TrainState,
+        frozen: Tree,
+        batch: dict[str, Array],
+        base_key: Array,
+        num_steps: Array | int,
     ) -> tuple[TrainState, Metrics]:
+        optimizer, schedule = make_optimizer(optim, num_steps), make_schedule(optim, num_steps)
         batch = constrain_batch(batch)
         size = jax.tree.leaves(batch)[0].shape[0]
         keys = sample_keys(jax.random.fold_in(base_key, state.step), jnp.arange(size))

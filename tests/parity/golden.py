@@ -81,6 +81,27 @@ def check_close(label: str, ours, theirs, atol: float = 5e-5, rtol: float = 5e-5
     np.testing.assert_allclose(ours, theirs, atol=atol, rtol=rtol, err_msg=label)
 
 
+def lead_of_the_nearest(points, codebook) -> np.ndarray:
+    """[..., C] and [V, C] -> [...]: how much farther off the second nearest code is, in float64."""
+    points, codebook = np.asarray(points, np.float64), np.asarray(codebook, np.float64)
+    nearest = np.partition(np.square(points[..., None, :] - codebook).sum(-1), 1, axis=-1)
+    return nearest[..., 1] - nearest[..., 0]
+
+
+def same_where_clear(label: str, ours, theirs, lead, slack: float) -> np.ndarray:
+    """Asserts equal choices wherever the recorded one leads by more than `slack`; returns where.
+
+    Elsewhere rounding decides, in the reference as in ours.
+    """
+    clear = np.asarray(lead) > slack
+    print(
+        f"{label}: {clear.sum()} of {clear.size} choices are clear, smallest lead {lead.min():.1e}"
+    )
+    assert clear.any(), f"{label}: nothing can be compared"
+    np.testing.assert_array_equal(np.asarray(ours)[clear], np.asarray(theirs)[clear], label)
+    return clear
+
+
 def check_gradients(label: str, ours: dict, theirs: dict, tolerance: float = 5e-5) -> None:
     """Per tensor, against that tensor's largest entry; all errors are listed at once."""
     assert set(ours) == set(theirs)

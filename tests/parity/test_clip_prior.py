@@ -79,9 +79,9 @@ def test_misfits_are_listed_together(case):
 
 
 def test_other_networks_are_refused(case):
-    _, _, tensors, _ = case
+    _, model, tensors, _ = case
     with pytest.raises(ConversionError, match=r"not a CLIP prior: blocks\.0\.weight and"):
         infer_clip_prior({"clf.1.weight": np.zeros((2, 2), np.float32)})
-    narrow = dict(tensors) | {"blocks.1.0.weight": tensors["blocks.1.0.weight"][:, :40]}
+    narrow = dict(tensors) | {"blocks.1.0.weight": tensors["blocks.1.0.weight"][:, : model.width]}
     with pytest.raises(ConversionError, match=r"blocks\.1\.0\.weight must take"):
         infer_clip_prior(narrow)

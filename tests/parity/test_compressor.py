@@ -147,6 +147,7 @@ def test_batch_statistics_in_training(case):
     golden.check_close(f"{label} running var", new["var"], wanted)
 
 
+@pytest.mark.devices(8)
 def test_statistics_of_a_split_batch_are_the_whole_batchs(case):
     label, model, variables, arrays = case
     frozen = model.clone(stochastic_depth=0.0)

@@ -34,6 +34,13 @@ def case(folder):
     return folder.name, model, params, golden.arrays_of(folder)
 
 
+@pytest.fixture(scope="module")
+def recipe(folder):
+    """How the recorded loss was made: its least weight and label smoothing."""
+    config = golden.config_of(folder)
+    return config["min_loss_weight"], config["label_smoothing"]
+
+
 def conditioning(arrays, text="byt5", clip=True, images=(0,)) -> Conditioning:
     stacked = [arrays[f"in.clip_image{i}"] for i in images]
     return Conditioning(
@@ -87,10 +94,11 @@ def test_every_intermediate(case):
         ours[f"down{level}"] = seen[f"down_{level}_block_{last[level]}"]
         up = f"up_{level}_upsample" if level else f"up_0_block_{last[0]}"
         ours[f"up{levels - 1 - level}"] = seen[up]
-    ours["down1_block0"] = seen["down_1_downsample"]
-    for index in range(last[1] + 1):
-        ours[f"down1_block{index + 1}"] = seen[f"down_1_block_{index}"]
-    ours["up1_block0"] = seen[f"up_{levels - 2}_block_0"]
+    for level in range(1, levels):
+        ours[f"down{level}_block0"] = seen[f"down_{level}_downsample"]
+        ours[f"up{level}_block0"] = seen[f"up_{levels - 1 - level}_block_0"]
+        for index in range(last[level] + 1):
+            ours[f"down{level}_block{index + 1}"] = seen[f"down_{level}_block_{index}"]
     stored = {k.removeprefix("all.") for k in arrays if k.startswith("all.")}
     compared = stored - {"c_embed", "r_embed", "logits", "logits_f64"}
     assert compared <= set(ours), f"not captured: {compared - set(ours)}"
@@ -108,7 +116,8 @@ def test_attention_reweighting(case):
     golden.check_close(f"{label} attn_weights.logits", logits, theirs)
 
 
-def training_loss(params, model, arrays, chunks=1):
+def training_loss(params, model, arrays, recipe, chunks=1):
+    minimum, smoothing = recipe
     noised = jnp.asarray(arrays["train.noised"], jnp.int32)
     mask = jnp.asarray(arrays["train.mask"], bool)
     r = jnp.asarray(arrays["in.r"])
@@ -116,16 +125,16 @@ def training_loss(params, model, arrays, chunks=1):
         {"params": params}, noised, r, conditioning(arrays), return_features=True
     )
     target = jnp.asarray(arrays["train.target"], jnp.int32)
-    weight = loss_weight(mask, r, 0.3)
+    weight = loss_weight(mask, r, minimum)
     return weighted_token_loss(
-        features, params["classifier"], target, mask, weight, smoothing=0.1, chunks=chunks
+        features, params["classifier"], target, mask, weight, smoothing=smoothing, chunks=chunks
     )
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_training_loss_and_gradients(case, folder, chunks):
+def test_training_loss_and_gradients(case, folder, recipe, chunks):
     label, model, params, arrays = case
-    loss_of = lambda params: training_loss(params, model, arrays, chunks)
+    loss_of = lambda params: training_loss(params, model, arrays, recipe, chunks)
     (loss, metrics), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(params)
     golden.check_close(f"{label} train.loss", loss[None], arrays["train.loss"])
     golden.check_close(
@@ -135,7 +144,7 @@ def test_training_loss_and_gradients(case, folder, chunks):
     golden.check_gradients(label, ours, golden.weights_of(folder, "grads.safetensors"))
 
 
-def test_noise_and_loss_weight(case):
+def test_noise_and_loss_weight(case, recipe):
     label, _, _, arrays = case
     noised, mask = replace_tokens(
         arrays["train.target"],
@@ -145,7 +154,7 @@ def test_noise_and_loss_weight(case):
     )
     np.testing.assert_array_equal(noised, arrays["train.noised"])
     np.testing.assert_array_equal(mask, arrays["train.mask"])
-    weight = loss_weight(mask, jnp.asarray(arrays["in.r"]), 0.3)
+    weight = loss_weight(mask, jnp.asarray(arrays["in.r"]), recipe[0])
     golden.check_close(f"{label} train.loss_weight", weight, arrays["train.loss_weight"])
 
 
@@ -178,10 +187,10 @@ def test_padded_text_with_mask_equals_short_text(case):
     np.testing.assert_allclose(run(Conditioning(text=padded, text_mask=mask)), short, atol=2e-5)
 
 
-def test_remat_gives_the_same_gradients(case):
+def test_remat_gives_the_same_gradients(case, recipe):
     _, model, params, arrays = case
     grads = [
-        jax.jit(jax.grad(lambda p, m=m: training_loss(p, m, arrays)[0]))(params)
+        jax.jit(jax.grad(lambda p, m=m: training_loss(p, m, arrays, recipe)[0]))(params)
         for m in (model, model.clone(remat=True))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *grads)

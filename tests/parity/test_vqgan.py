@@ -57,13 +57,23 @@ def test_encoder(case):
     golden.check_close(f"{label} enc.latents_scaled", scaled, nhwc(arrays, "enc.latents_scaled"))
 
 
+def same_tokens(case, tokens):
+    """Where the recorded code leads by more than the latents may differ; returns where."""
+    label, _, variables, arrays = case
+    codebook = variables["params"]["codebook"]
+    lead = golden.lead_of_the_nearest(nhwc(arrays, "enc.latents_raw"), codebook)
+    return golden.same_where_clear(
+        f"{label} enc.indices", tokens, arrays["enc.indices"], lead, 5e-4
+    )
+
+
 def test_quantiser(case):
     label, model, variables, arrays = case
     run = jax.jit(lambda v, x: model.apply(v, x, method="quantize"))
     result = run(variables, jnp.asarray(nhwc(arrays, "enc.latents_raw")))
-    np.testing.assert_array_equal(result.tokens, arrays["enc.indices"])
-    scaled = model.scale(result.codes)
-    golden.check_close(f"{label} enc.quantized", scaled, nhwc(arrays, "enc.quantized_scaled"))
+    clear = same_tokens(case, result.tokens)
+    scaled, theirs = model.scale(result.codes), nhwc(arrays, "enc.quantized_scaled")
+    golden.check_close(f"{label} enc.quantized", np.asarray(scaled)[clear], theirs[clear])
     ours = {
         "enc.vq_loss": result.codebook_loss,
         "enc.commit_loss": result.commitment_loss,
@@ -76,8 +86,7 @@ def test_quantiser(case):
 def test_tokens_of_the_image_are_exact(case):
     _, model, variables, arrays = case
     run = jax.jit(lambda v, x: model.apply(v, x, method="encode_tokens"))
-    tokens = run(variables, jnp.asarray(nhwc(arrays, "in.image")))
-    np.testing.assert_array_equal(tokens, arrays["enc.indices"])
+    same_tokens(case, run(variables, jnp.asarray(nhwc(arrays, "in.image"))))
 
 
 def test_decoder(case):
