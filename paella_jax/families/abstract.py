@@ -19,7 +19,7 @@ from paella_jax.config import ConfigError, load_config
 from paella_jax.data.transform import whole_image_conds
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
-from paella_jax.encoders.clip_weights import text_shapes, vision_shapes
+from paella_jax.encoders.published import TEXT, VISION
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
@@ -111,7 +111,7 @@ def _tokens(config: ConfigDict) -> Method:
         blank["micro_conds"] = whole_image_conds(config.data.image_size, config.data.image_size)
     encoder = _image_encoder(config)
     if config.image_encoder.kind == "clip":
-        frozen["image_encoder"] = vision_shapes(CLIP_VISION)
+        frozen["image_encoder"] = VISION.shapes(CLIP_VISION)
     networks = assemble(config, vqgan, text, encoder, low)
     return networks_method(config, networks, frozen, [_blank(config, **blank)], _as_it_is, empty)
 
@@ -145,7 +145,7 @@ def _text(
     clip = None
     if uses_clip:
         clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(dtype=dtype)
-        frozen["clip_text"] = text_shapes(clip)
+        frozen["clip_text"] = TEXT.shapes(clip)
         blank["clip_ids"] = np.zeros(77, np.int32)
     empty = jnp.zeros(77, jnp.int32) if uses_clip else None
     if config.text.kind == "clip":

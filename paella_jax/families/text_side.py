@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
 from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.clip_weights import load_clip_text_folder
+from paella_jax.encoders.published import load_clip_text_folder
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import (
     ClipTokenizer,

@@ -21,9 +21,12 @@ from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.data.transform import ConditionedImageTransform
 from paella_jax.encoders.clip_text import ClipText
-from paella_jax.encoders.clip_weights import load_clip_text_folder, load_clip_vision_folder
+from paella_jax.encoders.published import (
+    load_clip_text_folder,
+    load_clip_vision_folder,
+    load_t5_folder,
+)
 from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
-from paella_jax.encoders.t5_weights import load_t5_folder
 from paella_jax.encoders.text import (
     ClipTokenizer,
     Tokenizer,

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 from paella_jax.config import ConfigError
-from paella_jax.encoders.clip_weights import load_clip_text_folder
+from paella_jax.encoders.published import load_clip_text_folder
 from paella_jax.encoders.text import ClipTokenizer
-from paella_jax.files.hf_folder import weight_files
+from paella_jax.files.atomic import atomic_path
+from paella_jax.files.weights_file import weight_files
 
 
 def carry_clip(source: str, target: Path) -> None:
@@ -25,9 +26,8 @@ def carry_clip(source: str, target: Path) -> None:
         files = weight_files(folder, lambda name: True, "CLIPModel")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source} is not a model folder to use: {error}") from error
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *files):
-        shutil.copy(file, part / file.name)
-    part.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as part:
+        part.mkdir()
+        for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *files):
+            shutil.copy(file, part / file.name)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert import wuerstchen
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C, infer_stage_b, infer_stage_c
 from paella_jax.files.tensors import ConversionError, flatten
 from paella_jax.models.antialias_resize import antialias_resize
 from paella_jax.models.conditioning import Conditioning
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 
 STAGES = {
     "wuerstchen_prior": SimpleNamespace(
-        make=wuerstchen.stage_c_from_reference_config,
-        load=wuerstchen.import_stage_c,
-        save=wuerstchen.export_stage_c,
-        infer=wuerstchen.infer_stage_c,
+        make=golden.stage_c_of,
+        load=STAGE_C.names.load,
+        save=STAGE_C.names.save,
+        infer=infer_stage_c,
         text="in.c",
     ),
     "wuerstchen_diffnext": SimpleNamespace(
-        make=wuerstchen.stage_b_from_reference_config,
-        load=wuerstchen.import_stage_b,
-        save=wuerstchen.export_stage_b,
-        infer=wuerstchen.infer_stage_b,
+        make=golden.stage_b_of,
+        load=STAGE_B.names.load,
+        save=STAGE_B.names.save,
+        infer=infer_stage_b,
         text="in.clip",
     ),
 }
