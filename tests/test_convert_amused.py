@@ -14,6 +14,7 @@ import pytest
 import small
 import small_clip
 from converting import run, same
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
@@ -29,7 +30,7 @@ from paella_jax.encoders.published import TEXT, load_clip_text_folder
 from paella_jax.families.start import carry_frozen, settle_config
 from paella_jax.families.tokens import token_method
 from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run
-from paella_jax.files.tensors import ConversionError, Weights, flatten, to_theirs
+from paella_jax.files.tensors import ConversionError, Weights, to_theirs
 from paella_jax.files.weights_file import open_weights
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqgan import VQGAN
@@ -331,7 +332,7 @@ def test_a_transformer_alone(amused, tmp_path, capsys):
 
 def shapes_of(entries, abstract, folder):
     """A state dict without memory behind it."""
-    flat = flatten(abstract)
+    flat = flatten_dict(abstract)
     empty = lambda shape: np.broadcast_to(np.float32(0), shape)
     tensors = {e.name: to_theirs(empty(flat[e.path].shape), e.layout) for e in entries}
     return Weights(tensors, "shapes", [folder / WEIGHTS])

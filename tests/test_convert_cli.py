@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small
 from converting import run, same
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
@@ -26,7 +27,7 @@ from paella_jax.convert.vqgan import infer_vqgan
 from paella_jax.families.clip_prior import load_clip_prior
 from paella_jax.families.start import settle_config
 from paella_jax.families.vqgan import load_vqgan_run
-from paella_jax.files.tensors import ConversionError, flatten, to_theirs
+from paella_jax.files.tensors import ConversionError, to_theirs
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
@@ -81,7 +82,7 @@ def test_paella_sizes_are_told_by_the_weights(name):
 
 def shapes_of(entries, abstract):
     """A state dict without memory behind it."""
-    flat = flatten(abstract)
+    flat = flatten_dict(abstract)
     empty = lambda shape: np.broadcast_to(np.float32(0), shape)
     return {e.name: to_theirs(empty(flat[e.path].shape), e.layout) for e in entries}
 

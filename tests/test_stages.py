@@ -152,6 +152,16 @@ def test_heads_are_left_out_where_the_released_width_does_not_fit():
     assert "num_heads" not in infer_stage_b(tensors_b(stage_b()))
 
 
+def test_levels_may_have_heads_of_different_widths():
+    """A released layout with other heads per level, told as one head width per level."""
+    model = stage_b(patterns=("CTA", "CTA"), num_heads=(4, 3))
+    widths = tuple(w // n for w, n in zip(model.widths, model.num_heads, strict=True))
+    assert len(set(widths)) == 2
+    fields = infer_stage_b(tensors_b(model), head_width=widths)
+    assert StageB(**fields).clone(dropout=model.dropout) == model
+    assert "num_heads" not in infer_stage_b(tensors_b(model), head_width=(widths[0], 7))
+
+
 def test_different_input_and_output_channels_are_refused():
     with pytest.raises(ValueError, match="c_in and c_out must be equal"):
         golden.stage_b_of({"c_in": 4, "c_out": 8})

@@ -94,13 +94,13 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     out, dtype = Path(arguments.out), _dtype(arguments.dtype)
     check_new(out)
     parts = open_parts(arguments.weights, arguments.family, arguments.key, arguments.compressor)
-    family, allowed = parts.record.family, parts.record.needs or {}
+    family, allowed = parts.record.family, parts.record.needs
     given = {name: getattr(arguments, name) for name in CARRIED if getattr(arguments, name)}
     if given.keys() - allowed.keys():
         refused = ", ".join(f"--{name}" for name in given if name not in allowed)
         raise ValueError(f"{refused} are no options of {family}; leave them out")
     overrides = [
-        f"--config.{allowed[name].field}={value}" for name, value in given.items()
+        f"--config.{allowed[name][0]}={value}" for name, value in given.items()
     ] + overrides
     plan = plan_conversion(parts, overrides, dtype)
     check_frozen(plan, parts.weights)

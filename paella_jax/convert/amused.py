@@ -26,7 +26,6 @@ from paella_jax.convert.released import (
     JSON,
     FolderFormat,
     Found,
-    Need,
     Released,
     config_file,
 )
@@ -150,8 +149,8 @@ AMUSED = Released(
     extra=_extra,
     settle=_settle,
     needs={
-        "tokenizer": Need("tokenizer", "VQGAN_RUN"),
-        "clip": Need("clip.folder", "CLIP_FOLDER"),
+        "tokenizer": ("tokenizer", "VQGAN_RUN"),
+        "clip": ("clip.folder", "CLIP_FOLDER"),
     },
     together=True,
     tokenizer=("codebook_size", "codes"),

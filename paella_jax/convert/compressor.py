@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.convert.released import SHAPES, Beside, Found
@@ -23,10 +24,8 @@ from paella_jax.files.tensors import (
     Names,
     Weights,
     batch_norm_entries,
-    flatten,
     import_tensors,
     linear_entries,
-    unflatten,
 )
 from paella_jax.models.compressor import VARIANTS, Compressor, Stage, expanded_width
 
@@ -116,10 +115,10 @@ def import_backbone(
     ]
     ignore = [n for n in tensors if n.endswith(COUNTER) or n.startswith("classifier.")]
     mine = lambda path: path[1] == "mapper"
-    whole = flatten(fresh)
-    expected = unflatten({path: leaf for path, leaf in whole.items() if not mine(path)})
-    loaded = flatten(import_tensors(entries, tensors, expected, ignore=ignore))
-    return unflatten(loaded | {path: leaf for path, leaf in whole.items() if mine(path)})
+    whole = flatten_dict(fresh)
+    expected = unflatten_dict({path: leaf for path, leaf in whole.items() if not mine(path)})
+    loaded = flatten_dict(import_tensors(entries, tensors, expected, ignore=ignore))
+    return unflatten_dict(loaded | {path: leaf for path, leaf in whole.items() if mine(path)})
 
 
 def _found(compressor: Weights, named: set[str]) -> Found:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.convert.blocks import level_entries, level_fields, needed_shape, width_into
 from paella_jax.convert.checks import check_width
-from paella_jax.convert.released import DRAW, SHAPES, Found, Need, Released
+from paella_jax.convert.released import DRAW, SHAPES, Found, Released
 from paella_jax.families import tokens
 from paella_jax.files.tensors import (
     ConversionError,
@@ -142,9 +142,9 @@ PAELLA = Released(
     extra=_extra,
     settle=_settle,
     needs={
-        "tokenizer": Need("tokenizer", "VQGAN_RUN"),
-        "text": Need("text.folder", "T5_FOLDER"),
-        "clip": Need("clip.folder"),
+        "tokenizer": ("tokenizer", "VQGAN_RUN"),
+        "text": ("text.folder", "T5_FOLDER"),
+        "clip": ("clip.folder", ""),
     },
     together=True,
     tokenizer=("codebook_size", "codes"),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.config import apply_override, load_config, to_json
@@ -26,7 +27,7 @@ from paella_jax.convert.released import (
 from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
-from paella_jax.files.tensors import ConversionError, Weights, flatten
+from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
 
@@ -52,11 +53,11 @@ class Conversion(NamedTuple):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tree by path, as the run folder stores it."""
-        return {"/".join(path): array for path, array in flatten(self.tree).items()}
+        return {"/".join(path): array for path, array in flatten_dict(self.tree).items()}
 
     def parameter_count(self) -> int:
         """Number of trained scalars."""
-        return sum(array.size for array in flatten(self.tree["params"]).values())
+        return sum(array.size for array in flatten_dict(self.tree["params"]).values())
 
 
 def plan_conversion(
@@ -77,13 +78,13 @@ def plan_conversion(
     record, weights, folder = parts.record, parts.weights, parts.folder
     config = load_config(record.preset)
     origins = {f"{record.block}.{name}": DEFAULT for name in config[record.block]}
-    field_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
-    named = {field_of(override) for override in overrides}
+    name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
+    named = {name_of(override) for override in overrides}
     found = _found(weights, record, config)
     if parts.beside is not None:
         assert record.beside is not None
         found |= record.beside.found(parts.beside, named)
-    untold = [name for name in map(record.field, record.heads[0]) if name not in found]
+    untold = [name for name in map(record.field_of, record.heads[0]) if name not in found]
     found |= dict.fromkeys(untold, (None, DEFAULT))
     stored = dtype or next(iter(weights.values())).dtype
     precision = "bfloat16" if stored == jnp.bfloat16 else "float32"
@@ -91,7 +92,7 @@ def plan_conversion(
     _set_all(config, origins, found)
     for override in overrides:
         apply_override(config, override)
-        origins[field_of(override)] = COMMAND
+        origins[name_of(override)] = COMMAND
     _check_heads(config, record)
     tokenizer = None
     if folder is not None:
@@ -134,15 +135,15 @@ def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
             fields, origin = record.infer(weights), SHAPES
         # The widths of its text are the text encoder's to say, not the config's.
         has = lambda name: name in config[record.block] or name == "codebook_size"
-        found = {record.field(n): (value, origin) for n, value in fields.items() if has(n)}
+        found = {record.field_of(n): (value, origin) for n, value in fields.items() if has(n)}
         if origin == SHAPES:  # heads are of the released width
-            heads = [name for name in map(record.field, record.heads[0]) if name in found]
+            heads = [name for name in map(record.field_of, record.heads[0]) if name in found]
             found |= {name: (found[name][0], DEFAULT) for name in heads}
         found |= record.extra(weights, fields)
     has_both = bool(record.told) and record.names.is_diffusers(weights)
     if has_both and foreign is not None and file is not None:
         model = foreign.read_file(file)
-        found |= {record.field(name): (getattr(model, name), JSON) for name in record.told or ()}
+        found |= {record.field_of(name): (getattr(model, name), JSON) for name in record.told or ()}
     return found
 
 
@@ -169,7 +170,7 @@ def _check_heads(config: ConfigDict, record: Released) -> None:
         raise ConversionError(
             f"the weights do not tell the number of attention heads, and {sizes} not divide into "
             f"heads of {head_width} as the released model's; give "
-            f"--config.{record.field(name)}={form}"
+            f"--config.{record.field_of(name)}={form}"
         )
 
 
@@ -180,15 +181,15 @@ def lacking(plan: Conversion) -> str:
     """Which frozen networks are still needed to draw, and how to add them; empty for none."""
     if plan.folder is not None:
         return ""
-    needed = {n: need for n, need in (plan.record.needs or {}).items() if need.placeholder}
+    needed = {n: need for n, need in plan.record.needs.items() if need[1]}
     missing = [
-        f"--{option} {need.placeholder}"
-        for option, need in needed.items()
-        if not value_of(plan.config, need.field)
+        f"--{option} {value}"
+        for option, (field, value) in needed.items()
+        if not value_of(plan.config, field)
     ]
     if not missing:
         return ""
-    fields = " and ".join(f"--config.{need.field}" for need in needed.values())
+    fields = " and ".join(f"--config.{field}" for field, _ in needed.values())
     return (
         "This folder cannot draw yet: it lacks frozen networks. Convert again with "
         f"`{' '.join(missing)}`, or give {fields} when fine-tuning."
@@ -205,7 +206,7 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
         that do not fit together.
     """
     record, config = plan.record, plan.config
-    given = [n for n, need in (record.needs or {}).items() if value_of(config, need.field)]
+    given = [n for n, (field, _) in record.needs.items() if value_of(config, field)]
     options = " and ".join(f"--{option}" for option in given)
     if plan.folder is not None:
         if given:

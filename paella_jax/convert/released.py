@@ -7,7 +7,7 @@ one more file with a record, named in recognise.RECORDS.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,19 +27,14 @@ REQUIRED = object()
 
 
 class Field(NamedTuple):
-    """An argument of a foreign class that holds a field of ours, in another form.
-
-    Attributes:
-      ours: name of the field.
-      read: argument's value and the whole foreign config -> our value.
-      write: our value and module -> the argument's value.
-      default: the argument's value where a config leaves it out.
-    """
+    """An argument of a foreign class that holds a field of ours, in another form."""
 
     ours: str
+    # The argument's value and the whole foreign config -> our value.
     read: Callable[[Any, Mapping[str, Any]], Any] = lambda value, config: value
+    # Our value and module -> the argument's value.
     write: Callable[[Any, Any], Any] = lambda value, module: value
-    default: Any = REQUIRED
+    default: Any = REQUIRED  # the argument's value where a config leaves it out
 
 
 class Fixed(NamedTuple):
@@ -60,30 +55,22 @@ TUPLE = {"read": lambda value, config: tuple(value), "write": lambda value, modu
 
 @dataclass(frozen=True)
 class ForeignConfig:
-    """A foreign class's config.json <-> our module, told once for both ways.
-
-    Attributes:
-      class_name: of the class.
-      make: our module's.
-      arguments: the class's, in the order they are written in; a name stands for our field of the
-        same value.
-      optional: what a config leaves out has our module's default.
-      lacks: fields of ours that the class does not have, and the value it stands for.
-      check: refuses modules that the class cannot be.
-    """
+    """A foreign class's config.json <-> our module, told once for both ways."""
 
     class_name: str
-    make: Callable[..., Any]
+    make: Callable[..., Any]  # our module's class
+    # The class's arguments, in the order they are written in; a name stands for our field of the
+    # same value.
     arguments: Mapping[str, str | Field | Fixed | Written]
-    optional: bool = False
-    lacks: Mapping[str, Any] | None = None
-    check: Callable[[Any], None] = lambda module: None
+    optional: bool = False  # what a config leaves out has our module's default
+    lacks: Mapping[str, Any] = field(default_factory=dict)  # ours, and the value it stands for
+    check: Callable[[Any], None] = lambda module: None  # refuses what the class cannot be
 
     @property
     def fields(self) -> dict[str, Field]:
         """Argument -> the field of ours that it holds."""
         named = {n: Field(a) if isinstance(a, str) else a for n, a in self.arguments.items()}
-        return {name: field for name, field in named.items() if isinstance(field, Field)}
+        return {name: known for name, known in named.items() if isinstance(known, Field)}
 
     def read(self, config: Mapping[str, Any]) -> Any:
         """Our module.
@@ -97,9 +84,9 @@ class ForeignConfig:
             if isinstance(argument, Fixed) and config.get(name, fixed) != fixed:
                 raise ValueError(f"{name} {config[name]!r} is not supported, only {fixed!r}")
         values = {}
-        for name, field in self.fields.items():
-            if name in config or field.default is not REQUIRED:
-                values[field.ours] = field.read(config.get(name, field.default), config)
+        for name, known in self.fields.items():
+            if name in config or known.default is not REQUIRED:
+                values[known.ours] = known.read(config.get(name, known.default), config)
             elif not self.optional:
                 raise KeyError(name)
         return self.make(**values)
@@ -128,7 +115,7 @@ class ForeignConfig:
         Raises:
           ConversionError, ValueError: a network that the class cannot be.
         """
-        for name, needed in (self.lacks or {}).items():
+        for name, needed in self.lacks.items():
             value = getattr(module, name)
             if value != needed:
                 raise ConversionError(
@@ -143,151 +130,103 @@ class ForeignConfig:
             elif isinstance(argument, Fixed):
                 written[name] = argument.value
             else:
-                field = self.fields[name]
-                written[name] = field.write(getattr(module, field.ours), module)
+                known = self.fields[name]
+                written[name] = known.write(getattr(module, known.ours), module)
         return written
 
 
-class Need(NamedTuple):
-    """A frozen network that a run takes along.
-
-    Attributes:
-      field: of the config, that the option of the same key stands for.
-      placeholder: the option's value in messages; empty for a network that a run can draw without.
-    """
-
-    field: str
-    placeholder: str = ""
-
-
 class Beside(NamedTuple):
-    """A second network in a family's runs, published in an entry or a file of its own.
+    """A second network in a family's runs, published in an entry or a file of its own."""
 
-    Attributes:
-      name: of its option, of its export form and in the run's tree.
-      entry: of the released torch file.
-      names: its table.
-      make: config -> module.
-      found: its tensors, and the config fields that the command line tells -> config fields.
-      check: tensors and config; refuses what does not fit the family's network.
-      of_run: run folder -> its variables.
-      missing: what is said of weights without it, after the file's name.
-    """
-
-    name: str
-    entry: str
+    name: str  # of its option, of its export form and in the run's tree
+    entry: str  # of the released torch file
     names: Names
     make: Callable[[ConfigDict], Any]
-    found: Callable[[Weights, set[str]], Found]
-    check: Callable[[Weights, ConfigDict], None]
-    of_run: Callable[[str | Path], Tree]
-    missing: str
+    found: Callable[[Weights, set[str]], Found]  # tensors, and fields that the command line tells
+    check: Callable[[Weights, ConfigDict], None]  # refuses what does not fit the family's network
+    of_run: Callable[[str | Path], Tree]  # run folder -> its variables
+    missing: str  # what is said of weights without it, after the file's name
 
 
 class FolderFormat(NamedTuple):
     """A published folder of several networks.
 
-    Attributes:
-      open: path -> the opened folder, with `path`, `weights`, `tokenizer` and its
-        `tokenizer_family`, `found` config fields, `files` and `source`; None for other paths.
-      check: config, opened folder and its tokenizer's config; refuses what does not fit.
-      carry: opened folder, its tokenizer's config and tree -> into a new run folder.
-      open_run: run folder, config and module -> what of the folder a run holds, checked.
-      write: that, a folder, tensors, their dtype and a report -> the parts the run lacks.
+    It opens as an object with `path`, `weights`, `tokenizer` and its `tokenizer_family`, `found`
+    config fields, `files` and `source`; as None where the path is no such folder.
     """
 
     open: Callable[[str | Path], Any]
+    # Config, opened folder and its tokenizer's config: refuses what does not fit.
     check: Callable[[ConfigDict, Any, ConfigDict], None]
+    # Opened folder, its tokenizer's config and tree -> into a new run folder.
     carry: Callable[[Any, ConfigDict, Tree, Path], None]
+    # Run folder, config and module -> what of the folder a run holds, checked.
     open_run: Callable[[str | Path, ConfigDict, Any], Any]
+    # That, a folder, tensors, their dtype and a report -> the parts that the run lacks.
     write: Callable[..., list[str]]
 
 
 @dataclass(frozen=True)
 class Released:
-    """One published family of weights.
+    """One published family of weights; what a family does not need has a default."""
 
-    Attributes:
-      family: its name as an option and in messages; two architectures may share one.
-      title: of the card; `usage`: the card's example.
-      marks: names of tensors, any one of which is enough, so that a damaged file is recognised.
-      runs: config field -> value: which runs are of this family.
-      preset: config of the released network, whose fields stand where the weights do not tell.
-      make: config and tensors (None for those of no file) -> module.
-      names: its table.
-      own: key of its parameters in a run's tree.
-      infer: tensors -> fields of the network, by their shapes.
-      block: of the config, which those fields fill; `codebook_size` is always in `model`.
-      heads: fields with numbers of heads -> the field of the widths they divide; and the released
-        width of a head.
-      foreign: diffusers' config.json.
-      told: fields that it tells and the weights do not; None where it tells all, so that a layer
-        that is missing from the file is noticed.
-      forms: that its runs are exported in.
-      groups: other names of --family that stand for it too.
-      averaged: entry of a torch file that is taken rather than the other one, where both are.
-      extra: tensors and inferred fields -> further config fields.
-      settle: config, tensors and the tokenizer's config -> fields that follow from those.
-      tree: loaded variables -> a run's tree; `of_run`: its parameters and state -> variables.
-      training_only: networks of a run that no export tells of.
-      needs: option -> frozen network to take along.
-      together: the others need the tokenizer.
-      tokenizer: the tokenizer's field that must equal this config's, and its plural in messages.
-      check: config, tensors and the tokenizer's config; refuses networks that do not fit.
-      carry: config and folder: copies the networks into a new run folder.
-      refuse: raises ConversionError for relatives of the family that are not supported.
-      check_run: raises ConversionError for runs that no published network is.
-      write_told: config and exported tensors -> what `foreign.write` must be told.
-      beside: a second network of its runs.
-      folder: how a published folder of several networks is opened and written.
-    """
-
-    family: str
-    title: str
-    usage: str
+    family: str  # its name as an option and in messages; two architectures may share one
+    title: str  # of the card
+    usage: str  # the card's example
+    # Names of tensors, any one of which is enough, so that a damaged file is recognised.
     marks: tuple[str, ...]
-    runs: Mapping[str, str]
-    preset: str
-    make: Callable[..., Any]
+    runs: Mapping[str, str]  # config field -> value: which runs are of this family
+    preset: str  # the released network's config, whose fields stand where the weights do not tell
+    make: Callable[..., Any]  # config and tensors, where there is a file -> module
     names: Names
-    own: str
-    infer: Callable[[Weights], dict[str, Any]]
-    block: str = "model"
+    own: str  # key of its parameters in a run's tree
+    infer: Callable[[Weights], dict[str, Any]]  # tensors -> fields of the network, by their shapes
+    block: str = "model"  # of the config, for those fields; `codebook_size` is always in `model`
+    # Fields with numbers of heads -> the field that they divide; the released width of a head.
     heads: tuple[Mapping[str, str], int] = ({}, 0)
-    foreign: ForeignConfig | None = None
+    foreign: ForeignConfig | None = None  # diffusers' config.json
+    # Fields that it tells and the weights do not; None where it tells all, so that a layer that is
+    # missing from the file is noticed.
     told: tuple[str, ...] | None = ()
-    forms: tuple[str, ...] = ("original",)
-    groups: tuple[str, ...] = ()
-    averaged: tuple[str, str] | None = None
+    forms: tuple[str, ...] = ("original",)  # that its runs are exported in
+    groups: tuple[str, ...] = ()  # other names of --family that stand for it too
+    averaged: tuple[str, str] | None = None  # of two entries of a torch file the one that is taken
+    # Tensors and inferred fields -> further config fields.
     extra: Callable[[Weights, Mapping[str, Any]], Found] = lambda weights, fields: {}
+    # Config, tensors and the tokenizer's config -> fields that follow from those.
     settle: Callable[[ConfigDict, Weights, ConfigDict | None], Found] = lambda *known: {}
-    tree: Callable[[Tree], Tree] | None = None
-    of_run: Callable[[Tree, Tree], Tree] | None = None
-    training_only: tuple[str, ...] = ()
-    needs: Mapping[str, Need] | None = None
-    together: bool = False
+    tree: Callable[[Tree], Tree] | None = None  # loaded variables -> a run's tree
+    of_run: Callable[[Tree, Tree], Tree] | None = None  # a run's parameters and state -> variables
+    training_only: tuple[str, ...] = ()  # networks of a run that no export tells of
+    # Option of a frozen network to take along -> its config field, and its value in messages (empty
+    # for a network that a run can draw without).
+    needs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    together: bool = False  # the others need the tokenizer
+    # The tokenizer's field that must equal this config's, and its plural in messages.
     tokenizer: tuple[str, str] = ("", "")
+    # Config, tensors and the tokenizer's config: refuses networks that do not fit.
     check: Callable[[ConfigDict, Weights, ConfigDict | None], None] = lambda *known: None
-    carry: Callable[[ConfigDict, Path], None] = lambda config, folder: None
-    refuse: Callable[[Weights], None] = lambda weights: None
-    check_run: Callable[[ConfigDict], None] = lambda config: None
+    carry: Callable[[ConfigDict, Path], None] = lambda *known: None  # networks -> a new run folder
+    refuse: Callable[[Weights], None] = lambda weights: None  # relatives that are not supported
+    check_run: Callable[[ConfigDict], None] = lambda config: None  # refuses what none published is
+    # Config and exported tensors -> what `foreign.write` must be told.
     write_told: Callable[[ConfigDict, Mapping[str, np.ndarray]], dict[str, Any]] = lambda *known: {}
-    beside: Beside | None = None
-    folder: FolderFormat | None = None
+    beside: Beside | None = None  # a second network of its runs
+    folder: FolderFormat | None = None  # a published folder that it is part of
 
-    def field(self, name: str) -> str:
+    def field_of(self, name: str) -> str:
         """The config's name of a network's field."""
         return f"model.{name}" if name == "codebook_size" else f"{self.block}.{name}"
 
     def is_of(self, config: Mapping[str, Any]) -> bool:
         """Whether a run is of this family; fields that older configs lack count as their first."""
-        return all(value_of(config, field) in (value, None) for field, value in self.runs.items())
+        return all(value_of(config, n) in (value, None) for n, value in self.runs.items())
 
 
-def value_of(config: Mapping[str, Any], field: str) -> Any:
+def value_of(config: Mapping[str, Any], name: str) -> Any:
     """A config's field by its dotted name; None where there is no such."""
     value: Any = config
-    for part in field.split("."):
+    for part in name.split("."):
         value = value.get(part) if value is not None else None
     return value
 

@@ -33,7 +33,6 @@ from paella_jax.convert.released import (
     Field,
     ForeignConfig,
     Found,
-    Need,
     Released,
     Written,
 )
@@ -220,7 +219,7 @@ STAGE_B = Released(
     groups=("wuerstchen",),
     extra=_extra,
     needs={
-        "tokenizer": Need("tokenizer", "VQGAN_RUN"), "text": Need("text.folder", "CLIP_FOLDER"),
+        "tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "CLIP_FOLDER"),
     },
     tokenizer=("latent_channels", "latent channels"),
     check=_check_b,
@@ -337,7 +336,7 @@ STAGE_C = Released(
     extra=_extra,
     settle=_settle_c,
     needs={
-        "stage_b": Need("stage_b", "STAGE_B_RUN"), "text": Need("text.folder", "CLIP_FOLDER"),
+        "stage_b": ("stage_b", "STAGE_B_RUN"), "text": ("text.folder", "CLIP_FOLDER"),
     },
     check=_check_c,
     carry=_carry_c,

@@ -14,16 +14,23 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paella_jax.config import UserError
 from paella_jax.typing import Tree
 
-# PyTorch axis order -> ours (`transpose` axes). A 1x1 convolution is stored as a matrix by us.
-LAYOUTS: dict[str, tuple[int, ...]] = {
-    "linear": (1, 0),  # [out, in] -> [in, out]
+# Layout -> how the axes move: from PyTorch's to ours, and back.
+Move = Callable[[np.ndarray], np.ndarray]
+LAYOUTS: dict[str, tuple[Move, Move]] = {
+    "same": (lambda x: x, lambda x: x),
+    "linear": (lambda x: x.T, lambda x: x.T),  # [out, in] -> [in, out]
     # [out, in, k, k] -> [k, k, in, out]; depthwise too (in = inputs per group)
-    "conv": (2, 3, 1, 0),
-    "conv_transpose": (2, 3, 0, 1),  # [in, out, k, k] -> [k, k, in, out]
+    "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    # [in, out, k, k] -> [k, k, in, out]
+    "conv_transpose": (lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1)),
+    # A 1x1 convolution is stored as a matrix by us: [out, in, 1, 1] -> [in, out].
+    "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "channel": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, 1, -1)),  # [1, 1, 1, C] -> [C]
 }
 COUNTER = "num_batches_tracked"  # of torch's BatchNorm; nothing reads it
 
@@ -55,11 +62,10 @@ class Weights(dict[str, np.ndarray]):
 
 
 class Entry(NamedTuple):
-    """One tensor: its PyTorch name, our path, and its layout.
+    """One tensor: its PyTorch name, our path, and its layout, a key of LAYOUTS.
 
-    `layout` is a key of LAYOUTS, "same" (copied as it is), "conv1x1" ([out, in, 1, 1] <->
-    [in, out]) or "channel" ([1, 1, 1, C] <-> [C]). `part` (i, n) says that the tensor is piece i
-    of n equal pieces of our parameter, along our last axis.
+    `part` (i, n) says that the tensor is piece i of n equal pieces of our parameter, along our last
+    axis.
     """
 
     name: str
@@ -93,59 +99,17 @@ def batch_norm_entries(name: str, *path: str) -> list[Entry]:
     ]
 
 
-def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
-    """Moves one PyTorch tensor into our layout."""
-    if layout == "same":
-        return array
-    if layout == "conv1x1":
-        return array[:, :, 0, 0].T
-    if layout == "channel":
-        return array.reshape(-1)
-    return array.transpose(LAYOUTS[layout])
-
-
 def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
-    """The inverse of `to_ours`."""
-    if layout == "same":
-        return array
-    if layout == "conv1x1":
-        return array.T[:, :, None, None]
-    if layout == "channel":
-        return array.reshape(1, 1, 1, -1)
-    return array.transpose(np.argsort(LAYOUTS[layout]))
+    """Moves one array into PyTorch's layout."""
+    return LAYOUTS[layout][1](array)
 
 
-def _their_shape(shape: tuple[int, ...], entry: Entry) -> tuple[int, ...]:
-    """Shape of an entry's tensor, for our parameter's shape."""
-    if entry.part[1] > 1:
-        shape = (*shape[:-1], shape[-1] // entry.part[1])
-    return to_theirs(np.broadcast_to(np.float32(0), shape), entry.layout).shape
-
-
-def _piece(array: np.ndarray, part: tuple[int, int]) -> np.ndarray:
-    index, count = part
-    width = array.shape[-1] // count if count > 1 else 0
-    return array[..., index * width : (index + 1) * width] if count > 1 else array
-
-
-def flatten(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """A nested dict as {path: leaf}."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in tree.items():
-        path = (*prefix, key)
-        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
+def _their_view(array: np.ndarray, entry: Entry) -> np.ndarray:
+    index, count = entry.part
+    if count > 1:
+        width = array.shape[-1] // count
+        array = array[..., index * width : (index + 1) * width]
+    return to_theirs(array, entry.layout)
 
 
 def import_tensors(
@@ -170,7 +134,7 @@ def import_tensors(
       ConversionError: listing every missing, unknown and misshapen tensor at once.
     """
     entries = list(entries)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(expected).items()}
     known, paths = {e.name for e in entries} | set(ignore), {e.path for e in entries}
     problems = [f"unknown tensor {name}" for name in tensors if name not in known]
     problems += [
@@ -183,21 +147,22 @@ def import_tensors(
         elif entry.name not in tensors:
             problems.append(f"missing tensor {entry.name}")
         else:
-            wanted = _their_shape(shapes[entry.path], entry)
+            wanted = _their_view(np.broadcast_to(np.float32(0), shapes[entry.path]), entry).shape
             array = np.asarray(tensors[entry.name])
             if array.shape != wanted:
                 problems.append(f"{entry.name} has shape {array.shape}, the model needs {wanted}")
             elif array.dtype.kind in "biu":
                 problems.append(f"{entry.name} has dtype {array.dtype}, which is no weight's")
             else:
-                pieces.setdefault(entry.path, []).append(to_ours(array, entry.layout))
+                pieces.setdefault(entry.path, []).append(LAYOUTS[entry.layout][0](array))
     if problems:
         raise ConversionError(
             f"the weights do not fit this model ({len(problems)} problems); check that the file "
             "and the model config belong together:\n  " + "\n  ".join(problems)
         )
-    join = lambda parts: parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-    return unflatten({path: join(parts) for path, parts in pieces.items()})
+    whole = {path: parts[0] for path, parts in pieces.items() if len(parts) == 1}
+    joined = {p: np.concatenate(parts, axis=-1) for p, parts in pieces.items() if len(parts) > 1}
+    return unflatten_dict(whole | joined)
 
 
 def export_tensors(
@@ -208,9 +173,8 @@ def export_tensors(
     They are contiguous copies, as `safetensors.numpy.save_file` needs them; with `copy=False`
     transposed views, so that a large model is not in memory twice.
     """
-    flat = flatten(params)
-    ours = lambda entry: _piece(np.asarray(flat[entry.path]), entry.part)
-    views = {e.name: to_theirs(ours(e), e.layout) for e in entries}
+    flat = flatten_dict(params)
+    views = {entry.name: _their_view(np.asarray(flat[entry.path]), entry) for entry in entries}
     return {name: np.ascontiguousarray(view) for name, view in views.items()} if copy else views
 
 
@@ -268,7 +232,7 @@ class Names:
         Raises:
           ConversionError: parameters that the published network does not have.
         """
-        entries, present = self.table(module, diffusers), set(flatten(tree))
+        entries, present = self.table(module, diffusers), set(flatten_dict(tree))
         extra = sorted("/".join(path) for path in present - {entry.path for entry in entries})
         if extra:
             name = type(module).__name__
