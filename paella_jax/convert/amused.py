@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert import uvit
-from paella_jax.convert.amused_folder import (
-    DOWNSAMPLING,
-    TEXT_ENCODER,
-    AmusedFolder,
-    open_folder,
-    open_run,
-    write_folder,
-)
+from paella_jax.convert import amused_folder, uvit
 from paella_jax.convert.checks import check_clip
 from paella_jax.convert.paella import carry_tokens
-from paella_jax.convert.released import (
-    DEFAULT,
-    DRAW,
-    JSON,
-    FolderFormat,
-    Found,
-    Released,
-    config_file,
-)
-from paella_jax.families import tokens
+from paella_jax.convert.released import DEFAULT, DRAW, JSON, Found, Released, config_file
 from paella_jax.families.cells import check_cell
-from paella_jax.families.vqgan import (
-    make_vqgan,
-    variables_of,
-    write_tokenizer,
-)
+from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files import weights_file
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.models.uvit import UViT
-from paella_jax.runs.clip_folder import carry_clip
-from paella_jax.typing import Tree
 
 
 def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
@@ -61,51 +37,15 @@ def _settle(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) 
     side = int(known.get("sample_size", 32 if config.uvit.downsample else 16))
     # Whatever else may have been given is refused later.
     is_known = tokenizer is not None and tokenizer.method == "vqgan"
-    pixels = make_vqgan(tokenizer).downsampling if is_known else DOWNSAMPLING
+    pixels = make_vqgan(tokenizer).downsampling if is_known else amused_folder.DOWNSAMPLING
     return {"data.image_size": (side * pixels, DEFAULT if file is None else JSON)}
-
-
-def _check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
-    divisor = make_vqgan(tokenizer).downsampling * (2 if config.uvit.downsample else 1)
-    if config.data.image_size % divisor:
-        raise ConversionError(
-            f"data.image_size {config.data.image_size} must be a multiple of {divisor} for these "
-            f"networks; give --config.data.image_size={divisor}"
-        )
 
 
 def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
     check_cell(config)
     if tokenizer is not None:
-        _check_size(config, tokenizer)
+        amused_folder.check_size(config, tokenizer)
     check_clip("--clip", config.clip.folder, *uvit.text_widths(weights, config))
-
-
-def _check_folder(config: ConfigDict, opened: AmusedFolder, tokenizer: ConfigDict) -> None:
-    check_cell(config)
-    theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
-    if theirs != codes:
-        raise ConversionError(
-            f"{opened.path}: its vqvae has {theirs} codes, its transformer {codes}; they do not "
-            "belong together"
-        )
-    mask = config.uvit.vocabulary_size - 1
-    if opened.mask_token != mask:
-        raise ConversionError(
-            f"{opened.path}: its scheduler's mask_token_id is {opened.mask_token}, the "
-            f"transformer's last row is {mask}; they do not belong together"
-        )
-    _check_size(config, tokenizer)
-    with opened.clip_folder() as clip:
-        shown, widths = str(opened.path / TEXT_ENCODER), uvit.text_widths(opened.weights, config)
-        check_clip("--weights", str(clip), *widths, shown=shown)
-
-
-def _carry_folder(opened: AmusedFolder, config: ConfigDict, tree: Tree, folder: Path) -> None:
-    """Writes the folder's tokenizer and text encoder, as `tokens.prepare_frozen` does."""
-    write_tokenizer(config, variables_of(tree["params"], tree["model_state"]), folder)
-    with opened.clip_folder() as clip, weights_file.errors_name(opened.path / TEXT_ENCODER):
-        carry_clip(str(clip), folder / "frozen" / tokens.CLIP)
 
 
 def _check_run(config: ConfigDict) -> None:
@@ -157,5 +97,6 @@ AMUSED = Released(
     check=_check,
     carry=carry_tokens,
     check_run=_check_run,
-    folder=FolderFormat(open_folder, _check_folder, _carry_folder, open_run, write_folder),
+    open_folder=amused_folder.open_folder,
+    open_run=amused_folder.open_run,
 )

@@ -17,22 +17,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert import uvit
-from paella_jax.convert.released import (
-    Found,
-)
+from paella_jax.convert.checks import check_clip
+from paella_jax.convert.released import Found
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_transformer import tower_config
 from paella_jax.encoders.published import TEXT, load_clip_text_folder
-from paella_jax.families import tokens
-from paella_jax.families.vqgan import (
-    load_carried_tokenizer,
-)
+from paella_jax.families import tokens, vqgan
+from paella_jax.families.cells import check_cell
 from paella_jax.files import weights_file
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
+from paella_jax.runs.clip_folder import carry_clip
+from paella_jax.typing import Tree
 
 INDEX, PIPELINE = "model_index.json", "AmusedPipeline"
 TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = (
@@ -92,6 +91,33 @@ class AmusedFolder(NamedTuple):
         """What kind of files they are."""
         return f"diffusers pipeline folder (the transformer a {self.weights.source})"
 
+    def check(self, config: ConfigDict, tokenizer: ConfigDict) -> None:
+        """Raises ConversionError for parts that do not belong together; `tokenizer` its config."""
+        check_cell(config)
+        theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
+        if theirs != codes:
+            raise ConversionError(
+                f"{self.path}: its vqvae has {theirs} codes, its transformer {codes}; they do not "
+                "belong together"
+            )
+        mask = config.uvit.vocabulary_size - 1
+        if self.mask_token != mask:
+            raise ConversionError(
+                f"{self.path}: its scheduler's mask_token_id is {self.mask_token}, the "
+                f"transformer's last row is {mask}; they do not belong together"
+            )
+        check_size(config, tokenizer)
+        with self.clip_folder() as clip:
+            shown, widths = str(self.path / TEXT_ENCODER), uvit.text_widths(self.weights, config)
+            check_clip("--weights", str(clip), *widths, shown=shown)
+
+    def carry(self, config: ConfigDict, tree: Tree, folder: Path) -> None:
+        """Writes tokenizer (its config and tree) and text encoder, as `tokens.prepare_frozen`."""
+        variables = vqgan.variables_of(tree["params"], tree["model_state"])
+        vqgan.write_tokenizer(config, variables, folder)
+        with self.clip_folder() as clip, weights_file.errors_name(self.path / TEXT_ENCODER):
+            carry_clip(str(clip), folder / "frozen" / tokens.CLIP)
+
     @contextmanager
     def clip_folder(self) -> Iterator[Path]:
         """The text encoder and its tokenizer as one Hugging Face folder, made of links."""
@@ -103,6 +129,16 @@ class AmusedFolder(NamedTuple):
                     if file.is_file() and not link.exists():
                         link.symlink_to(file.absolute())
             yield joined
+
+
+def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
+    """Raises ConversionError for an image size that the networks cannot divide."""
+    divisor = vqgan.make_vqgan(tokenizer).downsampling * (2 if config.uvit.downsample else 1)
+    if config.data.image_size % divisor:
+        raise ConversionError(
+            f"data.image_size {config.data.image_size} must be a multiple of {divisor} for these "
+            f"networks; give --config.data.image_size={divisor}"
+        )
 
 
 def open_folder(path: str | Path) -> AmusedFolder | None:
@@ -171,6 +207,39 @@ class AmusedRun(NamedTuple):
         absent = [] if self.vqvae is not None else [VQVAE]
         return absent if self.clip is not None else [*absent, TEXT_ENCODER, TOKENIZER]
 
+    def write(
+        self,
+        out: Path,
+        tensors: Mapping[str, np.ndarray],
+        dtype: np.dtype | None = None,
+        report: Callable[[int], object] | None = None,
+    ) -> list[str]:
+        """Writes the transformer and every part that the run carries.
+
+        Args:
+          out: folder, made here.
+          tensors: the transformer's, by diffusers' names.
+          dtype: to store the transformer in; the other parts stay as the run has them.
+          report: called with the bytes of each of the transformer's tensors.
+
+        Returns:
+          The parts that the run does not carry.
+
+        Raises:
+          ConversionError: values do not fit `dtype`.
+        """
+        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, dtype, report)
+        if self.vqvae is not None:
+            model, params = self.vqvae
+            vqvae = VQMODEL.names.save(params, model, copy=False)
+            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
+        if self.clip is not None:
+            _write_text_encoder(self.clip, out)
+        for name, config in self.configs.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(json.dumps(config, indent=2))
+        return self.missing
+
 
 def open_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> AmusedRun:
     """What a run carries of a pipeline.
@@ -180,7 +249,7 @@ def open_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> A
     """
     frozen, vqvae, pixels = Path(checkpoint) / "frozen", None, DOWNSAMPLING
     if (frozen / "vqgan.json").is_file():
-        model, variables = load_carried_tokenizer(Path(checkpoint))
+        model, variables = vqgan.load_carried_tokenizer(Path(checkpoint))
         if not isinstance(model, VQModel):
             raise ConversionError(
                 f"{checkpoint} carries a tokenizer of architecture 'paella', diffusers' "
@@ -208,41 +277,6 @@ def open_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> A
         classes = {part: list(kind) for part, kind in CLASSES.items()}
         configs[INDEX] = {"_class_name": PIPELINE, **classes}
     return run
-
-
-def write_folder(
-    run: AmusedRun,
-    out: Path,
-    tensors: Mapping[str, np.ndarray],
-    dtype: np.dtype | None = None,
-    report: Callable[[int], object] | None = None,
-) -> list[str]:
-    """Writes the transformer and every part that the run carries.
-
-    Args:
-      run: what it holds.
-      out: folder, made here.
-      tensors: the transformer's, by diffusers' names.
-      dtype: to store the transformer in; the other parts stay as the run has them.
-      report: called with the bytes of each of the transformer's tensors.
-
-    Returns:
-      The parts that the run does not carry.
-
-    Raises:
-      ConversionError: values do not fit `dtype`.
-    """
-    write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, dtype, report)
-    if run.vqvae is not None:
-        model, params = run.vqvae
-        vqvae = VQMODEL.names.save(params, model, copy=False)
-        write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
-    if run.clip is not None:
-        _write_text_encoder(run.clip, out)
-    for name, config in run.configs.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(json.dumps(config, indent=2))
-    return run.missing
 
 
 def _write_text_encoder(clip: Path, out: Path) -> None:

@@ -70,9 +70,6 @@ def level_entries(patterns: Sequence[str], depths: Sequence[int]) -> list[Entry]
     return entries
 
 
-ATTENTION_MARK = ".attention.to_"  # in a name that only diffusers' table has
-
-
 def split_attention(entries: list[Entry]) -> list[Entry]:
     """The original table -> diffusers', which keeps queries, keys and values as three matrices."""
     renamed = []
@@ -90,6 +87,9 @@ def split_attention(entries: list[Entry]) -> list[Entry]:
             name = f"{block}.attention.{rest.replace('out_proj', 'to_out.0')}"
             renamed.append(entry._replace(name=name))
     return renamed
+
+
+SPLIT_ATTENTION = (split_attention, ".attention.to_")  # in a name of diffusers' table alone
 
 
 def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:

@@ -94,8 +94,8 @@ def _configs(
 ) -> Any:
     """config.json of exported tensors; of a pipeline's folder, what the run holds of it."""
     model = record.make(config, tensors)
-    if record.folder is not None:
-        return record.folder.open_run(checkpoint, config, model)
+    if record.open_run is not None:
+        return record.open_run(checkpoint, config, model)
     assert record.foreign is not None
     return record.foreign.write(model, **record.write_told(config, tensors))
 
@@ -129,8 +129,8 @@ def write_export(
     assert record is not None
     with whole_folder(out) as part:
         content = _configs(checkpoint, config, record, tensors)
-        if record.folder is not None:
-            return record.folder.write(content, part, tensors, dtype, report)
+        if record.open_run is not None:
+            return content.write(part, tensors, dtype, report)
         write_safetensors(part / DIFFUSERS_WEIGHTS, tensors, dtype, report)
         write_atomically(part / CONFIG, json.dumps(content, indent=2))
     return []

@@ -214,8 +214,8 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
                 f"{plan.folder.path} brings its own networks; leave out {options}, or give "
                 "its folder `transformer` alone"
             )
-        assert record.folder is not None and plan.tokenizer is not None
-        return record.folder.check(config, plan.folder, plan.tokenizer.config)
+        assert plan.tokenizer is not None
+        return plan.folder.check(config, plan.tokenizer.config)
     if record.together and given and "tokenizer" not in given:
         raise ConversionError(f"{options} needs --tokenizer too: networks are carried together")
     tokenizer = _read_tokenizer(config, *record.tokenizer) if "tokenizer" in given else None
@@ -253,8 +253,7 @@ def write_run_folder(
         if plan.folder is None:
             plan.record.carry(plan.config, part)
         else:
-            assert plan.record.folder is not None and plan.tokenizer is not None
-            tokenizer = plan.tokenizer
-            plan.record.folder.carry(plan.folder, tokenizer.config, tokenizer.tree, part)
+            assert plan.tokenizer is not None
+            plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(plan.config))

@@ -124,7 +124,7 @@ def open_parts(
       ConversionError: nothing there, another family, no second network where the family needs
         one, one for another family, or a pipeline folder that lacks parts.
     """
-    opened = (r.folder.open(path) for r in RECORDS if r.folder is not None)
+    opened = (known.open_folder(path) for known in RECORDS)
     folder = next((found for found in opened if found is not None), None)
     if folder is not None and key is not None:
         raise ConversionError(f"{path} is a pipeline folder, which has no entries; leave out --key")

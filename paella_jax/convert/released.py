@@ -50,12 +50,12 @@ class Written(NamedTuple):
     told: str = ""
 
 
-TUPLE = {"read": lambda value, config: tuple(value), "write": lambda value, module: list(value)}
-
-
 @dataclass(frozen=True)
 class ForeignConfig:
-    """A foreign class's config.json <-> our module, told once for both ways."""
+    """A foreign class's config.json <-> our module, told once for both ways.
+
+    Our tuples are its lists.
+    """
 
     class_name: str
     make: Callable[..., Any]  # our module's class
@@ -86,7 +86,8 @@ class ForeignConfig:
         values = {}
         for name, known in self.fields.items():
             if name in config or known.default is not REQUIRED:
-                values[known.ours] = known.read(config.get(name, known.default), config)
+                value = known.read(config.get(name, known.default), config)
+                values[known.ours] = tuple(value) if isinstance(value, list) else value
             elif not self.optional:
                 raise KeyError(name)
         return self.make(**values)
@@ -131,7 +132,8 @@ class ForeignConfig:
                 written[name] = argument.value
             else:
                 known = self.fields[name]
-                written[name] = known.write(getattr(module, known.ours), module)
+                value = known.write(getattr(module, known.ours), module)
+                written[name] = list(value) if isinstance(value, tuple) else value
         return written
 
 
@@ -146,24 +148,6 @@ class Beside(NamedTuple):
     check: Callable[[Weights, ConfigDict], None]  # refuses what does not fit the family's network
     of_run: Callable[[str | Path], Tree]  # run folder -> its variables
     missing: str  # what is said of weights without it, after the file's name
-
-
-class FolderFormat(NamedTuple):
-    """A published folder of several networks.
-
-    It opens as an object with `path`, `weights`, `tokenizer` and its `tokenizer_family`, `found`
-    config fields, `files` and `source`; as None where the path is no such folder.
-    """
-
-    open: Callable[[str | Path], Any]
-    # Config, opened folder and its tokenizer's config: refuses what does not fit.
-    check: Callable[[ConfigDict, Any, ConfigDict], None]
-    # Opened folder, its tokenizer's config and tree -> into a new run folder.
-    carry: Callable[[Any, ConfigDict, Tree, Path], None]
-    # Run folder, config and module -> what of the folder a run holds, checked.
-    open_run: Callable[[str | Path, ConfigDict, Any], Any]
-    # That, a folder, tensors, their dtype and a report -> the parts that the run lacks.
-    write: Callable[..., list[str]]
 
 
 @dataclass(frozen=True)
@@ -212,7 +196,10 @@ class Released:
     # Config and exported tensors -> what `foreign.write` must be told.
     write_told: Callable[[ConfigDict, Mapping[str, np.ndarray]], dict[str, Any]] = lambda *known: {}
     beside: Beside | None = None  # a second network of its runs
-    folder: FolderFormat | None = None  # a published folder that it is part of
+    # A published folder of several networks, as `AmusedFolder`; None for other paths.
+    open_folder: Callable[[str | Path], Any] = lambda path: None
+    # Run folder, config and module -> what of such a folder a run holds, as `AmusedRun`.
+    open_run: Callable[[str | Path, ConfigDict, Any], Any] | None = None
 
     def field_of(self, name: str) -> str:
         """The config's name of a network's field."""

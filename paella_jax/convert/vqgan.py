@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert.blocks import index_count, needed_shape
-from paella_jax.convert.released import TUPLE, Field, Fixed, ForeignConfig, Released, Written
+from paella_jax.convert.released import Field, Fixed, ForeignConfig, Released, Written
 from paella_jax.families.vqgan import variables_of
 from paella_jax.files.tensors import (
     ConversionError,
@@ -291,7 +291,7 @@ VQMODEL = Released(
     foreign=ForeignConfig("VQModel", VQModel, {
         "act_fn": Fixed("silu"), "in_channels": Fixed(3), "out_channels": Fixed(3),
         "norm_type": Fixed("group"),
-        "block_out_channels": Field("widths", **TUPLE),
+        "block_out_channels": "widths",
         "down_block_types": _levels("down_block_types", "encoder_attention", ENCODER_LEVELS, 1),
         "up_block_types": _levels("up_block_types", "decoder_attention", DECODER_LEVELS, -1),
         "layers_per_block": "blocks_per_level",

@@ -1,7 +1,4 @@
-"""Würstchen's Stages B and C as released (docs/models/wuerstchen.md 1, 4.1, 6).
-
-The two naming schemes differ in the attention only, see `blocks.split_attention`.
-"""
+"""Würstchen's Stages B and C as released (docs/models/wuerstchen.md 1, 4.1, 6)."""
 
 from __future__ import annotations
 
@@ -13,23 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert.blocks import (
-    ATTENTION_MARK,
-    block_entries,
-    block_fields,
-    index_count,
-    level_entries,
-    level_fields,
-    needed_shape,
-    split_attention,
-    width_into,
-)
+from paella_jax.convert import blocks
 from paella_jax.convert.checks import check_clip
 from paella_jax.convert.compressor import BESIDE_STAGE_B
 from paella_jax.convert.released import (
     DEFAULT,
     DRAW,
-    TUPLE,
     Field,
     ForeignConfig,
     Found,
@@ -55,7 +41,6 @@ FILE_B, FILE_C = ("Stage B", "model_v2_stage_b.pt"), ("Stage C", "model_v2_stage
 TEXT_B, TEXT_C = "clip_mapper.weight", "cond_mapper.0.weight"  # what the text goes through
 # Tensors of the first release's Stage B, a Paella over tokens.
 TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight")
-STAGE_B_RUN = "Stage B's run"
 
 
 def _inputs(shape: tuple[int, ...], text_width: int) -> tuple[Any, ...]:
@@ -75,7 +60,7 @@ def stage_b_entries(model: StageB) -> list[Entry]:
         *linear_entries("clip_mapper", "text"),
         *linear_entries("embedding.1", "embedding", "proj", layout="conv1x1"),
         *linear_entries("clf.1", "output", "proj", layout="conv1x1"),
-        *level_entries(model.patterns, model.depths),
+        *blocks.level_entries(model.patterns, model.depths),
     ]
     levels = len(model.widths)
     for level in range(levels):
@@ -105,7 +90,7 @@ def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
 
 def _widths_b(tensors: Mapping[str, np.ndarray]) -> tuple[int]:
     refuse_token_model(tensors)
-    return (width_into(tensors, TEXT_B),)
+    return (blocks.width_into(tensors, TEXT_B),)
 
 
 def infer_stage_b(
@@ -123,14 +108,14 @@ def infer_stage_b(
         file is the first release's token model.
     """
     refuse_token_model(tensors)
-    shape = lambda name, rank: needed_shape(tensors, name, rank, *FILE_B)
+    shape = lambda name, rank: blocks.needed_shape(tensors, name, rank, *FILE_B)
     width, patched = shape("embedding.1.weight", 4)[:2]
     if patched % PATCH_SIZE**2:
         raise ConversionError(
             f"not a Stage B: embedding.1.weight takes {patched} channels, which are no "
             f"{PATCH_SIZE}x{PATCH_SIZE} patches; give the model's config"
         )
-    fields = level_fields(tensors, width, FILE_B, head_width)
+    fields = blocks.level_fields(tensors, width, FILE_B, head_width)
     levels = range(len(fields["widths"]))
     inject = tuple(f"effnet_mappers.{level}.weight" in tensors for level in levels)
     fields |= {
@@ -152,7 +137,7 @@ def _read_c_out(value: int, config: Mapping[str, Any]) -> int:
 
 
 def _check_b(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
-    check_clip("--text", config.text.folder, width_into(weights, TEXT_B))
+    check_clip("--text", config.text.folder, blocks.width_into(weights, TEXT_B))
     if tokenizer is None:
         return
     if architecture_of(tokenizer) != "paella":
@@ -190,7 +175,7 @@ STAGE_B = Released(
     preset="stage_b:v2",
     make=lambda config, tensors=None: StageB(**config.model),
     names=Names(
-        stage_b_entries, _inputs_b, _widths_b, diffusers=(split_attention, ATTENTION_MARK)
+        stage_b_entries, _inputs_b, _widths_b, diffusers=blocks.SPLIT_ATTENTION
     ),
     own="stage_b",
     infer=infer_stage_b,
@@ -201,14 +186,14 @@ STAGE_B = Released(
         "c_r": "time_width",
         "patch_size": "patch_size",
         "c_cond": "cond_width",
-        "c_hidden": Field("widths", **TUPLE),
+        "c_hidden": "widths",
         "nhead": Field(
-            "num_heads", lambda value, config: tuple(max(heads, 0) for heads in value),
+            "num_heads", lambda value, config: [max(heads, 0) for heads in value],
             lambda value, module: [heads or -1 for heads in value],
         ),
-        "blocks": Field("depths", **TUPLE),
-        "level_config": Field("patterns", **TUPLE),
-        "inject_effnet": Field("inject", **TUPLE),
+        "blocks": "depths",
+        "level_config": "patterns",
+        "inject_effnet": "inject",
         "effnet_embd": "guide_channels",
         "clip_embd": Written(told="text_width"),
         "kernel_size": "kernel_size",
@@ -225,7 +210,7 @@ STAGE_B = Released(
     check=_check_b,
     carry=_carry_b,
     refuse=refuse_token_model,
-    write_told=lambda config, tensors: {"text_width": width_into(tensors, TEXT_B)},
+    write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_B)},
     beside=BESIDE_STAGE_B,
 )  # fmt: skip
 
@@ -242,7 +227,7 @@ def stage_c_entries(model: StageC) -> list[Entry]:
         *linear_entries("out.1", "output", layout="conv1x1"),
     ]
     for index, kind in enumerate("CTA" * model.depth):
-        entries += block_entries(kind, f"blocks.{index}", f"block_{index}")
+        entries += blocks.block_entries(kind, f"blocks.{index}", f"block_{index}")
     return entries
 
 
@@ -257,24 +242,24 @@ def infer_stage_c(
     Raises:
       ConversionError: tensors that carry the sizes are missing.
     """
-    shape = lambda name, rank: needed_shape(tensors, name, rank, *FILE_C)
+    shape = lambda name, rank: blocks.needed_shape(tensors, name, rank, *FILE_C)
     width, channels = shape("projection.weight", 4)[:2]
     shape("blocks.0.depthwise.weight", 4)
-    blocks = index_count(tensors, r"blocks\.(\d+)\.")
-    fields = {"channels": channels, "width": width, "depth": -(-blocks // len("CTA"))}
+    depth = -(-blocks.index_count(tensors, r"blocks\.(\d+)\.") // len("CTA"))
+    fields = {"channels": channels, "width": width, "depth": depth}
     heads = {} if width % head_width else {"num_heads": width // head_width}
-    return fields | block_fields(tensors, r"blocks\.\d+") | heads
+    return fields | blocks.block_fields(tensors, r"blocks\.\d+") | heads
 
 
 def _settle_c(config: ConfigDict, *known: Any) -> Found:
     """The size of the images that the Stage B behind it draws."""
     if not config.stage_b:
         return {}
-    return {"data.image_size": (read_config(config.stage_b).data.image_size, STAGE_B_RUN)}
+    return {"data.image_size": (read_config(config.stage_b).data.image_size, "Stage B's run")}
 
 
 def _check_c(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
-    check_clip("--text", config.text.folder, width_into(weights, TEXT_C))
+    check_clip("--text", config.text.folder, blocks.width_into(weights, TEXT_C))
     if not config.stage_b:
         return
     run, behind = config.stage_b, read_config(config.stage_b)
@@ -313,8 +298,8 @@ STAGE_C = Released(
     names=Names(
         stage_c_entries,
         lambda model, text_width: _inputs((1, 1, 1, model.channels), text_width),
-        lambda tensors: (width_into(tensors, TEXT_C),),
-        diffusers=(split_attention, ATTENTION_MARK),
+        lambda tensors: (blocks.width_into(tensors, TEXT_C),),
+        diffusers=blocks.SPLIT_ATTENTION,
     ),
     own="stage_c",
     infer=infer_stage_c,
@@ -340,5 +325,5 @@ STAGE_C = Released(
     },
     check=_check_c,
     carry=_carry_c,
-    write_told=lambda config, tensors: {"text_width": width_into(tensors, TEXT_C)},
+    write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_C)},
 )  # fmt: skip
