@@ -45,7 +45,8 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
     record, family = record_of(config), run_family(config)
     if record is None:
         raise ConversionError(f"{checkpoint} is a {family!r}, which has no published format")
-    able = list(dict.fromkeys(r.family for r in RECORDS if DIFFUSERS in r.forms))
+    ordered = sorted(RECORDS, key=lambda known: len(known.needs))  # what stands alone comes first
+    able = list(dict.fromkeys(known.family for known in ordered if DIFFUSERS in known.forms))
     if form == DIFFUSERS and family not in able:
         raise ConversionError(
             f"--export diffusers exists for {', '.join(able)} only, {checkpoint} is "

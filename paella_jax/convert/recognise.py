@@ -16,7 +16,7 @@ from paella_jax.files.weights_file import open_weights
 
 # The first whose mark a file has is its family. The first release's Stage B is a Paella with a
 # guide; being looked for first, it is refused as a Stage B.
-RECORDS = (VQGAN, VQMODEL, STAGE_B, STAGE_C, PAELLA, AMUSED, CLIP_PRIOR)
+RECORDS = (STAGE_B, STAGE_C, PAELLA, AMUSED, VQGAN, VQMODEL, CLIP_PRIOR)
 FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
 GROUPS = tuple(dict.fromkeys(group for record in RECORDS for group in record.groups))
 # Others that come with the releases: which option takes them.
