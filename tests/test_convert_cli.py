@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import golden
 import jax
@@ -202,6 +203,29 @@ def test_clip_prior_there_and_back(tmp_path):
     run("--export", "original", "--checkpoint", tmp_path / "run", "--out",
         tmp_path / "back.safetensors")  # fmt: skip
     golden.same_tensors(load_file(tmp_path / "back.safetensors"), tensors)
+
+
+def test_a_new_family_is_one_record(tmp_path, monkeypatch):
+    """Recognised, converted, told on its card and exported, by the engine as it is."""
+    table = lambda model: [
+        entry._replace(name=f"toy.{entry.name}") for entry in CLIP_PRIOR.names.table(model)
+    ]
+    bare = lambda tensors: {name.removeprefix("toy."): x for name, x in tensors.items()}
+    toy = replace(
+        CLIP_PRIOR, family="toy", title="Toy prior", marks=("toy.blocks.0.weight",),
+        names=replace(CLIP_PRIOR.names, entries=table),
+        infer=lambda tensors: infer_clip_prior(bare(tensors)),
+    )  # fmt: skip
+    for module in ("recognise", "export"):
+        monkeypatch.setattr(f"paella_jax.convert.{module}.RECORDS", (toy,))
+    monkeypatch.setattr("paella_jax.convert.recognise.FAMILIES", ("toy",))
+    tensors = {f"toy.{name}": x for name, x in tensors_of("paella_clip_prior").items()}
+    save_file(tensors, tmp_path / "toy.safetensors")
+    run("--family", "toy", "--weights", tmp_path / "toy.safetensors", "--out", tmp_path / "run")
+    assert "# Toy prior, converted" in (tmp_path / "run" / "README.md").read_text()
+    out = tmp_path / "back.safetensors"
+    run("--export", "original", "--checkpoint", tmp_path / "run", "--out", out)
+    golden.same_tensors(load_file(out), tensors)
 
 
 @pytest.fixture(scope="module")
