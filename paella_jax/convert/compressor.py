@@ -11,25 +11,22 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.convert.released import SHAPES, Beside, Found
 from paella_jax.families.stage_b import COMPRESSOR, compressor_variables, make_compressor
 from paella_jax.files import weights_file
 from paella_jax.files.tensors import (
-    COUNTER,
     ConversionError,
     Entry,
     Names,
     Weights,
     batch_norm_entries,
-    import_tensors,
     linear_entries,
 )
 from paella_jax.models.compressor import VARIANTS, Compressor, Stage, expanded_width
 
-BACKBONE, TORCHVISION, MAPPER = "backbone.", "features.", "mapper"
+BACKBONE, MAPPER = "backbone.", "mapper"
 
 
 def infer_compressor(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -90,35 +87,6 @@ def compressor_entries(model: Compressor) -> list[Entry]:
 
 
 NAMES = Names(compressor_entries, lambda model: (jnp.zeros((1, 32, 32, 3)),), whole=True)
-
-
-def import_backbone(
-    tensors: Mapping[str, np.ndarray], model: Compressor, fresh: Mapping[str, Any]
-) -> dict[str, Any]:
-    """torchvision's own EfficientNetV2 weights, where training a compressor starts from.
-
-    Args:
-      tensors: `features.*`; the `classifier.*` is dropped.
-      model: the module.
-      fresh: its variables at initialisation, which the mapper is taken from.
-
-    Returns:
-      {"params", "batch_stats"}.
-
-    Raises:
-      ConversionError: listing every misfit.
-    """
-    entries = [
-        entry._replace(name=TORCHVISION + entry.name.removeprefix(BACKBONE))
-        for entry in compressor_entries(model)
-        if entry.name.startswith(BACKBONE)
-    ]
-    ignore = [n for n in tensors if n.endswith(COUNTER) or n.startswith("classifier.")]
-    mine = lambda path: path[1] == "mapper"
-    whole = flatten_dict(fresh)
-    expected = unflatten_dict({path: leaf for path, leaf in whole.items() if not mine(path)})
-    loaded = flatten_dict(import_tensors(entries, tensors, expected, ignore=ignore))
-    return unflatten_dict(loaded | {path: leaf for path, leaf in whole.items() if mine(path)})
 
 
 def _found(compressor: Weights, named: set[str]) -> Found:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paella_jax.convert.compressor import NAMES as COMPRESSOR_NAMES
-from paella_jax.convert.compressor import compressor_entries, import_backbone, infer_compressor
+from paella_jax.convert.compressor import compressor_entries, infer_compressor
 from paella_jax.encoders.clip_preprocess import resize_short_side
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess, normalise
 from paella_jax.files.tensors import ConversionError
@@ -264,28 +264,6 @@ def test_misfits_are_listed_together(case, folder):
     with pytest.raises(ConversionError, match=r"mapper\.1\.bias") as error:
         COMPRESSOR_NAMES.load(tensors, model)
     assert "backbone.0.1.bias" in str(error.value) and "surprise" in str(error.value)
-
-
-def test_torchvision_names_fill_the_backbone(case, folder):
-    _, model, variables, _ = case
-    theirs = {
-        name.replace("backbone.", "features.", 1): array
-        for name, array in golden.weights_of(folder).items()
-        if name.startswith("backbone.")
-    }
-    theirs["classifier.1.weight"] = np.zeros((5, model.head_channels), np.float32)
-    rng = np.random.default_rng(0)
-    fresh = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), COMPRESSOR_NAMES.shapes(model))
-    loaded = import_backbone(theirs, model, fresh)
-    mapper = lambda tree: {kind: tree[kind]["mapper"] for kind in ("params", "batch_stats")}
-    jax.tree.map(np.testing.assert_array_equal, mapper(loaded), mapper(fresh))
-    wanted = jax.tree.map(lambda x: x, variables)
-    for kind, values in mapper(fresh).items():
-        wanted[kind]["mapper"] = values
-    jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
-    del theirs["features.0.0.weight"]
-    with pytest.raises(ConversionError, match=r"missing tensor features\.0\.0\.weight"):
-        import_backbone(theirs, model, fresh)
 
 
 @pytest.mark.parametrize("variant, stem, last", [("s", 24, 256), ("l", 32, 640)])
