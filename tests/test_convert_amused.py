@@ -19,10 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 import paella_jax
 from paella_jax.config import to_json
-from paella_jax.convert.amused import AMUSED
+from paella_jax.convert.amused import AMUSED, make_uvit
 from paella_jax.convert.plan import plan_conversion
 from paella_jax.convert.recognise import Parts, recognise
-from paella_jax.convert.uvit import make_uvit
 from paella_jax.convert.vqgan import VQGAN as VQGAN_F4
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_text import clip_text_from_hf_config

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import small
 
-from paella_jax.convert.amused import AMUSED
-from paella_jax.convert.uvit import infer_uvit
+from paella_jax.convert.amused import AMUSED, infer_uvit
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C, infer_stage_b, infer_stage_c
 from paella_jax.families.vqgan import make_vqgan

@@ -1,30 +1,259 @@
-"""aMUSEd as released: its transformer alone, or in a pipeline's folder (docs/models/muse.md 2)."""
+"""aMUSEd as released: its transformer, alone or in a pipeline's folder (docs/models/muse.md 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert import amused_folder, uvit
+from paella_jax.convert import amused_folder
+from paella_jax.convert.blocks import index_count, needed_shape
 from paella_jax.convert.checks import check_clip
 from paella_jax.convert.paella import carry_tokens
-from paella_jax.convert.released import DEFAULT, DRAW, JSON, Found, Released, config_file
+from paella_jax.convert.released import (
+    DEFAULT,
+    DRAW,
+    JSON,
+    Field,
+    ForeignConfig,
+    Found,
+    Released,
+    Written,
+    config_file,
+)
+from paella_jax.convert.vqgan import attention_entries
 from paella_jax.families.cells import check_cell
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files import weights_file
-from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.files.tensors import (
+    ConversionError,
+    Entry,
+    Names,
+    Weights,
+    linear_entries,
+    norm_entries,
+)
 from paella_jax.models.uvit import UViT
+
+UVIT_CLASS = "UVit2DModel"
+HEAD_WIDTH, MICRO_WIDTH, MICRO_CONDS = 64, 256, 5  # as released
+
+
+def _read_micro_conds(total: int, config: Mapping[str, Any]) -> int:
+    width = config.get("micro_cond_encode_dim", MICRO_WIDTH)
+    if total % width:
+        raise ValueError(
+            f"micro_cond_embed_dim {total} must be a multiple of micro_cond_encode_dim {width}"
+        )
+    return total // width
+
+
+# What a config leaves out has aMUSEd's value; `sample_size` is the token map's usual side.
+UVIT_CONFIG = ForeignConfig(UVIT_CLASS, UViT, {
+    "vocab_size": "vocabulary_size",
+    "codebook_size": "codebook_size",
+    "in_channels": "token_width",
+    "block_out_channels": "conv_width",
+    "num_res_blocks": "conv_blocks",
+    "block_num_heads": "conv_heads",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "feed_forward_width",
+    "encoder_hidden_size": "text_width",
+    "cond_embed_dim": "pooled_width",
+    "micro_cond_encode_dim": "micro_width",
+    "downsample": "downsample",
+    "upsample": "upsample",
+    "use_bias": "use_bias",
+    "ln_elementwise_affine": "learned_norms",
+    "layer_norm_eps": "norm_epsilon",
+    "hidden_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "micro_cond_embed_dim": Field(
+        "micro_conds", _read_micro_conds, lambda value, module: value * module.micro_width
+    ),
+    "sample_size": Written(told="sample_size"),
+}, optional=True)  # fmt: skip
+
+
+def uvit_entries(model: UViT) -> list[Entry]:
+    """The name table of one configuration."""
+    bias, learned = model.use_bias, model.learned_norms
+    linear = lambda name, path, form="linear": linear_entries(name, path, bias=bias, layout=form)
+    norm = lambda name, *path: norm_entries(name, *path, bias=False) if learned else []
+    entries = [
+        *linear("encoder_proj", "text"),
+        *norm("encoder_proj_layer_norm", "text_norm"),
+        Entry("embed.embeddings.weight", ("token_table",)),
+        *norm("embed.layer_norm", "embedding_norm"),
+        *linear("embed.conv", "embedding", "conv1x1"),
+        *linear("cond_embed.linear_1", "condition_in"),
+        *linear("cond_embed.linear_2", "condition_out"),
+        *norm("project_to_hidden_norm", "hidden_in_norm"),
+        *linear("project_to_hidden", "hidden_in"),
+        *norm("project_from_hidden_norm", "hidden_out_norm"),
+        *linear("project_from_hidden", "hidden_out"),
+        *linear("mlm_layer.conv1", "output", "conv1x1"),
+        *norm("mlm_layer.layer_norm", "output_norm"),
+        Entry("mlm_layer.conv2.weight", ("classifier",), "conv1x1"),
+    ]
+    if bias:
+        entries.append(Entry("mlm_layer.conv2.bias", ("classifier_bias",)))
+    resampled = (
+        ("down", "downsample", "conv", model.downsample),
+        ("up", "upsample", "conv_transpose", model.upsample),
+    )
+    for side, name, layout, present in resampled:
+        if present:
+            theirs, ours = f"{side}_block.{name}", f"{side}_resample"
+            entries += norm(f"{theirs}.norm", ours, "norm")
+            entries += linear(f"{theirs}.conv", ours, layout)
+        for index in range(model.conv_blocks):
+            conv, attention = (f"{side}_block.{x}_blocks.{index}" for x in ("res", "attention"))
+            entries += _conv_block(model, conv, f"{side}_conv_{index}")
+            entries += _text_attention(model, attention, f"{side}_attention_{index}")
+    for index in range(model.depth):
+        entries += _layer(model, f"transformer_layers.{index}", f"layer_{index}")
+    return entries
+
+
+def _conv_block(model: UViT, name: str, path: str) -> list[Entry]:
+    bias = model.use_bias
+    depthwise = {"layout": "conv", "leaf": "depthwise_kernel"}
+    return [
+        *linear_entries(f"{name}.depthwise", path, bias=bias, **depthwise),
+        *(norm_entries(f"{name}.norm", path, "norm", bias=False) if model.learned_norms else []),
+        *linear_entries(f"{name}.channelwise_linear_1", path, "expand", bias=bias),
+        Entry(f"{name}.channelwise_norm.gamma", (path, "response_norm", "gamma"), "channel"),
+        Entry(f"{name}.channelwise_norm.beta", (path, "response_norm", "beta"), "channel"),
+        *linear_entries(f"{name}.channelwise_linear_2", path, "contract", bias=bias),
+        *linear_entries(f"{name}.cond_embeds_mapper", path, "modulation", bias=bias),
+    ]
+
+
+def _text_attention(model: UViT, name: str, path: str) -> list[Entry]:
+    bias = model.use_bias
+    entries = []
+    if model.conv_width != model.width:
+        entries += linear_entries(f"{name}.kv_mapper", path, "text_mapper", bias=bias)
+    for number in (1, 2):
+        entries += norm_entries(f"{name}.norm{number}", path, f"norm_{number}", bias=False)
+        entries += attention_entries(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
+    return entries
+
+
+def _layer(model: UViT, name: str, path: str) -> list[Entry]:
+    bias = model.use_bias
+    entries = [
+        *linear_entries(f"{name}.ff.net.0.proj", path, "feed_forward", "expand", bias=bias),
+        *linear_entries(f"{name}.ff.net.2", path, "feed_forward", "contract", bias=bias),
+    ]
+    for number in (1, 2, 3):
+        theirs, ours = f"{name}.norm{number}", f"norm_{number}"
+        entries += linear_entries(f"{theirs}.linear", path, ours, "modulation", bias=bias)
+        if model.learned_norms:
+            entries += norm_entries(f"{theirs}.norm", path, ours, "norm", bias=bias and number == 3)
+    for number in (1, 2):
+        entries += attention_entries(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
+    return entries
+
+
+def _inputs(model: UViT) -> tuple[Any, ...]:
+    tokens = jnp.zeros((1, model.grid_divisor, model.grid_divisor), jnp.int32)
+    text = jnp.zeros((1, 1, model.text_width))
+    pooled, micro = (jnp.zeros((1, n)) for n in (model.pooled_width, model.micro_conds))
+    return tokens, text, pooled, micro
+
+
+NAMES = Names(uvit_entries, _inputs)
+
+
+def infer_uvit(
+    tensors: Mapping[str, np.ndarray], head_width: int = HEAD_WIDTH, micro_width: int = MICRO_WIDTH
+) -> dict[str, Any]:
+    """Fields of `UViT` from a state dict's names and shapes.
+
+    Not told by them: `norm_epsilon`, the dropouts, the number of heads, and how the condition
+    divides into pooled text and micro-conditions. Heads are there where the widths can be heads of
+    `head_width`; `pooled_width`, `micro_width` and `micro_conds` where the condition has room for
+    aMUSEd's five numbers of `micro_width`.
+
+    Raises:
+      ConversionError: tensors that carry the sizes are missing.
+    """
+    shape = lambda name, rank: needed_shape(tensors, name, rank, UVIT_CLASS)
+    vocabulary, token_width = shape("embed.embeddings.weight", 2)
+    width, text_width = shape("encoder_proj.weight", 2)
+    conv_width = shape("embed.conv.weight", 4)[0]
+    fields: dict[str, Any] = {
+        "vocabulary_size": vocabulary,
+        "codebook_size": shape("mlm_layer.conv2.weight", 4)[0],
+        "token_width": token_width,
+        "conv_width": conv_width,
+        "conv_blocks": index_count(tensors, r"down_block\.res_blocks\.(\d+)\."),
+        "width": width,
+        "depth": index_count(tensors, r"transformer_layers\.(\d+)\."),
+        "feed_forward_width": shape("transformer_layers.0.ff.net.2.weight", 2)[1],
+        "text_width": text_width,
+        "downsample": "down_block.downsample.conv.weight" in tensors,
+        "upsample": "up_block.upsample.conv.weight" in tensors,
+        "use_bias": "encoder_proj.bias" in tensors,
+        "learned_norms": "encoder_proj_layer_norm.weight" in tensors,
+    }
+    for field, size in (("conv_heads", conv_width), ("num_heads", width)):
+        if size % head_width == 0:
+            fields[field] = size // head_width
+    pooled = shape("cond_embed.linear_1.weight", 2)[1] - MICRO_CONDS * micro_width
+    if pooled > 0:
+        fields |= {"pooled_width": pooled, "micro_width": micro_width, "micro_conds": MICRO_CONDS}
+    return fields
+
+
+def text_widths(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[int, int]:
+    """Widths of the text states and of the pooled text that a transformer takes.
+
+    Args:
+      tensors: of a UVit2DModel.
+      config: of the run; its micro-conditions take the rest of the condition.
+
+    Raises:
+      ConversionError: the micro-conditions alone are wider than the condition.
+    """
+    text = needed_shape(tensors, "encoder_proj.weight", 2, UVIT_CLASS)[1]
+    condition = needed_shape(tensors, "cond_embed.linear_1.weight", 2, UVIT_CLASS)[1]
+    return text, _pooled(condition, config)
+
+
+def make_uvit(config: Mapping[str, Any], text_width: int = 768, pooled_width: int = 768) -> UViT:
+    """The network of a run's config, in float32."""
+    codes, fields = config["model"]["codebook_size"], dict(config["uvit"])
+    fields["vocabulary_size"] = fields["vocabulary_size"] or codes + 1
+    return UViT(**fields, codebook_size=codes, text_width=text_width, pooled_width=pooled_width)
+
+
+def _pooled(condition: int, config: Mapping[str, Any]) -> int:
+    uvit = config["uvit"]
+    count, width = uvit["micro_conds"], uvit["micro_width"]
+    pooled = condition - count * width
+    if pooled <= 0:
+        raise ConversionError(
+            f"cond_embed.linear_1.weight takes {condition} inputs, but {count} "
+            f"micro-conditions of width {width} leave none for the text; give the "
+            f"folder with its {weights_file.CONFIG}, or --config.uvit.micro_width=N"
+        )
+    return pooled
 
 
 def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
     file, count = config_file(weights), fields.get("micro_conds")
-    if file is not None and count != uvit.MICRO_CONDS:  # a sixth would be the noise level's
+    if file is not None and count != MICRO_CONDS:  # a sixth would be the noise level's
         raise ConversionError(
             f"{file} has room for {count} micro-conditions, aMUSEd has "
-            f"{uvit.MICRO_CONDS}: micro_cond_embed_dim must be {uvit.MICRO_CONDS} x "
+            f"{MICRO_CONDS}: micro_cond_embed_dim must be {MICRO_CONDS} x "
             "micro_cond_encode_dim"
         )
     return {}
@@ -45,7 +274,7 @@ def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -
     check_cell(config)
     if tokenizer is not None:
         amused_folder.check_size(config, tokenizer)
-    check_clip("--clip", config.clip.folder, *uvit.text_widths(weights, config))
+    check_clip("--clip", config.clip.folder, *text_widths(weights, config))
 
 
 def _check_run(config: ConfigDict) -> None:
@@ -53,12 +282,11 @@ def _check_run(config: ConfigDict) -> None:
     needed = {
         "cell.corruption": (config.cell.corruption, "mask"),
         "text.kind": (config.text.kind, "clip"),
-        "uvit.micro_conds": (config.uvit.micro_conds, uvit.MICRO_CONDS),
+        "uvit.micro_conds": (config.uvit.micro_conds, MICRO_CONDS),
     }
+    wrong = {name: pair for name, pair in needed.items() if pair[0] != pair[1]}
     problems = [
-        f"{name} is {value!r}, it has {only!r} only"
-        for name, (value, only) in needed.items()
-        if value != only
+        f"{name} is {value!r}, it has {only!r} only" for name, (value, only) in wrong.items()
     ]
     if problems:
         raise ConversionError(
@@ -67,7 +295,7 @@ def _check_run(config: ConfigDict) -> None:
 
 
 def _make(config: ConfigDict, tensors: Mapping[str, np.ndarray] | None = None) -> UViT:
-    return uvit.make_uvit(config, *(uvit.text_widths(tensors, config) if tensors else ()))
+    return make_uvit(config, *(text_widths(tensors, config) if tensors else ()))
 
 
 AMUSED = Released(
@@ -78,12 +306,12 @@ AMUSED = Released(
     runs={"method": "tokens", "cell.network": "uvit"},
     preset="muse:amused_256",
     make=_make,
-    names=uvit.NAMES,
+    names=NAMES,
     own="predictor",
-    infer=uvit.infer_uvit,
+    infer=infer_uvit,
     block="uvit",
-    heads=({"num_heads": "width", "conv_heads": "conv_width"}, uvit.HEAD_WIDTH),
-    foreign=uvit.UVIT_CONFIG,
+    heads=({"num_heads": "width", "conv_heads": "conv_width"}, HEAD_WIDTH),
+    foreign=UVIT_CONFIG,
     told=None,
     forms=("diffusers",),
     extra=_extra,
@@ -97,6 +325,6 @@ AMUSED = Released(
     check=_check,
     carry=carry_tokens,
     check_run=_check_run,
-    open_folder=amused_folder.open_folder,
+    open_folder=lambda path: amused_folder.open_folder(path, text_widths),
     open_run=amused_folder.open_run,
 )

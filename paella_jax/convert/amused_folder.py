@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert import uvit
 from paella_jax.convert.checks import check_clip
-from paella_jax.convert.released import Found
+from paella_jax.convert.released import ForeignConfig, Found
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_transformer import tower_config
 from paella_jax.encoders.published import TEXT, load_clip_text_folder
@@ -70,6 +69,7 @@ class AmusedFolder(NamedTuple):
       tokenizer_family: what they must be.
       found: config fields that the folder tells: the fraction still masked.
       mask_token: the scheduler's id of an unknown token.
+      text_widths: U-ViT's tensors and config -> widths of the text's states and of its embedding.
     """
 
     path: Path
@@ -77,6 +77,7 @@ class AmusedFolder(NamedTuple):
     tokenizer: Weights
     found: Found
     mask_token: int
+    text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
     tokenizer_family: str = VQMODEL.family
 
     @property
@@ -108,7 +109,7 @@ class AmusedFolder(NamedTuple):
             )
         check_size(config, tokenizer)
         with self.clip_folder() as clip:
-            shown, widths = str(self.path / TEXT_ENCODER), uvit.text_widths(self.weights, config)
+            shown, widths = str(self.path / TEXT_ENCODER), self.text_widths(self.weights, config)
             check_clip("--weights", str(clip), *widths, shown=shown)
 
     def carry(self, config: ConfigDict, tree: Tree, folder: Path) -> None:
@@ -141,7 +142,9 @@ def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
         )
 
 
-def open_folder(path: str | Path) -> AmusedFolder | None:
+def open_folder(
+    path: str | Path, text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
+) -> AmusedFolder | None:
     """Opens a pipeline's folder; None where the path is no such folder.
 
     Raises:
@@ -165,7 +168,7 @@ def open_folder(path: str | Path) -> AmusedFolder | None:
     schedule, mask_token = _read_scheduler(folder / SCHEDULER / SCHEDULER_CONFIG)
     found = {"sampler.schedule": (schedule, FROM_SCHEDULER)}
     weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
-    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token)
+    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token, text_widths)
     try:
         assert opened.files
     except FileNotFoundError as error:
@@ -241,8 +244,10 @@ class AmusedRun(NamedTuple):
         return self.missing
 
 
-def open_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> AmusedRun:
-    """What a run carries of a pipeline.
+def open_run(
+    checkpoint: str | Path, config: ConfigDict, transformer: UViT, foreign: ForeignConfig
+) -> AmusedRun:
+    """What a run carries of a pipeline, whose transformer's config.json is `foreign`.
 
     Raises:
       ConversionError, ValueError: networks or a schedule that diffusers' classes cannot be.
@@ -259,7 +264,7 @@ def open_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> A
     clip = frozen / tokens.CLIP if (frozen / tokens.CLIP).is_dir() else None
     schedule, scheduler = config.sampler.schedule, CLASSES[SCHEDULER][1]
     side = config.data.image_size // pixels
-    configs = {f"{TRANSFORMER}/{CONFIG}": uvit.UVIT_CONFIG.write(transformer, sample_size=side)}
+    configs = {f"{TRANSFORMER}/{CONFIG}": foreign.write(transformer, sample_size=side)}
     if schedule not in SCHEDULES:
         raise ConversionError(
             f"sampler.schedule is {schedule!r}, {scheduler} has {' and '.join(SCHEDULES)} only"

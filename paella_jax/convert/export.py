@@ -95,9 +95,9 @@ def _configs(
 ) -> Any:
     """config.json of exported tensors; of a pipeline's folder, what the run holds of it."""
     model = record.make(config, tensors)
-    if record.open_run is not None:
-        return record.open_run(checkpoint, config, model)
     assert record.foreign is not None
+    if record.open_run is not None:
+        return record.open_run(checkpoint, config, model, record.foreign)
     return record.foreign.write(model, **record.write_told(config, tensors))
 
 

@@ -198,8 +198,8 @@ class Released:
     beside: Beside | None = None  # a second network of its runs
     # A published folder of several networks, as `AmusedFolder`; None for other paths.
     open_folder: Callable[[str | Path], Any] = lambda path: None
-    # Run folder, config and module -> what of such a folder a run holds, as `AmusedRun`.
-    open_run: Callable[[str | Path, ConfigDict, Any], Any] | None = None
+    # Run folder, config, module and `foreign` -> what a run holds of one, as `AmusedRun`.
+    open_run: Callable[[str | Path, ConfigDict, Any, ForeignConfig], Any] | None = None
 
     def field_of(self, name: str) -> str:
         """The config's name of a network's field."""

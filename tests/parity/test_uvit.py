@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.amused import AMUSED
-from paella_jax.convert.uvit import infer_uvit
+from paella_jax.convert.amused import AMUSED, infer_uvit
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.uvit import UViT, micro_condition_embedding
 
