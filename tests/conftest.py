@@ -96,3 +96,14 @@ def shared_runs(tmp_path_factory, worker_id):
 def highest_precision():
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def keys_used_once():
+    """jax raises where a PRNG key is drawn from twice, inside of programs too.
+
+    Not in files whose tests share keys, as two draws by one key may be compared; nor in training
+    runs, whose steps are compiled ahead of time, where jax does not look.
+    """
+    with jax.debug_key_reuse(True):
+        yield

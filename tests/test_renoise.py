@@ -19,6 +19,8 @@ from paella_jax.sampling.guidance import combine, guide, guide_jointly
 from paella_jax.sampling.renoise import Randomness, RenoiseSettings, sample
 from paella_jax.sampling.schedule import linear_ramp
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 GRID, CODES, BATCH = (4, 6), 24, 3
 SHAPE = (BATCH, *GRID)
 CODEBOOK = jax.random.normal(jax.random.key(70), (CODES, 4))

@@ -15,6 +15,8 @@ from paella_jax.sampling.guidance import guide, mix
 from paella_jax.sampling.renoise import Known, Ramps
 from paella_jax.sampling.resample import ResampleSettings, choose, resample
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 CODES, MASK = 40, 40
 SHAPE = (3, 4, 6)
 POSITIONS = 24
