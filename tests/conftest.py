@@ -96,3 +96,14 @@ def shared_runs(tmp_path_factory, worker_id):
 def highest_precision():
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture
+def keys_used_once():
+    """jax raises where a PRNG key is drawn from twice, inside of programs too.
+
+    Not in files whose tests share keys, as two draws by one key may be compared; nor in training:
+    its steps take the keys of a split array one by one, and each is to jax a use of the whole.
+    """
+    with jax.debug_key_reuse(True):
+        yield

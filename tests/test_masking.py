@@ -17,6 +17,8 @@ from paella_jax.noise.masking import (
 )
 from paella_jax.noise.tokens import sample_keys
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 MASK = 99
 
 

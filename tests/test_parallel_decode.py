@@ -17,6 +17,8 @@ from paella_jax.sampling.parallel_decode import (
 )
 from paella_jax.sampling.token_loop import Known, Ramps, Randomness, Start
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 CODES, MASK = 11, 15
 SHAPE = (3, 4, 5)
 SETTINGS = ParallelDecodeSettings(num_steps=6)

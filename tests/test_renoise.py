@@ -21,6 +21,8 @@ from paella_jax.sampling.renoise import RenoiseSettings, sample
 from paella_jax.sampling.schedule import linear_ramp
 from paella_jax.sampling.token_loop import Randomness, Start, Vocabulary
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 GRID, CODES, BATCH = (4, 6), 24, 3
 SHAPE = (BATCH, *GRID)
 CODEBOOK = jax.random.normal(jax.random.key(70), (CODES, 4))

@@ -16,6 +16,8 @@ from paella_jax.sampling.guidance import guide, mix
 from paella_jax.sampling.resample import ResampleSettings, choose, resample
 from paella_jax.sampling.token_loop import Known, Ramps, Vocabulary
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 CODES, MASK = 40, 40
 SHAPE = (3, 4, 6)
 POSITIONS = 24

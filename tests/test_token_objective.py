@@ -16,9 +16,13 @@ from paella_jax.noise.tokens import sample_keys, sample_noise_level
 from paella_jax.objectives.token_prediction import drop_conditions, unmasked_padding
 
 COUNT = 4000
-KEYS = sample_keys(jax.random.key(0), jnp.arange(COUNT))
 SHARES = {"text": 0.05, "clip_text": 0.9, "image": 0.7, "label": 0.5, "segmentation": 0.3}
 EMPTY_CLIP = jnp.arange(77, dtype=jnp.int32) + 100
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
+
+def keys():
+    return sample_keys(jax.random.key(0), jnp.arange(COUNT))
 
 
 def inputs():
@@ -35,7 +39,7 @@ def inputs():
 
 def dropped(shares):
     settings = ConfigDict({f"{name}_drop": share for name, share in shares.items()})
-    out = jax.jit(lambda: drop_conditions(KEYS, inputs(), settings, EMPTY_CLIP))()
+    out = jax.jit(lambda: drop_conditions(keys(), inputs(), settings, EMPTY_CLIP))()
     return out, {
         "text": np.asarray((out.text_mask.sum(1) == 1) & (out.text_ids[:, 0] == 1)),
         "clip_text": np.asarray((out.clip_ids == EMPTY_CLIP[None]).all(1)),
@@ -69,7 +73,7 @@ def test_clip_text_alone_has_the_text_s_rate():
     alone = ConditionInputs(clip_ids=jnp.full((COUNT, 77), 7, jnp.int32))
     settings = ConfigDict({f"{name}_drop": share for name, share in SHARES.items()})
     settings.text_drop, settings.clip_text_drop = 0.1, 0.9
-    out = jax.jit(lambda: drop_conditions(KEYS, alone, settings, EMPTY_CLIP))()
+    out = jax.jit(lambda: drop_conditions(keys(), alone, settings, EMPTY_CLIP))()
     share = np.asarray((out.clip_ids == EMPTY_CLIP[None]).all(1)).mean()
     assert abs(share - 0.1) < 4 * np.sqrt(0.09 / COUNT)
     for preset in ("amused_256", "amused_512"):
@@ -84,10 +88,10 @@ def test_the_released_rates():
 
 
 def test_noise_levels():
-    t = np.sort(np.asarray(sample_noise_level(KEYS, 0.001)))
+    t = np.sort(np.asarray(sample_noise_level(keys(), 0.001)))
     assert t[0] >= 0.001 and t[-1] <= 1.0
     np.testing.assert_allclose(t, (np.arange(COUNT) + 0.5) / COUNT, atol=0.03)  # uniform
-    stretched = np.asarray(sample_noise_level(KEYS, 0.001, 1.08))
+    stretched = np.asarray(sample_noise_level(keys(), 0.001, 1.08))
     assert abs((stretched == 1.0).mean() - 0.081 / 1.08) < 0.015
 
 

@@ -17,6 +17,8 @@ from paella_jax.sampling.token_sampler import (
     token_settings,
 )
 
+pytestmark = pytest.mark.usefixtures("keys_used_once")
+
 CODES, MASK = 11, 11
 SHAPE = (2, 4, 5)
 BASE = {"num_steps": 5, "temperature": (0.9, 0.4), "guidance_scale": (1.0, 1.0),
