@@ -12,7 +12,7 @@ from small import random_variables
 
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
 from paella_jax.encoders.clip_vision import clip_vision_from_hf_config
-from paella_jax.encoders.clip_weights import export_clip_text, export_clip_vision
+from paella_jax.encoders.published import TEXT, VISION
 
 WIDTH, PROJECTION = 16, 12
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -46,8 +46,8 @@ def write_clip_folder(folder: Path, seed: int = 0) -> Path:
     vision_params = random_variables(vision_tower, jnp.zeros((1, 32, 32, 3)), seed=seed + 1)[
         "params"
     ]
-    tensors = export_clip_text(text_params, text_tower)
-    tensors |= export_clip_vision(vision_params, vision_tower)
+    tensors = TEXT.save(text_params, text_tower)
+    tensors |= VISION.save(vision_params, vision_tower)
     tensors["logit_scale"] = np.float32(4.6)[None]
     save_file(tensors, folder / "model.safetensors")
     return folder

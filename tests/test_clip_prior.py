@@ -10,13 +10,7 @@ import small
 from safetensors.numpy import save_file
 
 from paella_jax.config import ConfigError, to_json
-from paella_jax.convert.clip_prior import (
-    abstract_clip_prior,
-    clip_prior_entries,
-    export_clip_prior,
-    import_clip_prior,
-    infer_clip_prior,
-)
+from paella_jax.convert.paella import CLIP_PRIOR, infer_clip_prior
 from paella_jax.data.embeddings import EmbeddingSource
 from paella_jax.families.clip_prior import (
     ClipPriorSampler,
@@ -60,9 +54,9 @@ def test_released_size():
     config = small.config_of("clip_prior:released")
     model = make_clip_prior(config)
     assert model == ClipPrior(dtype=jnp.dtype("bfloat16"))
-    shapes = abstract_clip_prior(model)
+    shapes = CLIP_PRIOR.names.shapes(model)
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 899_770_624
-    entries = clip_prior_entries(model)
+    entries = CLIP_PRIOR.names.table(model)
     assert len(entries) == 292 and len({entry.name for entry in entries}) == 292
     with pytest.raises(ValueError, match="unknown preset 'huge'"):
         small.config_of("clip_prior:huge")
@@ -71,9 +65,9 @@ def test_released_size():
 def test_fresh_parameters_survive_a_round_trip():
     model = ClipPrior(clip_width=6, width=8, time_width=5, num_blocks=3)
     params = fresh_parameters(model)
-    tensors = export_clip_prior(params, model)
+    tensors = CLIP_PRIOR.names.save(params, model)
     assert ClipPrior(**infer_clip_prior(tensors)) == model
-    jax.tree.map(np.testing.assert_array_equal, import_clip_prior(tensors, model), dict(params))
+    jax.tree.map(np.testing.assert_array_equal, CLIP_PRIOR.names.load(tensors, model), dict(params))
     # As the release: U(+-1/sqrt(inputs)), in the blocks' first layer over sqrt(blocks) as well.
     for layer, factor in (("expand", 1 / np.sqrt(3)), ("contract", 1.0)):
         kernel = np.asarray(params["block_0"][layer]["kernel"])

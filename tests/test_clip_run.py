@@ -13,7 +13,7 @@ from small_torch import write_torch_file
 import paella_jax
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
-from paella_jax.encoders.clip_weights import load_clip_text_folder
+from paella_jax.encoders.published import load_clip_text_folder
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
 from paella_jax.pipelines import variations
 from paella_jax.pipelines.prompts import Condition

@@ -11,10 +11,9 @@ import small
 
 from paella_jax.cli import run
 from paella_jax.config import ConfigError, differing_fields, from_json, load_config, to_json
-from paella_jax.convert.clip_prior import abstract_clip_prior
-from paella_jax.convert.paella import abstract_paella
-from paella_jax.convert.vqgan import abstract_vqgan
-from paella_jax.convert.wuerstchen import abstract_stage_b, abstract_stage_c
+from paella_jax.convert.paella import CLIP_PRIOR, PAELLA
+from paella_jax.convert.vqgan import VQGAN as VQGAN_F4
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C
 from paella_jax.families.abstract import abstract_tokens
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models.clip_prior import ClipPrior
@@ -66,11 +65,11 @@ def abstract_stage(abstract, model):
 
 
 NETWORKS = {
-    "vqgan": lambda config: abstract_vqgan(make_vqgan(config)),
+    "vqgan": lambda config: VQGAN_F4.names.shapes(make_vqgan(config)),
     "tokens": lambda config: jax.eval_shape(abstract_tokens(config).init, jax.random.key(0)),
-    "clip_prior": lambda config: abstract_clip_prior(ClipPrior(**config.model)),
-    "stage_b": lambda config: abstract_stage(abstract_stage_b, StageB(**config.model)),
-    "stage_c": lambda config: abstract_stage(abstract_stage_c, StageC(**config.model)),
+    "clip_prior": lambda config: CLIP_PRIOR.names.shapes(ClipPrior(**config.model)),
+    "stage_b": lambda config: STAGE_B.names.shapes(StageB(**config.model), 32),
+    "stage_c": lambda config: STAGE_C.names.shapes(StageC(**config.model), 32),
     "direct_decoder": lambda config: jax.eval_shape(
         lambda: DirectDecoder(**config.model).init(
             jax.random.key(0), jnp.zeros((1, 4, 4, 4)), 32, 32
@@ -94,7 +93,7 @@ def test_preset_builds_and_survives_json(name):
 def test_published_sizes():
     """docs/models/paella.md 7."""
     model = Paella(**small.config_of("paella:1b").model)
-    assert count(abstract_paella(model, 2560, 1024)) == 1_008_350_592
+    assert count(PAELLA.names.shapes(model, 2560, 1024)) == 1_008_350_592
     vqgan = make_vqgan(small.config_of("vqgan:f4"))
     shapes = jax.eval_shape(lambda: vqgan.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     assert count(shapes["params"]) == 18_406_894

@@ -14,39 +14,22 @@ import pytest
 import small
 import small_clip
 from converting import run, same
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
 from paella_jax.config import to_json
-from paella_jax.convert.amused import (
-    abstract_uvit,
-    import_uvit,
-    uvit_entries,
-    uvit_from_diffusers_config,
-)
-from paella_jax.convert.amused_config import make_uvit
-from paella_jax.convert.infer import recognise
-from paella_jax.convert.parts import Parts
+from paella_jax.convert.amused import AMUSED, make_uvit
 from paella_jax.convert.plan import plan_conversion
-from paella_jax.convert.vqgan import abstract_vqgan
-from paella_jax.convert.vqmodel import (
-    abstract_vqmodel,
-    export_vqmodel,
-    import_vqmodel,
-    vqmodel_diffusers_config,
-    vqmodel_entries,
-)
+from paella_jax.convert.recognise import Parts, recognise
+from paella_jax.convert.vqgan import VQGAN as VQGAN_F4
+from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_text import clip_text_from_hf_config
-from paella_jax.encoders.clip_weights import (
-    export_clip_text,
-    import_clip_text,
-    load_clip_text_folder,
-    text_shapes,
-)
+from paella_jax.encoders.published import TEXT, load_clip_text_folder
 from paella_jax.families.start import carry_frozen, settle_config
 from paella_jax.families.token_training import token_method
 from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run
-from paella_jax.files.tensors import ConversionError, Weights, flatten, to_theirs
+from paella_jax.files.tensors import ConversionError, Weights, to_theirs
 from paella_jax.files.weights_file import open_weights
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqgan import VQGAN
@@ -88,9 +71,9 @@ def random_like(shapes, seed):
 
 def write_vqvae(folder, model=TOKENIZER):
     folder.mkdir(parents=True)
-    params = random_like(abstract_vqmodel(model), 1)
-    save_file(export_vqmodel(params, model), folder / WEIGHTS)
-    (folder / "config.json").write_text(json.dumps(vqmodel_diffusers_config(model)))
+    params = random_like(VQMODEL.names.shapes(model), 1)
+    save_file(VQMODEL.names.save(params, model), folder / WEIGHTS)
+    (folder / "config.json").write_text(json.dumps(VQMODEL.foreign.write(model)))
     return params
 
 
@@ -120,8 +103,8 @@ def amused(clip, tmp_path_factory):
     module = clip_text_from_hf_config(config)
     (folder / "text_encoder").mkdir()
     (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
-    params = random_like(text_shapes(module), 2)
-    save_file(export_clip_text(params, module), folder / "text_encoder" / "model.safetensors")
+    params = random_like(TEXT.shapes(module), 2)
+    save_file(TEXT.save(params, module), folder / "text_encoder" / "model.safetensors")
 
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": "AmusedScheduler", "_diffusers_version": "0.42.1",
@@ -167,15 +150,17 @@ def test_a_folder_becomes_a_run(amused, converted):
     config = read_config(converted)
     cell = (config.cell.corruption, config.cell.network, config.cell.sampler)
     assert cell == ("mask", "uvit", "confidence")
-    model = uvit_from_diffusers_config(golden.config_of(UVIT))
+    model = AMUSED.foreign.read(golden.config_of(UVIT))
     assert make_uvit(config, TEXT_WIDTH, POOLED) == model
     assert (config.text.kind, config.data.image_size, config.precision) == ("clip", SIZE, "float32")
-    expected = {"predictor": import_uvit(load_file(UVIT / WEIGHTS), model)}
+    expected = {"predictor": AMUSED.names.load(load_file(UVIT / WEIGHTS), model)}
     same(restore_variables(converted)[1], {"params": expected, "model_state": {}})
 
     tokenizer, variables = load_carried_tokenizer(converted)
     assert tokenizer == TOKENIZER
-    same(variables, {"params": import_vqmodel(load_file(amused / "vqvae" / WEIGHTS), TOKENIZER)})
+    same(
+        variables, {"params": VQMODEL.names.load(load_file(amused / "vqvae" / WEIGHTS), TOKENIZER)}
+    )
     carried, source = (load_clip_text_folder(f)[1] for f in (
         converted / "frozen" / "clip", amused / "text_encoder"))  # fmt: skip
     same(carried, source)
@@ -247,8 +232,8 @@ def test_a_converted_run_draws_what_the_networks_say(converted):
                            guidance_scale=1.0)  # fmt: skip
     assert result.images.shape == (1, height, width, 3) and np.isfinite(result.images).all()
     module, clip_params = load_clip_text_folder(converted / "frozen" / "clip")
-    model = uvit_from_diffusers_config(golden.config_of(UVIT))
-    params = import_uvit(load_file(UVIT / WEIGHTS), model)
+    model = AMUSED.foreign.read(golden.config_of(UVIT))
+    params = AMUSED.names.load(load_file(UVIT / WEIGHTS), model)
     tokens = jnp.full((1, height // 2, width // 2), MASK)
     numbers = jnp.array([[width, height, 0.0, 0.0, 6.0]])
 
@@ -277,7 +262,7 @@ def test_a_vqmodel_there_and_back(amused, tokenizer_run, tmp_path):
     config, model, variables = load_vqgan_run(tokenizer_run)
     assert (config.method, config.architecture, model) == ("vqgan", "resnet", TOKENIZER)
     tensors = load_file(amused / "vqvae" / WEIGHTS)
-    same(variables, {"params": import_vqmodel(tensors, TOKENIZER)})
+    same(variables, {"params": VQMODEL.names.load(tensors, TOKENIZER)})
     codes = restore_variables(tokenizer_run)[1]["model_state"]["codes"]
     same(codes["usage"], np.ones(CODES, np.float32))
     run("--export", "diffusers", "--checkpoint", tokenizer_run, "--out", tmp_path / "back")
@@ -313,7 +298,7 @@ def test_a_transformer_with_networks_from_elsewhere(
     module, params = load_clip_text_folder(clip)
     out = tmp_path / "back" / "text_encoder"
     assert load_clip_text_folder(out)[0] == module
-    same(import_clip_text(load_file(out / "model.safetensors"), module), params)
+    same(TEXT.load(load_file(out / "model.safetensors"), module), params)
     run("--family", "amused", "--weights", tmp_path / "back", "--out", tmp_path / "again")
     assert read_config(tmp_path / "again") == read_config(converted)
 
@@ -333,7 +318,7 @@ def test_a_transformer_alone(amused, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "cannot draw yet" in shown and "--tokenizer VQGAN_RUN --clip CLIP_FOLDER" in shown
     config = read_config(tmp_path / "run")
-    model = uvit_from_diffusers_config(golden.config_of(UVIT))
+    model = AMUSED.foreign.read(golden.config_of(UVIT))
     assert make_uvit(config, TEXT_WIDTH, POOLED) == model
     with pytest.raises(CheckpointError, match="carries no tokenizer"):
         paella_jax.load(tmp_path / "run")
@@ -346,7 +331,7 @@ def test_a_transformer_alone(amused, tmp_path, capsys):
 
 def shapes_of(entries, abstract, folder):
     """A state dict without memory behind it."""
-    flat = flatten(abstract)
+    flat = flatten_dict(abstract)
     empty = lambda shape: np.broadcast_to(np.float32(0), shape)
     tensors = {e.name: to_theirs(empty(flat[e.path].shape), e.layout) for e in entries}
     return Weights(tensors, "shapes", [folder / WEIGHTS])
@@ -358,16 +343,16 @@ def test_released_sizes(preset, count, tmp_path):
     known = small.config_of(f"muse:{preset}")
     model = make_uvit(known, 768, 768)
     assert model == UViT(downsample=count == 478, upsample=count == 478)
-    weights = shapes_of(uvit_entries(model), abstract_uvit(model), tmp_path)
+    weights = shapes_of(AMUSED.names.table(model), AMUSED.names.shapes(model), tmp_path)
     assert len(weights) == count
-    plan = plan_conversion(Parts("amused", weights))
+    plan = plan_conversion(Parts(AMUSED, weights))
     assert plan.config.uvit.to_dict() == known.uvit.to_dict()
     assert plan.config.data.image_size == known.data.image_size
 
 
 def test_the_released_tokenizers_size(tmp_path):
-    weights = shapes_of(vqmodel_entries(VQModel()), abstract_vqmodel(VQModel()), tmp_path)
-    plan = plan_conversion(Parts("vqgan", weights))
+    weights = shapes_of(VQMODEL.names.table(VQModel()), VQMODEL.names.shapes(VQModel()), tmp_path)
+    plan = plan_conversion(Parts(VQMODEL, weights))
     assert VQModel(**plan.config.model) == VQModel()
     assert plan.parameter_count() == 146_244_675
 
@@ -400,8 +385,8 @@ def test_fine_tuning_fits_the_converted_weights(converted, tmp_path):
 
 
 def test_both_networks_are_recognised(amused):
-    assert recognise(load_file(UVIT / WEIGHTS)) == "amused"
-    assert recognise(load_file(amused / "vqvae" / WEIGHTS)) == "vqgan"
+    assert recognise(load_file(UVIT / WEIGHTS)) is AMUSED
+    assert recognise(load_file(amused / "vqvae" / WEIGHTS)) is VQMODEL
 
 
 @pytest.mark.parametrize(
@@ -553,7 +538,7 @@ def test_runs_that_no_pipeline_is(converted, changes, words, tmp_path):
 def test_a_run_with_paellas_tokenizer(converted, tmp_path):
     shutil.copytree(converted, tmp_path / "run")
     config = small.small_vqgan()
-    variables = random_like(abstract_vqgan(VQGAN(**config.model)), 3)
+    variables = random_like(VQGAN_F4.names.shapes(VQGAN(**config.model)), 3)
     save_tree(tmp_path / "run" / "frozen" / "vqgan.safetensors", variables)
     (tmp_path / "run" / "frozen" / "vqgan.json").write_text(to_json(config))
     with pytest.raises(ConversionError, match=r"tokenizer of architecture 'paella', diffusers'"):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import golden
 import jax
@@ -15,30 +16,19 @@ import numpy as np
 import pytest
 import small
 from converting import run, same
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
-from paella_jax.convert.clip_prior import import_clip_prior, infer_clip_prior
-from paella_jax.convert.infer import recognise
-from paella_jax.convert.paella import (
-    abstract_paella,
-    condition_widths,
-    import_paella,
-    infer_paella,
-    paella_entries,
-    paella_from_reference_config,
-)
-from paella_jax.convert.vqgan import (
-    abstract_vqgan,
-    import_vqgan,
-    infer_vqgan,
-    vqgan_entries,
-    vqgan_from_reference_config,
-)
+from paella_jax.convert.paella import CLIP_PRIOR, condition_widths, infer_clip_prior, infer_paella
+from paella_jax.convert.paella import PAELLA as RELEASED
+from paella_jax.convert.recognise import recognise
+from paella_jax.convert.vqgan import VQGAN as VQGAN_F4
+from paella_jax.convert.vqgan import infer_vqgan
 from paella_jax.families.clip_prior import load_clip_prior
 from paella_jax.families.start import settle_config
 from paella_jax.families.vqgan import load_vqgan_run
-from paella_jax.files.tensors import ConversionError, flatten, to_theirs
+from paella_jax.files.tensors import ConversionError, to_theirs
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
@@ -59,7 +49,7 @@ def tensors_of(name):
 
 
 def reference(name):
-    return paella_from_reference_config(golden.config_of(GOLDEN / name)["constructor"])
+    return golden.paella_of(golden.config_of(GOLDEN / name)["constructor"])
 
 
 def convert_paella(name, out, *options):
@@ -93,7 +83,7 @@ def test_paella_sizes_are_told_by_the_weights(name):
 
 def shapes_of(entries, abstract):
     """A state dict without memory behind it."""
-    flat = flatten(abstract)
+    flat = flatten_dict(abstract)
     empty = lambda shape: np.broadcast_to(np.float32(0), shape)
     return {e.name: to_theirs(empty(flat[e.path].shape), e.layout) for e in entries}
 
@@ -101,12 +91,14 @@ def shapes_of(entries, abstract):
 def test_released_sizes():
     mixed = Paella(widths=(64, 80), depths=(3, 1), num_heads=(0, 1), patterns=("CT", "CTAFC"))
     for model in (Paella(), mixed):
-        tensors = shapes_of(paella_entries(model), abstract_paella(model, 2560, 1024))
+        tensors = shapes_of(RELEASED.names.table(model), RELEASED.names.shapes(model, 2560, 1024))
         assert Paella(**infer_paella(tensors)) == model
         assert condition_widths(tensors) == (2560, 1024)
     for vqgan in (VQGAN(), VQGAN(levels=3, bottleneck_blocks=2, width=64)):
         for diffusers in (False, True):
-            tensors = shapes_of(vqgan_entries(vqgan, diffusers), abstract_vqgan(vqgan))
+            tensors = shapes_of(
+                VQGAN_F4.names.table(vqgan, diffusers), VQGAN_F4.names.shapes(vqgan)
+            )
             assert VQGAN(**infer_vqgan(tensors)) == vqgan
 
 
@@ -128,7 +120,7 @@ def test_weights_without_their_sizes(infer, name, word):
     if word is None:  # a block of another kind then; the import lists what is missing
         model = Paella(**infer(tensors), num_heads=(0, 4, 3))
         with pytest.raises(ConversionError, match=r"unknown tensor down_blocks\.1\.1\.depthwise"):
-            import_paella(tensors, model)
+            RELEASED.names.load(tensors, model)
         return
     with pytest.raises(ConversionError, match=word):
         infer(tensors)
@@ -137,7 +129,7 @@ def test_weights_without_their_sizes(infer, name, word):
 def test_every_family_is_recognised():
     for name, family in (("paella", "paella"), ("paella_variant", "paella"), ("vqgan", "vqgan"),
                          ("paella_clip_prior", "clip_prior")):  # fmt: skip
-        assert recognise(tensors_of(name)) == family
+        assert recognise(tensors_of(name)).family == family
     assert recognise(["something.weight"]) is None
 
 
@@ -157,7 +149,7 @@ def test_paella_there_and_back(name, dtype, tmp_path, capsys):
         assert config.model[field] == getattr(model, field), field
     assert config.precision == ("bfloat16" if dtype == "bfloat16" else "float32")
     step, restored = restore_variables(tmp_path / "run")
-    expected = import_paella(tensors_of(name), model)
+    expected = RELEASED.names.load(tensors_of(name), model)
     if dtype == "bfloat16":
         expected = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), expected)
     assert step == 0
@@ -174,11 +166,11 @@ def test_paella_there_and_back(name, dtype, tmp_path, capsys):
 @pytest.mark.parametrize("source", ["vqgan/weights.safetensors", "vqgan/diffusers"])
 def test_vqgan_there_and_back(source, tmp_path):
     run("--family", "vqgan", "--weights", GOLDEN / source, "--out", tmp_path / "run")
-    model = vqgan_from_reference_config(golden.config_of(GOLDEN / "vqgan")["constructor"])
+    model = golden.vqgan_of(golden.config_of(GOLDEN / "vqgan")["constructor"])
     original = tensors_of("vqgan")
     _, loaded, variables = load_vqgan_run(tmp_path / "run")
     assert loaded == model
-    same(variables, import_vqgan(original, model))
+    same(variables, VQGAN_F4.names.load(original, model))
     # Trained on, no code is replaced as dead before it was watched.
     codes = restore_variables(tmp_path / "run")[1]["model_state"]["codes"]
     same(codes["usage"], np.ones(64, np.float32))
@@ -205,12 +197,35 @@ def test_clip_prior_there_and_back(tmp_path):
     model = ClipPrior(**infer_clip_prior(tensors))
     sampler = load_clip_prior(tmp_path / "run")
     assert sampler.model == model
-    same(sampler.params, jax.tree.map(jnp.asarray, import_clip_prior(tensors, model)))
+    same(sampler.params, jax.tree.map(jnp.asarray, CLIP_PRIOR.names.load(tensors, model)))
     drawn = sampler(np.ones((2, model.clip_width)), jax.random.key(0), num_steps=2)
     assert np.isfinite(drawn).all()
     run("--export", "original", "--checkpoint", tmp_path / "run", "--out",
         tmp_path / "back.safetensors")  # fmt: skip
     golden.same_tensors(load_file(tmp_path / "back.safetensors"), tensors)
+
+
+def test_a_new_family_is_one_record(tmp_path, monkeypatch):
+    """Recognised, converted, told on its card and exported, by the engine as it is."""
+    table = lambda model: [
+        entry._replace(name=f"toy.{entry.name}") for entry in CLIP_PRIOR.names.table(model)
+    ]
+    bare = lambda tensors: {name.removeprefix("toy."): x for name, x in tensors.items()}
+    toy = replace(
+        CLIP_PRIOR, family="toy", title="Toy prior", marks=("toy.blocks.0.weight",),
+        names=replace(CLIP_PRIOR.names, entries=table),
+        infer=lambda tensors: infer_clip_prior(bare(tensors)),
+    )  # fmt: skip
+    for module in ("recognise", "export"):
+        monkeypatch.setattr(f"paella_jax.convert.{module}.RECORDS", (toy,))
+    monkeypatch.setattr("paella_jax.convert.recognise.FAMILIES", ("toy",))
+    tensors = {f"toy.{name}": x for name, x in tensors_of("paella_clip_prior").items()}
+    save_file(tensors, tmp_path / "toy.safetensors")
+    run("--family", "toy", "--weights", tmp_path / "toy.safetensors", "--out", tmp_path / "run")
+    assert "# Toy prior, converted" in (tmp_path / "run" / "README.md").read_text()
+    out = tmp_path / "back.safetensors"
+    run("--export", "original", "--checkpoint", tmp_path / "run", "--out", out)
+    golden.same_tensors(load_file(out), tensors)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +236,7 @@ def trained(tmp_path_factory):
     model = VQGAN(**config.model)
     generator = np.random.default_rng(0)
     variables = jax.tree.map(
-        lambda x: 0.1 * generator.random(x.shape, np.float32), abstract_vqgan(model)
+        lambda x: 0.1 * generator.random(x.shape, np.float32), VQGAN_F4.names.shapes(model)
     )
     state = {
         "params": {"vqgan": variables["params"]}, "ema_params": {},
@@ -243,14 +258,16 @@ def complete(trained, tmp_path_factory):
     generator = np.random.default_rng(0)
     tensors = {
         n: 0.2 * generator.standard_normal(x.shape).astype(np.float32)
-        for n, x in shapes_of(paella_entries(model), abstract_paella(model, width, 12)).items()
+        for n, x in shapes_of(
+            RELEASED.names.table(model), RELEASED.names.shapes(model, width, 12)
+        ).items()
     }
     save_file(tensors, folder / "weights.safetensors")
     run("--family", "paella", "--weights", folder / "weights.safetensors", "--out", folder / "run",
         "--tokenizer", trained, "--text", source, "--config.data.image_size=32", "--dtype",
         "bfloat16", "--config.precision=float32")  # fmt: skip
     half = {n: x.astype(ml_dtypes.bfloat16) for n, x in tensors.items()}
-    return folder / "run", import_paella(half, model)
+    return folder / "run", RELEASED.names.load(half, model)
 
 
 def test_a_converted_paella_draws(complete):
@@ -318,7 +335,7 @@ def test_a_paella_without_clip_goes_there_and_back(tmp_path):
 def test_an_averaged_training_run_is_exported(tmp_path, capsys):
     """The averaged weights, without the text encoder that trained along."""
     model = reference("paella")
-    params = import_paella(tensors_of("paella"), model)
+    params = RELEASED.names.load(tensors_of("paella"), model)
     config = small.small_paella()
     config.unlock()
     config.model.update(

@@ -17,20 +17,9 @@ from small_clip import WIDTH, write_clip_folder
 from small_torch import write_torch_file
 
 import paella_jax
-from paella_jax.convert.compressor import abstract_compressor, export_compressor, import_compressor
-from paella_jax.convert.infer import recognise
-from paella_jax.convert.wuerstchen import (
-    abstract_stage_b,
-    abstract_stage_c,
-    export_stage_b,
-    export_stage_c,
-    import_stage_b,
-    import_stage_c,
-    infer_stage_b,
-    infer_stage_c,
-    stage_b_from_reference_config,
-    stage_c_from_reference_config,
-)
+from paella_jax.convert.compressor import NAMES as COMPRESSOR_NAMES
+from paella_jax.convert.recognise import recognise
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C, infer_stage_b, infer_stage_c
 from paella_jax.families.stage_b import make_compressor
 from paella_jax.families.start import settle_config
 from paella_jax.files.tensors import ConversionError
@@ -73,7 +62,7 @@ def random_like(shapes, seed, scale=0.2):
 def test_every_stage_is_recognised():
     for file, family in ((DIFFNEXT, "stage_b"), (PRIOR, "stage_c"),
                          (GOLDEN / "vqgan" / "weights.safetensors", "vqgan")):  # fmt: skip
-        assert recognise(load_file(file)) == family
+        assert recognise(load_file(file)).family == family
 
 
 @pytest.mark.parametrize("dtype", ["keep", "bfloat16"])
@@ -85,11 +74,11 @@ def test_stage_c_there_and_back(dtype, tmp_path, capsys):
     tensors = load_file(PRIOR)
     if dtype == "bfloat16":
         tensors = {n: x.astype(ml_dtypes.bfloat16) for n, x in tensors.items()}
-    model = stage_c_from_reference_config(golden.config_of(PRIOR.parent)["constructor"])
+    model = golden.stage_c_of(golden.config_of(PRIOR.parent)["constructor"])
     config = read_config(tmp_path / "run")
     assert StageC(**config.model) == model.clone(remat=True)
     assert (config.method, config.text.kind) == ("stage_c", "clip")
-    expected = {"params": {"stage_c": import_stage_c(tensors, model)}, "model_state": {}}
+    expected = {"params": {"stage_c": STAGE_C.names.load(tensors, model)}, "model_state": {}}
     same(restore_variables(tmp_path / "run")[1], expected)
     out = tmp_path / "back.safetensors"
     run("--export", "original", "--checkpoint", tmp_path / "run", "--out", out)
@@ -111,11 +100,11 @@ def test_stage_b_there_and_back(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "--tokenizer VQGAN_RUN --text CLIP_FOLDER" in shown
     tensors, effnet = load_file(DIFFNEXT), load_file(COMPRESSOR)
-    model = stage_b_from_reference_config(golden.config_of(DIFFNEXT.parent)["constructor"])
+    model = golden.stage_b_of(golden.config_of(DIFFNEXT.parent)["constructor"])
     config = read_config(tmp_path / "run")
     assert StageB(**config.model) == model.clone(remat=True)
-    variables = import_compressor(effnet, make_compressor(config))
-    params = {"stage_b": import_stage_b(tensors, model), "compressor": variables["params"]}
+    variables = COMPRESSOR_NAMES.load(effnet, make_compressor(config))
+    params = {"stage_b": STAGE_B.names.load(tensors, model), "compressor": variables["params"]}
     state = {"compressor": variables["batch_stats"]}
     same(restore_variables(tmp_path / "run")[1], {"params": params, "model_state": state})
     card = (tmp_path / "run" / "README.md").read_text()
@@ -166,17 +155,17 @@ def released(tmp_path_factory):
     config = small.config_of("stage_b:v2", compressor__stages=SMALL_STAGES,
                              compressor__head_channels=16, model__guide_channels=4)  # fmt: skip
     compressor = make_compressor(config)
-    params_b = random_like(abstract_stage_b(MODEL_B, WIDTH), 0)
-    params_c = random_like(abstract_stage_c(MODEL_C, WIDTH), 1)
+    params_b = random_like(STAGE_B.names.shapes(MODEL_B, WIDTH), 0)
+    params_c = random_like(STAGE_C.names.shapes(MODEL_C, WIDTH), 1)
     zeros = jax.tree.map(np.zeros_like, params_c)
-    variables = random_like(abstract_compressor(compressor), 2)
+    variables = random_like(COMPRESSOR_NAMES.shapes(compressor), 2)
     write_torch_file(folder / "model_v2_stage_b.pt", {
-        "state_dict": export_stage_b(params_b, MODEL_B),
-        "effnet_state_dict": export_compressor(variables, compressor),
+        "state_dict": STAGE_B.names.save(params_b, MODEL_B),
+        "effnet_state_dict": COMPRESSOR_NAMES.save(variables, compressor),
     })  # fmt: skip
     write_torch_file(folder / "model_v2_stage_c.pt", {
-        "state_dict": export_stage_c(zeros, MODEL_C),
-        "ema_state_dict": export_stage_c(params_c, MODEL_C),
+        "state_dict": STAGE_C.names.save(zeros, MODEL_C),
+        "ema_state_dict": STAGE_C.names.save(params_c, MODEL_C),
     })  # fmt: skip
     write_clip_folder(folder / "clip")
     run("--family", "wuerstchen", "--weights", GOLDEN / "vqgan" / "weights.safetensors",
@@ -249,7 +238,7 @@ def test_the_plain_weights_on_request(released, tmp_path):
 def test_a_stage_b_file_gives_the_compressor_too(released, tmp_path):
     """As diffusers' decoder needs it: the original file, of which only the compressor is read."""
     folder, params, state, _ = released
-    save_file(export_stage_b(params["stage_b"], MODEL_B), tmp_path / "decoder.safetensors")
+    save_file(STAGE_B.names.save(params["stage_b"], MODEL_B), tmp_path / "decoder.safetensors")
     run("--family", "stage_b", "--weights", tmp_path / "decoder.safetensors", "--compressor",
         folder / "model_v2_stage_b.pt", "--out", tmp_path / "run", *SMALL_SIZES)  # fmt: skip
     same(restore_variables(tmp_path / "run")[1], {"params": params, "model_state": state})
@@ -259,14 +248,14 @@ def test_released_sizes():
     """What is inferred is the presets' network."""
     model = StageB(**small.config_of("stage_b:v2").model)
     shapes = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape),
-                          abstract_stage_b(model, 1024))  # fmt: skip
-    tensors = export_stage_b(shapes, model, copy=False)
+                          STAGE_B.names.shapes(model, 1024))  # fmt: skip
+    tensors = STAGE_B.names.save(shapes, model, copy=False)
     assert len(tensors) == 814
     assert StageB(**infer_stage_b(tensors)).clone(remat=True) == model
     model = StageC(**small.config_of("stage_c:v2").model)
     shapes = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape),
-                          abstract_stage_c(model, 1280))  # fmt: skip
-    tensors = export_stage_c(shapes, model, copy=False)
+                          STAGE_C.names.shapes(model, 1280))  # fmt: skip
+    tensors = STAGE_C.names.save(shapes, model, copy=False)
     assert len(tensors) == 520
     assert StageC(**infer_stage_c(tensors)).clone(remat=True) == model
 
@@ -338,14 +327,14 @@ def test_stages_that_do_not_belong_together(released, stage_b, stage_c, tmp_path
             "--config.data.image_size=40", *out)  # fmt: skip
 
     wider = MODEL_C.clone(channels=6)
-    params = random_like(abstract_stage_c(wider, WIDTH), 1)
-    save_file(export_stage_c(params, wider), tmp_path / "wider.safetensors")
+    params = random_like(STAGE_C.names.shapes(wider, WIDTH), 1)
+    save_file(STAGE_C.names.save(params, wider), tmp_path / "wider.safetensors")
     with pytest.raises(ConversionError, match=r"takes 4 channels from Stage C, .* make 6; the st"):
         run("--family", "stage_c", "--weights", tmp_path / "wider.safetensors", "--stage_b",
             stage_b, *out)  # fmt: skip
     wider = MODEL_B.clone(guide_channels=6)
-    params = random_like(abstract_stage_b(wider, WIDTH), 1)
-    save_file(export_stage_b(params, wider), tmp_path / "wider.safetensors")
+    params = random_like(STAGE_B.names.shapes(wider, WIDTH), 1)
+    save_file(STAGE_B.names.save(params, wider), tmp_path / "wider.safetensors")
     with pytest.raises(ConversionError, match=r"_b\.pt: this compressor makes 4 .* takes 6; they"):
         run("--family", "stage_b", "--weights", tmp_path / "wider.safetensors", "--compressor",
             folder / "model_v2_stage_b.pt", *SMALL_SIZES, *out)  # fmt: skip
@@ -413,8 +402,8 @@ def two_runs(tmp_path_factory):
     """A Stage C with random weights and one with other ones, in bfloat16."""
     folder = tmp_path_factory.mktemp("two")
     for name, seed, dtype in (("a", 1, "keep"), ("b", 2, "bfloat16")):
-        params = random_like(abstract_stage_c(MODEL_C, WIDTH), seed)
-        save_file(export_stage_c(params, MODEL_C), folder / f"{name}.safetensors")
+        params = random_like(STAGE_C.names.shapes(MODEL_C, WIDTH), seed)
+        save_file(STAGE_C.names.save(params, MODEL_C), folder / f"{name}.safetensors")
         run("--family", "stage_c", "--weights", folder / f"{name}.safetensors", "--out",
             folder / name, "--dtype", dtype, "--config.precision=float32")  # fmt: skip
     return folder
@@ -467,8 +456,8 @@ def test_interpolation_of_trained_runs_mixes_statistics(tmp_path):
 
 def test_runs_that_cannot_be_interpolated(released, two_runs, tmp_path):
     other = MODEL_C.clone(depth=2, time_width=16)
-    params = random_like(abstract_stage_c(other, WIDTH), 1)
-    save_file(export_stage_c(params, other), tmp_path / "other.safetensors")
+    params = random_like(STAGE_C.names.shapes(other, WIDTH), 1)
+    save_file(STAGE_C.names.save(params, other), tmp_path / "other.safetensors")
     run("--family", "stage_c", "--weights", tmp_path / "other.safetensors", "--out",
         tmp_path / "other")  # fmt: skip
     with pytest.raises(ConversionError, match="hold other networks") as error:
@@ -481,8 +470,8 @@ def test_runs_that_cannot_be_interpolated(released, two_runs, tmp_path):
     with pytest.raises(ConversionError, match=r"compressor.ratio: 0.75 -> 1.0"):
         run("--interpolate", tmp_path / "b1", tmp_path / "b2", "--out", tmp_path / "x")
     # The config does not tell the text's width; the arrays do.
-    params = random_like(abstract_stage_c(MODEL_C, WIDTH + 1), 1)
-    save_file(export_stage_c(params, MODEL_C), tmp_path / "text.safetensors")
+    params = random_like(STAGE_C.names.shapes(MODEL_C, WIDTH + 1), 1)
+    save_file(STAGE_C.names.save(params, MODEL_C), tmp_path / "text.safetensors")
     run("--family", "stage_c", "--weights", tmp_path / "text.safetensors", "--out",
         tmp_path / "text")  # fmt: skip
     with pytest.raises(ConversionError, match=r"text_in/kernel: \[16, 64\] -> \[17, 64\]"):

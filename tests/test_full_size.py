@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import small
 
-from paella_jax.convert import amused, vqmodel, wuerstchen
+from paella_jax.convert.amused import AMUSED, infer_uvit
+from paella_jax.convert.vqgan import VQMODEL
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C, infer_stage_b, infer_stage_c
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.models import vqgan as vqgan_module
 from paella_jax.models.clip_prior import ClipPrior
@@ -137,7 +139,7 @@ def stage_b_part(name):
 
 
 def test_stage_b_parameters():
-    params = wuerstchen.abstract_stage_b(StageB(), 1024)
+    params = STAGE_B.names.shapes(StageB(), 1024)
     parts = dict.fromkeys(STAGE_B_PARTS, 0)
     for name, group in params.items():
         parts[stage_b_part(name)] += count(group)
@@ -147,13 +149,13 @@ def test_stage_b_parameters():
 
 def test_stage_c_parameters():
     """The released model, the first release's and the paper's text."""
-    params = wuerstchen.abstract_stage_c(StageC(), 1280)
+    params = STAGE_C.names.shapes(StageC(), 1280)
     blocks = {name: group for name, group in params.items() if name.startswith("block_")}
     assert count(blocks) == 989_233_152
     assert count(params) == 993_636_896
-    assert count(wuerstchen.abstract_stage_c(StageC(), 1024)) == 993_243_680
+    assert count(STAGE_C.names.shapes(StageC(), 1024)) == 993_243_680
     paper = StageC(width=1280, depth=16, num_heads=16)
-    assert count(wuerstchen.abstract_stage_c(paper, 1024)) == 347_037_472
+    assert count(STAGE_C.names.shapes(paper, 1024)) == 347_037_472
 
 
 @pytest.mark.parametrize(
@@ -162,13 +164,13 @@ def test_stage_c_parameters():
 )
 def test_stages_are_told_from_their_files(stage, model, text_width, names):
     """The released files' numbers of tensors, and their architecture from shapes alone."""
-    params = getattr(wuerstchen, f"abstract_stage_{stage}")(model, text_width)
+    released, infer = {"b": (STAGE_B, infer_stage_b), "c": (STAGE_C, infer_stage_c)}[stage]
+    params = released.names.shapes(model, text_width)
     empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), params)
     for diffusers, expected in zip((False, True), names, strict=True):
-        export = getattr(wuerstchen, f"export_stage_{stage}")
-        tensors = export(empty, model, diffusers=diffusers, copy=False)
+        tensors = released.names.save(empty, model, diffusers=diffusers, copy=False)
         assert len(tensors) == expected
-        fields = getattr(wuerstchen, f"infer_stage_{stage}")(tensors)
+        fields = infer(tensors)
         assert "num_heads" in fields and type(model)(**fields) == model
 
 
@@ -180,7 +182,7 @@ def test_stages_are_told_from_their_files(stage, model, text_width, names):
 )
 def test_stage_c_flops(height, width, reference):
     model = StageC()
-    params = wuerstchen.abstract_stage_c(model, 1280)
+    params = STAGE_C.names.shapes(model, 1280)
     cond = Conditioning(text=Shape((1, 77, 1280), jnp.float32))
     latents = Shape((1, height, width, 16), jnp.float32)
     inputs = (latents, Shape((1,), jnp.float32), cond)
@@ -192,7 +194,7 @@ def test_stage_c_flops(height, width, reference):
 @pytest.mark.parametrize("side, reference", [(128, 641.9), (256, 2857.9)])
 def test_stage_b_flops(side, reference):
     model = StageB()
-    params = wuerstchen.abstract_stage_b(model, 1024)
+    params = STAGE_B.names.shapes(model, 1024)
     text, guide = Shape((1, 77, 1024), jnp.float32), Shape((1, 24, 24, 16), jnp.float32)
     cond = Conditioning(text=text, guide=guide)
     inputs = (Shape((1, side, side, 4), jnp.float32), Shape((1,), jnp.float32), cond)
@@ -208,19 +210,19 @@ def test_stage_b_flops(side, reference):
 def test_amused_transformer(resampled, tensors, parameters):
     """aMUSEd-256 and -512, and that their files tell their architecture."""
     model = UViT(downsample=resampled, upsample=resampled)
-    params = amused.abstract_uvit(model)
+    params = AMUSED.names.shapes(model)
     assert count(params) == parameters
     empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), params)
-    exported = amused.export_uvit(empty, model, copy=False)
+    exported = AMUSED.names.save(empty, model, copy=False)
     assert len(exported) == tensors
-    fields = amused.infer_uvit(exported)
+    fields = infer_uvit(exported)
     assert "num_heads" in fields and UViT(**fields) == model
 
 
 def test_amused_tokenizer():
     model = VQModel()
     assert model.downsampling == 16
-    params = vqmodel.abstract_vqmodel(model)
+    params = VQMODEL.names.shapes(model)
     encoder = {n: p for n, p in params.items() if n.startswith(("encoder", "latents"))}
     decoder = {n: p for n, p in params.items() if n.startswith(("decoder", "codes_"))}
     assert count(params) == 146_244_675
@@ -240,14 +242,14 @@ def test_amused_transformer_flops(side, resampled, reference):
         Shape((1, 5), jnp.float32),
     )
     call = lambda params, *x: model.apply({"params": params}, *x)
-    ours = gigaflops(call, amused.abstract_uvit(model), *inputs)
+    ours = gigaflops(call, AMUSED.names.shapes(model), *inputs)
     print(f"{side}x{side} tokens: {ours:.1f} GFLOP, reference {reference}")
     assert 0.97 * reference < ours < 1.03 * reference
 
 
 def test_amused_tokenizer_flops():
     model = VQModel()
-    variables = {"params": vqmodel.abstract_vqmodel(model)}
+    variables = {"params": VQMODEL.names.shapes(model)}
     images, tokens = Shape((1, 256, 256, 3), jnp.float32), Shape((1, 16, 16), jnp.int32)
     for method, given, reference in (
         ("encode_tokens", images, 216.3 + 0.27),

@@ -116,8 +116,8 @@ OUTSIDE = {
     "ops": {"jax", "einops"},
     "noise": {"jax"},
     "sampling": {"jax", "numpy", "flax"},
-    "convert": {"jax", "numpy", "ml_collections", "safetensors", "tqdm"},
-    "files": {"jax", "numpy", "safetensors"},
+    "convert": {"jax", "numpy", "flax", "ml_collections", "safetensors", "tqdm"},
+    "files": {"jax", "numpy", "flax", "safetensors"},
 }
 
 

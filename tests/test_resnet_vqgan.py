@@ -12,12 +12,7 @@ import small
 from flax.traverse_util import flatten_dict
 
 from paella_jax.config import ConfigError
-from paella_jax.convert.vqmodel import (
-    abstract_vqmodel,
-    export_vqmodel,
-    import_vqmodel,
-    vqmodel_diffusers_config,
-)
+from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.families.start import settle_config
 from paella_jax.families.vqgan import (
     differing_codes,
@@ -173,7 +168,7 @@ def test_presets_have_the_published_sizes():
     """docs/models/muse.md 2.5 for the f16 network, 1.4 for the larger decoder."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     f16, f8 = (make_vqgan(small.config_of(f"resnet_vqgan:{name}")) for name in ("f16", "f8"))
-    assert count(abstract_vqmodel(f16)) == 146_244_675
+    assert count(VQMODEL.names.shapes(f16)) == 146_244_675
     assert (f16.downsampling, f8.downsampling) == (16, 8)
     tuned = small.config_of("resnet_vqgan:finetune_decoder").model
     larger = f16.clone(
@@ -181,7 +176,7 @@ def test_presets_have_the_published_sizes():
         decoder_blocks_per_level=tuned.decoder_blocks_per_level,
     )
     part = lambda model: {
-        n: count(tree) for n, tree in abstract_vqmodel(model).items() if is_decoder(n)
+        n: count(tree) for n, tree in VQMODEL.names.shapes(model).items() if is_decoder(n)
     }
     assert larger.decoder_sizes[0][0] == 256 and larger.decoder_sizes[1] == 4
     assert sum(part(larger).values()) > 4 * sum(part(f16).values())
@@ -288,10 +283,10 @@ def test_names_of_a_larger_decoder():
         norm_groups=2, encoder_attention=(False,) * 2, decoder_attention=(False,) * 2,
         decoder_widths=(6, 10), decoder_blocks_per_level=3,
     )  # fmt: skip
-    empty = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract_vqmodel(model))
-    tensors = export_vqmodel(empty, model)
+    empty = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), VQMODEL.names.shapes(model))
+    tensors = VQMODEL.names.save(empty, model)
     assert tensors["decoder.up_blocks.1.resnets.2.conv1.weight"].shape == (6, 6, 3, 3)
     assert tensors["encoder.down_blocks.1.resnets.0.conv1.weight"].shape == (8, 4, 3, 3)
-    assert_same(flatten_dict(import_vqmodel(tensors, model)), flatten_dict(empty))
+    assert_same(flatten_dict(VQMODEL.names.load(tensors, model)), flatten_dict(empty))
     with pytest.raises(ValueError, match=r"decoder_widths \(6, 10\).*no place in diffusers"):
-        vqmodel_diffusers_config(model)
+        VQMODEL.foreign.write(model)

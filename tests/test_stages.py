@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert import wuerstchen
+from paella_jax.convert.wuerstchen import STAGE_B, infer_stage_b, infer_stage_c
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.antialias_resize import antialias_resize, resize_matrix
 from paella_jax.models.conditioning import Conditioning
@@ -117,14 +118,14 @@ def test_sizes_that_do_not_fit_are_refused(model, shape, cond, message):
 
 
 def tensors_b(model):
-    params = wuerstchen.abstract_stage_b(model, 6)
+    params = STAGE_B.names.shapes(model, 6)
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
-    return wuerstchen.export_stage_b(empty, model)
+    return STAGE_B.names.save(empty, model)
 
 
 def test_the_first_release_is_refused():
     tensors = tensors_b(stage_b()) | {"in_mapper.0.weight": np.zeros((8192, 4), np.float32)}
-    for read in (wuerstchen.infer_stage_b, lambda x: wuerstchen.import_stage_b(x, stage_b())):
+    for read in (infer_stage_b, lambda x: STAGE_B.names.load(x, stage_b())):
         with pytest.raises(ConversionError, match="first Würstchen release"):
             read(tensors)
 
@@ -138,19 +139,29 @@ def test_files_that_are_not_whole_are_refused():
         ("effnet_mappers.1", "unknown tensor effnet_mappers.2"),
     ):
         with pytest.raises(ConversionError, match=message):
-            fields = wuerstchen.infer_stage_b(without(missing), head_width=16)
-            wuerstchen.import_stage_b(without(missing), StageB(**fields))
+            fields = infer_stage_b(without(missing), head_width=16)
+            STAGE_B.names.load(without(missing), StageB(**fields))
     odd = whole | {"embedding.1.weight": np.zeros((16, 9, 1, 1), np.float32)}
     with pytest.raises(ConversionError, match="takes 9 channels, which are no 2x2 patches"):
-        wuerstchen.infer_stage_b(odd)
+        infer_stage_b(odd)
     with pytest.raises(ConversionError, match=r"not a whole Stage C: projection\.weight"):
-        wuerstchen.infer_stage_c(whole)
+        infer_stage_c(whole)
 
 
 def test_heads_are_left_out_where_the_released_width_does_not_fit():
-    assert "num_heads" not in wuerstchen.infer_stage_b(tensors_b(stage_b()))
+    assert "num_heads" not in infer_stage_b(tensors_b(stage_b()))
+
+
+def test_levels_may_have_heads_of_different_widths():
+    """A released layout with other heads per level, told as one head width per level."""
+    model = stage_b(patterns=("CTA", "CTA"), num_heads=(4, 3))
+    widths = tuple(w // n for w, n in zip(model.widths, model.num_heads, strict=True))
+    assert len(set(widths)) == 2
+    fields = infer_stage_b(tensors_b(model), head_width=widths)
+    assert StageB(**fields).clone(dropout=model.dropout) == model
+    assert "num_heads" not in infer_stage_b(tensors_b(model), head_width=(widths[0], 7))
 
 
 def test_different_input_and_output_channels_are_refused():
     with pytest.raises(ValueError, match="c_in and c_out must be equal"):
-        wuerstchen.stage_b_from_reference_config({"c_in": 4, "c_out": 8})
+        golden.stage_b_of({"c_in": 4, "c_out": 8})

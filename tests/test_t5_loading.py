@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from small import random_variables
 from small_torch import write_torch_file
 
+from paella_jax.encoders.published import T5_NAMES, import_t5, load_t5_folder
 from paella_jax.encoders.t5 import T5Encoder, relative_buckets, t5_from_hf_config
-from paella_jax.encoders.t5_weights import export_t5, import_t5, load_t5_folder
 from paella_jax.files.tensors import ConversionError
 
 CONFIG = {
@@ -41,7 +41,7 @@ def module():
 
 @pytest.fixture
 def tensors(module):
-    return export_t5(_params(module), module)
+    return T5_NAMES.save(_params(module), module)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_folder(folder, module, tensors):
 def test_plain_feed_forward_round_trip():
     module = t5_from_hf_config(CONFIG | {"feed_forward_proj": "relu"})
     params = _params(module)
-    tensors = export_t5(params, module)
+    tensors = T5_NAMES.save(params, module)
     assert "encoder.block.1.layer.1.DenseReluDense.wi.weight" in tensors
     assert _same(import_t5(tensors, module), params)
 
@@ -179,7 +179,7 @@ def test_bfloat16_folder(folder, tensors, module):
     save_file(half, folder / "model.safetensors")
     _, params = load_t5_folder(folder)
     assert all(p.dtype == ml_dtypes.bfloat16 for p in jax.tree.leaves(params))
-    assert all(half[n].tobytes() == a.tobytes() for n, a in export_t5(params, module).items())
+    assert all(half[n].tobytes() == a.tobytes() for n, a in T5_NAMES.save(params, module).items())
     out = module.apply({"params": params}, IDS, MASK)
     assert out.dtype == jnp.float32 and np.isfinite(out).all()
 

@@ -37,7 +37,6 @@ from paella_jax.cli import run
 if TYPE_CHECKING:
     from paella_jax.convert.plan import Conversion
 
-FAMILIES = ("paella", "amused", "vqgan", "clip_prior", "stage_b", "stage_c", "wuerstchen")
 CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
@@ -45,10 +44,13 @@ DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
 
 def main() -> int:
     """Parses the command line and converts."""
+    from paella_jax.convert.export import FORMS
+    from paella_jax.convert.recognise import FAMILIES, GROUPS
+
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--family", choices=FAMILIES)
+    parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
     parser.add_argument("--weights", help="file or folder to convert")
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
     parser.add_argument("--tokenizer", default="", help="vqgan run folder to carry along")
@@ -56,7 +58,7 @@ def main() -> int:
     parser.add_argument("--clip", default="", help="CLIP folder to carry along (Paella, aMUSEd)")
     parser.add_argument("--stage_b", default="", help="Stage B run folder to carry along (Stage C)")
     parser.add_argument("--compressor", default="", help="file of Stage B's compressor")
-    parser.add_argument("--export", choices=("original", "diffusers", "compressor"))
+    parser.add_argument("--export", choices=FORMS)
     parser.add_argument("--checkpoint", help="run folder to export")
     parser.add_argument("--interpolate", nargs=2, metavar="RUN", help="two run folders to mix")
     parser.add_argument("--share", type=float, default=0.5, help="of the second run, 0 to 1")
@@ -84,22 +86,22 @@ def main() -> int:
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """A weights file -> a run folder."""
-    from paella_jax.convert.frozen import OPTIONS, check_frozen, lacking
     from paella_jax.convert.model_card import describe_files, model_card
-    from paella_jax.convert.parts import open_parts
-    from paella_jax.convert.plan import export_form, plan_conversion
-    from paella_jax.convert.run_folder import write_run_folder
-    from paella_jax.runs.whole_folder import check_new
+    from paella_jax.convert.plan import check_frozen, lacking, plan_conversion, write_run_folder
+    from paella_jax.convert.recognise import open_parts
+    from paella_jax.files.atomic import check_new
 
     out, dtype = Path(arguments.out), _dtype(arguments.dtype)
     check_new(out)
     parts = open_parts(arguments.weights, arguments.family, arguments.key, arguments.compressor)
-    allowed = OPTIONS.get(parts.family, {})
+    family, allowed = parts.record.family, parts.record.needs
     given = {name: getattr(arguments, name) for name in CARRIED if getattr(arguments, name)}
     if given.keys() - allowed.keys():
         refused = ", ".join(f"--{name}" for name in given if name not in allowed)
-        raise ValueError(f"{refused} are no options of {parts.family}; leave them out")
-    overrides = [f"--config.{allowed[name]}={value}" for name, value in given.items()] + overrides
+        raise ValueError(f"{refused} are no options of {family}; leave them out")
+    overrides = [
+        f"--config.{allowed[name][0]}={value}" for name, value in given.items()
+    ] + overrides
     plan = plan_conversion(parts, overrides, dtype)
     check_frozen(plan, parts.weights)
 
@@ -111,15 +113,15 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     with _progress(total) as report:
         files = describe_files(parts.files, report)
         card = model_card(
-            plan.family, fields, files, source=parts.source, lacking=missing, dtype=stored,
-            parameters=plan.parameter_count(), out=out.name, export=export_form(plan.config),
+            plan.record, fields, files, source=parts.source, lacking=missing, dtype=stored,
+            parameters=plan.parameter_count(), out=out.name,
         )  # fmt: skip
         write_run_folder(plan, out, card, dtype, report)
     print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
     for origin in dict.fromkeys(origin for _, origin in fields.values()):
         shown = [f"{name}={value}" for name, (value, o) in fields.items() if o == origin]
         print(f"from {origin}: {', '.join(shown)}")
-    print(f"{out}: {plan.family}, {plan.parameter_count():,} parameters as {stored}")
+    print(f"{out}: {family}, {plan.parameter_count():,} parameters as {stored}")
     if missing:
         print(missing)
     return 0
@@ -137,7 +139,7 @@ def _fields(plan: Conversion) -> dict[str, tuple[Any, str]]:
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
     from paella_jax.convert.export import exported_tensors, write_export
-    from paella_jax.runs.whole_folder import check_new
+    from paella_jax.files.atomic import check_new
 
     out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
     check_new(out)

@@ -1,107 +1,90 @@
-"""aMUSEd's transformer: diffusers' UVit2DModel <-> our parameters (docs/models/muse.md 2.4)."""
+"""aMUSEd as released: its transformer, alone or in a pipeline's folder (docs/models/muse.md 2)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from paella_jax.files.tensors import ConversionError, Entry, export_tensors, import_tensors
+from paella_jax.convert import amused_folder
+from paella_jax.convert.blocks import index_count, needed_shape
+from paella_jax.convert.checks import check_clip
+from paella_jax.convert.paella import carry_tokens
+from paella_jax.convert.released import (
+    DEFAULT,
+    DRAW,
+    JSON,
+    Field,
+    ForeignConfig,
+    Found,
+    Released,
+    Written,
+    config_file,
+)
+from paella_jax.convert.vqgan import attention_entries
+from paella_jax.families.cells import check_cell
+from paella_jax.families.vqgan import make_vqgan
+from paella_jax.files import weights_file
+from paella_jax.files.tensors import (
+    ConversionError,
+    Entry,
+    Names,
+    Weights,
+    linear_entries,
+    norm_entries,
+)
 from paella_jax.models.uvit import UViT
 
 UVIT_CLASS = "UVit2DModel"
-RELEASED_HEAD_WIDTH = 64
-RELEASED_MICRO_WIDTH = 256
-MICRO_CONDS = 5
-# Our field -> diffusers' argument, where the value is the same.
-UVIT_FIELDS = {
-    "vocabulary_size": "vocab_size",
+HEAD_WIDTH, MICRO_WIDTH, MICRO_CONDS = 64, 256, 5  # as released
+
+
+def _read_micro_conds(total: int, config: Mapping[str, Any]) -> int:
+    width = config.get("micro_cond_encode_dim", MICRO_WIDTH)
+    if total % width:
+        raise ValueError(
+            f"micro_cond_embed_dim {total} must be a multiple of micro_cond_encode_dim {width}"
+        )
+    return total // width
+
+
+# What a config leaves out has aMUSEd's value; `sample_size` is the token map's usual side.
+UVIT_CONFIG = ForeignConfig(UVIT_CLASS, UViT, {
+    "vocab_size": "vocabulary_size",
     "codebook_size": "codebook_size",
-    "token_width": "in_channels",
-    "conv_width": "block_out_channels",
-    "conv_blocks": "num_res_blocks",
-    "conv_heads": "block_num_heads",
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "feed_forward_width": "intermediate_size",
-    "text_width": "encoder_hidden_size",
-    "pooled_width": "cond_embed_dim",
-    "micro_width": "micro_cond_encode_dim",
+    "in_channels": "token_width",
+    "block_out_channels": "conv_width",
+    "num_res_blocks": "conv_blocks",
+    "block_num_heads": "conv_heads",
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "feed_forward_width",
+    "encoder_hidden_size": "text_width",
+    "cond_embed_dim": "pooled_width",
+    "micro_cond_encode_dim": "micro_width",
     "downsample": "downsample",
     "upsample": "upsample",
     "use_bias": "use_bias",
-    "learned_norms": "ln_elementwise_affine",
-    "norm_epsilon": "layer_norm_eps",
-    "dropout": "hidden_dropout",
+    "ln_elementwise_affine": "learned_norms",
+    "layer_norm_eps": "norm_epsilon",
+    "hidden_dropout": "dropout",
     "attention_dropout": "attention_dropout",
-}
-
-
-def uvit_from_diffusers_config(config: Mapping[str, Any]) -> UViT:
-    """Our module for a UVit2DModel's config.json; what it leaves out has aMUSEd's value.
-
-    Raises:
-      ValueError: the micro-conditions' widths do not belong together.
-    """
-    fields = {ours: config[theirs] for ours, theirs in UVIT_FIELDS.items() if theirs in config}
-    model = UViT(**fields)
-    total = config.get("micro_cond_embed_dim", MICRO_CONDS * model.micro_width)
-    if total % model.micro_width:
-        raise ValueError(
-            f"micro_cond_embed_dim {total} must be a multiple of micro_cond_encode_dim "
-            f"{model.micro_width}"
-        )
-    return model.clone(micro_conds=total // model.micro_width)
-
-
-def uvit_diffusers_config(model: UViT, sample_size: int) -> dict[str, Any]:
-    """The inverse: what config.json holds. `sample_size` is the token map's usual side."""
-    return {
-        "_class_name": UVIT_CLASS,
-        **{theirs: getattr(model, ours) for ours, theirs in UVIT_FIELDS.items()},
-        "micro_cond_embed_dim": model.micro_conds * model.micro_width,
-        "sample_size": sample_size,
-    }
-
-
-def linear_entries(
-    name: str, *path: str, bias: bool = True, layout: str = "linear", leaf: str = "kernel"
-) -> list[Entry]:
-    """A linear layer or convolution: weight, and bias where it has one."""
-    entries = [Entry(f"{name}.weight", (*path, leaf), layout)]
-    if bias:
-        entries.append(Entry(f"{name}.bias", (*path, leaf.replace("kernel", "bias"))))
-    return entries
-
-
-def norm_entries(name: str, *path: str, bias: bool = False) -> list[Entry]:
-    """A norm: scale, and bias where it has one."""
-    scale = Entry(f"{name}.weight", (*path, "scale"))
-    return [scale, Entry(f"{name}.bias", (*path, "bias"))] if bias else [scale]
-
-
-def attention_entries(name: str, *path: str, bias: bool) -> list[Entry]:
-    """The four projections of diffusers' Attention, our SeparateAttention."""
-    parts = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
-    return [
-        entry
-        for theirs, ours in parts.items()
-        for entry in linear_entries(f"{name}.{theirs}", *path, ours, bias=bias)
-    ]
+    "micro_cond_embed_dim": Field(
+        "micro_conds", _read_micro_conds, lambda value, module: value * module.micro_width
+    ),
+    "sample_size": Written(told="sample_size"),
+}, optional=True)  # fmt: skip
 
 
 def uvit_entries(model: UViT) -> list[Entry]:
     """The name table of one configuration."""
     bias, learned = model.use_bias, model.learned_norms
-    linear = lambda name, path, layout="linear": linear_entries(
-        name, path, bias=bias, layout=layout
-    )
-    norm = lambda name, *path: norm_entries(name, *path) if learned else []
+    linear = lambda name, path, form="linear": linear_entries(name, path, bias=bias, layout=form)
+    norm = lambda name, *path: norm_entries(name, *path, bias=False) if learned else []
     entries = [
         *linear("encoder_proj", "text"),
         *norm("encoder_proj_layer_norm", "text_norm"),
@@ -130,11 +113,9 @@ def uvit_entries(model: UViT) -> list[Entry]:
             entries += norm(f"{theirs}.norm", ours, "norm")
             entries += linear(f"{theirs}.conv", ours, layout)
         for index in range(model.conv_blocks):
-            entries += _conv_block(
-                model, f"{side}_block.res_blocks.{index}", f"{side}_conv_{index}"
-            )
-            theirs = f"{side}_block.attention_blocks.{index}"
-            entries += _text_attention(model, theirs, f"{side}_attention_{index}")
+            conv, attention = (f"{side}_block.{x}_blocks.{index}" for x in ("res", "attention"))
+            entries += _conv_block(model, conv, f"{side}_conv_{index}")
+            entries += _text_attention(model, attention, f"{side}_attention_{index}")
     for index in range(model.depth):
         entries += _layer(model, f"transformer_layers.{index}", f"layer_{index}")
     return entries
@@ -142,11 +123,10 @@ def uvit_entries(model: UViT) -> list[Entry]:
 
 def _conv_block(model: UViT, name: str, path: str) -> list[Entry]:
     bias = model.use_bias
+    depthwise = {"layout": "conv", "leaf": "depthwise_kernel"}
     return [
-        *linear_entries(
-            f"{name}.depthwise", path, bias=bias, layout="conv", leaf="depthwise_kernel"
-        ),
-        *(norm_entries(f"{name}.norm", path, "norm") if model.learned_norms else []),
+        *linear_entries(f"{name}.depthwise", path, bias=bias, **depthwise),
+        *(norm_entries(f"{name}.norm", path, "norm", bias=False) if model.learned_norms else []),
         *linear_entries(f"{name}.channelwise_linear_1", path, "expand", bias=bias),
         Entry(f"{name}.channelwise_norm.gamma", (path, "response_norm", "gamma"), "channel"),
         Entry(f"{name}.channelwise_norm.beta", (path, "response_norm", "beta"), "channel"),
@@ -161,7 +141,7 @@ def _text_attention(model: UViT, name: str, path: str) -> list[Entry]:
     if model.conv_width != model.width:
         entries += linear_entries(f"{name}.kv_mapper", path, "text_mapper", bias=bias)
     for number in (1, 2):
-        entries += norm_entries(f"{name}.norm{number}", path, f"norm_{number}")
+        entries += norm_entries(f"{name}.norm{number}", path, f"norm_{number}", bias=False)
         entries += attention_entries(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
     return entries
 
@@ -182,33 +162,18 @@ def _layer(model: UViT, name: str, path: str) -> list[Entry]:
     return entries
 
 
-def abstract_uvit(model: UViT) -> dict[str, Any]:
-    """Shapes of all parameters; nothing is computed."""
-    size = model.grid_divisor
-    init = lambda: model.init(
-        jax.random.key(0),
-        jnp.zeros((1, size, size), jnp.int32),
-        jnp.zeros((1, 1, model.text_width)),
-        jnp.zeros((1, model.pooled_width)),
-        jnp.zeros((1, model.micro_conds)),
-    )
-    return jax.eval_shape(init)["params"]
+def _inputs(model: UViT) -> tuple[Any, ...]:
+    tokens = jnp.zeros((1, model.grid_divisor, model.grid_divisor), jnp.int32)
+    text = jnp.zeros((1, 1, model.text_width))
+    pooled, micro = (jnp.zeros((1, n)) for n in (model.pooled_width, model.micro_conds))
+    return tokens, text, pooled, micro
 
 
-def import_uvit(tensors: Mapping[str, np.ndarray], model: UViT) -> dict[str, Any]:
-    """State dict -> our parameters. Raises ConversionError listing every misfit."""
-    return import_tensors(uvit_entries(model), tensors, abstract_uvit(model))
-
-
-def export_uvit(params: Mapping[str, Any], model: UViT, copy: bool = True) -> dict[str, np.ndarray]:
-    """Our parameters -> state dict; `copy` as in `export_tensors`."""
-    return export_tensors(uvit_entries(model), params, copy)
+NAMES = Names(uvit_entries, _inputs)
 
 
 def infer_uvit(
-    tensors: Mapping[str, np.ndarray],
-    head_width: int = RELEASED_HEAD_WIDTH,
-    micro_width: int = RELEASED_MICRO_WIDTH,
+    tensors: Mapping[str, np.ndarray], head_width: int = HEAD_WIDTH, micro_width: int = MICRO_WIDTH
 ) -> dict[str, Any]:
     """Fields of `UViT` from a state dict's names and shapes.
 
@@ -220,7 +185,7 @@ def infer_uvit(
     Raises:
       ConversionError: tensors that carry the sizes are missing.
     """
-    shape = lambda name, rank: shape_of(tensors, name, rank, UVIT_CLASS)
+    shape = lambda name, rank: needed_shape(tensors, name, rank, UVIT_CLASS)
     vocabulary, token_width = shape("embed.embeddings.weight", 2)
     width, text_width = shape("encoder_proj.weight", 2)
     conv_width = shape("embed.conv.weight", 4)[0]
@@ -248,19 +213,118 @@ def infer_uvit(
     return fields
 
 
-def index_count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
-    """One more than the largest number `pattern` finds in a tensor's name; 0 without any."""
-    matches = (re.match(pattern, name) for name in tensors)
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+def text_widths(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[int, int]:
+    """Widths of the text states and of the pooled text that a transformer takes.
+
+    Args:
+      tensors: of a UVit2DModel.
+      config: of the run; its micro-conditions take the rest of the condition.
+
+    Raises:
+      ConversionError: the micro-conditions alone are wider than the condition.
+    """
+    text = needed_shape(tensors, "encoder_proj.weight", 2, UVIT_CLASS)[1]
+    condition = needed_shape(tensors, "cond_embed.linear_1.weight", 2, UVIT_CLASS)[1]
+    return text, _pooled(condition, config)
 
 
-def shape_of(tensors: Mapping[str, np.ndarray], name: str, rank: int, kind: str) -> tuple[int, ...]:
-    """A tensor's shape; ConversionError if it is missing or has another rank."""
-    found = np.shape(tensors[name]) if name in tensors else None
-    if found is None or len(found) != rank or 0 in found:
-        state = "is missing" if found is None else f"has shape {found}"
+def make_uvit(config: Mapping[str, Any], text_width: int = 768, pooled_width: int = 768) -> UViT:
+    """The network of a run's config, in float32."""
+    codes, fields = config["model"]["codebook_size"], dict(config["uvit"])
+    fields["vocabulary_size"] = fields["vocabulary_size"] or codes + 1
+    return UViT(**fields, codebook_size=codes, text_width=text_width, pooled_width=pooled_width)
+
+
+def _pooled(condition: int, config: Mapping[str, Any]) -> int:
+    uvit = config["uvit"]
+    count, width = uvit["micro_conds"], uvit["micro_width"]
+    pooled = condition - count * width
+    if pooled <= 0:
         raise ConversionError(
-            f"not a whole {kind}: {name}, which tells its sizes, {state}; expected a diffusers "
-            f"{kind}'s state dict"
+            f"cond_embed.linear_1.weight takes {condition} inputs, but {count} "
+            f"micro-conditions of width {width} leave none for the text; give the "
+            f"folder with its {weights_file.CONFIG}, or --config.uvit.micro_width=N"
         )
-    return found
+    return pooled
+
+
+def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
+    file, count = config_file(weights), fields.get("micro_conds")
+    if file is not None and count != MICRO_CONDS:  # a sixth would be the noise level's
+        raise ConversionError(
+            f"{file} has room for {count} micro-conditions, aMUSEd has "
+            f"{MICRO_CONDS}: micro_cond_embed_dim must be {MICRO_CONDS} x "
+            "micro_cond_encode_dim"
+        )
+    return {}
+
+
+def _settle(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> Found:
+    """Pixels of the training images: the token map's side times the tokenizer's downsampling."""
+    file = config_file(weights)
+    known = {} if file is None else weights_file.read_json(file)
+    side = int(known.get("sample_size", 32 if config.uvit.downsample else 16))
+    # Whatever else may have been given is refused later.
+    is_known = tokenizer is not None and tokenizer.method == "vqgan"
+    pixels = make_vqgan(tokenizer).downsampling if is_known else amused_folder.DOWNSAMPLING
+    return {"data.image_size": (side * pixels, DEFAULT if file is None else JSON)}
+
+
+def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
+    check_cell(config)
+    if tokenizer is not None:
+        amused_folder.check_size(config, tokenizer)
+    check_clip("--clip", config.clip.folder, *text_widths(weights, config))
+
+
+def _check_run(config: ConfigDict) -> None:
+    """Refuses runs that an AmusedPipeline cannot hold, with all reasons."""
+    needed = {
+        "cell.corruption": (config.cell.corruption, "mask"),
+        "text.kind": (config.text.kind, "clip"),
+        "uvit.micro_conds": (config.uvit.micro_conds, MICRO_CONDS),
+    }
+    wrong = {name: pair for name, pair in needed.items() if pair[0] != pair[1]}
+    problems = [
+        f"{name} is {value!r}, it has {only!r} only" for name, (value, only) in wrong.items()
+    ]
+    if problems:
+        raise ConversionError(
+            f"diffusers' AmusedPipeline cannot be this run: {'; '.join(problems)}"
+        )
+
+
+def _make(config: ConfigDict, tensors: Mapping[str, np.ndarray] | None = None) -> UViT:
+    return make_uvit(config, *(text_widths(tensors, config) if tensors else ()))
+
+
+AMUSED = Released(
+    family="amused",
+    title="aMUSEd masked transformer",
+    usage=DRAW,
+    marks=("embed.embeddings.weight", "encoder_proj.weight", "mlm_layer.conv2.weight"),
+    runs={"method": "tokens", "cell.network": "uvit"},
+    preset="muse:amused_256",
+    make=_make,
+    names=NAMES,
+    own="predictor",
+    infer=infer_uvit,
+    block="uvit",
+    heads=({"num_heads": "width", "conv_heads": "conv_width"}, HEAD_WIDTH),
+    foreign=UVIT_CONFIG,
+    told=None,
+    forms=("diffusers",),
+    extra=_extra,
+    settle=_settle,
+    needs={
+        "tokenizer": ("tokenizer", "VQGAN_RUN"),
+        "clip": ("clip.folder", "CLIP_FOLDER"),
+    },
+    together=True,
+    tokenizer=("codebook_size", "codes"),
+    check=_check,
+    carry=carry_tokens,
+    check_run=_check_run,
+    open_folder=lambda path: amused_folder.open_folder(path, text_widths),
+    open_run=amused_folder.open_run,
+)

@@ -1,22 +1,39 @@
-"""The folder of a diffusers AmusedPipeline: its parts opened and checked.
+"""The folder of a diffusers AmusedPipeline: opened, and written out of a run.
 
 Source: docs/models/muse.md 2.1, 2.6.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paella_jax.files import hf_folder
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.convert.checks import check_clip
+from paella_jax.convert.released import ForeignConfig, Found
+from paella_jax.convert.vqgan import VQMODEL
+from paella_jax.encoders.clip_transformer import tower_config
+from paella_jax.encoders.published import TEXT, load_clip_text_folder
+from paella_jax.families import tokens, vqgan
+from paella_jax.families.cells import check_cell
+from paella_jax.files import weights_file
+from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
-from paella_jax.files.weights_file import open_weights
+from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
+from paella_jax.models.uvit import UViT
+from paella_jax.models.vqmodel import VQModel
+from paella_jax.runs.frozen import carry_clip, place_of, variables_of, write_tokenizer
+from paella_jax.typing import Tree
 
 INDEX, PIPELINE = "model_index.json", "AmusedPipeline"
-TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = PARTS = (
+TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = (
     "transformer", "vqvae", "text_encoder", "tokenizer", "scheduler",
 )  # fmt: skip
 # Part -> library and class, as model_index.json names them.
@@ -30,44 +47,77 @@ CLASSES = {
 SCHEDULER_CONFIG = "scheduler_config.json"
 # What must be there besides weights.
 NEEDED = (
-    INDEX,
-    f"{TRANSFORMER}/{hf_folder.CONFIG}",
-    f"{VQVAE}/{hf_folder.CONFIG}",
-    f"{TEXT_ENCODER}/{hf_folder.CONFIG}",
-    TOKENIZER,
+    INDEX, *(f"{part}/{CONFIG}" for part in (TRANSFORMER, VQVAE, TEXT_ENCODER)), TOKENIZER,
     f"{SCHEDULER}/{SCHEDULER_CONFIG}",
-)
+)  # fmt: skip
 SCHEDULES = ("cosine", "linear")  # AmusedScheduler's, and ours by the same names
 TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
+DOWNSAMPLING = 16  # of the released tokenizer
+FROM_SCHEDULER = "its scheduler"
 
 
 class AmusedFolder(NamedTuple):
     """An opened pipeline folder; of its weights nothing is read yet.
 
     Attributes:
-      folder: the whole.
-      transformer: the U-ViT's weights.
-      vqvae: the tokenizer's.
-      schedule: share still masked, a value of our `sampler.schedule`.
+      path: the whole.
+      weights: the U-ViT's.
+      tokenizer: the weights of its VQModel, and
+      tokenizer_family: what they must be.
+      found: config fields that the folder tells: the fraction still masked.
       mask_token: the scheduler's id of an unknown token.
+      text_widths: U-ViT's tensors and config -> widths of the text's states and of its embedding.
     """
 
-    folder: Path
-    transformer: Weights
-    vqvae: Weights
-    schedule: str
+    path: Path
+    weights: Weights
+    tokenizer: Weights
+    found: Found
     mask_token: int
+    text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
+    tokenizer_family: str = VQMODEL.family
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Every weights file."""
-        text = hf_folder.weight_files(
-            self.folder / TEXT_ENCODER, lambda name: True, CLASSES[TEXT_ENCODER][1]
-        )
-        return (*self.transformer.files, *self.vqvae.files, *text)
+        folder, kind = self.path / TEXT_ENCODER, CLASSES[TEXT_ENCODER][1]
+        text = weights_file.weight_files(folder, lambda name: True, kind)
+        return (*self.weights.files, *self.tokenizer.files, *text)
+
+    @property
+    def source(self) -> str:
+        """What kind of files they are."""
+        return f"diffusers pipeline folder (the transformer a {self.weights.source})"
+
+    def check(self, config: ConfigDict, tokenizer: ConfigDict) -> None:
+        """Raises ConversionError for parts that do not belong together; `tokenizer` its config."""
+        check_cell(config)
+        theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
+        if theirs != codes:
+            raise ConversionError(
+                f"{self.path}: its vqvae has {theirs} codes, its transformer {codes}; they do not "
+                "belong together"
+            )
+        mask = config.uvit.vocabulary_size - 1
+        if self.mask_token != mask:
+            raise ConversionError(
+                f"{self.path}: its scheduler's mask_token_id is {self.mask_token}, the "
+                f"transformer's last row is {mask}; they do not belong together"
+            )
+        check_size(config, tokenizer)
+        with self.clip_folder() as clip:
+            shown, widths = str(self.path / TEXT_ENCODER), self.text_widths(self.weights, config)
+            check_clip("--weights", str(clip), *widths, shown=shown)
+
+    def carry(self, config: ConfigDict, tree: Tree, folder: Path) -> None:
+        """Writes tokenizer (its config and tree) and text encoder, as `token_training.prepare`."""
+        variables = variables_of(tree["params"], tree["model_state"])
+        write_tokenizer(config, variables, place_of("tokenizer", folder))
+        with self.clip_folder() as clip, weights_file.errors_name(self.path / TEXT_ENCODER):
+            carry_clip(clip, place_of(tokens.CLIP, folder))
 
     @contextmanager
     def clip_folder(self) -> Iterator[Path]:
@@ -75,29 +125,40 @@ class AmusedFolder(NamedTuple):
         with tempfile.TemporaryDirectory() as name:
             joined = Path(name)
             for part in (TEXT_ENCODER, TOKENIZER):
-                for file in (self.folder / part).iterdir():
+                for file in (self.path / part).iterdir():
                     link = joined / file.name
                     if file.is_file() and not link.exists():
                         link.symlink_to(file.absolute())
             yield joined
 
 
-def is_amused_folder(path: str | Path) -> bool:
-    """Whether a path is such a folder, be it incomplete."""
-    folder = Path(path)
-    if not (folder / INDEX).is_file():
-        return (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
-    return str(hf_folder.read_json(folder / INDEX).get("_class_name")).startswith("Amused")
+def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
+    """Raises ConversionError for an image size that the networks cannot divide."""
+    divisor = vqgan.make_vqgan(tokenizer).downsampling * (2 if config.uvit.downsample else 1)
+    if config.data.image_size % divisor:
+        raise ConversionError(
+            f"data.image_size {config.data.image_size} must be a multiple of {divisor} for these "
+            f"networks; give --config.data.image_size={divisor}"
+        )
 
 
-def open_amused_folder(path: str | Path) -> AmusedFolder:
-    """Opens a folder that `is_amused_folder`.
+def open_folder(
+    path: str | Path, text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
+) -> AmusedFolder | None:
+    """Opens a pipeline's folder; None where the path is no such folder.
 
     Raises:
       ConversionError: parts are missing (all are listed), weights cannot be read, or the
         scheduler does what our sampler does not.
     """
     folder = Path(path)
+    if not (folder / INDEX).is_file():
+        is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
+    else:
+        kind = str(weights_file.read_json(folder / INDEX).get("_class_name"))
+        is_folder = kind.startswith("Amused")
+    if not is_folder:
+        return None
     missing = [name for name in NEEDED if not (folder / name).exists()]
     if missing:
         raise ConversionError(
@@ -105,10 +166,9 @@ def open_amused_folder(path: str | Path) -> AmusedFolder:
             f"give {folder / TRANSFORMER} with --tokenizer VQGAN_RUN --clip CLIP_FOLDER"
         )
     schedule, mask_token = _read_scheduler(folder / SCHEDULER / SCHEDULER_CONFIG)
-    opened = AmusedFolder(
-        folder, open_weights(folder / TRANSFORMER), open_weights(folder / VQVAE), schedule,
-        mask_token,
-    )  # fmt: skip
+    found = {"sampler.schedule": (schedule, FROM_SCHEDULER)}
+    weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
+    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token, text_widths)
     try:
         assert opened.files
     except FileNotFoundError as error:
@@ -117,7 +177,7 @@ def open_amused_folder(path: str | Path) -> AmusedFolder:
 
 
 def _read_scheduler(file: Path) -> tuple[str, int]:
-    config = hf_folder.read_json(file)
+    config = weights_file.read_json(file)
     kind, ours = config.get("_class_name"), CLASSES[SCHEDULER][1]
     if kind != ours:
         raise ConversionError(f"{file} is of a {kind!r}, not of an {ours}")
@@ -131,24 +191,121 @@ def _read_scheduler(file: Path) -> tuple[str, int]:
     return schedule, config["mask_token_id"]
 
 
-def model_index() -> dict[str, Any]:
-    """What model_index.json holds."""
-    return {"_class_name": PIPELINE, **{part: list(kind) for part, kind in CLASSES.items()}}
+class AmusedRun(NamedTuple):
+    """What a run holds of a pipeline.
+
+    Attributes:
+      configs: file in the folder -> its JSON; the index is there only where every part is.
+      vqvae: tokenizer and its parameters; None where the run carries none.
+      clip: folder of the text encoder and its tokenizer; None where the run carries none.
+    """
+
+    configs: dict[str, dict[str, Any]]
+    vqvae: tuple[VQModel, Mapping[str, Any]] | None
+    clip: Path | None
+
+    @property
+    def missing(self) -> list[str]:
+        """Parts of the pipeline that the run does not carry."""
+        absent = [] if self.vqvae is not None else [VQVAE]
+        return absent if self.clip is not None else [*absent, TEXT_ENCODER, TOKENIZER]
+
+    def write(
+        self,
+        out: Path,
+        tensors: Mapping[str, np.ndarray],
+        dtype: np.dtype | None = None,
+        report: Callable[[int], object] | None = None,
+    ) -> list[str]:
+        """Writes the transformer and every part that the run carries.
+
+        Args:
+          out: folder, made here.
+          tensors: the transformer's, by diffusers' names.
+          dtype: to store the transformer in; the other parts stay as the run has them.
+          report: called with the bytes of each of the transformer's tensors.
+
+        Returns:
+          The parts that the run does not carry.
+
+        Raises:
+          ConversionError: values do not fit `dtype`.
+        """
+        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, dtype, report)
+        if self.vqvae is not None:
+            model, params = self.vqvae
+            vqvae = VQMODEL.names.save(params, model, copy=False)
+            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
+        if self.clip is not None:
+            _write_text_encoder(self.clip, out)
+        for name, config in self.configs.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(json.dumps(config, indent=2))
+        return self.missing
 
 
-def scheduler_config(schedule: str, mask_token: int) -> dict[str, Any]:
-    """What scheduler_config.json holds.
+def open_run(
+    checkpoint: str | Path, config: ConfigDict, transformer: UViT, foreign: ForeignConfig
+) -> AmusedRun:
+    """What a run carries of a pipeline, whose transformer's config.json is `foreign`.
 
     Raises:
-      ConversionError: a schedule that AmusedScheduler does not have.
+      ConversionError, ValueError: networks or a schedule that diffusers' classes cannot be.
     """
+    frozen, vqvae, pixels = Path(checkpoint) / "frozen", None, DOWNSAMPLING
+    if (frozen / "vqgan.json").is_file():
+        model, variables = vqgan.load_carried_tokenizer(Path(checkpoint))
+        if not isinstance(model, VQModel):
+            raise ConversionError(
+                f"{checkpoint} carries a tokenizer of architecture 'paella', diffusers' "
+                "AmusedPipeline takes a 'resnet' only"
+            )
+        vqvae, pixels = (model, variables["params"]), model.downsampling
+    clip = frozen / tokens.CLIP if (frozen / tokens.CLIP).is_dir() else None
+    schedule, scheduler = config.sampler.schedule, CLASSES[SCHEDULER][1]
+    side = config.data.image_size // pixels
+    configs = {f"{TRANSFORMER}/{CONFIG}": foreign.write(transformer, sample_size=side)}
     if schedule not in SCHEDULES:
         raise ConversionError(
-            f"sampler.schedule is {schedule!r}, {CLASSES[SCHEDULER][1]} has "
-            f"{' and '.join(SCHEDULES)} only"
+            f"sampler.schedule is {schedule!r}, {scheduler} has {' and '.join(SCHEDULES)} only"
         )
-    return {
-        "_class_name": CLASSES[SCHEDULER][1],
-        "mask_token_id": mask_token,
+    configs[f"{SCHEDULER}/{SCHEDULER_CONFIG}"] = {
+        "_class_name": scheduler,
+        "mask_token_id": transformer.mask_token,
         "masking_schedule": schedule,
     }
+    if vqvae is not None:
+        assert VQMODEL.foreign is not None
+        configs[f"{VQVAE}/{CONFIG}"] = VQMODEL.foreign.write(vqvae[0])
+    run = AmusedRun(configs, vqvae, clip)
+    if not run.missing:
+        classes = {part: list(kind) for part, kind in CLASSES.items()}
+        configs[INDEX] = {"_class_name": PIPELINE, **classes}
+    return run
+
+
+def _write_text_encoder(clip: Path, out: Path) -> None:
+    """Copies the text tower and the tokenizer's files; of both towers only the text's is kept."""
+    text, tokenizer = out / TEXT_ENCODER, out / TOKENIZER
+    for folder in (text, tokenizer):
+        folder.mkdir(parents=True)
+    for name in TOKENIZER_FILES:
+        if (clip / name).is_file():
+            shutil.copy(clip / name, tokenizer / name)
+    config = weights_file.read_config(clip)
+    if config.get("model_type") != "clip":
+        others = (*TOKENIZER_FILES, "README.md")
+        for file in clip.iterdir():
+            if file.is_file() and file.name not in others:
+                shutil.copy(file, text / file.name)
+        return
+    fields, projection = tower_config(config, "text")
+    module, params = load_clip_text_folder(clip)
+    write_safetensors(text / weights_file.WEIGHTS[0], TEXT.save(params, module))
+    fields = {
+        **fields,
+        "architectures": [CLASSES[TEXT_ENCODER][1]],
+        "model_type": "clip_text_model",
+        "projection_dim": projection,
+    }
+    (text / CONFIG).write_text(json.dumps(fields, indent=2))

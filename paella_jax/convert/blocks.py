@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from paella_jax.files.tensors import ConversionError, Entry
+from paella_jax.files.tensors import ConversionError, Entry, linear_entries
 
 # What a block of each kind is known by: the first tensor below its name.
 KINDS = (
     (r"depthwise\.weight", "C"),
     (r"mapper\.weight", "T"),
-    (r"attention\.attn\.in_proj_weight", "A"),
+    (r"attention\.(attn\.in_proj_|to_q\.)weight", "A"),  # original and diffusers
     (r"channelwise\.0\.weight", "F"),
 )
-
-
-def linear_entries(name: str, *path: str, layout: str = "linear") -> list[Entry]:
-    """Weight and bias of a linear layer or convolution."""
-    return [
-        Entry(f"{name}.weight", (*path, "kernel"), layout),
-        Entry(f"{name}.bias", (*path, "bias")),
-    ]
 
 
 def block_entries(kind: str, name: str, path: str) -> list[Entry]:
@@ -77,6 +70,28 @@ def level_entries(patterns: Sequence[str], depths: Sequence[int]) -> list[Entry]
     return entries
 
 
+def split_attention(entries: list[Entry]) -> list[Entry]:
+    """The original table -> diffusers', which keeps queries, keys and values as three matrices."""
+    renamed = []
+    for entry in entries:
+        block, attention, rest = entry.name.partition(".attention.attn.")
+        if not attention:
+            renamed.append(entry)
+        elif rest.startswith("in_proj_"):
+            kind = rest.removeprefix("in_proj_")
+            renamed += [
+                Entry(f"{block}.attention.to_{part}.{kind}", entry.path, entry.layout, (index, 3))
+                for index, part in enumerate("qkv")
+            ]
+        else:
+            name = f"{block}.attention.{rest.replace('out_proj', 'to_out.0')}"
+            renamed.append(entry._replace(name=name))
+    return renamed
+
+
+SPLIT_ATTENTION = (split_attention, ".attention.to_")  # in a name of diffusers' table alone
+
+
 def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
     """The blocks of every level of the way down, such as "CTCT".
 
@@ -115,8 +130,84 @@ def period(kinds: str) -> str:
     return next(kinds[:n] for n in sizes if kinds[:n] * (len(kinds) // n) == kinds)
 
 
+def head_counts(
+    widths: Sequence[int], patterns: Sequence[str], head_width: int | Sequence[int]
+) -> tuple[int, ...] | None:
+    """Attention heads of every level, 0 where there is no A; None where heads do not divide it.
+
+    Args:
+      widths: of the levels.
+      patterns: of the levels.
+      head_width: of all levels, or one per level.
+    """
+    per_level = [head_width] * len(widths) if isinstance(head_width, int) else head_width
+    levels = list(zip(widths, patterns, per_level, strict=True))
+    if any("A" in pattern and width % head for width, pattern, head in levels):
+        return None
+    return tuple(width // head if "A" in pattern else 0 for width, pattern, head in levels)
+
+
+def level_fields(
+    tensors: Mapping[str, np.ndarray],
+    width: int,
+    released: tuple[str, str],
+    head_width: int | Sequence[int],
+) -> dict[str, Any]:
+    """Fields of a U-shaped network that its levels tell; `num_heads` as `head_counts`.
+
+    Args:
+      tensors: a state dict, original or diffusers.
+      width: of the first level.
+      released: network and its released file, for error messages.
+      head_width: as `head_counts`.
+
+    Raises:
+      ConversionError: as `block_kinds` and `needed_shape`.
+    """
+    levels = block_kinds(tensors, released[0])
+    downs = [f"down_blocks.{level}.0.1.weight" for level in range(1, len(levels))]
+    widths = (width, *(needed_shape(tensors, name, 4, *released)[0] for name in downs))
+    patterns = tuple(period(kinds) for kinds in levels)
+    depths = tuple(len(k) // len(p) for k, p in zip(levels, patterns, strict=True))
+    fields: dict[str, Any] = {"widths": widths, "patterns": patterns, "depths": depths}
+    heads = head_counts(widths, patterns, head_width)
+    return (
+        fields
+        | block_fields(tensors, r"down_blocks\.\d+\.\d+")
+        | ({} if heads is None else {"num_heads": heads})
+    )
+
+
+def block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, int]:
+    """What the first T block and the first C block tell; `block` matches their names."""
+    fields: dict[str, int] = {}
+    for tensor, axis, rank, field in (
+        ("mapper", 1, 2, "time_width"),
+        ("depthwise", 3, 4, "kernel_size"),
+    ):
+        names = [name for name in tensors if re.fullmatch(rf"{block}\.{tensor}\.weight", name)]
+        found = [np.shape(tensors[name]) for name in names if np.ndim(tensors[name]) == rank]
+        fields |= {field: found[0][axis]} if found else {}
+    return fields
+
+
+def index_count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
+    """One more than the largest number `pattern` finds in a tensor's name; 0 without any."""
+    matches = (re.match(pattern, name) for name in tensors)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+
+
+def width_into(tensors: Mapping[str, np.ndarray], name: str) -> int:
+    """Inputs of a linear layer by its weight's name; 1 if it is not there.
+
+    A misfit is reported with all the others.
+    """
+    shape = np.shape(tensors[name]) if name in tensors else ()
+    return shape[1] if len(shape) == 2 else 1
+
+
 def needed_shape(
-    tensors: Mapping[str, np.ndarray], name: str, rank: int, network: str, file: str
+    tensors: Mapping[str, np.ndarray], name: str, rank: int, network: str, file: str = ""
 ) -> tuple[int, ...]:
     """Shape of a tensor that tells sizes.
 
@@ -125,7 +216,7 @@ def needed_shape(
       name: of the tensor.
       rank: its number of axes.
       network: what the state dict should be, and
-      file: the released file with one such, both for the error message.
+      file: the released file with one such, both for the error message; default a diffusers class.
 
     Raises:
       ConversionError: it is missing, of another rank or empty.
@@ -133,16 +224,9 @@ def needed_shape(
     found = np.shape(tensors[name]) if name in tensors else None
     if found is None or len(found) != rank or 0 in found:
         state = "is missing" if found is None else f"has shape {found}"
+        expected = f"the state dict of {file} or of a model of its kind"
         raise ConversionError(
-            f"not a whole {network}: {name}, which tells its sizes, {state}; expected the state "
-            f"dict of {file} or of a model of its kind"
+            f"not a whole {network}: {name}, which tells its sizes, {state}; expected "
+            + (expected if file else f"a diffusers {network}'s state dict")
         )
     return found
-
-
-def matching_shapes(
-    tensors: Mapping[str, np.ndarray], pattern: str, rank: int
-) -> list[tuple[int, ...]]:
-    """Shapes of the tensors of a rank whose whole names match a regular expression."""
-    shapes = [np.shape(x) for name, x in tensors.items() if re.fullmatch(pattern, name)]
-    return [shape for shape in shapes if len(shape) == rank]

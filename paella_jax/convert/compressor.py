@@ -9,39 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from paella_jax.convert.released import SHAPES, Beside, Found
+from paella_jax.families.stage_b import COMPRESSOR, compressor_variables, make_compressor
+from paella_jax.files import weights_file
 from paella_jax.files.tensors import (
     ConversionError,
     Entry,
-    export_tensors,
-    flatten,
-    import_tensors,
-    unflatten,
+    Names,
+    Weights,
+    batch_norm_entries,
+    linear_entries,
 )
-from paella_jax.models.compressor import VARIANTS, Compressor, Stage, expanded_width, stages_of
+from paella_jax.models.compressor import VARIANTS, Compressor, Stage, expanded_width
 
-IGNORED = "num_batches_tracked"
-BACKBONE, TORCHVISION, MAPPER = "backbone.", "features.", "mapper"
-EPSILONS = {"backbone_bn_eps": 1e-3, "mapper_bn_eps": 1e-5}
-
-
-def compressor_from_reference_config(config: Mapping[str, Any]) -> Compressor:
-    """Our module for a recorded model's table of stages and widths.
-
-    Raises:
-      ValueError: a BatchNorm epsilon that our network does not have, or an impossible table.
-    """
-    for name, value in EPSILONS.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{name} {config[name]!r} is not supported, only {value}")
-    return Compressor(
-        variant=stages_of(tuple(Stage(*row) for row in config["stages"])),
-        out_channels=config["c_latent"],
-        head_channels=config["last_channel"],
-    )
+BACKBONE, MAPPER = "backbone.", "mapper"
 
 
 def infer_compressor(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -66,23 +51,8 @@ def infer_compressor(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _conv_norm(name: str, *path: str, layout: str = "conv") -> list[Entry]:
     """Convolution `name.0` and BatchNorm `name.1`."""
-    norm = f"{name}.1"
-    return [
-        Entry(f"{name}.0.weight", ("params", *path, "kernel"), layout),
-        Entry(f"{norm}.weight", ("params", *path, "norm", "scale")),
-        Entry(f"{norm}.bias", ("params", *path, "norm", "bias")),
-        Entry(f"{norm}.running_mean", ("batch_stats", *path, "norm", "mean")),
-        Entry(f"{norm}.running_var", ("batch_stats", *path, "norm", "var")),
-    ]
-
-
-def _squeeze(name: str, *path: str) -> list[Entry]:
-    entries = []
-    for theirs, ours in (("fc1", "reduce"), ("fc2", "expand")):
-        layer = ("params", *path, ours)
-        entries.append(Entry(f"{name}.{theirs}.weight", (*layer, "kernel"), "conv1x1"))
-        entries.append(Entry(f"{name}.{theirs}.bias", (*layer, "bias")))
-    return entries
+    kernel = linear_entries(f"{name}.0", "params", *path, bias=False, layout=layout)
+    return kernel + batch_norm_entries(f"{name}.1", *path, "norm")
 
 
 def _block(name: str, path: str, stage: Stage, inputs: int) -> list[Entry]:
@@ -95,7 +65,9 @@ def _block(name: str, path: str, stage: Stage, inputs: int) -> list[Entry]:
     entries = []
     for number, layer in enumerate(layers):
         if layer == "squeeze":
-            entries += _squeeze(f"{name}.{number}", path, layer)
+            for theirs, ours in (("fc1", "reduce"), ("fc2", "expand")):
+                place = ("params", path, layer, ours)
+                entries += linear_entries(f"{name}.{number}.{theirs}", *place, layout="conv1x1")
         else:
             layout = "conv" if layer == spatial else "conv1x1"
             entries += _conv_norm(f"{name}.{number}", path, layer, layout=layout)
@@ -114,52 +86,35 @@ def compressor_entries(model: Compressor) -> list[Entry]:
     return entries + _conv_norm(MAPPER, "mapper", layout="conv1x1")
 
 
-def abstract_compressor(model: Compressor) -> dict[str, Any]:
-    """Shapes of all variables; nothing is computed."""
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+NAMES = Names(compressor_entries, lambda model: (jnp.zeros((1, 32, 32, 3)),), whole=True)
 
 
-def import_compressor(tensors: Mapping[str, np.ndarray], model: Compressor) -> dict[str, Any]:
-    """State dict -> {"params", "batch_stats"}. Raises ConversionError listing every misfit."""
-    ignore = [name for name in tensors if name.endswith(IGNORED)]
-    entries = compressor_entries(model)
-    return import_tensors(entries, tensors, abstract_compressor(model), ignore=ignore)
+def _found(compressor: Weights, named: set[str]) -> Found:
+    mapper = np.shape(compressor.get(f"{MAPPER}.0.weight", 0))
+    if "compressor.stages" in named and len(mapper) == 4:
+        return {"compressor.head_channels": (mapper[1], SHAPES)}
+    with weights_file.errors_name(compressor.files[0]):
+        fields = infer_compressor(compressor)
+    return {f"compressor.{name}": (fields[name], SHAPES) for name in ("variant", "head_channels")}
 
 
-def import_backbone(
-    tensors: Mapping[str, np.ndarray], model: Compressor, fresh: Mapping[str, Any]
-) -> dict[str, Any]:
-    """torchvision's own EfficientNetV2 weights, where training a compressor starts from.
-
-    Args:
-      tensors: `features.*`; the `classifier.*` is dropped.
-      model: the module.
-      fresh: its variables at initialisation, which the mapper is taken from.
-
-    Returns:
-      {"params", "batch_stats"}.
-
-    Raises:
-      ConversionError: listing every misfit.
-    """
-    entries = [
-        entry._replace(name=TORCHVISION + entry.name.removeprefix(BACKBONE))
-        for entry in compressor_entries(model)
-        if entry.name.startswith(BACKBONE)
-    ]
-    ignore = [n for n in tensors if n.endswith(IGNORED) or n.startswith("classifier.")]
-    mine = lambda path: path[1] == "mapper"
-    whole = flatten(fresh)
-    expected = unflatten({path: leaf for path, leaf in whole.items() if not mine(path)})
-    loaded = flatten(import_tensors(entries, tensors, expected, ignore=ignore))
-    return unflatten(loaded | {path: leaf for path, leaf in whole.items() if mine(path)})
+def _check(compressor: Weights, config: ConfigDict) -> None:
+    makes, takes = len(compressor[f"{MAPPER}.0.weight"]), config.model.guide_channels
+    if makes != takes:
+        raise ConversionError(
+            f"this compressor makes {makes} channels, Stage B takes {takes}; they do not belong "
+            "together"
+        )
 
 
-def export_compressor(
-    variables: Mapping[str, Any], model: Compressor, copy: bool = True
-) -> dict[str, np.ndarray]:
-    """Our variables -> state dict (without the batch counter, which nothing reads).
-
-    `copy=False` gives transposed views, see `export_tensors`.
-    """
-    return export_tensors(compressor_entries(model), variables, copy)
+BESIDE_STAGE_B = Beside(
+    name=COMPRESSOR,
+    entry="effnet_state_dict",
+    names=NAMES,
+    make=make_compressor,
+    found=_found,
+    check=_check,
+    of_run=compressor_variables,
+    missing="holds a Stage B without its compressor (no entry 'effnet_state_dict', and diffusers "
+    "folders have none); give --compressor FILE, which may be the original model_v2_stage_b.pt",
+)

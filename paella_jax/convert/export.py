@@ -10,46 +10,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert.amused import export_uvit
-from paella_jax.convert.amused_config import (
-    RELEASED_DOWNSAMPLING,
-    check_published,
-    make_uvit,
-    text_widths,
-    uvit_of_run,
-)
-from paella_jax.convert.amused_export import AmusedRun, amused_configs, write_amused_folder
-from paella_jax.convert.clip_prior import clip_prior_entries
-from paella_jax.convert.compressor import export_compressor
-from paella_jax.convert.diffusers_config import diffusers_stage_b_config, diffusers_stage_c_config
-from paella_jax.convert.infer import MARKS, article
-from paella_jax.convert.paella import export_paella
-from paella_jax.convert.plan import run_family
-from paella_jax.convert.vqgan import diffusers_config, export_vqgan
-from paella_jax.convert.vqmodel import export_vqmodel, vqmodel_diffusers_config
-from paella_jax.convert.wuerstchen import TEXT_B, TEXT_C, export_stage_b, export_stage_c, text_width
-from paella_jax.families.clip_prior import make_clip_prior
-from paella_jax.families.stage_b import compressor_variables, make_compressor
-from paella_jax.families.tokens import CLIP
-from paella_jax.families.vqgan import load_carried_tokenizer, load_vqgan_run, make_vqgan
-from paella_jax.files.atomic import write_atomically
-from paella_jax.files.hf_folder import CONFIG
+from paella_jax.convert.recognise import RECORDS, record_of, run_family
+from paella_jax.convert.released import Released, article
+from paella_jax.files.atomic import whole_folder, write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
-from paella_jax.files.tensors import ConversionError, export_tensors
-from paella_jax.files.weights_file import DIFFUSERS_WEIGHTS
-from paella_jax.models.paella import Paella
-from paella_jax.models.stage_b import StageB
-from paella_jax.models.stage_c import StageC
-from paella_jax.models.uvit import UViT
-from paella_jax.models.vqmodel import VQModel
+from paella_jax.files.tensors import ConversionError
+from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import read_config
-from paella_jax.runs.whole_folder import whole_folder
+from paella_jax.typing import Tree
 
-FORMS = ("original", "diffusers", "compressor")
-# Which runs have a diffusers class.
-DIFFUSERS_FAMILIES = ("vqgan", "stage_b", "stage_c", "amused")
+ORIGINAL, DIFFUSERS = "original", "diffusers"
+FORMS = (ORIGINAL, DIFFUSERS, *(r.beside.name for r in RECORDS if r.beside is not None))
 
 
 def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -57,12 +30,11 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
 
     Args:
       checkpoint: run folder, trained or converted.
-      form: original; for a vqgan, an amused and Würstchen's stages also diffusers (for an amused
-        and a ResNet vqgan only that); for a Stage B also compressor, the original names of its
-        semantic compressor.
+      form: original or diffusers, see `Released.forms`; or the name of a second network, in its
+        original names.
 
     Returns:
-      The tensors, of an amused its transformer's, and the names of networks of the run that the
+      The tensors, of a pipeline its transformer's, and the names of networks of the run that the
       format has no place for.
 
     Raises:
@@ -70,93 +42,63 @@ def exported_tensors(checkpoint: str | Path, form: str) -> tuple[dict[str, np.nd
       ConversionError: the format cannot hold this run.
     """
     config = read_config(checkpoint)
-    family, diffusers = run_family(config), form == "diffusers"
-    if family not in MARKS:
+    record, family = record_of(config), run_family(config)
+    if record is None:
         raise ConversionError(f"{checkpoint} is a {family!r}, which has no published format")
-    if diffusers and family not in DIFFUSERS_FAMILIES:
+    ordered = sorted(RECORDS, key=lambda known: len(known.needs))  # what stands alone comes first
+    able = list(dict.fromkeys(known.family for known in ordered if DIFFUSERS in known.forms))
+    if form == DIFFUSERS and family not in able:
         raise ConversionError(
-            f"--export diffusers exists for {', '.join(DIFFUSERS_FAMILIES)} only, {checkpoint} is "
+            f"--export diffusers exists for {', '.join(able)} only, {checkpoint} is "
             f"{article(family)}; use --export original"
         )
-    if form == "compressor":
-        if family != "stage_b":
-            raise ConversionError(
-                f"--export compressor exists for a stage_b only, {checkpoint} is {article(family)}"
-            )
-        model, variables = make_compressor(config), compressor_variables(checkpoint)
-        return export_compressor(variables, model, copy=False), []
-    if family == "vqgan":
-        return _vqgan_tensors(checkpoint, diffusers), []
-    if family == "clip_prior":
-        params = restore_variables(checkpoint)[1]["params"]
-        entries = clip_prior_entries(make_clip_prior(config))
-        return export_tensors(entries, params["prior"], copy=False), []
-    _check_cell_is_published(config, family)
-    if family == "amused" and not diffusers:
-        raise ConversionError(_only_diffusers(checkpoint, "an amused"))
-    params = restore_trained(checkpoint, config)
-    own = "predictor" if family in ("paella", "amused") else family
-    left = sorted(name for name in params if name != own)
-    if family == "amused":
-        run = _amused_run(checkpoint, config, uvit_of_run(params[own], config))
-        amused_configs(run)  # networks that cannot be one are refused now
-        return export_uvit(params[own], run.transformer, copy=False), left
-    if family == "paella":
-        return export_paella(params[own], Paella(**config.model), copy=False), left
-    if family == "stage_b":
-        tensors = export_stage_b(params[own], StageB(**config.model), diffusers, copy=False)
-    else:
-        tensors = export_stage_c(params[own], StageC(**config.model), diffusers, copy=False)
+    if form not in (ORIGINAL, DIFFUSERS):
+        return _beside_tensors(checkpoint, form, config), []
+    record.check_run(config)
+    if form not in record.forms:
+        architecture = record.runs.get("architecture")
+        what = article(family) + (f" of architecture {architecture!r}" if architecture else "")
+        raise ConversionError(
+            f"{checkpoint} is {what}, which has diffusers' names only; use --export diffusers"
+        )
+    params, variables = _restore(checkpoint, config, record)
+    known = (record.own, *record.training_only)
+    left = sorted(name for name in params if name not in known)
+    diffusers, model = form == DIFFUSERS, record.make(config)
+    tensors = record.names.save(variables, model, diffusers, copy=False)
     if diffusers:
-        _diffusers_config(config, tensors)  # a network that cannot be one is refused now
+        _configs(checkpoint, config, record, tensors)  # a network that cannot be one is refused now
     return tensors, left
 
 
-def _vqgan_tensors(checkpoint: str | Path, diffusers: bool) -> dict[str, np.ndarray]:
-    _, model, variables = load_vqgan_run(checkpoint)
-    if not isinstance(model, VQModel):
-        return export_vqgan(variables, model, diffusers, copy=False)
-    if not diffusers:
-        raise ConversionError(_only_diffusers(checkpoint, "a vqgan of architecture 'resnet'"))
-    vqmodel_diffusers_config(model)  # one that cannot be one is refused now
-    return export_vqmodel(variables["params"], model, copy=False)
-
-
-def _only_diffusers(checkpoint: str | Path, what: str) -> str:
-    return f"{checkpoint} is {what}, which has diffusers' names only; use --export diffusers"
-
-
-def _check_cell_is_published(config: ConfigDict, family: str) -> None:
-    """Raises ConversionError for cells that no published network is."""
-    if family == "amused":
-        check_published(config)
-    # Configs older than the choice have no such block.
-    corruption = config.get("cell", {}).get("corruption", "uniform")
-    if family == "paella" and corruption != "uniform":
+def _beside_tensors(checkpoint: str | Path, form: str, config: ConfigDict) -> dict[str, np.ndarray]:
+    owner = next(r for r in RECORDS if r.beside is not None and r.beside.name == form)
+    if not owner.is_of(config) or owner.beside is None:
         raise ConversionError(
-            f"cell.corruption is {corruption!r}, the original Paella has no mask: this "
-            "run has no published format"
+            f"--export {form} exists for {article(owner.family)} only, {checkpoint} is "
+            f"{article(run_family(config))}"
         )
+    variables = owner.beside.of_run(checkpoint)
+    return owner.beside.names.save(variables, owner.beside.make(config), copy=False)
 
 
-def _amused_run(checkpoint: str | Path, config: ConfigDict, transformer: UViT) -> AmusedRun:
-    """What a run carries of a pipeline.
+def _restore(checkpoint: str | Path, config: ConfigDict, record: Released) -> tuple[Tree, Tree]:
+    """A run's parameters, and what of them `record.names` are the names of."""
+    params = restore_trained(checkpoint, config)
+    if record.of_run is None:
+        return params, params[record.own]
+    return params, record.of_run(params, restore_variables(checkpoint)[1]["model_state"])
 
-    Raises:
-      ConversionError: its tokenizer is not a VQModel.
-    """
-    frozen, vqvae, pixels = Path(checkpoint) / "frozen", None, RELEASED_DOWNSAMPLING
-    if (frozen / "vqgan.json").is_file():
-        model, variables = load_carried_tokenizer(Path(checkpoint))
-        if not isinstance(model, VQModel):
-            raise ConversionError(
-                f"{checkpoint} carries a tokenizer of architecture 'paella', diffusers' "
-                "AmusedPipeline takes a 'resnet' only"
-            )
-        vqvae, pixels = (model, variables["params"]), model.downsampling
-    clip = frozen / CLIP if (frozen / CLIP).is_dir() else None
-    side = config.data.image_size // pixels
-    return AmusedRun(transformer, side, config.sampler.schedule, vqvae, clip)
+
+def _configs(
+    checkpoint: str | Path, config: ConfigDict, record: Released, tensors: dict[str, np.ndarray]
+) -> Any:
+    """config.json of exported tensors; of a pipeline's folder, what the run holds of it."""
+    model = record.make(config, tensors)
+    assert record.foreign is not None
+    if record.open_run is not None:
+        return record.open_run(checkpoint, config, model, record.foreign)
+    return record.foreign.write(model, **record.write_told(config, tensors))
 
 
 def write_export(
@@ -169,7 +111,7 @@ def write_export(
 ) -> list[str]:
     """Writes `exported_tensors` to a safetensors file, or for diffusers to a folder.
 
-    An amused's folder is a whole pipeline; `dtype` is for its transformer alone.
+    A pipeline's folder is written whole; `dtype` is for its transformer alone.
 
     Returns:
       Parts of that pipeline which the run does not carry, so that the folder lacks them.
@@ -177,31 +119,19 @@ def write_export(
     Raises:
       ConversionError: values do not fit `dtype`, or the disk is full.
     """
-    if form != "diffusers":
+    if form != DIFFUSERS:
         try:
             write_safetensors(out, tensors, dtype, report)
         except OSError as error:
             raise ConversionError(f"cannot write {out}: {error}") from error
         return []
     config = read_config(checkpoint)
+    record = record_of(config)
+    assert record is not None
     with whole_folder(out) as part:
-        if run_family(config) == "amused":
-            model = make_uvit(config, *text_widths(tensors, config))
-            run = _amused_run(checkpoint, config, model)
-            write_amused_folder(run, part, tensors, dtype, report)
-            return run.missing
+        content = _configs(checkpoint, config, record, tensors)
+        if record.open_run is not None:
+            return content.write(part, tensors, dtype, report)
         write_safetensors(part / DIFFUSERS_WEIGHTS, tensors, dtype, report)
-        text = json.dumps(_diffusers_config(config, tensors), indent=2)
-        write_atomically(part / CONFIG, text)
+        write_atomically(part / CONFIG, json.dumps(content, indent=2))
     return []
-
-
-def _diffusers_config(config: ConfigDict, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """config.json of exported tensors."""
-    if config.method == "vqgan":
-        model = make_vqgan(config)
-        is_resnet = isinstance(model, VQModel)
-        return vqmodel_diffusers_config(model) if is_resnet else diffusers_config(model)
-    if config.method == "stage_b":
-        return diffusers_stage_b_config(StageB(**config.model), text_width(tensors, TEXT_B))
-    return diffusers_stage_c_config(StageC(**config.model), text_width(tensors, TEXT_C))

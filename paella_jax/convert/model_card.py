@@ -7,29 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paella_jax.convert.released import Released
+
 CHUNK = 8 * 2**20
-SAMPLE = {
-    "paella": "python -m paella_jax.sample --checkpoint {out} "
-    '--prompt "a red circle" --out grid.png',
-    "amused": "python -m paella_jax.sample --checkpoint {out} "
-    '--prompt "a red circle" --out grid.png',
-    "vqgan": "python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
-    "--config.tokenizer={out} --config.model.codebook_size={codes}",
-    "stage_b": "python -m paella_jax.convert --family stage_c --weights FILE --stage_b {out} "
-    "--text CLIP_FOLDER --out NEW_FOLDER",
-    "stage_c": "python -m paella_jax.sample --checkpoint {out} "
-    '--prompt "a red circle" --out grid.png',
-    "clip_prior": 'python -c "from paella_jax.families.clip_prior import load_clip_prior; '
-    "prior = load_clip_prior('{out}')\"",
-}
-TITLES = {
-    "paella": "Paella token predictor",
-    "amused": "aMUSEd masked transformer",
-    "vqgan": "VQGAN tokenizer",
-    "stage_b": "Würstchen Stage B with its semantic compressor",
-    "stage_c": "Würstchen Stage C",
-    "clip_prior": "CLIP prior (text embedding to image embedding)",
-}
 
 
 class SourceFile(NamedTuple):
@@ -60,7 +40,7 @@ def describe_files(
 
 
 def model_card(
-    family: str,
+    record: Released,
     fields: Mapping[str, tuple[Any, str]],
     files: Iterable[SourceFile],
     *,
@@ -69,12 +49,11 @@ def model_card(
     dtype: str,
     lacking: str,
     out: str,
-    export: str = "original",
 ) -> str:
     """The card's text.
 
     Args:
-      family: a key of TITLES.
+      record: of the weights' family.
       fields: config field -> its value and where that is from.
       files: of the weights.
       source: what kind of file it was.
@@ -82,15 +61,15 @@ def model_card(
       dtype: what they are stored in.
       lacking: what must be added before it can sample; empty for nothing.
       out: the folder's name, for the example.
-      export: the form to write the published names back in: original or diffusers.
     """
+    export = record.forms[0]
     target = "FOLDER" if export == "diffusers" else "FILE.safetensors"
     rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]
     lines = [f"- `{f.name}`, {f.size:,} bytes, SHA-256 `{f.sha256}`" for f in files]
     codes = fields.get("model.codebook_size", ("",))[0]
-    return f"""# {TITLES[family]}, converted weights
+    return f"""# {record.title}, converted weights
 
-Converted by `python -m paella_jax.convert --family {family}` from a {source}:
+Converted by `python -m paella_jax.convert --family {record.family}` from a {source}:
 
 {chr(10).join(lines)}
 
@@ -107,7 +86,7 @@ width).
 
 ## Use
 
-    {SAMPLE[family].format(out=out, codes=codes)}
+    {record.usage.format(out=out, codes=codes)}
 
 Fine-tune with `--config.init_from={out}`; write the published names back with
 `python -m paella_jax.convert --export {export} --checkpoint {out} --out {target}`.

@@ -1,54 +1,35 @@
-"""Paella token predictor: original names <-> our parameters (docs/models/paella.md 6)."""
+"""Paella as released: the token predictor and the CLIP prior (docs/models/paella.md 4.3, 6)."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from paella_jax.convert.blocks import (
-    block_kinds,
-    level_entries,
-    linear_entries,
-    matching_shapes,
-    needed_shape,
-    period,
-)
+from paella_jax.convert.blocks import level_entries, level_fields, needed_shape, width_into
+from paella_jax.convert.checks import check_width
+from paella_jax.convert.released import DRAW, SHAPES, Found, Released
+from paella_jax.families import token_training
 from paella_jax.files.tensors import (
     ConversionError,
     Entry,
-    export_tensors,
-    flatten,
-    import_tensors,
+    Names,
+    Weights,
+    linear_entries,
+    norm_entries,
 )
+from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
 
-
-def paella_from_reference_config(constructor: Mapping[str, Any]) -> Paella:
-    """Our module for the reference class's constructor arguments."""
-    if constructor["c_in"] != constructor["c_out"]:
-        raise ValueError("c_in and c_out must be equal (the classifier starts as the token table)")
-    dropout = constructor["dropout"]
-    return Paella(
-        codebook_size=constructor["num_labels"],
-        token_width=constructor["c_in"],
-        patch_size=constructor["patch_size"],
-        time_width=constructor["c_r"],
-        cond_width=constructor["c_cond"],
-        widths=tuple(constructor["c_hidden"]),
-        depths=tuple(constructor["blocks"]),
-        num_heads=tuple(constructor["nhead"]),
-        patterns=tuple(constructor["level_config"]),
-        clip_tokens=constructor["clip_seq_len"],
-        kernel_size=constructor["kernel_size"],
-        dropout=tuple(dropout) if isinstance(dropout, list | tuple) else dropout,
-        self_attention=constructor["self_attn"],
-    )
+HEAD_WIDTH = 80
+FILE = ("Paella", "paella_v3.pt")  # for error messages
 
 
 def paella_entries(model: Paella) -> list[Entry]:
@@ -65,8 +46,32 @@ def paella_entries(model: Paella) -> list[Entry]:
     ]
 
 
-RELEASED_HEAD_WIDTH = 80
-RELEASED = ("Paella", "paella_v3.pt")  # for error messages
+def _paella_inputs(model: Paella, text_width: int, clip_width: int | None) -> tuple[Any, ...]:
+    """Every conditioning input of the release; `clip_width` None leaves out CLIP's."""
+    size, has_clip = model.grid_divisor, clip_width is not None
+    cond = Conditioning(
+        text=jnp.zeros((1, 1, text_width)),
+        text_pooled=jnp.zeros((1, clip_width)) if has_clip else None,
+        image_pooled=jnp.zeros((1, 1, clip_width)) if has_clip else None,
+    )
+    return jnp.zeros((1, size, size), jnp.int32), jnp.zeros((1,)), cond
+
+
+def _has_clip(tensors: Mapping[str, np.ndarray]) -> bool:
+    return any(name.startswith("clip_") for name in tensors)
+
+
+def _paella_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
+    clip = width_into(tensors, "clip_mapper.weight") if _has_clip(tensors) else None
+    return width_into(tensors, "byt5_mapper.weight"), clip
+
+
+def condition_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
+    """Widths of the text states and of CLIP's embeddings; None for a model without CLIP."""
+    text = needed_shape(tensors, "byt5_mapper.weight", 2, *FILE)[1]
+    if not _has_clip(tensors):
+        return text, None
+    return text, needed_shape(tensors, "clip_mapper.weight", 2, *FILE)[1]
 
 
 def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       ConversionError: tensors that carry the sizes are missing or do not belong together.
     """
-    shape = lambda name, rank: needed_shape(tensors, name, rank, *RELEASED)
+    shape = lambda name, rank: needed_shape(tensors, name, rank, *FILE)
     codes, token_width = shape("in_mapper.0.weight", 2)
     cond_width = shape("byt5_mapper.weight", 2)[0]
     width, patched = shape("embedding.1.weight", 4)[:2]
@@ -88,82 +93,126 @@ def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     clip = next((n for n in ("clip_mapper", "clip_image_mapper") if f"{n}.weight" in tensors), None)
     if clip is not None:
         fields["clip_tokens"] = shape(f"{clip}.weight", 2)[0] // cond_width
-    levels = block_kinds(tensors, RELEASED[0])
-    downs = [f"down_blocks.{i}.0.1.weight" for i in range(1, len(levels))]
-    widths = (width, *(shape(name, 4)[0] for name in downs))
-    periods = [period(kinds) for kinds in levels]
-    fields["widths"], fields["patterns"] = widths, tuple(periods)
-    fields["depths"] = tuple(len(k) // len(p) for k, p in zip(levels, periods, strict=True))
-    block = r"down_blocks\.\d+\.\d+"
-    mappers = matching_shapes(tensors, rf"{block}\.mapper\.weight", 2)
-    kernels = matching_shapes(tensors, rf"{block}\.depthwise\.weight", 4)
-    fields |= {"time_width": mappers[0][1]} if mappers else {}
-    fields |= {"kernel_size": kernels[0][3]} if kernels else {}
-    attending = [width for width, pattern in zip(widths, periods, strict=True) if "A" in pattern]
-    if all(width % RELEASED_HEAD_WIDTH == 0 for width in attending):
-        pairs = zip(widths, periods, strict=True)
-        fields["num_heads"] = tuple(w // RELEASED_HEAD_WIDTH if "A" in p else 0 for w, p in pairs)
-    return fields
+    return fields | level_fields(tensors, width, FILE, HEAD_WIDTH)
 
 
-def abstract_paella(model: Paella, text_width: int, clip_width: int | None) -> dict[str, Any]:
-    """Shapes of all parameters; nothing is computed.
-
-    Every conditioning input of the release is present; `clip_width` None leaves out CLIP's.
-    """
-    size = model.grid_divisor
-    has_clip = clip_width is not None
-    cond = Conditioning(
-        text=jnp.zeros((1, 1, text_width)),
-        text_pooled=jnp.zeros((1, clip_width)) if has_clip else None,
-        image_pooled=jnp.zeros((1, 1, clip_width)) if has_clip else None,
-    )
-    init = lambda: model.init(
-        jax.random.key(0), jnp.zeros((1, size, size), jnp.int32), jnp.zeros((1,)), cond
-    )
-    return jax.eval_shape(init)["params"]
+def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
+    return {"text.width": (condition_widths(weights)[0], SHAPES)}
 
 
-def condition_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
-    """Widths of the text states and of CLIP's embeddings; None for a model without CLIP."""
-    text = needed_shape(tensors, "byt5_mapper.weight", 2, *RELEASED)[1]
-    if not any(name.startswith("clip_") for name in tensors):
-        return text, None
-    return text, needed_shape(tensors, "clip_mapper.weight", 2, *RELEASED)[1]
+def _settle(config: ConfigDict, *known: Any) -> Found:
+    config.image_encoder.kind = "clip" if config.clip.folder else "none"
+    return {}
 
 
-def import_paella(tensors: Mapping[str, np.ndarray], model: Paella) -> dict[str, Any]:
-    """Original state dict -> our parameters. Raises ConversionError listing every misfit.
-
-    A file without any tensor of the CLIP mappers gives a model without them.
-    """
-    has_clip = any(name.startswith("clip_") for name in tensors)
-    text, clip = (
-        (matching_shapes(tensors, rf"{name}\.weight", 2) or [(1, 1)])[0][1]
-        for name in ("byt5_mapper", "clip_mapper")
-    )
-    expected = abstract_paella(model, text, clip if has_clip else None)
-    present = set(flatten(expected))
-    entries = [entry for entry in paella_entries(model) if has_clip or entry.path in present]
-    return import_tensors(entries, tensors, expected)
+def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
+    text, clip = condition_widths(weights)
+    check_width("--text", config.text.folder, "d_model", text)
+    check_width("--clip", config.clip.folder, "projection_dim", clip)
 
 
-def export_paella(
-    params: Mapping[str, Any], model: Paella, copy: bool = True
-) -> dict[str, np.ndarray]:
-    """Our parameters -> original state dict; mappers the run never used are left out.
+def carry_tokens(config: ConfigDict, folder: Path) -> None:
+    """Copies what a token predictor draws with."""
+    if config.tokenizer:
+        token_training.prepare(config, folder)
 
-    Args:
-      params: of the predictor.
-      model: its network.
-      copy: False gives transposed views, see `export_tensors`.
+
+def _check_run(config: ConfigDict) -> None:
+    # Configs older than the choice have no such block.
+    corruption = config.get("cell", {}).get("corruption", "uniform")
+    if corruption != "uniform":
+        raise ConversionError(
+            f"cell.corruption is {corruption!r}, the original Paella has no mask: this "
+            "run has no published format"
+        )
+
+
+PAELLA = Released(
+    family="paella",
+    title="Paella token predictor",
+    usage=DRAW,
+    marks=("byt5_mapper.weight", "in_mapper.0.weight", "out_mapper.1.weight"),
+    runs={"method": "tokens", "cell.network": "unet"},
+    preset="paella:1b",
+    make=lambda config, tensors=None: Paella(**config.model),
+    names=Names(paella_entries, _paella_inputs, _paella_widths, optional="clip_"),
+    own="predictor",
+    infer=infer_paella,
+    heads=({"num_heads": "widths"}, HEAD_WIDTH),
+    extra=_extra,
+    settle=_settle,
+    needs={
+        "tokenizer": ("tokenizer", "VQGAN_RUN"),
+        "text": ("text.folder", "T5_FOLDER"),
+        "clip": ("clip.folder", ""),
+    },
+    together=True,
+    tokenizer=("codebook_size", "codes"),
+    check=_check,
+    carry=carry_tokens,
+    check_run=_check_run,
+)
+
+
+def clip_prior_entries(model: ClipPrior) -> list[Entry]:
+    """The name table of one configuration: entry 0 is the input layer, the last the output."""
+    entries = linear_entries("blocks.0", "input")
+    entries += linear_entries(f"blocks.{model.num_blocks + 1}", "output")
+    for index in range(model.num_blocks):
+        name, ours = f"blocks.{index + 1}", f"block_{index}"
+        entries += [
+            *linear_entries(f"{name}.0", ours, "expand", bias=False),
+            *norm_entries(f"{name}.1", ours, "hidden_norm"),
+            *linear_entries(f"{name}.3", ours, "contract", bias=False),
+            *norm_entries(f"{name}.4", ours, "out_norm"),
+        ]
+    return entries
+
+
+def _prior_inputs(model: ClipPrior) -> tuple[Any, ...]:
+    embedding = jnp.zeros((1, model.clip_width))
+    return embedding, jnp.zeros((1,)), embedding
+
+
+def infer_clip_prior(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Fields of `ClipPrior` from a state dict's shapes: they determine all of them.
 
     Raises:
-      ConversionError: parameters that the original network does not have.
+      ConversionError: the tensors that carry the sizes are missing or do not belong together.
     """
-    present = set(flatten(params))
-    entries = [entry for entry in paella_entries(model) if entry.path in present]
-    extra = sorted("/".join(path) for path in present - {entry.path for entry in entries})
-    if extra:
-        raise ConversionError(f"the original Paella has no names for {', '.join(extra)}")
-    return export_tensors(entries, params, copy)
+    needed = ("blocks.0.weight", "blocks.1.0.weight")
+    bad = [name for name in needed if name not in tensors or tensors[name].ndim != 2]
+    if bad:
+        raise ConversionError(
+            f"not a CLIP prior: {' and '.join(bad)} missing or not a matrix; expected the state "
+            "dict of prior_v1.pt (names blocks.N...)"
+        )
+    blocks = [name for name in tensors if re.fullmatch(r"blocks\.\d+\.0\.weight", name)]
+    width, clip_width = np.shape(tensors["blocks.0.weight"])
+    time_width = np.shape(tensors["blocks.1.0.weight"])[1] - width - clip_width
+    if time_width < 4:
+        raise ConversionError(
+            f"not a CLIP prior: blocks.1.0.weight must take {width} + {clip_width} inputs and at "
+            f"least 4 of the timestep embedding, it takes {time_width + width + clip_width}"
+        )
+    return {
+        "clip_width": clip_width,
+        "width": width,
+        "time_width": time_width,
+        "num_blocks": len(blocks),
+    }
+
+
+CLIP_PRIOR = Released(
+    family="clip_prior",
+    title="CLIP prior (text embedding to image embedding)",
+    usage='python -c "from paella_jax.families.clip_prior import load_clip_prior; '
+    "prior = load_clip_prior('{out}')\"",
+    marks=("blocks.0.weight", "blocks.1.0.weight"),
+    runs={"method": "clip_prior"},
+    preset="clip_prior:released",
+    make=lambda config, tensors=None: ClipPrior(**config.model),
+    names=Names(clip_prior_entries, _prior_inputs),
+    own="prior",
+    infer=infer_clip_prior,
+)

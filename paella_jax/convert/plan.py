@@ -1,76 +1,63 @@
-"""From opened weights to the config and parameters of a run folder, before anything is read."""
+"""From opened weights to a run folder: planned before anything is read, checked, then written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from paella_jax.config import apply_override, load_config
-from paella_jax.convert.amused_config import (
-    RELEASED_DOWNSAMPLING,
+from paella_jax.config import apply_override, load_config, to_json
+from paella_jax.convert.recognise import Parts, check_family, run_family
+from paella_jax.convert.released import (
+    COMMAND,
+    DEFAULT,
+    JSON,
+    SHAPES,
+    Found,
+    Released,
+    article,
     config_file,
-    is_vqmodel,
-    sample_size,
+    value_of,
 )
-from paella_jax.convert.amused_folder import AmusedFolder
-from paella_jax.convert.compressor import MAPPER, import_compressor, infer_compressor
-from paella_jax.convert.diffusers_config import read_model, read_untold_fields
-from paella_jax.convert.family_table import Family, family_of
-from paella_jax.convert.infer import check_family
-from paella_jax.convert.paella import condition_widths
-from paella_jax.convert.parts import Parts
-from paella_jax.convert.vqgan import (
-    DIFFUSERS_CLASS,
-    has_diffusers_names,
-    vqgan_from_diffusers_config,
-)
-from paella_jax.convert.wuerstchen import is_diffusers
-from paella_jax.families.stage_b import COMPRESSOR, make_compressor
-from paella_jax.families.vqgan import make_vqgan
-from paella_jax.files import hf_folder
-from paella_jax.files.tensors import ConversionError, Weights, flatten
-from paella_jax.runs.folder import read_config
+from paella_jax.files import weights_file
+from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
+from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
-
-# Where a field's value is from.
-SHAPES, JSON, COMMAND, DEFAULT = "the weights", "its config.json", "the command line", "default"
-STAGE_B, SCHEDULER = "Stage B's run", "its scheduler"
-# Networks of token predictors that were published -> their family.
-PREDICTORS = {"unet": "paella", "uvit": "amused"}
-# Würstchen's released stages draw from 1024 pixels on (docs/models/wuerstchen.md 5.5).
-RELEASED_PIXELS = 1024
 
 
 class Conversion(NamedTuple):
     """What a weights file becomes; nothing of it is read yet.
 
     Attributes:
-      family: a key of infer.MARKS.
+      record: of its family.
       config: of the run folder.
       tree: {"params": ..., "model_state": ...}, views of the mapped file.
       origins: config field of the network -> where its value is from.
-      amused: the pipeline folder that the weights are part of.
+      folder: the published folder that the weights are part of.
       tokenizer: what becomes of that folder's tokenizer.
     """
 
-    family: str
+    record: Released
     config: ConfigDict
     tree: Tree
     origins: dict[str, str]
-    amused: AmusedFolder | None = None
+    folder: Any = None
     tokenizer: Conversion | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tree by path, as the run folder stores it."""
-        return {"/".join(path): array for path, array in flatten(self.tree).items()}
+        return {"/".join(path): array for path, array in flatten_dict(self.tree).items()}
 
     def parameter_count(self) -> int:
         """Number of trained scalars."""
-        return sum(array.size for array in flatten(self.tree["params"]).values())
+        return sum(array.size for array in flatten_dict(self.tree["params"]).values())
 
 
 def plan_conversion(
@@ -85,68 +72,47 @@ def plan_conversion(
 
     Raises:
       ConversionError: the file is of another family, or does not fit; all misfits are listed.
-      CheckpointError: the Stage B given for a Stage C is no run folder.
+      CheckpointError: a run given to take along is no run folder.
       ConfigError: an override names no field, or has another type.
     """
-    family, weights, compressor, amused = parts
-    check_family(weights, family)
-    kind = family_of(family, weights)
-    config = load_config(f"{kind.file}:{kind.preset}")
-    origins = {f"{kind.block}.{name}": DEFAULT for name in config[kind.block]}
-    field_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
-    named = {field_of(override) for override in overrides}
-    found = _found(weights, family, kind)
-    if compressor is not None:
-        found |= _found_compressor(compressor, told="compressor.stages" in named)
-    if kind.head_width:
-        untold = [name for name in map(kind.field, kind.heads) if name not in found]
-        found |= dict.fromkeys(untold, (None, DEFAULT))
+    record, weights, folder = parts.record, parts.weights, parts.folder
+    config = load_config(record.preset)
+    origins = {f"{record.block}.{name}": DEFAULT for name in config[record.block]}
+    name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
+    named = {name_of(override) for override in overrides}
+    found = _found(weights, record, config)
+    if parts.beside is not None:
+        assert record.beside is not None
+        found |= record.beside.found(parts.beside, named)
+    untold = [name for name in map(record.field_of, record.heads[0]) if name not in found]
+    found |= dict.fromkeys(untold, (None, DEFAULT))
     stored = dtype or next(iter(weights.values())).dtype
     precision = "bfloat16" if stored == jnp.bfloat16 else "float32"
-    found |= {"precision": (precision, DEFAULT)}
-    if amused is not None:
-        found |= {"sampler.schedule": (amused.schedule, SCHEDULER)}
+    found |= {"precision": (precision, DEFAULT)} | (folder.found if folder is not None else {})
     _set_all(config, origins, found)
     for override in overrides:
         apply_override(config, override)
-        origins[field_of(override)] = COMMAND
-    if family == "stage_c" and config.stage_b and "data.image_size" not in named:
-        size = read_config(config.stage_b).data.image_size
-        _set_all(config, origins, {"data.image_size": (size, STAGE_B)})
-    if kind.head_width:
-        _check_heads(config, kind)
-    if family == "paella":
-        config.image_encoder.kind = "clip" if config.clip.folder else "none"
+        origins[name_of(override)] = COMMAND
+    _check_heads(config, record)
     tokenizer = None
-    if amused is not None:
-        tokenizer = plan_conversion(Parts("vqgan", amused.vqvae))
-    if family == "amused" and "data.image_size" not in named:
-        size = _amused_image_size(config, weights, tokenizer)
-        _set_all(config, origins, {"data.image_size": size})
-    with hf_folder.errors_name(weights.files[0]):
-        tree = kind.build(weights, config)
-    if compressor is not None:
-        with hf_folder.errors_name(compressor.files[0]):
-            _add_compressor(tree, compressor, config)
-    return Conversion(family, config, tree, origins, amused, tokenizer)
+    if folder is not None:
+        other = check_family(folder.tokenizer, folder.tokenizer_family)
+        tokenizer = plan_conversion(Parts(other, folder.tokenizer))
+    run = value_of(config, "tokenizer")
+    known = read_config(run) if run else tokenizer.config if tokenizer is not None else None
+    settled = record.settle(config, weights, known)
+    _set_all(config, origins, {n: value for n, value in settled.items() if n not in named})
+    with weights_file.errors_name(weights.files[0]):
+        loaded = record.names.load(weights, record.make(config, weights))
+    plain = {"params": {record.own: loaded}, "model_state": {}}
+    tree = plain if record.tree is None else record.tree(loaded)
+    if parts.beside is not None:
+        with weights_file.errors_name(parts.beside.files[0]):
+            _add_beside(tree, parts.beside, record, config)
+    return Conversion(record, config, tree, origins, folder, tokenizer)
 
 
-def run_family(config: ConfigDict) -> str:
-    """The family of a run: a key of MARKS, or the method or network that has no published one."""
-    if config.method != "tokens":
-        return config.method
-    return PREDICTORS.get(config.cell.network, config.cell.network)
-
-
-def export_form(config: ConfigDict) -> str:
-    """The form that a run's published names are written in: original or diffusers."""
-    only_diffusers = run_family(config) == "amused" or config.get("architecture") == "resnet"
-    return "diffusers" if only_diffusers else "original"
-
-
-def _set_all(
-    config: ConfigDict, origins: dict[str, str], found: dict[str, tuple[Any, str]]
-) -> None:
+def _set_all(config: ConfigDict, origins: dict[str, str], found: Found) -> None:
     """Sets config fields and notes where they are from."""
     for name, (value, origin) in found.items():
         *parents, last = name.split(".")
@@ -157,82 +123,137 @@ def _set_all(
         origins[name] = origin
 
 
-def _found(weights: Weights, family: str, kind: Family) -> dict[str, tuple[Any, str]]:
-    """Config field -> its value and where that is from."""
-    file = config_file(weights)
-    with hf_folder.errors_name(weights.files[0]):
-        fields = kind.infer(weights)
-        in_json = file is not None and (family == "amused" or is_vqmodel(weights))
-        origin = JSON if in_json else SHAPES
-        found = {kind.field(name): (value, origin) for name, value in fields.items()}
-        if not in_json:
-            heads = {kind.field(name) for name in kind.heads} & found.keys()
-            found |= {name: (found[name][0], DEFAULT) for name in heads}  # of the released width
-        if family == "paella":
-            found["text.width"] = (condition_widths(weights)[0], SHAPES)
-    if family == "vqgan" and has_diffusers_names(weights) and file is not None:
-        model: Any = read_model(file, DIFFUSERS_CLASS, vqgan_from_diffusers_config)
-        found["model.scale_factor"] = (float(model.scale_factor), JSON)
-    if family in ("stage_b", "stage_c"):
-        found["data.image_size"] = (RELEASED_PIXELS, DEFAULT)
-        if is_diffusers(weights) and file is not None:
-            untold = read_untold_fields(file, family)
-            found |= {f"model.{name}": (value, JSON) for name, value in untold.items()}
+def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
+    """What the weights and the config.json beside them tell."""
+    file, foreign = config_file(weights), record.foreign
+    with weights_file.errors_name(weights.files[0]):
+        if file is not None and foreign is not None and record.told is None:
+            model, origin = foreign.read_file(file), JSON
+            names = [field.ours for field in foreign.fields.values()]
+            fields = {name: getattr(model, name) for name in names}
+        else:
+            fields, origin = record.infer(weights), SHAPES
+        # The widths of its text are the text encoder's to say, not the config's.
+        has = lambda name: name in config[record.block] or name == "codebook_size"
+        found = {record.field_of(n): (value, origin) for n, value in fields.items() if has(n)}
+        if origin == SHAPES:  # heads are of the released width
+            heads = [name for name in map(record.field_of, record.heads[0]) if name in found]
+            found |= {name: (found[name][0], DEFAULT) for name in heads}
+        found |= record.extra(weights, fields)
+    has_both = bool(record.told) and record.names.is_diffusers(weights)
+    if has_both and foreign is not None and file is not None:
+        model = foreign.read_file(file)
+        found |= {record.field_of(name): (getattr(model, name), JSON) for name in record.told or ()}
     return found
 
 
-def _amused_image_size(
-    config: ConfigDict, weights: Weights, tokenizer: Conversion | None
-) -> tuple[int, str]:
-    """Pixels of the training images: the token map's side times the tokenizer's downsampling."""
-    side = sample_size(weights, config.uvit.downsample)
-    origin = DEFAULT if config_file(weights) is None else JSON
-    known = None if tokenizer is None else tokenizer.config
-    if config.tokenizer:
-        known = read_config(config.tokenizer)
-    # Whatever else may have been given is refused later.
-    is_known = known is not None and known.method == "vqgan"
-    pixels = make_vqgan(known).downsampling if is_known else RELEASED_DOWNSAMPLING
-    return side * pixels, origin
+def _add_beside(tree: Tree, tensors: Weights, record: Released, config: ConfigDict) -> None:
+    """Puts a second network beside the family's own, as in a run that trains both."""
+    beside = record.beside
+    assert beside is not None
+    beside.check(tensors, config)
+    variables = beside.names.load(tensors, beside.make(config))
+    tree["params"][beside.name] = variables["params"]
+    tree["model_state"][beside.name] = variables["batch_stats"]
 
 
-def _found_compressor(compressor: Weights, told: bool) -> dict[str, tuple[Any, str]]:
-    """As `_found`; `told`: the command line gives the table of stages."""
-    mapper = np.shape(compressor.get(f"{MAPPER}.0.weight", 0))
-    if told and len(mapper) == 4:
-        return {"compressor.head_channels": (mapper[1], SHAPES)}
-    with hf_folder.errors_name(compressor.files[0]):
-        fields = infer_compressor(compressor)
-    names = ("variant", "head_channels")
-    return {f"compressor.{name}": (fields[name], SHAPES) for name in names}
-
-
-def _add_compressor(tree: Tree, compressor: Weights, config: ConfigDict) -> None:
-    """Puts the compressor beside Stage B, as in a run that trains both."""
-    makes, takes = len(compressor[f"{MAPPER}.0.weight"]), config.model.guide_channels
-    if makes != takes:
-        raise ConversionError(
-            f"this compressor makes {makes} channels, Stage B takes {takes}; they do not belong "
-            "together"
-        )
-    variables = import_compressor(compressor, make_compressor(config))
-    tree["params"][COMPRESSOR] = variables["params"]
-    tree["model_state"][COMPRESSOR] = variables["batch_stats"]
-
-
-def _check_heads(config: ConfigDict, kind: Family) -> None:
+def _check_heads(config: ConfigDict, record: Released) -> None:
     """Raises ConversionError where a number of attention heads is not known."""
-    block = config[kind.block]
-    for name in kind.heads:
+    block, (heads, head_width) = config[record.block], record.heads
+    for name, width in heads.items():
         if block[name] is not None:
             continue
-        width = "conv_width" if name == "conv_heads" else "width"
-        sizes, form = f"{width} {block.get(width)} does", "N"
-        if "widths" in block:
+        sizes, form = f"{width} {block[width]} does", "N"
+        if "patterns" in block:
             sizes = f"widths {block.widths} of levels {block.patterns} do"
             form = "(...), one number per level, 0 where there is no A"
         raise ConversionError(
             f"the weights do not tell the number of attention heads, and {sizes} not divide into "
-            f"heads of {kind.head_width} as the released model's; give "
-            f"--config.{kind.field(name)}={form}"
+            f"heads of {head_width} as the released model's; give "
+            f"--config.{record.field_of(name)}={form}"
         )
+
+
+# --- the networks that a converted model takes along
+
+
+def lacking(plan: Conversion) -> str:
+    """Which frozen networks are still needed to draw, and how to add them; empty for none."""
+    if plan.folder is not None:
+        return ""
+    needed = {n: need for n, need in plan.record.needs.items() if need[1]}
+    missing = [
+        f"--{option} {value}"
+        for option, (field, value) in needed.items()
+        if not value_of(plan.config, field)
+    ]
+    if not missing:
+        return ""
+    fields = " and ".join(f"--config.{field}" for field, _ in needed.values())
+    return (
+        "This folder cannot draw yet: it lacks frozen networks. Convert again with "
+        f"`{' '.join(missing)}`, or give {fields} when fine-tuning."
+    )
+
+
+def check_frozen(plan: Conversion, weights: Weights) -> None:
+    """Checks the networks that a conversion takes along, by their configs only.
+
+    Raises:
+      ConversionError: folders that are not there, or of other sizes than the weights.
+      CheckpointError: the tokenizer or another run to take along is no run folder.
+      ValueError: a text encoder's config describes a model that is none, or fields of the config
+        that do not fit together.
+    """
+    record, config = plan.record, plan.config
+    given = [n for n, (field, _) in record.needs.items() if value_of(config, field)]
+    options = " and ".join(f"--{option}" for option in given)
+    if plan.folder is not None:
+        if given:
+            raise ConversionError(
+                f"{plan.folder.path} brings its own networks; leave out {options}, or give "
+                "its folder `transformer` alone"
+            )
+        assert plan.tokenizer is not None
+        return plan.folder.check(config, plan.tokenizer.config)
+    if record.together and given and "tokenizer" not in given:
+        raise ConversionError(f"{options} needs --tokenizer too: networks are carried together")
+    tokenizer = _read_tokenizer(config, *record.tokenizer) if "tokenizer" in given else None
+    record.check(config, weights, tokenizer)
+
+
+def _read_tokenizer(config: ConfigDict, field: str, what: str) -> ConfigDict:
+    """The config of the tokenizer's run, of the right size."""
+    tokenizer, needed = read_config(config.tokenizer), config.model[field]
+    size = tokenizer.model.get(field) if tokenizer.method == "vqgan" else None
+    if size != needed:
+        raise ConversionError(
+            f"--tokenizer {config.tokenizer} is {article(run_family(tokenizer))} with {size} "
+            f"{what}, the weights need a vqgan with {needed}"
+        )
+    return tokenizer
+
+
+def write_run_folder(
+    plan: Conversion,
+    out: Path,
+    card: str,
+    dtype: np.dtype | None = None,
+    report: Callable[[int], object] | None = None,
+) -> None:
+    """Writes weights (one tensor in memory at a time), frozen networks, card and config.
+
+    The folder appears whole or not at all; `report` is called with the bytes of each tensor.
+
+    Raises:
+      ConversionError: `out` is not empty, the disk is full, or values do not fit `dtype`.
+    """
+    with whole_folder(out) as part:
+        write_safetensors(part / WEIGHTS_FILE, plan.arrays(), dtype, report)
+        if plan.folder is None:
+            plan.record.carry(plan.config, part)
+        else:
+            assert plan.tokenizer is not None
+            plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
+        write_atomically(part / CARD_FILE, card)
+        write_atomically(part / CONFIG_FILE, to_json(plan.config))

@@ -1,4 +1,7 @@
-"""VQGAN: original and diffusers names <-> our variables (docs/models/paella.md 6)."""
+"""Tokenizers as released: Paella's VQGAN, and diffusers' VQModel of aMUSEd.
+
+Source: docs/models/paella.md 6 and docs/models/muse.md 2.5.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +9,43 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from paella_jax.files.tensors import ConversionError, Entry, export_tensors, import_tensors
-from paella_jax.models.vqgan import VQGAN
+from paella_jax.convert.blocks import index_count, needed_shape
+from paella_jax.convert.released import Field, Fixed, ForeignConfig, Released, Written
+from paella_jax.files.tensors import (
+    ConversionError,
+    Entry,
+    Names,
+    batch_norm_entries,
+    linear_entries,
+    norm_entries,
+)
+from paella_jax.models.vqgan import VQGAN as PaellaVQGAN
+from paella_jax.models.vqmodel import VQModel
+from paella_jax.runs.frozen import variables_of
+from paella_jax.typing import Tree
 
-IGNORED = "num_batches_tracked"
 CODEBOOK, DIFFUSERS_CODEBOOK = "vquantizer.codebook.weight", "vquantizer.embedding.weight"
-DIFFUSERS_CLASS = "PaellaVQModel"
+ENCODER_LEVELS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
+DECODER_LEVELS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 
 
-def vqgan_from_reference_config(constructor: Mapping[str, Any]) -> VQGAN:
-    """Our module for the reference class's constructor arguments."""
-    return VQGAN(
-        levels=constructor["levels"],
-        bottleneck_blocks=constructor["bottleneck_blocks"],
-        width=constructor["c_hidden"],
-        latent_channels=constructor["c_latent"],
-        codebook_size=constructor["codebook_size"],
-        scale_factor=constructor["scale_factor"],
-    )
+def _pixels(model: PaellaVQGAN | VQModel) -> tuple[Any, ...]:
+    return (jnp.zeros((1, model.downsampling, model.downsampling, 3)),)
 
 
-def vqgan_from_diffusers_config(config: Mapping[str, Any]) -> VQGAN:
-    """Our module for a diffusers PaellaVQModel's config.json.
-
-    Raises:
-      ValueError: an option that our network does not have.
-    """
-    fixed = {"in_channels": 3, "out_channels": 3, "up_down_scale_factor": 2}
-    for name, value in fixed.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{name} {config[name]!r} is not supported, only {value}")
-    return VQGAN(
-        levels=config["levels"],
-        bottleneck_blocks=config["bottleneck_blocks"],
-        width=config["embed_dim"],
-        latent_channels=config["latent_channels"],
-        codebook_size=config["num_vq_embeddings"],
-        scale_factor=config["scale_factor"],
-    )
+def _with_codes(params: Tree, state: Tree) -> Tree:
+    """In further training no code counts as dead before it has been watched for a while."""
+    codebook = params["codebook"]
+    usage = np.ones(len(codebook), np.float32)
+    codes = {"usage": usage, "candidates": np.zeros_like(codebook, np.float32)}
+    return {"params": {"vqgan": params}, "model_state": {**state, "codes": codes}}
 
 
-def diffusers_config(model: VQGAN) -> dict[str, Any]:
-    """The inverse of `vqgan_from_diffusers_config`: what config.json holds."""
-    return {
-        "_class_name": DIFFUSERS_CLASS,
-        "in_channels": 3,
-        "out_channels": 3,
-        "up_down_scale_factor": 2,
-        "levels": model.levels,
-        "bottleneck_blocks": model.bottleneck_blocks,
-        "embed_dim": model.width,
-        "latent_channels": model.latent_channels,
-        "num_vq_embeddings": model.codebook_size,
-        "scale_factor": model.scale_factor,
-    }
-
-
-def has_diffusers_names(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict is a diffusers PaellaVQModel's."""
-    return DIFFUSERS_CODEBOOK in tensors
+# --- Paella's
 
 
 def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -79,7 +56,7 @@ def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """
     count = lambda side: len([n for n in tensors if re.fullmatch(rf"{side}\.\d+\.gammas", n)])
     levels = count("down_blocks")
-    codebook = DIFFUSERS_CODEBOOK if has_diffusers_names(tensors) else CODEBOOK
+    codebook = DIFFUSERS_CODEBOOK if DIFFUSERS_CODEBOOK in tensors else CODEBOOK
     latents = f"down_blocks.{2 * levels - 1}.0.weight"
     for name, rank in ((codebook, 2), (latents, 4)):
         if np.ndim(tensors.get(name, 0)) != rank:
@@ -100,34 +77,26 @@ def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
 def _block(name: str, path: str) -> list[Entry]:
     return [
         Entry(f"{name}.gammas", ("params", path, "gammas")),
-        *_pair(f"{name}.depthwise.1", path, "depthwise", layout="conv"),
-        *_pair(f"{name}.channelwise.0", path, "expand"),
-        *_pair(f"{name}.channelwise.2", path, "contract"),
+        *_linear(f"{name}.depthwise.1", path, "depthwise", layout="conv"),
+        *_linear(f"{name}.channelwise.0", path, "expand"),
+        *_linear(f"{name}.channelwise.2", path, "contract"),
     ]
 
 
-def _pair(name: str, *path: str, layout: str = "linear") -> list[Entry]:
-    return [
-        Entry(f"{name}.weight", ("params", *path, "kernel"), layout),
-        Entry(f"{name}.bias", ("params", *path, "bias")),
-    ]
+def _linear(name: str, *path: str, layout: str = "linear") -> list[Entry]:
+    return linear_entries(name, "params", *path, layout=layout)
 
 
-def vqgan_entries(model: VQGAN, diffusers: bool = False) -> list[Entry]:
+def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     """The name table of one configuration, over {"params", "batch_stats"}."""
-    last = 2 * model.levels - 1  # the encoder's last entry: 1x1 convolution and BatchNorm
-    codebook = DIFFUSERS_CODEBOOK if diffusers else CODEBOOK
-    norm = f"down_blocks.{last}.1"
+    last = f"down_blocks.{2 * model.levels - 1}"  # 1x1 convolution and BatchNorm
     entries = [
-        *_pair("in_block.1", "encoder_in", layout="conv1x1"),
-        Entry(f"down_blocks.{last}.0.weight", ("params", "encoder_out", "kernel"), "conv1x1"),
-        Entry(f"{norm}.weight", ("params", "latent_norm", "scale")),
-        Entry(f"{norm}.bias", ("params", "latent_norm", "bias")),
-        Entry(f"{norm}.running_mean", ("batch_stats", "latent_norm", "mean")),
-        Entry(f"{norm}.running_var", ("batch_stats", "latent_norm", "var")),
-        Entry(codebook, ("params", "codebook")),
-        *_pair("up_blocks.0.0", "decoder_in", layout="conv1x1"),
-        *_pair("out_block.0", "decoder_out", layout="conv1x1"),
+        *_linear("in_block.1", "encoder_in", layout="conv1x1"),
+        Entry(f"{last}.0.weight", ("params", "encoder_out", "kernel"), "conv1x1"),
+        *batch_norm_entries(f"{last}.1", "latent_norm"),
+        Entry(CODEBOOK, ("params", "codebook")),
+        *_linear("up_blocks.0.0", "decoder_in", layout="conv1x1"),
+        *_linear("out_block.0", "decoder_out", layout="conv1x1"),
     ]
     for level in range(model.levels):
         entries += _block(f"down_blocks.{2 * level}", f"encoder_blocks_{level}")
@@ -136,32 +105,211 @@ def vqgan_entries(model: VQGAN, diffusers: bool = False) -> list[Entry]:
     first = 1 + model.bottleneck_blocks
     for level in range(model.levels - 1):
         down, up = f"down_blocks.{2 * level + 1}", f"up_blocks.{first + 2 * level}"
-        entries += _pair(down, f"encoder_downs_{level}", layout="conv")
-        entries += _pair(up, f"decoder_ups_{level}", layout="conv_transpose")
+        entries += _linear(down, f"encoder_downs_{level}", layout="conv")
+        entries += _linear(up, f"decoder_ups_{level}", layout="conv_transpose")
         entries += _block(f"up_blocks.{first + 2 * level + 1}", f"decoder_level_blocks_{level}")
     return entries
 
 
-def abstract_vqgan(model: VQGAN) -> dict[str, Any]:
-    """Shapes of all variables; nothing is computed."""
-    size = model.downsampling
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, 3))))
+def _diffusers_entries(entries: list[Entry]) -> list[Entry]:
+    renamed = {CODEBOOK: DIFFUSERS_CODEBOOK}
+    return [entry._replace(name=renamed.get(entry.name, entry.name)) for entry in entries]
 
 
-def import_vqgan(
-    tensors: Mapping[str, np.ndarray], model: VQGAN, diffusers: bool = False
-) -> dict[str, Any]:
-    """State dict -> {"params", "batch_stats"}. Raises ConversionError listing every misfit."""
-    ignore = [name for name in tensors if name.endswith(IGNORED)]
-    entries = vqgan_entries(model, diffusers)
-    return import_tensors(entries, tensors, abstract_vqgan(model), ignore=ignore)
+VQGAN = Released(
+    family="vqgan",
+    title="VQGAN tokenizer",
+    usage="python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
+    "--config.tokenizer={out} --config.model.codebook_size={codes}",
+    marks=(CODEBOOK, DIFFUSERS_CODEBOOK, "in_block.1.weight"),
+    runs={"method": "vqgan", "architecture": "paella"},
+    preset="vqgan:f4",
+    make=lambda config, tensors=None: PaellaVQGAN(**config.model),
+    names=Names(
+        vqgan_entries, _pixels, whole=True, diffusers=(_diffusers_entries, DIFFUSERS_CODEBOOK)
+    ),
+    own="vqgan",
+    infer=infer_vqgan,
+    foreign=ForeignConfig("PaellaVQModel", PaellaVQGAN, {
+        "in_channels": Fixed(3), "out_channels": Fixed(3), "up_down_scale_factor": Fixed(2),
+        "levels": "levels",
+        "bottleneck_blocks": "bottleneck_blocks",
+        "embed_dim": "width",
+        "latent_channels": "latent_channels",
+        "num_vq_embeddings": "codebook_size",
+        "scale_factor": Field("scale_factor", read=lambda value, config: float(value)),
+    }),
+    told=("scale_factor",),
+    forms=("original", "diffusers"),
+    groups=("wuerstchen",),
+    tree=lambda loaded: _with_codes(loaded["params"], {"vqgan": loaded["batch_stats"]}),
+    of_run=variables_of,
+    training_only=("discriminator",),
+)  # fmt: skip
 
 
-def export_vqgan(
-    variables: Mapping[str, Any], model: VQGAN, diffusers: bool = False, copy: bool = True
-) -> dict[str, np.ndarray]:
-    """Our variables -> state dict (without the batch counter, which nothing reads).
+# --- diffusers' VQModel
 
-    `copy=False` gives transposed views, see `export_tensors`.
+
+def vqmodel_entries(model: VQModel) -> list[Entry]:
+    """The name table of one configuration."""
+    entries = [
+        *linear_entries("encoder.conv_in", "encoder_in", layout="conv"),
+        *norm_entries("encoder.conv_norm_out", "encoder_norm"),
+        *linear_entries("encoder.conv_out", "encoder_out", layout="conv"),
+        *linear_entries("quant_conv", "latents_to_codes", layout="conv1x1"),
+        Entry("quantize.embedding.weight", ("codebook",)),
+        *linear_entries("post_quant_conv", "codes_to_latents", layout="conv1x1"),
+        *linear_entries("decoder.conv_in", "decoder_in", layout="conv"),
+        *norm_entries("decoder.conv_norm_out", "decoder_norm"),
+        *linear_entries("decoder.conv_out", "decoder_out", layout="conv"),
+    ]
+    last = len(model.widths) - 1
+    for side, widths, blocks in (
+        ("encoder", model.widths, model.blocks_per_level),
+        ("decoder", *model.decoder_sizes),
+    ):
+        theirs = "down_blocks" if side == "encoder" else "up_blocks"
+        # Each side in the order it runs in: the decoder's deepest level first.
+        order = range(last + 1) if side == "encoder" else range(last, -1, -1)
+        attention = getattr(model, f"{side}_attention")
+        before = widths[0] if side == "encoder" else widths[-1]
+        for place, level in enumerate(order):
+            name, path = f"{side}.{theirs}.{place}", f"{side}_levels_{place}"
+            width = widths[level]
+            for block in range(blocks):
+                projected = block == 0 and before != width
+                entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", projected)
+                if attention[level]:
+                    attention_name = f"{name}.attentions.{block}"
+                    entries += _pixel_attention(attention_name, path, f"attention_{block}")
+            before = width
+            if place < last:
+                sampler = "downsamplers" if side == "encoder" else "upsamplers"
+                entries += linear_entries(
+                    f"{name}.{sampler}.0.conv", path, "resample", layout="conv"
+                )
+        name, path = f"{side}.mid_block", f"{side}_middle"
+        for block in range(2):
+            entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", False)
+        if model.middle_attention:
+            entries += _pixel_attention(f"{name}.attentions.0", path, "attention_0")
+    return entries
+
+
+def _resnet(name: str, level: str, block: str, projected: bool) -> list[Entry]:
+    entries = []
+    for number in (1, 2):
+        entries += norm_entries(f"{name}.norm{number}", level, block, f"norm_{number}")
+        path = (level, block, f"conv_{number}")
+        entries += linear_entries(f"{name}.conv{number}", *path, layout="conv")
+    if projected:
+        entries += linear_entries(
+            f"{name}.conv_shortcut", level, block, "shortcut", layout="conv1x1"
+        )
+    return entries
+
+
+def _pixel_attention(name: str, level: str, block: str) -> list[Entry]:
+    norm = norm_entries(f"{name}.group_norm", level, block, "norm")
+    return norm + attention_entries(name, level, block, "attention")
+
+
+def attention_entries(name: str, *path: str, bias: bool = True) -> list[Entry]:
+    """The four projections of diffusers' Attention, our SeparateAttention."""
+    parts = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
+    return [
+        entry
+        for theirs, ours in parts.items()
+        for entry in linear_entries(f"{name}.{theirs}", *path, ours, bias=bias)
+    ]
+
+
+def infer_vqmodel(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of `VQModel` from a state dict's names and shapes: all but `norm_groups`.
+
+    Raises:
+      ConversionError: tensors that carry the sizes are missing.
     """
-    return export_tensors(vqgan_entries(model, diffusers), variables, copy)
+    shape = lambda name, rank: needed_shape(tensors, name, rank, "VQModel")
+    first = "encoder.down_blocks.{}.resnets.0.conv1.weight"
+    shape(first.format(0), 4)
+    codes, code_channels = shape("quantize.embedding.weight", 2)
+    levels = index_count(tensors, r"encoder\.down_blocks\.(\d+)\.")
+    has = lambda name: f"{name}.attentions.0.to_q.weight" in tensors
+    return {
+        "widths": tuple(shape(first.format(level), 4)[0] for level in range(levels)),
+        "blocks_per_level": index_count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "latent_channels": shape("encoder.conv_out.weight", 4)[0],
+        "code_channels": code_channels,
+        "codebook_size": codes,
+        "middle_attention": has("encoder.mid_block"),
+        "encoder_attention": tuple(has(f"encoder.down_blocks.{i}") for i in range(levels)),
+        "decoder_attention": tuple(has(f"decoder.up_blocks.{i}") for i in range(levels))[::-1],
+    }
+
+
+def _levels(key: str, ours: str, kinds: Mapping[str, bool], step: int) -> Field:
+    """Which levels have attention, told by the kinds of their blocks; `step` -1 reverses them."""
+
+    def read(names: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
+        unknown = [name for name in names if name not in kinds]
+        if unknown:
+            raise ValueError(f"{key} {unknown} are not supported, only {sorted(kinds)}")
+        return tuple(kinds[name] for name in names)[::step]
+
+    names = {attention: name for name, attention in kinds.items()}
+    return Field(ours, read, lambda value, module: [names[a] for a in value[::step]])
+
+
+def _check_decoder(model: VQModel) -> None:
+    if model.decoder_sizes != (tuple(model.widths), model.blocks_per_level + 1):
+        raise ValueError(
+            f"decoder_widths {model.decoder_widths} and decoder_blocks_per_level "
+            f"{model.decoder_blocks_per_level} have no place in diffusers' VQModel; export the "
+            "tokenizer from before its decoder was replaced"
+        )
+
+
+def _make_vqmodel(config: ConfigDict, tensors: Any = None) -> VQModel:
+    model = VQModel(**config.model)
+    model.check()
+    return model
+
+
+VQMODEL = Released(
+    family="vqgan",
+    title="VQGAN tokenizer",
+    usage=VQGAN.usage,
+    marks=("quantize.embedding.weight", "encoder.conv_in.weight"),
+    runs={"method": "vqgan", "architecture": "resnet"},
+    preset="resnet_vqgan:f16",
+    make=_make_vqmodel,
+    names=Names(vqmodel_entries, _pixels),
+    own="vqgan",
+    infer=infer_vqmodel,
+    foreign=ForeignConfig("VQModel", VQModel, {
+        "act_fn": Fixed("silu"), "in_channels": Fixed(3), "out_channels": Fixed(3),
+        "norm_type": Fixed("group"),
+        "block_out_channels": "widths",
+        "down_block_types": _levels("down_block_types", "encoder_attention", ENCODER_LEVELS, 1),
+        "up_block_types": _levels("up_block_types", "decoder_attention", DECODER_LEVELS, -1),
+        "layers_per_block": "blocks_per_level",
+        "latent_channels": "latent_channels",
+        "vq_embed_dim": Field(
+            "code_channels", lambda value, config: value or config["latent_channels"],
+            lambda value, module: None if value == module.latent_channels else value, None,
+        ),
+        "num_vq_embeddings": "codebook_size",
+        "norm_num_groups": "norm_groups",
+        "mid_block_add_attention": Field("middle_attention", default=True),
+        "lookup_from_codebook": Written(True), "force_upcast": Written(True),
+        "sample_size": Written(32, "sample_size"), "scaling_factor": Written(0.18215),
+    }, check=_check_decoder),
+    told=None,
+    forms=("diffusers",),
+    groups=("wuerstchen",),
+    tree=lambda params: _with_codes(params, {}),
+    of_run=lambda params, state: variables_of(params, state)["params"],
+    training_only=("discriminator",),
+)  # fmt: skip

@@ -1,92 +1,67 @@
-"""Würstchen's Stages B and C: original and diffusers names <-> our parameters.
-
-Source: docs/models/wuerstchen.md 6.
-
-The two naming schemes differ in the attention only: diffusers keeps queries, keys and values as
-three matrices. For its table our joint projection is split into three and joined again.
-"""
+"""Würstchen's Stages B and C as released (docs/models/wuerstchen.md 1, 4.1, 6)."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from paella_jax.convert.blocks import (
-    block_entries,
-    block_kinds,
-    level_entries,
-    linear_entries,
-    matching_shapes,
-    needed_shape,
-    period,
+from paella_jax.convert import blocks
+from paella_jax.convert.checks import check_clip
+from paella_jax.convert.compressor import BESIDE_STAGE_B
+from paella_jax.convert.released import (
+    DEFAULT,
+    DRAW,
+    Field,
+    ForeignConfig,
+    Found,
+    Released,
+    Written,
 )
-from paella_jax.files.tensors import (
-    ConversionError,
-    Entry,
-    export_tensors,
-    flatten,
-    import_tensors,
-    unflatten,
-)
+from paella_jax.families import stage_b, stage_c
+from paella_jax.families.text_side import TextSide, carry_text
+from paella_jax.families.vqgan import architecture_of, make_vqgan
+from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, linear_entries
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
+from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.runs.folder import read_config
+from paella_jax.runs.frozen import carry
 
-RELEASED_HEAD_WIDTH = 64
-RELEASED_PATCH_SIZE = 2
+HEAD_WIDTH = 64
+PATCH_SIZE = 2
+# The released stages draw from 1024 pixels on (docs/models/wuerstchen.md 5.5).
+PIXELS = 1024
 # Network and its released file, for error messages.
-STAGE_B, STAGE_C = ("Stage B", "model_v2_stage_b.pt"), ("Stage C", "model_v2_stage_c.pt")
+FILE_B, FILE_C = ("Stage B", "model_v2_stage_b.pt"), ("Stage C", "model_v2_stage_c.pt")
 TEXT_B, TEXT_C = "clip_mapper.weight", "cond_mapper.0.weight"  # what the text goes through
-PROJECTIONS = ("query", "key", "value")
 # Tensors of the first release's Stage B, a Paella over tokens.
 TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight")
 
 
-def stage_b_from_reference_config(constructor: Mapping[str, Any]) -> StageB:
-    """Our module for the constructor arguments of DiffNeXt, the original's or diffusers'."""
-    if constructor["c_in"] != constructor["c_out"]:
-        raise ValueError("c_in and c_out must be equal (the prediction is noise in the input)")
-    return StageB(
-        latent_channels=constructor["c_in"],
-        patch_size=constructor["patch_size"],
-        time_width=constructor["c_r"],
-        cond_width=constructor["c_cond"],
-        widths=tuple(constructor["c_hidden"]),
-        depths=tuple(constructor["blocks"]),
-        num_heads=tuple(max(heads, 0) for heads in constructor["nhead"]),
-        patterns=tuple(constructor["level_config"]),
-        inject=tuple(constructor["inject_effnet"]),
-        guide_channels=constructor["effnet_embd"],
-        kernel_size=constructor["kernel_size"],
-        dropout=constructor["dropout"],
-        self_attention=constructor.get("self_attn", True),
-    )
+def _inputs(shape: tuple[int, ...], text_width: int) -> tuple[Any, ...]:
+    return jnp.zeros(shape), jnp.zeros((1,)), Conditioning(text=jnp.zeros((1, 1, text_width)))
 
 
-def stage_c_from_reference_config(constructor: Mapping[str, Any]) -> StageC:
-    """Our module for the constructor arguments of Prior, the original's or diffusers'."""
-    return StageC(
-        channels=constructor["c_in"],
-        width=constructor["c"],
-        depth=constructor["depth"],
-        num_heads=constructor["nhead"],
-        time_width=constructor["c_r"],
-        dropout=constructor["dropout"],
-    )
+def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
+    return {"data.image_size": (PIXELS, DEFAULT)}
 
 
-def stage_b_entries(model: StageB, diffusers: bool = False) -> list[Entry]:
-    """The name table of one configuration; diffusers' is one of split parameters."""
+# --- Stage B
+
+
+def stage_b_entries(model: StageB) -> list[Entry]:
+    """The original's name table of one configuration."""
     entries = [
         *linear_entries("clip_mapper", "text"),
         *linear_entries("embedding.1", "embedding", "proj", layout="conv1x1"),
         *linear_entries("clf.1", "output", "proj", layout="conv1x1"),
-        *level_entries(model.patterns, model.depths),
+        *blocks.level_entries(model.patterns, model.depths),
     ]
     levels = len(model.widths)
     for level in range(levels):
@@ -96,138 +71,11 @@ def stage_b_entries(model: StageB, diffusers: bool = False) -> list[Entry]:
             for side, place in places.items():
                 name = f"effnet_mappers.{place}"
                 entries += linear_entries(name, f"{side}_{level}_guide", layout="conv1x1")
-    return _diffusers_entries(entries) if diffusers else entries
+    return entries
 
 
-def stage_c_entries(model: StageC, diffusers: bool = False) -> list[Entry]:
-    """The name table of one configuration; diffusers' is one of split parameters."""
-    entries = [
-        *linear_entries("projection", "projection", layout="conv1x1"),
-        *linear_entries("cond_mapper.0", "text_in"),
-        *linear_entries("cond_mapper.2", "text_out"),
-        *linear_entries("out.1", "output", layout="conv1x1"),
-    ]
-    for index, kind in enumerate("CTA" * model.depth):
-        entries += block_entries(kind, f"blocks.{index}", f"block_{index}")
-    return _diffusers_entries(entries) if diffusers else entries
-
-
-def _diffusers_entries(entries: list[Entry]) -> list[Entry]:
-    renamed = []
-    for entry in entries:
-        block, attention, rest = entry.name.partition(".attention.attn.")
-        if not attention:
-            renamed.append(entry)
-        elif rest.startswith("in_proj_"):
-            kind = rest.removeprefix("in_proj_")
-            renamed += [
-                Entry(f"{block}.attention.to_{part[0]}.{kind}", (*entry.path, part), entry.layout)
-                for part in PROJECTIONS
-            ]
-        else:
-            name = f"{block}.attention.{rest.replace('out_proj', 'to_out.0')}"
-            renamed.append(entry._replace(name=name))
-    return renamed
-
-
-def _split_projections(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Attention's joint input projections as {"query", "key", "value"}; views for numpy arrays."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for path, leaf in flatten(params).items():
-        if path[-1] in ("in_kernel", "in_bias"):
-            width = leaf.shape[-1] // 3
-            for i, part in enumerate(PROJECTIONS):
-                flat[*path, part] = leaf[..., i * width : (i + 1) * width]
-        else:
-            flat[path] = leaf
-    return unflatten(flat)
-
-
-def _join_projections(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `_split_projections`."""
-    flat = flatten(params)
-    for path in [path for path in flat if path[-1] == PROJECTIONS[0]]:
-        parts = [flat.pop((*path[:-1], part)) for part in PROJECTIONS]
-        flat[path[:-1]] = np.concatenate(parts, axis=-1)
-    return unflatten(flat)
-
-
-def abstract_stage_b(model: StageB, text_width: int) -> dict[str, Any]:
-    """Shapes of all parameters; nothing is computed."""
-    size = model.grid_divisor
-    return _abstract(model, (1, size, size, model.latent_channels), text_width)
-
-
-def abstract_stage_c(model: StageC, text_width: int) -> dict[str, Any]:
-    """Shapes of all parameters; nothing is computed."""
-    return _abstract(model, (1, 1, 1, model.channels), text_width)
-
-
-def _abstract(model: StageB | StageC, shape: tuple[int, ...], text_width: int) -> dict[str, Any]:
-    cond = Conditioning(text=jnp.zeros((1, 1, text_width)))
-    init = lambda: model.init(jax.random.key(0), jnp.zeros(shape), jnp.zeros((1,)), cond)
-    return jax.eval_shape(init)["params"]
-
-
-def import_stage_b(tensors: Mapping[str, np.ndarray], model: StageB) -> dict[str, Any]:
-    """State dict with original or diffusers names -> our parameters.
-
-    Raises:
-      ConversionError: listing every misfit, or the file is the first release's token model.
-    """
-    refuse_token_model(tensors)
-    expected = abstract_stage_b(model, text_width(tensors, TEXT_B))
-    return _import(stage_b_entries(model, is_diffusers(tensors)), tensors, expected)
-
-
-def import_stage_c(tensors: Mapping[str, np.ndarray], model: StageC) -> dict[str, Any]:
-    """State dict with original or diffusers names -> our parameters.
-
-    Raises:
-      ConversionError: listing every misfit.
-    """
-    expected = abstract_stage_c(model, text_width(tensors, TEXT_C))
-    return _import(stage_c_entries(model, is_diffusers(tensors)), tensors, expected)
-
-
-def export_stage_b(
-    params: Mapping[str, Any], model: StageB, diffusers: bool = False, copy: bool = True
-) -> dict[str, np.ndarray]:
-    """Our parameters -> original or diffusers state dict; `copy` as in `export_tensors`."""
-    return _export(stage_b_entries(model, diffusers), params, diffusers, copy)
-
-
-def export_stage_c(
-    params: Mapping[str, Any], model: StageC, diffusers: bool = False, copy: bool = True
-) -> dict[str, np.ndarray]:
-    """Our parameters -> original or diffusers state dict; `copy` as in `export_tensors`."""
-    return _export(stage_c_entries(model, diffusers), params, diffusers, copy)
-
-
-def _import(
-    entries: list[Entry], tensors: Mapping[str, np.ndarray], expected: Mapping[str, Any]
-) -> dict[str, Any]:
-    if not is_diffusers(tensors):
-        return import_tensors(entries, tensors, expected)
-    split = jax.eval_shape(_split_projections, expected)
-    return _join_projections(import_tensors(entries, tensors, split))
-
-
-def _export(
-    entries: list[Entry], params: Mapping[str, Any], diffusers: bool, copy: bool
-) -> dict[str, np.ndarray]:
-    return export_tensors(entries, _split_projections(params) if diffusers else params, copy)
-
-
-def is_diffusers(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether attention has diffusers' names."""
-    return any(".attention.to_" in name for name in tensors)
-
-
-def text_width(tensors: Mapping[str, np.ndarray], name: str) -> int:
-    """Width of the text states that the layer TEXT_B or TEXT_C takes; 1 if it is not there."""
-    shape = np.shape(tensors[name]) if name in tensors else ()
-    return shape[1] if len(shape) == 2 else 1  # a misfit is reported with all the others
+def _inputs_b(model: StageB, text_width: int) -> tuple[Any, ...]:
+    return _inputs((1, model.grid_divisor, model.grid_divisor, model.latent_channels), text_width)
 
 
 def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
@@ -241,55 +89,151 @@ def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
+def _widths_b(tensors: Mapping[str, np.ndarray]) -> tuple[int]:
+    refuse_token_model(tensors)
+    return (blocks.width_into(tensors, TEXT_B),)
+
+
 def infer_stage_b(
-    tensors: Mapping[str, np.ndarray], head_width: int = RELEASED_HEAD_WIDTH
+    tensors: Mapping[str, np.ndarray], head_width: int | Sequence[int] = HEAD_WIDTH
 ) -> dict[str, Any]:
     """Fields of `StageB` from a state dict's names and shapes, original or diffusers.
 
     Not told by them: `dropout`, `self_attention`, the number of heads and how the patched channels
     divide into patch and latent channels (the patch size is taken as the release's 2). `num_heads`
-    is there only where every level with attention can have heads of `head_width`.
+    is there only where every level with attention can have heads of `head_width`, which is one
+    number or one per level.
 
     Raises:
       ConversionError: tensors that carry the sizes are missing or do not belong together, or the
         file is the first release's token model.
     """
     refuse_token_model(tensors)
-    shape = lambda name, rank: needed_shape(tensors, name, rank, *STAGE_B)
+    shape = lambda name, rank: blocks.needed_shape(tensors, name, rank, *FILE_B)
     width, patched = shape("embedding.1.weight", 4)[:2]
-    if patched % RELEASED_PATCH_SIZE**2:
+    if patched % PATCH_SIZE**2:
         raise ConversionError(
             f"not a Stage B: embedding.1.weight takes {patched} channels, which are no "
-            f"{RELEASED_PATCH_SIZE}x{RELEASED_PATCH_SIZE} patches; give the model's config"
+            f"{PATCH_SIZE}x{PATCH_SIZE} patches; give the model's config"
         )
-    # Both schemes alike: attention is known by its input projection.
-    named_alike = {_original_name(name): x for name, x in tensors.items()}
-    levels = block_kinds(named_alike, STAGE_B[0])
-    downs = [f"down_blocks.{level}.0.1.weight" for level in range(1, len(levels))]
-    widths = (width, *(shape(name, 4)[0] for name in downs))
-    patterns = tuple(period(kinds) for kinds in levels)
-    inject = tuple(f"effnet_mappers.{level}.weight" in tensors for level in range(len(levels)))
-    fields: dict[str, Any] = {
-        "latent_channels": patched // RELEASED_PATCH_SIZE**2,
-        "patch_size": RELEASED_PATCH_SIZE,
+    fields = blocks.level_fields(tensors, width, FILE_B, head_width)
+    levels = range(len(fields["widths"]))
+    inject = tuple(f"effnet_mappers.{level}.weight" in tensors for level in levels)
+    fields |= {
+        "latent_channels": patched // PATCH_SIZE**2,
+        "patch_size": PATCH_SIZE,
         "cond_width": shape("clip_mapper.weight", 2)[0],
-        "widths": widths,
-        "depths": tuple(len(k) // len(p) for k, p in zip(levels, patterns, strict=True)),
-        "patterns": patterns,
         "inject": inject,
     }
     if any(inject):
         mapper = f"effnet_mappers.{inject.index(True)}.weight"
         fields["guide_channels"] = shape(mapper, 4)[1]
-    fields |= _block_fields(tensors, r"down_blocks\.\d+\.\d+")
-    pairs = list(zip(widths, patterns, strict=True))
-    if all(width % head_width == 0 for width, pattern in pairs if "A" in pattern):
-        fields["num_heads"] = tuple(w // head_width if "A" in p else 0 for w, p in pairs)
     return fields
 
 
+def _read_c_out(value: int, config: Mapping[str, Any]) -> int:
+    if value != config["c_in"]:
+        raise ValueError("c_in and c_out must be equal (the prediction is noise in the input)")
+    return value
+
+
+def _check_b(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
+    check_clip("--text", config.text.folder, blocks.width_into(weights, TEXT_B))
+    if tokenizer is None:
+        return
+    if architecture_of(tokenizer) != "paella":
+        raise ConversionError(
+            f"--tokenizer {config.tokenizer} is of architecture {architecture_of(tokenizer)!r}; "
+            "Stage B works on the latents of a 'paella' only"
+        )
+    parts = config.compressor
+    networks = stage_b.StageBNetworks(
+        StageB(**config.model), stage_b.make_compressor(config), make_vqgan(tokenizer),
+        TextSide(None, None, 0), CosineSchedule(), parts.ratio, parts.shift, parts.scale, True,
+    )  # fmt: skip
+    size, divisor = config.data.image_size, networks.size_divisor
+    if size % divisor:
+        raise ConversionError(
+            f"data.image_size {size} must be a multiple of {divisor} for these stages; give "
+            f"--config.data.image_size={divisor * max(1, round(size / divisor))}"
+        )
+
+
+def _carry_b(config: ConfigDict, folder: Path) -> None:
+    if config.tokenizer:
+        carry("tokenizer", config.tokenizer, folder)
+    if config.text.folder:
+        carry_text(config, folder, stage_b.CLIP)
+
+
+STAGE_B = Released(
+    family="stage_b",
+    title="Würstchen Stage B with its semantic compressor",
+    usage="python -m paella_jax.convert --family stage_c --weights FILE --stage_b {out} "
+    "--text CLIP_FOLDER --out NEW_FOLDER",
+    marks=("effnet_mappers.0.weight", "effnet_mappers.1.weight", "effnet_mappers.2.weight"),
+    runs={"method": "stage_b"},
+    preset="stage_b:v2",
+    make=lambda config, tensors=None: StageB(**config.model),
+    names=Names(
+        stage_b_entries, _inputs_b, _widths_b, diffusers=blocks.SPLIT_ATTENTION
+    ),
+    own="stage_b",
+    infer=infer_stage_b,
+    heads=({"num_heads": "widths"}, HEAD_WIDTH),
+    foreign=ForeignConfig("WuerstchenDiffNeXt", StageB, {
+        "c_in": "latent_channels",
+        "c_out": Field("latent_channels", read=_read_c_out),
+        "c_r": "time_width",
+        "patch_size": "patch_size",
+        "c_cond": "cond_width",
+        "c_hidden": "widths",
+        "nhead": Field(
+            "num_heads", lambda value, config: [max(heads, 0) for heads in value],
+            lambda value, module: [heads or -1 for heads in value],
+        ),
+        "blocks": "depths",
+        "level_config": "patterns",
+        "inject_effnet": "inject",
+        "effnet_embd": "guide_channels",
+        "clip_embd": Written(told="text_width"),
+        "kernel_size": "kernel_size",
+        "dropout": "dropout",
+    }, lacks={"self_attention": True}),
+    told=("num_heads", "dropout", "patch_size", "latent_channels"),
+    forms=("original", "diffusers"),
+    groups=("wuerstchen",),
+    extra=_extra,
+    needs={
+        "tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "CLIP_FOLDER"),
+    },
+    tokenizer=("latent_channels", "latent channels"),
+    check=_check_b,
+    carry=_carry_b,
+    refuse=refuse_token_model,
+    write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_B)},
+    beside=BESIDE_STAGE_B,
+)  # fmt: skip
+
+
+# --- Stage C
+
+
+def stage_c_entries(model: StageC) -> list[Entry]:
+    """The original's name table of one configuration."""
+    entries = [
+        *linear_entries("projection", "projection", layout="conv1x1"),
+        *linear_entries("cond_mapper.0", "text_in"),
+        *linear_entries("cond_mapper.2", "text_out"),
+        *linear_entries("out.1", "output", layout="conv1x1"),
+    ]
+    for index, kind in enumerate("CTA" * model.depth):
+        entries += blocks.block_entries(kind, f"blocks.{index}", f"block_{index}")
+    return entries
+
+
 def infer_stage_c(
-    tensors: Mapping[str, np.ndarray], head_width: int = RELEASED_HEAD_WIDTH
+    tensors: Mapping[str, np.ndarray], head_width: int = HEAD_WIDTH
 ) -> dict[str, Any]:
     """Fields of `StageC` from a state dict's names and shapes, original or diffusers.
 
@@ -299,34 +243,88 @@ def infer_stage_c(
     Raises:
       ConversionError: tensors that carry the sizes are missing.
     """
-    shape = lambda name, rank: needed_shape(tensors, name, rank, *STAGE_C)
+    shape = lambda name, rank: blocks.needed_shape(tensors, name, rank, *FILE_C)
     width, channels = shape("projection.weight", 4)[:2]
     shape("blocks.0.depthwise.weight", 4)
-    numbers = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
-    blocks = 1 + max(int(number[1]) for number in numbers if number)
-    fields: dict[str, int] = {
-        "channels": channels,
-        "width": width,
-        "depth": -(-blocks // len("CTA")),
-    }
-    fields |= _block_fields(tensors, r"blocks\.\d+")
-    if width % head_width == 0:
-        fields["num_heads"] = width // head_width
-    return fields
+    depth = -(-blocks.index_count(tensors, r"blocks\.(\d+)\.") // len("CTA"))
+    fields = {"channels": channels, "width": width, "depth": depth}
+    heads = {} if width % head_width else {"num_heads": width // head_width}
+    return fields | blocks.block_fields(tensors, r"blocks\.\d+") | heads
 
 
-def _original_name(name: str) -> str:
-    return name.replace(".attention.to_q.", ".attention.attn.in_proj_")
+def _settle_c(config: ConfigDict, *known: Any) -> Found:
+    """The size of the images that the Stage B behind it draws."""
+    if not config.stage_b:
+        return {}
+    return {"data.image_size": (read_config(config.stage_b).data.image_size, "Stage B's run")}
 
 
-def _block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, int]:
-    """What the first T block and the first C block tell."""
-    fields: dict[str, int] = {}
-    for tensor, axis, rank, field in (
-        ("mapper", 1, 2, "time_width"),
-        ("depthwise", 3, 4, "kernel_size"),
-    ):
-        found = matching_shapes(tensors, rf"{block}\.{tensor}\.weight", rank)
-        size = found[0][axis] if found else None
-        fields |= {} if size is None else {field: size}
-    return fields
+def _check_c(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
+    check_clip("--text", config.text.folder, blocks.width_into(weights, TEXT_C))
+    if not config.stage_b:
+        return
+    run, behind = config.stage_b, read_config(config.stage_b)
+    if behind.method != "stage_b":
+        raise ConversionError(f"--stage_b {run} is a run of method {behind.method!r}, not stage_b")
+    if behind.model.guide_channels != config.model.channels:
+        raise ConversionError(
+            f"--stage_b {run} takes {behind.model.guide_channels} channels from Stage C, these "
+            f"weights make {config.model.channels}; the stages do not belong together"
+        )
+    frozen = Path(run) / "frozen"
+    missing = [] if (frozen / "vqgan.json").is_file() else ["--tokenizer VQGAN_RUN"]
+    if behind.text.kind == "clip" and not (frozen / stage_b.CLIP).is_dir():
+        missing.append("--text CLIP_FOLDER")
+    if missing:
+        raise ConversionError(
+            f"--stage_b {run} lacks frozen networks; convert it again with {' '.join(missing)}"
+        )
+
+
+def _carry_c(config: ConfigDict, folder: Path) -> None:
+    if config.stage_b:
+        carry("stage_b", config.stage_b, folder)
+    if config.text.folder:
+        carry_text(config, folder, stage_c.CLIP)
+
+
+STAGE_C = Released(
+    family="stage_c",
+    title="Würstchen Stage C",
+    usage=DRAW,
+    marks=("cond_mapper.0.weight", "cond_mapper.2.weight"),
+    runs={"method": "stage_c"},
+    preset="stage_c:v2",
+    make=lambda config, tensors=None: StageC(**config.model),
+    names=Names(
+        stage_c_entries,
+        lambda model, text_width: _inputs((1, 1, 1, model.channels), text_width),
+        lambda tensors: (blocks.width_into(tensors, TEXT_C),),
+        diffusers=blocks.SPLIT_ATTENTION,
+    ),
+    own="stage_c",
+    infer=infer_stage_c,
+    heads=({"num_heads": "width"}, HEAD_WIDTH),
+    foreign=ForeignConfig("WuerstchenPrior", StageC, {
+        "c_in": "channels",
+        "c": "width",
+        "c_cond": Written(told="text_width"),
+        "c_r": "time_width",
+        "depth": "depth",
+        "nhead": "num_heads",
+        "latent_size": Written([32, 32]),  # unused, the class's default
+        "dropout": "dropout",
+    }, lacks={"self_attention": True, "kernel_size": 3}),
+    told=("num_heads", "dropout"),
+    forms=("original", "diffusers"),
+    groups=("wuerstchen",),
+    averaged=("ema_state_dict", "state_dict"),
+    extra=_extra,
+    settle=_settle_c,
+    needs={
+        "stage_b": ("stage_b", "STAGE_B_RUN"), "text": ("text.folder", "CLIP_FOLDER"),
+    },
+    check=_check_c,
+    carry=_carry_c,
+    write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_C)},
+)  # fmt: skip

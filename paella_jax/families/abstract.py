@@ -22,7 +22,7 @@ from paella_jax.config import load_config
 from paella_jax.data.embeddings import NAMES as EMBEDDINGS
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
-from paella_jax.encoders.clip_weights import text_shapes, vision_shapes
+from paella_jax.encoders.published import TEXT, VISION
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.clip_prior import clip_prior_method
@@ -35,8 +35,7 @@ from paella_jax.families.stage_b import (
     stage_b_networks_method,
 )
 from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
-from paella_jax.families.text_side import CLIP_LENGTH, TextSide, load_text
-from paella_jax.families.text_side import NAME as TEXT
+from paella_jax.families.text_side import CLIP_LENGTH, NAME, TextSide, load_text
 from paella_jax.families.token_training import networks_method
 from paella_jax.families.tokens import TextNetworks, assemble
 from paella_jax.families.vqgan_training import vqgan_method
@@ -118,7 +117,7 @@ def abstract_tokens(config: ConfigDict) -> Method:
     text = _text(config, frozen)
     encoder = _image_encoder(config)
     if config.image_encoder.kind == "clip":
-        frozen["image_encoder"] = vision_shapes(CLIP_VISION)
+        frozen["image_encoder"] = VISION.shapes(CLIP_VISION)
     networks = assemble(config, vqgan, text, encoder, low)
     side = config.data.image_size
     conditions = {"label": np.int32(0), "segmentation": np.zeros((side, side), np.int32)}
@@ -190,7 +189,7 @@ def _stage_text(config: ConfigDict, tower: ClipText, frozen: Tree) -> TextSide:
     """A diffusion stage's text; a frozen tower is the published one and has a blank tokenizer."""
     if config.text.kind != "clip":
         return load_text(config, Path(), "", frozen)
-    frozen[TEXT] = text_shapes(tower)
+    frozen[NAME] = TEXT.shapes(tower)
     module = tower.clone(dtype=jnp.dtype(config.precision))
     return TextSide(module, _BlankTokenizer(), CLIP_LENGTH)
 
@@ -208,7 +207,7 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
     if "clip" in (config.text.kind, config.image_encoder.kind):
         clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(dtype=dtype)
         clip_tokenizer = _BlankTokenizer()
-        frozen["clip_text"] = text_shapes(clip)
+        frozen["clip_text"] = TEXT.shapes(clip)
     if config.text.kind == "clip":
         return TextNetworks(None, None, False, clip, clip_tokenizer)
     encoder = FROZEN_TEXT.get(config.text.width)

@@ -139,7 +139,7 @@ def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEnco
     if kind == "none":
         return None
     # Imported here: most runs have no image encoder, and need nothing of CLIP.
-    from paella_jax.encoders.clip_weights import load_clip_vision_folder
+    from paella_jax.encoders.published import load_clip_vision_folder
     from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
 
     if kind == "joint":

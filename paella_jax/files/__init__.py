@@ -1,0 +1,1 @@
+"""File formats and nothing else: safetensors, torch files, published folders, name tables."""

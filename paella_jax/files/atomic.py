@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from paella_jax.files.tensors import ConversionError
+
+CARD_FILE = "README.md"
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -35,3 +39,28 @@ def write_atomically(file: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with atomic_path(file) as part:
         part.write_text(text)
+
+
+def check_new(out: Path) -> None:
+    """Raises ConversionError where `out` holds something already, or cannot be written."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ConversionError(f"{out} is not empty; choose a new --out")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConversionError(f"cannot write to {out}: {error}; choose another --out") from error
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end, whole or not at all.
+
+    Raises:
+      ConversionError: `out` is not empty, or the disk is full.
+    """
+    check_new(out)
+    try:
+        with atomic_path(out.absolute()) as part:
+            yield part
+    except OSError as error:
+        raise ConversionError(f"cannot write {out.absolute()}: {error}") from error

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from paella_jax.files.atomic import atomic_path
 from paella_jax.files.tensors import ConversionError
 
 DTYPES: dict[str, np.dtype] = {
@@ -87,18 +88,13 @@ def write_safetensors(
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data must begin at a multiple of 8
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    try:
-        with part.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            for name, tensor in tensors.items():
-                stored = _stored(name, np.asarray(tensor), dtype)
-                out.write(stored.reshape(-1).view(np.uint8).data)
-                if report is not None:
-                    report(stored.nbytes)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_path(file) as part, part.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors.items():
+            stored = _stored(name, np.asarray(tensor), dtype)
+            out.write(stored.reshape(-1).view(np.uint8).data)
+            if report is not None:
+                report(stored.nbytes)
 
 
 def _stored(name: str, tensor: np.ndarray, dtype: np.dtype | None) -> np.ndarray:

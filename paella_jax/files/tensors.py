@@ -2,25 +2,37 @@
 
 A model's table is a list of `Entry`: one PyTorch tensor name, the path of the same tensor in our
 nested dict, and how its axes move. Both directions read the same table, so a round trip is exact.
+`Names` is what a network's tensors need in both directions: the table, and the module's shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paella_jax.config import UserError
+from paella_jax.typing import Tree
 
-# PyTorch axis order -> ours (`transpose` axes). A 1x1 convolution is stored as a matrix by us.
-LAYOUTS: dict[str, tuple[int, ...]] = {
-    "linear": (1, 0),  # [out, in] -> [in, out]
+# Layout -> how the axes move: from PyTorch's to ours, and back.
+Move = Callable[[np.ndarray], np.ndarray]
+LAYOUTS: dict[str, tuple[Move, Move]] = {
+    "same": (lambda x: x, lambda x: x),
+    "linear": (lambda x: x.T, lambda x: x.T),  # [out, in] -> [in, out]
     # [out, in, k, k] -> [k, k, in, out]; depthwise too (in = inputs per group)
-    "conv": (2, 3, 1, 0),
-    "conv_transpose": (2, 3, 0, 1),  # [in, out, k, k] -> [k, k, in, out]
+    "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
+    # [in, out, k, k] -> [k, k, in, out]
+    "conv_transpose": (lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1)),
+    # A 1x1 convolution is stored as a matrix by us: [out, in, 1, 1] -> [in, out].
+    "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
+    "channel": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, 1, -1)),  # [1, 1, 1, C] -> [C]
 }
+COUNTER = "num_batches_tracked"  # of torch's BatchNorm; nothing reads it
 
 
 class ConversionError(UserError, ValueError):
@@ -50,61 +62,54 @@ class Weights(dict[str, np.ndarray]):
 
 
 class Entry(NamedTuple):
-    """One tensor: its PyTorch name, our path, and its layout.
+    """One tensor: its PyTorch name, our path, and its layout, a key of LAYOUTS.
 
-    `layout` is a key of LAYOUTS, "same" (copied as it is), "conv1x1" ([out, in, 1, 1] <->
-    [in, out]) or "channel" ([1, 1, 1, C] <-> [C]).
+    `part` (i, n) says that the tensor is piece i of n equal pieces of our parameter, along our last
+    axis.
     """
 
     name: str
     path: tuple[str, ...]
     layout: str = "same"
+    part: tuple[int, int] = (0, 1)
 
 
-def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
-    """Moves one PyTorch tensor into our layout."""
-    if layout == "same":
-        return array
-    if layout == "conv1x1":
-        return array[:, :, 0, 0].T
-    if layout == "channel":
-        return array.reshape(-1)
-    return array.transpose(LAYOUTS[layout])
+def linear_entries(
+    name: str, *path: str, bias: bool = True, layout: str = "linear", leaf: str = "kernel"
+) -> list[Entry]:
+    """A linear layer or convolution: weight, and bias where it has one."""
+    entries = [Entry(f"{name}.weight", (*path, leaf), layout)]
+    if bias:
+        entries.append(Entry(f"{name}.bias", (*path, leaf.replace("kernel", "bias"))))
+    return entries
+
+
+def norm_entries(name: str, *path: str, bias: bool = True) -> list[Entry]:
+    """A norm: scale, and bias where it has one."""
+    scale = Entry(f"{name}.weight", (*path, "scale"))
+    return [scale, Entry(f"{name}.bias", (*path, "bias"))] if bias else [scale]
+
+
+def batch_norm_entries(name: str, *path: str) -> list[Entry]:
+    """A BatchNorm with its running statistics, over {"params", "batch_stats"}."""
+    return [
+        *norm_entries(name, "params", *path),
+        Entry(f"{name}.running_mean", ("batch_stats", *path, "mean")),
+        Entry(f"{name}.running_var", ("batch_stats", *path, "var")),
+    ]
 
 
 def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
-    """The inverse of `to_ours`."""
-    if layout == "same":
-        return array
-    if layout == "conv1x1":
-        return array.T[:, :, None, None]
-    if layout == "channel":
-        return array.reshape(1, 1, 1, -1)
-    return array.transpose(np.argsort(LAYOUTS[layout]))
+    """Moves one array into PyTorch's layout."""
+    return LAYOUTS[layout][1](array)
 
 
-def _their_shape(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    return to_theirs(np.broadcast_to(np.float32(0), shape), layout).shape
-
-
-def flatten(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """A nested dict as {path: leaf}."""
-    flat: dict[tuple[str, ...], Any] = {}
-    for key, value in tree.items():
-        path = (*prefix, key)
-        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
-    return flat
-
-
-def unflatten(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
+def _their_view(array: np.ndarray, entry: Entry) -> np.ndarray:
+    index, count = entry.part
+    if count > 1:
+        width = array.shape[-1] // count
+        array = array[..., index * width : (index + 1) * width]
+    return to_theirs(array, entry.layout)
 
 
 def import_tensors(
@@ -116,8 +121,8 @@ def import_tensors(
 ) -> dict[str, Any]:
     """PyTorch tensors -> our nested parameter dict.
 
-    Only views are made: memory-mapped tensors stay on disk, and a misfit is found by name, shape
-    and dtype before any of them is read.
+    Only views are made, but of parameters in pieces: memory-mapped tensors stay on disk, and a
+    misfit is found by name, shape and dtype before any of them is read.
 
     Args:
       entries: the model's table.
@@ -129,33 +134,35 @@ def import_tensors(
       ConversionError: listing every missing, unknown and misshapen tensor at once.
     """
     entries = list(entries)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(expected).items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(expected).items()}
     known, paths = {e.name for e in entries} | set(ignore), {e.path for e in entries}
     problems = [f"unknown tensor {name}" for name in tensors if name not in known]
     problems += [
         f"no tensor maps to our parameter {'/'.join(path)}" for path in shapes if path not in paths
     ]
-    flat = {}
+    pieces: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in entries:
         if entry.path not in shapes:
             problems.append(f"our model has no parameter {'/'.join(entry.path)} (for {entry.name})")
         elif entry.name not in tensors:
             problems.append(f"missing tensor {entry.name}")
         else:
-            wanted = _their_shape(shapes[entry.path], entry.layout)
+            wanted = _their_view(np.broadcast_to(np.float32(0), shapes[entry.path]), entry).shape
             array = np.asarray(tensors[entry.name])
             if array.shape != wanted:
                 problems.append(f"{entry.name} has shape {array.shape}, the model needs {wanted}")
             elif array.dtype.kind in "biu":
                 problems.append(f"{entry.name} has dtype {array.dtype}, which is no weight's")
             else:
-                flat[entry.path] = to_ours(array, entry.layout)
+                pieces.setdefault(entry.path, []).append(LAYOUTS[entry.layout][0](array))
     if problems:
         raise ConversionError(
             f"the weights do not fit this model ({len(problems)} problems); check that the file "
             "and the model config belong together:\n  " + "\n  ".join(problems)
         )
-    return unflatten(flat)
+    whole = {path: parts[0] for path, parts in pieces.items() if len(parts) == 1}
+    joined = {p: np.concatenate(parts, axis=-1) for p, parts in pieces.items() if len(parts) > 1}
+    return unflatten_dict(whole | joined)
 
 
 def export_tensors(
@@ -166,6 +173,70 @@ def export_tensors(
     They are contiguous copies, as `safetensors.numpy.save_file` needs them; with `copy=False`
     transposed views, so that a large model is not in memory twice.
     """
-    flat = flatten(params)
-    views = {e.name: to_theirs(np.asarray(flat[e.path]), e.layout) for e in entries}
+    flat = flatten_dict(params)
+    views = {entry.name: _their_view(np.asarray(flat[entry.path]), entry) for entry in entries}
     return {name: np.ascontiguousarray(view) for name, view in views.items()} if copy else views
+
+
+@dataclass(frozen=True)
+class Names:
+    """A network's published tensors: their names, and the shapes that our module needs.
+
+    Attributes:
+      entries: module -> its name table.
+      inputs: module, and widths that it takes from its inputs -> arguments of its `init`.
+      widths: tensors -> those widths; whatever is missing is reported with all other misfits.
+      whole: paths are over {"params", "batch_stats"}, not over the parameters alone.
+      diffusers: the original table -> diffusers' one, where there are both; and what a tensor's
+        name contains in diffusers' alone.
+      optional: how the names of tensors begin that a file or a run may lack altogether.
+    """
+
+    entries: Callable[[Any], list[Entry]]
+    inputs: Callable[..., tuple[Any, ...]]
+    widths: Callable[[Mapping[str, np.ndarray]], tuple[Any, ...]] = lambda tensors: ()
+    whole: bool = False
+    diffusers: tuple[Callable[[list[Entry]], list[Entry]], str] | None = None
+    optional: str = ""
+
+    def is_diffusers(self, names: Iterable[str]) -> bool:
+        """Whether a state dict has diffusers' names, where the original's are others."""
+        return self.diffusers is not None and any(self.diffusers[1] in name for name in names)
+
+    def table(self, module: Any, diffusers: bool = False) -> list[Entry]:
+        """The name table of one configuration."""
+        entries = self.entries(module)
+        return self.diffusers[0](entries) if diffusers and self.diffusers else entries
+
+    def shapes(self, module: Any, *widths: Any) -> Tree:
+        """Shapes of all parameters (of all variables if `whole`); nothing is computed."""
+        init = lambda: module.init(jax.random.key(0), *self.inputs(module, *widths))
+        variables = jax.eval_shape(init)
+        return variables if self.whole else variables["params"]
+
+    def load(self, tensors: Mapping[str, np.ndarray], module: Any) -> Tree:
+        """State dict, original or diffusers -> our tree; ConversionError lists every misfit."""
+        entries = self.table(module, self.is_diffusers(tensors))
+        if self.optional and not any(name.startswith(self.optional) for name in tensors):
+            entries = [entry for entry in entries if not entry.name.startswith(self.optional)]
+        ignore = [name for name in tensors if self.whole and name.endswith(COUNTER)]
+        return import_tensors(
+            entries, tensors, self.shapes(module, *self.widths(tensors)), ignore=ignore
+        )
+
+    def save(
+        self, tree: Mapping[str, Any], module: Any, diffusers: bool = False, copy: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Our tree -> state dict without BatchNorm's counters; `copy` as in `export_tensors`.
+
+        Raises:
+          ConversionError: parameters that the published network does not have.
+        """
+        entries, present = self.table(module, diffusers), set(flatten_dict(tree))
+        extra = sorted("/".join(path) for path in present - {entry.path for entry in entries})
+        if extra:
+            name = type(module).__name__
+            raise ConversionError(f"the original {name} has no names for {', '.join(extra)}")
+        optional = lambda e: bool(self.optional) and e.name.startswith(self.optional)
+        kept = [e for e in entries if e.path in present or not optional(e)]
+        return export_tensors(kept, tree, copy)

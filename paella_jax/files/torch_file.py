@@ -1,6 +1,6 @@
 """PyTorch weight files (`.pt`, `.pth`, `.bin`), read without torch and without running anything.
 
-Such a file is a pickle of nested dicts (convert/torch_pickle.py) whose tensors point into raw
+Such a file is a pickle of nested dicts (files/torch_pickle.py) whose tensors point into raw
 storages. Tensors become views of the memory-mapped file, so a large file is never copied.
 """
 

@@ -145,7 +145,7 @@ def _load_tokenizer(place: Path) -> tuple[ConfigDict, Tree]:
 
 
 def _copy_t5(folder: Path, place: Path) -> None:
-    from paella_jax.encoders.t5_weights import load_t5_folder
+    from paella_jax.encoders.published import load_t5_folder
 
     _, params = load_t5_folder(folder)
     save_tree(place.with_suffix(".safetensors"), params)
@@ -169,7 +169,7 @@ def carry_clip(folder: Path, place: Path) -> None:
       ConfigError: no such folder, or its text tower or tokenizer cannot be read.
     """
     from paella_jax.encoders.text import ClipTokenizer
-    from paella_jax.files.hf_folder import weight_files
+    from paella_jax.files.weights_file import weight_files
 
     try:
         # Read before the copy counts as done: a folder that was corrected is not copied again.
@@ -185,7 +185,7 @@ def carry_clip(folder: Path, place: Path) -> None:
 
 
 def _load_clip(folder: Path) -> Any:
-    from paella_jax.encoders.clip_weights import load_clip_text_folder
+    from paella_jax.encoders.published import load_clip_text_folder
 
     return load_clip_text_folder(folder)
 

@@ -9,14 +9,13 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.config import flatten_config, to_json
-from paella_jax.files.atomic import write_atomically
+from paella_jax.files.atomic import CARD_FILE, check_new, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.derive import describes_networks, is_free, restore_trained, save_merged
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.runs.frozen import copy_frozen
-from paella_jax.runs.whole_folder import CARD_FILE, check_new, whole_folder
 
 # Beside what fine-tuning compares: Stage B's compressor, but for how it trains.
 COMPARED = ("compressor.", "method")

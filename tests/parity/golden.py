@@ -10,6 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C
+from paella_jax.models.compressor import Compressor, Stage, stages_of
+from paella_jax.models.paella import Paella
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.stage_c import StageC
+from paella_jax.models.vqgan import VQGAN
+
 OWN_COPY = Path(__file__).resolve().parent.parent / "golden"
 
 
@@ -129,3 +136,45 @@ def same_tensors(ours: dict, theirs: dict) -> None:
 
 def as_jax(tree):
     return jax.tree.map(jax.numpy.asarray, tree)
+
+
+# --- our modules for the reference classes' recorded constructor arguments
+
+
+def paella_of(constructor: dict) -> Paella:
+    assert constructor["c_in"] == constructor["c_out"]  # the classifier starts as the token table
+    fields = {
+        "codebook_size": "num_labels", "token_width": "c_in", "patch_size": "patch_size",
+        "time_width": "c_r", "cond_width": "c_cond", "widths": "c_hidden", "depths": "blocks",
+        "num_heads": "nhead", "patterns": "level_config", "clip_tokens": "clip_seq_len",
+        "kernel_size": "kernel_size", "dropout": "dropout", "self_attention": "self_attn",
+    }  # fmt: skip
+    as_ours = lambda value: tuple(value) if isinstance(value, list) else value
+    return Paella(**{ours: as_ours(constructor[theirs]) for ours, theirs in fields.items()})
+
+
+def vqgan_of(constructor: dict) -> VQGAN:
+    renamed = {"c_hidden": "width", "c_latent": "latent_channels"}
+    known = ("levels", "bottleneck_blocks", "c_hidden", "c_latent", "codebook_size", "scale_factor")
+    return VQGAN(**{renamed.get(name, name): constructor[name] for name in known})
+
+
+def stage_b_of(constructor: dict) -> StageB:
+    """diffusers' argument names are the original's, but for self_attn."""
+    attention = constructor.get("self_attn", True)
+    return STAGE_B.foreign.read(constructor).clone(self_attention=attention)
+
+
+def stage_c_of(constructor: dict) -> StageC:
+    return STAGE_C.foreign.read(constructor)
+
+
+def compressor_of(config: dict) -> Compressor:
+    """For a recorded model's table of stages and widths, with the epsilons our network has."""
+    assert config.get("backbone_bn_eps", 1e-3) == 1e-3
+    assert config.get("mapper_bn_eps", 1e-5) == 1e-5
+    return Compressor(
+        variant=stages_of(tuple(Stage(*row) for row in config["stages"])),
+        out_channels=config["c_latent"],
+        head_channels=config["last_channel"],
+    )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.encoders import clip_weights as clip
+from paella_jax.encoders import published as clip
 from paella_jax.encoders.clip_preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -145,8 +145,8 @@ def test_vision_of_another_size(vision_folder):
 
 def _loaders(folder, kind):
     if kind == "text":
-        return _text(folder), clip.import_clip_text, clip.export_clip_text, clip.TEXT
-    return _vision(folder), clip.import_clip_vision, clip.export_clip_vision, clip.VISION
+        return _text(folder), clip.TEXT.load, clip.TEXT.save, clip.TEXT.prefix
+    return _vision(folder), clip.VISION.load, clip.VISION.save, clip.VISION.prefix
 
 
 def _check_round_trip(folder, kind):

@@ -8,11 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.clip_prior import (
-    export_clip_prior,
-    import_clip_prior,
-    infer_clip_prior,
-)
+from paella_jax.convert.paella import CLIP_PRIOR, infer_clip_prior
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.layers import timestep_embedding
@@ -41,7 +37,7 @@ def test_sizes_are_read_from_the_shapes(case, folder):
 
 def test_output_and_every_block(case):
     label, model, tensors, arrays = case
-    params = golden.as_jax(import_clip_prior(tensors, model))
+    params = golden.as_jax(CLIP_PRIOR.names.load(tensors, model))
     x, t, text = (jnp.asarray(arrays[f"in.{name}"]) for name in ("x", "r", "c"))
     embedding = timestep_embedding(t, model.time_width)
     golden.check_close(f"{label} r_embed", embedding, arrays["r_embed"])
@@ -63,7 +59,7 @@ def test_output_and_every_block(case):
 
 def test_round_trip_is_bitwise(case):
     _, model, tensors, _ = case
-    back = export_clip_prior(import_clip_prior(tensors, model), model)
+    back = CLIP_PRIOR.names.save(CLIP_PRIOR.names.load(tensors, model), model)
     golden.same_tensors(back, tensors)
 
 
@@ -74,7 +70,7 @@ def test_misfits_are_listed_together(case):
     broken["surprise"] = np.zeros(3, np.float32)
     broken["blocks.0.bias"] = broken["blocks.0.bias"][:3]
     with pytest.raises(ConversionError, match=r"missing tensor blocks\.1\.4\.bias") as error:
-        import_clip_prior(broken, model)
+        CLIP_PRIOR.names.load(broken, model)
     assert "blocks.0.bias has shape (3,)" in str(error.value) and "surprise" in str(error.value)
 
 

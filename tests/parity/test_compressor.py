@@ -11,15 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.compressor import (
-    abstract_compressor,
-    compressor_entries,
-    compressor_from_reference_config,
-    export_compressor,
-    import_backbone,
-    import_compressor,
-    infer_compressor,
-)
+from paella_jax.convert.compressor import NAMES as COMPRESSOR_NAMES
+from paella_jax.convert.compressor import compressor_entries, infer_compressor
 from paella_jax.encoders.clip_preprocess import resize_short_side
 from paella_jax.encoders.compressor_preprocess import compressor_preprocess, normalise
 from paella_jax.files.tensors import ConversionError
@@ -50,8 +43,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def case(folder):
-    model = compressor_from_reference_config(golden.config_of(folder))
-    variables = golden.as_jax(import_compressor(golden.weights_of(folder), model))
+    model = golden.compressor_of(golden.config_of(folder))
+    variables = golden.as_jax(COMPRESSOR_NAMES.load(golden.weights_of(folder), model))
     return folder.name, model, variables, golden.arrays_of(folder)
 
 
@@ -210,7 +203,7 @@ def test_depth_of_the_drop_rates():
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
-        abstract_compressor(model)
+        COMPRESSOR_NAMES.shapes(model)
     np.testing.assert_allclose(rates, [0.0, 0.05, 0.1, 0.15])
 
 
@@ -259,7 +252,7 @@ def test_images_of_another_shape_are_refused():
 def test_round_trip_is_bitwise(case, folder):
     _, model, _, _ = case
     tensors = golden.weights_of(folder)
-    back = export_compressor(import_compressor(tensors, model), model)
+    back = COMPRESSOR_NAMES.save(COMPRESSOR_NAMES.load(tensors, model), model)
     golden.same_tensors(back, without_counters(tensors))
 
 
@@ -270,30 +263,8 @@ def test_misfits_are_listed_together(case, folder):
     tensors["surprise"] = np.zeros(3, np.float32)
     tensors["backbone.0.1.bias"] = tensors["backbone.0.1.bias"][:3]
     with pytest.raises(ConversionError, match=r"mapper\.1\.bias") as error:
-        import_compressor(tensors, model)
+        COMPRESSOR_NAMES.load(tensors, model)
     assert "backbone.0.1.bias" in str(error.value) and "surprise" in str(error.value)
-
-
-def test_torchvision_names_fill_the_backbone(case, folder):
-    _, model, variables, _ = case
-    theirs = {
-        name.replace("backbone.", "features.", 1): array
-        for name, array in golden.weights_of(folder).items()
-        if name.startswith("backbone.")
-    }
-    theirs["classifier.1.weight"] = np.zeros((5, model.head_channels), np.float32)
-    rng = np.random.default_rng(0)
-    fresh = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), abstract_compressor(model))
-    loaded = import_backbone(theirs, model, fresh)
-    mapper = lambda tree: {kind: tree[kind]["mapper"] for kind in ("params", "batch_stats")}
-    jax.tree.map(np.testing.assert_array_equal, mapper(loaded), mapper(fresh))
-    wanted = jax.tree.map(lambda x: x, variables)
-    for kind, values in mapper(fresh).items():
-        wanted[kind]["mapper"] = values
-    jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
-    del theirs["features.0.0.weight"]
-    with pytest.raises(ConversionError, match=r"missing tensor features\.0\.0\.weight"):
-        import_backbone(theirs, model, fresh)
 
 
 @pytest.mark.parametrize("variant, stem, last", [("s", 24, 256), ("l", 32, 640)])
@@ -318,14 +289,8 @@ def test_released_names():
     norms = sum(name.endswith("running_mean") for name in names)
     assert len(set(names)) == len(names) and len(names) + norms == 780 + 6
     assert {"backbone.4.0.block.2.fc1.weight", "backbone.7.1.running_var"} <= set(names)
-    shapes = jax.tree.leaves(abstract_compressor(Compressor()))
+    shapes = jax.tree.leaves(COMPRESSOR_NAMES.shapes(Compressor()))
     assert len(shapes) == len(entries)
-
-
-def test_another_epsilon_is_refused(folder):
-    config = golden.config_of(folder) | {"backbone_bn_eps": 1e-5}
-    with pytest.raises(ValueError, match="backbone_bn_eps 1e-05"):
-        compressor_from_reference_config(config)
 
 
 # --- preprocessing

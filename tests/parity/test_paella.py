@@ -8,12 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.paella import (
-    export_paella,
-    import_paella,
-    paella_entries,
-    paella_from_reference_config,
-)
+from paella_jax.convert.paella import PAELLA
 from paella_jax.files.tensors import ConversionError, export_tensors
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import timestep_embedding
@@ -29,8 +24,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def case(folder):
-    model = paella_from_reference_config(golden.config_of(folder)["constructor"])
-    params = golden.as_jax(import_paella(golden.weights_of(folder), model))
+    model = golden.paella_of(golden.config_of(folder)["constructor"])
+    params = golden.as_jax(PAELLA.names.load(golden.weights_of(folder), model))
     return folder.name, model, params, golden.arrays_of(folder)
 
 
@@ -140,7 +135,7 @@ def test_training_loss_and_gradients(case, folder, recipe, chunks):
     golden.check_close(
         f"{label} train.accuracy", metrics["accuracy"][None], arrays["train.accuracy"]
     )
-    ours = export_tensors(paella_entries(model), gradients)
+    ours = export_tensors(PAELLA.names.table(model), gradients)
     golden.check_gradients(label, ours, golden.weights_of(folder, "grads.safetensors"))
 
 
@@ -161,7 +156,7 @@ def test_noise_and_loss_weight(case, recipe):
 def test_round_trip_is_bitwise(case, folder):
     _, model, _, _ = case
     tensors = golden.weights_of(folder)
-    golden.same_tensors(export_paella(import_paella(tensors, model), model), tensors)
+    golden.same_tensors(PAELLA.names.save(PAELLA.names.load(tensors, model), model), tensors)
 
 
 def test_misfits_are_listed_together(case, folder):
@@ -171,7 +166,7 @@ def test_misfits_are_listed_together(case, folder):
     tensors["surprise"] = np.zeros(3, np.float32)
     tensors["out_mapper.1.weight"] = tensors["out_mapper.1.weight"][:-1]
     with pytest.raises(ConversionError, match=r"clf\.1\.bias") as error:
-        import_paella(tensors, model)
+        PAELLA.names.load(tensors, model)
     assert "surprise" in str(error.value) and "out_mapper.1.weight" in str(error.value)
 
 

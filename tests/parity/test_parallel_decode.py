@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.amused import import_uvit, uvit_from_diffusers_config
+from paella_jax.convert.amused import AMUSED
 from paella_jax.noise.masking import mask_randomly
 from paella_jax.sampling.guidance import guide_jointly
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
@@ -149,9 +149,9 @@ def test_temperatures(folder, trace):
 def network(case):
     """Guided prediction by the trace's own model: both halves in one batch."""
     model_folder = (case.folder / case.facts["model"]).resolve()
-    model = uvit_from_diffusers_config(golden.config_of(model_folder))
+    model = AMUSED.foreign.read(golden.config_of(model_folder))
     weights = golden.weights_of(model_folder, "diffusion_pytorch_model.safetensors")
-    variables = {"params": golden.as_jax(import_uvit(weights, model))}
+    variables = {"params": golden.as_jax(AMUSED.names.load(weights, model))}
     text, pooled = (
         jnp.concatenate([case.arrays[name], case.arrays[f"negative_{name}"]])
         for name in ("encoder_hidden_states", "pooled_text_emb")

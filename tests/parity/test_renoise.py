@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paella_jax.convert.paella import import_paella, paella_from_reference_config
+from paella_jax.convert.paella import PAELLA
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.tokens import loss_weight, replace_tokens
 from paella_jax.ops.codebook import nearest_code
@@ -48,8 +48,8 @@ def load(folder):
     """Everything a folder's tests share: label, network, parameters, codebook, arrays."""
     config = golden.config_of(folder)
     weights = folder / config["weights"]
-    model = paella_from_reference_config(golden.config_of(weights.parent)["constructor"])
-    params = golden.as_jax(import_paella(load_file(weights), model))
+    model = golden.paella_of(golden.config_of(weights.parent)["constructor"])
+    params = golden.as_jax(PAELLA.names.load(load_file(weights), model))
     path, tensor = config["codebook"].rsplit(":", 1)
     codebook = jnp.asarray(load_file(folder / path)[tensor])
     return folder.name, model, params, codebook, golden.arrays_of(folder)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paella_jax.encoders.t5_weights import export_t5, import_t5, load_t5_folder
+from paella_jax.encoders.published import T5_NAMES, import_t5, load_t5_folder
 
 TOLERANCE = 1e-4
 
@@ -74,7 +74,7 @@ def test_hidden_states(t5_folder):
 def test_weights_round_trip_bitwise(t5_folder):
     module, params, _ = _load(t5_folder)
     weights = load_file(t5_folder / "model.safetensors")
-    back = export_t5(params, module)
+    back = T5_NAMES.save(params, module)
     assert back.keys() == weights.keys()
     for name, array in weights.items():
         assert back[name].dtype == array.dtype and back[name].shape == array.shape, name

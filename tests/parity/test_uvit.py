@@ -11,14 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.amused import (
-    abstract_uvit,
-    export_uvit,
-    import_uvit,
-    infer_uvit,
-    uvit_diffusers_config,
-    uvit_from_diffusers_config,
-)
+from paella_jax.convert.amused import AMUSED, infer_uvit
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.uvit import UViT, micro_condition_embedding
 
@@ -39,9 +32,9 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def case(folder):
-    model = uvit_from_diffusers_config(golden.config_of(folder))
+    model = AMUSED.foreign.read(golden.config_of(folder))
     arrays = golden.arrays_of(folder)
-    params = golden.as_jax(import_uvit(golden.weights_of(folder, WEIGHTS), model))
+    params = golden.as_jax(AMUSED.names.load(golden.weights_of(folder, WEIGHTS), model))
     inputs = [jnp.asarray(arrays[name]) for name in INPUTS]
     inputs[0] = inputs[0].astype(jnp.int32)
     return SimpleNamespace(
@@ -155,14 +148,16 @@ def test_bfloat16_is_close(case, outputs):
 
 def test_round_trip_is_bitwise(case):
     tensors = golden.weights_of(case.folder, WEIGHTS)
-    golden.same_tensors(export_uvit(import_uvit(tensors, case.model), case.model), tensors)
+    golden.same_tensors(
+        AMUSED.names.save(AMUSED.names.load(tensors, case.model), case.model), tensors
+    )
 
 
 def test_config_round_trip(case):
     config = golden.config_of(case.folder)
     version = config.pop("_diffusers_version")
     assert version
-    assert uvit_diffusers_config(case.model, config["sample_size"]) == config
+    assert AMUSED.foreign.write(case.model, sample_size=config["sample_size"]) == config
 
 
 def test_misfits_are_listed_together(case):
@@ -171,7 +166,7 @@ def test_misfits_are_listed_together(case):
     del tensors["embed.conv.weight"]
     tensors["surprise"] = np.zeros(3, np.float32)
     with pytest.raises(ConversionError, match="3 problems") as error:
-        import_uvit(tensors, case.model)
+        AMUSED.names.load(tensors, case.model)
     for name in ("encoder_proj.weight", "embed.conv.weight", "surprise"):
         assert name in str(error.value)
 
@@ -207,7 +202,7 @@ def test_gradients_reach_every_parameter_and_survive_remat():
     model = UViT(**(SMALL | {"downsample": True, "upsample": True}))
     random = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(random.normal(size=shape, scale=0.3), jnp.float32)
-    params = jax.tree.map(lambda leaf: draw(*leaf.shape), abstract_uvit(model))
+    params = jax.tree.map(lambda leaf: draw(*leaf.shape), AMUSED.names.shapes(model))
     tokens = jnp.asarray(random.integers(0, model.vocabulary_size, (2, 4, 6)), jnp.int32)
     inputs = (tokens, draw(2, 3, model.text_width), draw(2, model.pooled_width), draw(2, 5) * 100)
     target = draw(model.codebook_size)
@@ -241,9 +236,9 @@ def test_gradients_reach_every_parameter_and_survive_remat():
 def test_name_tables_cover_every_variant(changes):
     """Names of the reference's class for biases, unlearned norms and equal widths."""
     model = UViT(**(SMALL | changes))
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_uvit(model))
-    tensors = export_uvit(empty, model)
-    jax.tree.map(np.testing.assert_array_equal, import_uvit(tensors, model), empty)
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), AMUSED.names.shapes(model))
+    tensors = AMUSED.names.save(empty, model)
+    jax.tree.map(np.testing.assert_array_equal, AMUSED.names.load(tensors, model), empty)
     assert ("mlm_layer.conv2.bias" in tensors) == model.use_bias
     norms = "transformer_layers.0.norm3.norm"
     assert (f"{norms}.weight" in tensors) == model.learned_norms
@@ -281,6 +276,6 @@ def test_what_does_not_fit_is_named(changes, shapes, message):
 
 def test_configs_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="micro_cond_embed_dim 9 must be a multiple"):
-        uvit_from_diffusers_config({"micro_cond_embed_dim": 9, "micro_cond_encode_dim": 4})
+        AMUSED.foreign.read({"micro_cond_embed_dim": 9, "micro_cond_encode_dim": 4})
     with pytest.raises(ConversionError, match=r"embed\.embeddings\.weight, .* is missing"):
         infer_uvit({})

@@ -8,12 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.vqgan import (
-    export_vqgan,
-    import_vqgan,
-    vqgan_from_diffusers_config,
-    vqgan_from_reference_config,
-)
+from paella_jax.convert.vqgan import VQGAN
 from paella_jax.files.tensors import ConversionError
 
 pytestmark = pytest.mark.usefixtures("highest_precision")
@@ -25,8 +20,8 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def case(folder):
-    model = vqgan_from_reference_config(golden.config_of(folder)["constructor"])
-    variables = golden.as_jax(import_vqgan(golden.weights_of(folder), model))
+    model = golden.vqgan_of(golden.config_of(folder)["constructor"])
+    variables = golden.as_jax(VQGAN.names.load(golden.weights_of(folder), model))
     return folder.name, model, variables, golden.arrays_of(folder)
 
 
@@ -146,7 +141,7 @@ def test_training_loss_and_gradients(case, folder):
 
     loss, gradients = jax.jit(jax.value_and_grad(loss_of))(variables["params"])
     golden.check_close(f"{label} train.loss", loss[None], arrays["train.loss"])
-    ours = export_vqgan({"params": gradients, "batch_stats": variables["batch_stats"]}, model)
+    ours = VQGAN.names.save({"params": gradients, "batch_stats": variables["batch_stats"]}, model)
     theirs = golden.weights_of(folder, "grads.safetensors")
     golden.check_gradients(label, {name: ours[name] for name in theirs}, theirs)
 
@@ -154,19 +149,19 @@ def test_training_loss_and_gradients(case, folder):
 def test_round_trips_are_bitwise(case, folder):
     _, model, _, _ = case
     tensors = golden.weights_of(folder)
-    back = export_vqgan(import_vqgan(tensors, model), model)
+    back = VQGAN.names.save(VQGAN.names.load(tensors, model), model)
     kept = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     golden.same_tensors(back, kept)
     diffusers = folder / "diffusers"
-    other = vqgan_from_diffusers_config(golden.config_of(diffusers))
+    other = VQGAN.foreign.read(golden.config_of(diffusers))
     assert other == model
     named = golden.weights_of(diffusers, "diffusion_pytorch_model.safetensors")
-    variables = import_vqgan(named, other, diffusers=True)
-    back = export_vqgan(variables, other, diffusers=True)
+    variables = VQGAN.names.load(named, other)
+    back = VQGAN.names.save(variables, other, diffusers=True)
     golden.same_tensors(
         back, {k: v for k, v in named.items() if not k.endswith("num_batches_tracked")}
     )
-    golden.same_tensors(export_vqgan(variables, model), kept)
+    golden.same_tensors(VQGAN.names.save(variables, model), kept)
 
 
 def test_misfits_are_listed_together(case, folder):
@@ -176,11 +171,11 @@ def test_misfits_are_listed_together(case, folder):
     tensors["surprise"] = np.zeros(3, np.float32)
     tensors["in_block.1.bias"] = tensors["in_block.1.bias"][:3]
     with pytest.raises(ConversionError, match=r"out_block\.0\.bias") as error:
-        import_vqgan(tensors, model)
+        VQGAN.names.load(tensors, model)
     assert "in_block.1.bias" in str(error.value) and "surprise" in str(error.value)
 
 
 def test_unsupported_diffusers_options_are_refused(folder):
     config = golden.config_of(folder / "diffusers") | {"up_down_scale_factor": 4}
     with pytest.raises(ValueError, match="up_down_scale_factor 4"):
-        vqgan_from_diffusers_config(config)
+        VQGAN.foreign.read(config)

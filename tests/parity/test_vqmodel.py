@@ -11,14 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.vqmodel import (
-    abstract_vqmodel,
-    export_vqmodel,
-    import_vqmodel,
-    infer_vqmodel,
-    vqmodel_diffusers_config,
-    vqmodel_from_diffusers_config,
-)
+from paella_jax.convert.vqgan import VQMODEL, infer_vqmodel
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.vqmodel import VQModel
 
@@ -38,9 +31,9 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def case(folder):
-    model = vqmodel_from_diffusers_config(golden.config_of(folder))
+    model = VQMODEL.foreign.read(golden.config_of(folder))
     tensors = golden.weights_of(folder, WEIGHTS)
-    variables = {"params": golden.as_jax(import_vqmodel(tensors, model))}
+    variables = {"params": golden.as_jax(VQMODEL.names.load(tensors, model))}
     call = lambda v, x, method: model.apply(
         v, x, method=method, capture_intermediates=True, mutable=["intermediates"]
     )
@@ -141,13 +134,15 @@ def test_training_pass(case):
 
 def test_round_trip_is_bitwise(case):
     tensors = golden.weights_of(case.folder, WEIGHTS)
-    golden.same_tensors(export_vqmodel(import_vqmodel(tensors, case.model), case.model), tensors)
+    golden.same_tensors(
+        VQMODEL.names.save(VQMODEL.names.load(tensors, case.model), case.model), tensors
+    )
 
 
 def test_config_round_trip(case):
     config = golden.config_of(case.folder)
     assert config.pop("_diffusers_version")
-    assert vqmodel_diffusers_config(case.model, config["sample_size"]) == config
+    assert VQMODEL.foreign.write(case.model, sample_size=config["sample_size"]) == config
 
 
 def test_architecture_from_the_file(case):
@@ -161,7 +156,7 @@ def test_misfits_are_listed_together(case):
     del tensors["decoder.conv_in.bias"]
     tensors["surprise"] = np.zeros(3, np.float32)
     with pytest.raises(ConversionError, match="3 problems") as error:
-        import_vqmodel(tensors, case.model)
+        VQMODEL.names.load(tensors, case.model)
     for name in ("quant_conv.weight", "decoder.conv_in.bias", "surprise"):
         assert name in str(error.value)
 
@@ -182,8 +177,8 @@ SMALL = {
 def test_attention_where_the_config_says():
     """diffusers' names of the attention blocks, and that they act on the image."""
     model = VQModel(**SMALL)
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), abstract_vqmodel(model))
-    tensors = export_vqmodel(empty, model)
+    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), VQMODEL.names.shapes(model))
+    tensors = VQMODEL.names.save(empty, model)
     found = {name.removesuffix(".to_q.weight") for name in tensors if name.endswith("to_q.weight")}
     assert found == {
         "encoder.down_blocks.1.attentions.0",
@@ -194,7 +189,7 @@ def test_attention_where_the_config_says():
     }
     assert "encoder.mid_block.attentions.0.group_norm.bias" in tensors
     assert VQModel(**infer_vqmodel(tensors), norm_groups=2) == model
-    assert vqmodel_from_diffusers_config(vqmodel_diffusers_config(model)) == model
+    assert VQMODEL.foreign.read(VQMODEL.foreign.write(model)) == model
     random = np.random.default_rng(0)
     draw = lambda leaf: jnp.asarray(random.normal(size=leaf.shape, scale=0.3), jnp.float32)
     variables = {"params": jax.tree.map(draw, empty)}
@@ -216,9 +211,9 @@ def test_attention_where_the_config_says():
     ],
 )
 def test_configs_that_do_not_fit_are_refused(change, message):
-    config = vqmodel_diffusers_config(VQModel(**SMALL))
+    config = VQMODEL.foreign.write(VQModel(**SMALL))
     with pytest.raises(ValueError, match=message):
-        vqmodel_from_diffusers_config(config | change)
+        VQMODEL.foreign.read(config | change)
 
 
 @pytest.mark.parametrize(

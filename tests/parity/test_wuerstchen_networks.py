@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from paella_jax.convert import wuerstchen
-from paella_jax.files.tensors import ConversionError, flatten
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C, infer_stage_b, infer_stage_c
+from paella_jax.files.tensors import ConversionError
 from paella_jax.models.antialias_resize import antialias_resize
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import layer_norm, timestep_embedding
@@ -22,17 +23,17 @@ pytestmark = pytest.mark.usefixtures("highest_precision")
 
 STAGES = {
     "wuerstchen_prior": SimpleNamespace(
-        make=wuerstchen.stage_c_from_reference_config,
-        load=wuerstchen.import_stage_c,
-        save=wuerstchen.export_stage_c,
-        infer=wuerstchen.infer_stage_c,
+        make=golden.stage_c_of,
+        load=STAGE_C.names.load,
+        save=STAGE_C.names.save,
+        infer=infer_stage_c,
         text="in.c",
     ),
     "wuerstchen_diffnext": SimpleNamespace(
-        make=wuerstchen.stage_b_from_reference_config,
-        load=wuerstchen.import_stage_b,
-        save=wuerstchen.export_stage_b,
-        infer=wuerstchen.infer_stage_b,
+        make=golden.stage_b_of,
+        load=STAGE_B.names.load,
+        save=STAGE_B.names.save,
+        infer=infer_stage_b,
         text="in.clip",
     ),
 }
@@ -234,22 +235,24 @@ def test_round_trips_are_bitwise(case):
     theirs = diffusers_names(tensors)
     golden.same_tensors(case.stage.save(params, case.model, diffusers=True), theirs)
     from_diffusers = case.stage.load(theirs, case.model)
-    golden.same_tensors(flatten(from_diffusers), flatten(params))
+    golden.same_tensors(flatten_dict(from_diffusers), flatten_dict(params))
     for file in case.folder.glob("diffusers/*.safetensors"):
         golden.same_tensors(golden.weights_of(file.parent, file.name), theirs)
+
+
+def head_widths(model):
+    """Of every level, as the folder's config says; 1 where there is no attention."""
+    if isinstance(model.num_heads, int):
+        return model.width // model.num_heads
+    pairs = zip(model.widths, model.num_heads, strict=True)
+    return tuple(width // heads if heads else 1 for width, heads in pairs)
 
 
 @pytest.mark.parametrize("diffusers", [False, True])
 def test_architecture_from_the_file(case, diffusers):
     tensors = golden.weights_of(case.folder)
     tensors = diffusers_names(tensors) if diffusers else tensors
-    heads = case.model.num_heads
-    pairs = [(heads, case.model.width)] if isinstance(heads, int) else zip(
-        heads, case.model.widths, strict=True
-    )  # fmt: skip
-    head_width = {width // count for count, width in pairs if count}
-    assert len(head_width) == 1
-    fields = case.stage.infer(tensors, head_width=head_width.pop())
+    fields = case.stage.infer(tensors, head_width=head_widths(case.model))
     assert fields == {name: getattr(case.model, name) for name in fields}
     assert type(case.model)(**fields).clone(dropout=case.model.dropout) == case.model
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert import wuerstchen
-from paella_jax.convert.vqgan import import_vqgan, vqgan_from_reference_config
+from paella_jax.convert.vqgan import VQGAN
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C
 from paella_jax.models.compressor import from_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.sampling.diffusion import (
@@ -60,19 +60,17 @@ def test_whole_pipeline(folder):
         folder,
         config["prior"],
         heads_c,
-        wuerstchen.stage_c_from_reference_config,
-        wuerstchen.import_stage_c,
+        golden.stage_c_of,
+        STAGE_C.names.load,
     )
     stage_b, params_b = network(
         folder,
         config["decoder"],
         heads_b,
-        wuerstchen.stage_b_from_reference_config,
-        wuerstchen.import_stage_b,
+        golden.stage_b_of,
+        STAGE_B.names.load,
     )
-    vqgan, variables = network(
-        folder, config["vqgan"], {}, vqgan_from_reference_config, import_vqgan
-    )
+    vqgan, variables = network(folder, config["vqgan"], {}, golden.vqgan_of, VQGAN.names.load)
     count = len(io["in.prior_c"])
     edges = [1.0, *(end for end, _ in config["segments"])]
     settings = DDPMSettings(

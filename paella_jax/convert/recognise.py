@@ -1,0 +1,153 @@
+"""Which released family a weights file or a run is of, and opening what a conversion reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paella_jax.convert.amused import AMUSED
+from paella_jax.convert.paella import CLIP_PRIOR, PAELLA
+from paella_jax.convert.released import Released, article
+from paella_jax.convert.vqgan import VQGAN, VQMODEL
+from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C
+from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.files.weights_file import open_weights
+
+# The first whose mark a file has is its family. The first release's Stage B is a Paella with a
+# guide; being looked for first, it is refused as a Stage B.
+RECORDS = (STAGE_B, STAGE_C, PAELLA, AMUSED, VQGAN, VQMODEL, CLIP_PRIOR)
+FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
+GROUPS = tuple(dict.fromkeys(group for record in RECORDS for group in record.groups))
+# Others that come with the releases: which option takes them.
+OTHERS = {
+    "a T5 text encoder; give its folder as --text": (
+        "shared.weight", "encoder.final_layer_norm.weight",
+    ),
+    "a CLIP model; give its folder as --clip, or for Würstchen as --text": (
+        "text_model.final_layer_norm.weight", "visual.proj", "text_projection",
+        "text_projection.weight",
+    ),
+    "Würstchen's compressor; give it as --compressor": ("backbone.0.0.weight", "mapper.0.weight"),
+}  # fmt: skip
+
+
+def recognise(names: Iterable[str]) -> Released | None:
+    """The family whose tensors these are, or None."""
+    names = set(names)
+    return next((record for record in RECORDS if names & {*record.marks}), None)
+
+
+def record_of(config: Mapping[str, Any]) -> Released | None:
+    """The family of a run, or None."""
+    return next((record for record in RECORDS if record.is_of(config)), None)
+
+
+def run_family(config: Mapping[str, Any]) -> str:
+    """The family of a run, or the method or network that has no published one."""
+    record = record_of(config)
+    if record is not None:
+        return record.family
+    return config["cell"]["network"] if config["method"] == "tokens" else config["method"]
+
+
+def check_family(weights: Weights, family: str) -> Released:
+    """The record of the weights, which are of `family` or of one that it stands for.
+
+    Raises:
+      ConversionError: they are of another, or of none known; the message says what they are.
+    """
+    found = recognise(weights)
+    if found is not None and family in (found.family, *found.groups):
+        return found
+    file = ", ".join(str(path) for path in weights.files)
+    if found is not None:
+        raise ConversionError(
+            f"{file}: this looks like {article(found.family)} file, you gave --family {family}; "
+            f"give --family {found.family} or another file"
+        )
+    names = set(weights)
+    other = next((label for label, marks in OTHERS.items() if names & {*marks}), None)
+    hint = f"it looks like {other}" if other else (
+        f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
+    )  # fmt: skip
+    raise ConversionError(f"{file} is not of any family known here ({', '.join(FAMILIES)}): {hint}")
+
+
+class Parts(NamedTuple):
+    """Opened files; nothing of them is read yet.
+
+    Attributes:
+      record: of the weights' family.
+      weights: the network's.
+      beside: of a second network, where the family has one.
+      folder: the opened folder that the weights are part of.
+    """
+
+    record: Released
+    weights: Weights
+    beside: Weights | None = None
+    folder: Any = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file once."""
+        others = [part.files for part in (self.beside, self.folder) if part is not None]
+        return list(dict.fromkeys(sum(others, self.weights.files)))
+
+    @property
+    def source(self) -> str:
+        """One line on what kinds of files they are."""
+        if self.folder is not None:
+            return str(self.folder.source)
+        if self.beside is None:
+            return self.weights.source
+        assert self.record.beside is not None
+        return f"{self.weights.source}, and the {self.record.beside.name} from a " + (
+            self.beside.source
+        )
+
+
+def open_parts(
+    path: str | Path, family: str, key: str | None = None, compressor: str | Path | None = None
+) -> Parts:
+    """Opens a weights file and tells its family.
+
+    Args:
+      path: see `open_weights`; also the folder of a diffusers pipeline.
+      family: of the command line, so that one name may stand for several families.
+      key: entry of a torch file. Default: the averaged weights, where the family's release has
+        both.
+      compressor: file of a family's second network. Default: the entry beside its own weights.
+
+    Raises:
+      ConversionError: nothing there, another family, no second network where the family needs
+        one, one for another family, or a pipeline folder that lacks parts.
+    """
+    opened = (known.open_folder(path) for known in RECORDS)
+    folder = next((found for found in opened if found is not None), None)
+    if folder is not None and key is not None:
+        raise ConversionError(f"{path} is a pipeline folder, which has no entries; leave out --key")
+    weights = open_weights(path, key) if folder is None else folder.weights
+    record = check_family(weights, family)
+    both = record.averaged
+    if both is not None and key is None and {*both} <= {*weights.entries}:
+        weights = open_weights(path, both[0])
+        weights.source += ": the averaged weights are taken"
+    record.refuse(weights)
+    if record.beside is not None:
+        return Parts(record, weights, _open_beside(record, weights, compressor))
+    if compressor:
+        raise ConversionError(f"--compressor is no option of {record.family}; leave it out")
+    return Parts(record, weights, folder=folder)
+
+
+def _open_beside(record: Released, own: Weights, given: str | Path | None) -> Weights:
+    assert record.beside is not None
+    entry = record.beside.entry
+    if given:
+        weights = open_weights(given)
+        return open_weights(given, entry) if entry in weights.entries else weights
+    if entry in own.entries:
+        return open_weights(own.files[0], entry)
+    raise ConversionError(f"{own.files[0]} {record.beside.missing}")

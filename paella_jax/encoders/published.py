@@ -1,0 +1,254 @@
+"""Published text and image encoders: Hugging Face names and folders <-> our parameters.
+
+A CLIP tower's tensors may come alone or with the other tower's (a whole CLIPModel, whose other half
+is not read), with the prefix "text_model." or "vision_model." (all older files) or without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paella_jax.encoders.clip_text import ClipText, clip_text_from_hf_config
+from paella_jax.encoders.clip_vision import ClipVision, clip_vision_from_hf_config
+from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
+from paella_jax.files.tensors import (
+    ConversionError,
+    Entry,
+    Names,
+    export_tensors,
+    import_tensors,
+    linear_entries,
+    norm_entries,
+)
+from paella_jax.files.weights_file import CONFIG, errors_name, read_config, read_weights
+from paella_jax.typing import Tree
+
+Tensors = Mapping[str, np.ndarray]
+
+EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+# The other half of an encoder-decoder checkpoint.
+DECODER = ("decoder.", "lm_head.")
+# Not weights: the numbers 0, 1, 2, ... in files of older transformers versions.
+POSITION_IDS = "embeddings.position_ids"
+
+
+# --- CLIP
+
+
+class Tower(NamedTuple):
+    """How one of CLIP's two towers is published.
+
+    Attributes:
+      prefix: of its tensors, but for the projection's name.
+      projection: name of the projection.
+      foreign: how the tensors of a whole CLIPModel begin that it has no use for.
+      model_class: transformers class that holds it alone.
+      read_config: config.json -> module.
+      entries: module and prefix -> name table without the projection.
+      example: module -> its input.
+    """
+
+    prefix: str
+    projection: str
+    foreign: tuple[str, ...]
+    model_class: str
+    read_config: Callable[[dict[str, Any]], Any]
+    entries: Callable[[Any, str], list[Entry]]
+    example: Callable[[Any], Any]
+
+    def table(self, module: Any, prefix: str | None = None) -> list[Entry]:
+        """Hugging Face names to our paths."""
+        entries = self.entries(module, self.prefix if prefix is None else prefix)
+        if module.projection is None:
+            return entries
+        return [*entries, Entry(self.projection, ("to_embedding", "kernel"), "linear")]
+
+    def shapes(self, module: Any) -> Tree:
+        """Shapes of all parameters; nothing is computed."""
+        init = lambda: module.init(jax.random.key(0), self.example(module))
+        return jax.eval_shape(init)["params"]
+
+    def load(self, tensors: Tensors, module: Any) -> Tree:
+        """Hugging Face tensors -> parameters, values and dtypes unchanged.
+
+        The other tower's tensors are dropped.
+
+        Raises:
+          ConversionError: listing every missing, unknown and misshapen tensor.
+        """
+        kept = {name: x for name, x in tensors.items() if not name.startswith(self.foreign)}
+        # Where neither form is complete the longer one makes the clearer list of missing tensors.
+        bare = any(name.startswith(("embeddings.", "encoder.")) for name in tensors)
+        prefix = "" if bare else self.prefix
+        ignore = [prefix + POSITION_IDS]
+        return import_tensors(self.table(module, prefix), kept, self.shapes(module), ignore=ignore)
+
+    def save(self, params: Tree, module: Any, prefix: str | None = None) -> dict[str, np.ndarray]:
+        """Parameters -> Hugging Face tensors, values unchanged."""
+        return export_tensors(self.table(module, prefix), params)
+
+    def load_folder(self, path: str | Path) -> tuple[Any, Tree]:
+        """Reads the tower of a Hugging Face folder, see `load_clip_text_folder`."""
+        module, tensors = _read_folder(
+            path, self.read_config, lambda name: not name.startswith(self.foreign), self.model_class
+        )
+        if module.projection is None and self.projection in tensors:
+            module = module.clone(projection=len(tensors[self.projection]))
+        with errors_name(Path(path)):
+            return module, self.load(tensors, module)
+
+
+def _block_entries(prefix: str, num_layers: int) -> list[Entry]:
+    entries = []
+    for i in range(num_layers):
+        name, path = f"{prefix}encoder.layers.{i}", ("transformer", f"block_{i}")
+        entries += norm_entries(f"{name}.layer_norm1", *path, "attention_norm")
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
+            layer = f"{name}.self_attn.{theirs}_proj"
+            entries += linear_entries(layer, *path, "attention", ours)
+        entries += norm_entries(f"{name}.layer_norm2", *path, "mlp_norm")
+        entries += linear_entries(f"{name}.mlp.fc1", *path, "mlp_in")
+        entries += linear_entries(f"{name}.mlp.fc2", *path, "mlp_out")
+    return entries
+
+
+def _text_entries(module: ClipText, prefix: str) -> list[Entry]:
+    return [
+        Entry(f"{prefix}embeddings.token_embedding.weight", ("token_embedding",)),
+        Entry(f"{prefix}embeddings.position_embedding.weight", ("position_embedding",)),
+        *_block_entries(prefix, module.num_layers),
+        *norm_entries(f"{prefix}final_layer_norm", "final_norm"),
+    ]
+
+
+def _vision_entries(module: ClipVision, prefix: str) -> list[Entry]:
+    return [
+        Entry(f"{prefix}embeddings.class_embedding", ("class_embedding",)),
+        Entry(f"{prefix}embeddings.patch_embedding.weight", ("patch_kernel",), "conv"),
+        Entry(f"{prefix}embeddings.position_embedding.weight", ("position_embedding",)),
+        # The misspelling is theirs.
+        *norm_entries(f"{prefix}pre_layrnorm", "pre_norm"),
+        *_block_entries(prefix, module.num_layers),
+        *norm_entries(f"{prefix}post_layernorm", "post_norm"),
+    ]
+
+
+TEXT = Tower(
+    "text_model.", "text_projection.weight",
+    ("vision_model.", "visual_projection.weight", "logit_scale"),
+    "CLIPTextModelWithProjection", clip_text_from_hf_config, _text_entries,
+    lambda module: jnp.zeros((1, 1), jnp.int32),
+)  # fmt: skip
+VISION = Tower(
+    "vision_model.", "visual_projection.weight",
+    ("text_model.", "text_projection.weight", "logit_scale"),
+    "CLIPVisionModelWithProjection", clip_vision_from_hf_config, _vision_entries,
+    lambda module: jnp.zeros((1, module.image_size, module.image_size, module.channels)),
+)  # fmt: skip
+
+
+def load_clip_text_folder(path: str | Path) -> tuple[ClipText, Tree]:
+    """Reads the text tower of a Hugging Face folder: config and weights, safetensors or
+    .bin, single or sharded.
+
+    The tower has a projection where the config or the weights say so.
+
+    Returns:
+      The module and its parameters (numpy, in the file's dtype).
+
+    Raises:
+      FileNotFoundError: the folder, its config or its weights are not there.
+      ConversionError: a file cannot be read, or its tensors do not fit the config.
+      ValueError: the config describes a model this tower is not.
+    """
+    return TEXT.load_folder(path)
+
+
+def load_clip_vision_folder(path: str | Path) -> tuple[ClipVision, Tree]:
+    """Reads the vision tower of a Hugging Face folder, as `load_clip_text_folder` the text tower.
+
+    Raises:
+      FileNotFoundError, ConversionError, ValueError: as `load_clip_text_folder`.
+    """
+    return VISION.load_folder(path)
+
+
+# --- T5
+
+
+def t5_entries(module: T5Encoder) -> list[Entry]:
+    """The tensor table of an encoder: Hugging Face names to our paths."""
+    first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    entries = [Entry(EMBEDDING, ("embedding",)), Entry(first, ("relative_bias",))]
+    linear = lambda name, *path: linear_entries(name, *path, bias=False)
+    norm = lambda name, *path: norm_entries(name, *path, bias=False)
+    for i in range(module.num_layers):
+        block, ours = f"encoder.block.{i}.layer", f"block_{i}"
+        for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
+            entries += linear(f"{block}.0.SelfAttention.{theirs}", ours, "attention", name)
+        entries += norm(f"{block}.0.layer_norm", ours, "attention_norm")
+        inputs = (("wi_0", "wi_0"), ("wi_1", "wi_1")) if module.gated else (("wi", "wi_0"),)
+        for theirs, name in (*inputs, ("wo", "wo")):
+            entries += linear(f"{block}.1.DenseReluDense.{theirs}", ours, "mlp", name)
+        entries += norm(f"{block}.1.layer_norm", ours, "mlp_norm")
+    return entries + norm("encoder.final_layer_norm", "final_norm")
+
+
+T5_NAMES = Names(t5_entries, lambda module: (jnp.zeros((1, 1), jnp.int32),))
+
+
+def import_t5(tensors: Tensors, module: T5Encoder) -> Tree:
+    """Hugging Face tensors -> `module`'s parameters, values and dtypes unchanged.
+
+    Decoder tensors are dropped; the embedding may have either of its two names, or both.
+
+    Raises:
+      ConversionError: listing every missing, unknown and misshapen tensor.
+    """
+    kept = {name: array for name, array in tensors.items() if not name.startswith(DECODER)}
+    if EMBEDDING_ALIAS in kept:
+        alias = kept.pop(EMBEDDING_ALIAS)
+        if not np.array_equal(kept.setdefault(EMBEDDING, alias), alias):
+            raise ConversionError(
+                f"{EMBEDDING} and {EMBEDDING_ALIAS} differ, but T5 has one embedding; "
+                "remove the one that is not the encoder's"
+            )
+    return T5_NAMES.load(kept, module)
+
+
+def load_t5_folder(path: str | Path) -> tuple[T5Encoder, Tree]:
+    """Reads a Hugging Face folder: `config.json` and weights, safetensors or .bin,
+    single or sharded.
+
+    Returns:
+      The module and its parameters (numpy, in the file's dtype, so bfloat16 files stay small).
+
+    Raises:
+      FileNotFoundError: the folder, its config or its weights are not there.
+      ConversionError: a file cannot be read, or its tensors do not fit the config.
+      ValueError: the config describes a model this encoder is not.
+    """
+    wanted = lambda name: not name.startswith(DECODER)
+    module, tensors = _read_folder(path, t5_from_hf_config, wanted, "T5EncoderModel")
+    with errors_name(Path(path)):
+        return module, import_t5(tensors, module)
+
+
+def _read_folder(
+    path: str | Path,
+    make: Callable[[dict[str, Any]], Any],
+    wanted: Callable[[str], bool],
+    model_class: str,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Module and wanted tensors of a Hugging Face folder."""
+    folder = Path(path)
+    config = read_config(folder)
+    with errors_name(folder / CONFIG):
+        module = make(config)
+    return module, read_weights(folder, wanted, model_class)
