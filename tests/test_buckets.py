@@ -83,7 +83,7 @@ def test_rotated_and_broken_files(photos, tmp_path):
     (tmp_path / "07.jpg").write_bytes(b"no image")
     source = source_of(tmp_path)
     assert source[0]["image"].shape == (32, 64, 3)
-    assert source.broken == {7} and source.shares.tolist() == [0, 1, 0]
+    assert source.broken == {7} and source.fractions.tolist() == [0, 1, 0]
 
 
 def test_training_compiles_each_size_once(photos, tmp_path, capsys):
