@@ -154,7 +154,7 @@ def test_heads_are_left_out_where_the_released_width_does_not_fit():
 
 def test_levels_may_have_heads_of_different_widths():
     """A released layout with other heads per level, told as one head width per level."""
-    model = stage_b(patterns=("CTA", "CTA"), num_heads=(4, 3))
+    model = stage_b(patterns=("CTA", "CTA"), num_heads=(4, 2))
     widths = tuple(w // n for w, n in zip(model.widths, model.num_heads, strict=True))
     assert len(set(widths)) == 2
     fields = infer_stage_b(tensors_b(model), head_width=widths)
