@@ -20,7 +20,7 @@ def token_config(preset: str) -> ConfigDict:
     config.method = "tokens"
     config.preset = preset
     config.tokenizer = ""  # run folder of a trained VQGAN
-    config.low_tokenizer = ""  # the small pictures' one, for cell.network=super_resolution
+    config.low_tokenizer = ""  # the small images' one, for cell.network=super_resolution
 
     config.cell = ConfigDict()
     config.cell.corruption = "uniform"  # uniform (random tokens) or mask
@@ -84,7 +84,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.uvit.remat = False
 
     config.super_resolution = ConfigDict()  # cell.network=super_resolution: MUSE's Table 6
-    config.super_resolution.low_grid = 16  # side of the small picture's token map
+    config.super_resolution.low_grid = 16  # side of the small image's token map
     config.super_resolution.low_depth = 16
     config.super_resolution.width = 1024
     config.super_resolution.depth = 32
@@ -122,8 +122,8 @@ def _add_conditions(config: ConfigDict) -> None:
 
 def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.objective = ConfigDict()
-    config.objective.density = "uniform"  # of the corrupted share: uniform, or cosine (MUSE)
-    config.objective.minimum_t = 0.001  # smallest share
+    config.objective.density = "uniform"  # of the corrupted fraction: uniform, or cosine (MUSE)
+    config.objective.minimum_t = 0.001  # smallest fraction
     config.objective.label_smoothing = 0.1
     config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0; 0 with masks
     # Shares of samples trained without a condition, each kind by its own draw per sample.
@@ -145,7 +145,7 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.sampler.renoise_steps = None  # None: all steps but the last
     config.sampler.renoise_mode = "initial"  # initial, previous or fresh
     config.sampler.typical_mass = None
-    config.sampler.schedule = "cosine"  # share still masked: cosine, linear or power
+    config.sampler.schedule = "cosine"  # fraction still masked: cosine, linear or power
     config.sampler.exponent = 2.0  # of the power schedule
     config.sampler.choice_temperature = (2.0, 0.0)  # noise on the confidences
     config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls

@@ -35,7 +35,7 @@ def get_config(preset: str = "released") -> ConfigDict:
     common.add_diffusion(config)
     config.objective.minimum_t = 0.0
     config.objective.stretch = 1.0
-    config.objective.text_drop = 0.1  # share of samples trained without text (per sample)
+    config.objective.text_drop = 0.1  # fraction of samples trained without text (per sample)
 
     config.sampler.num_steps = 60
     config.sampler.guidance_scale = 3.0  # 1 is off

@@ -32,6 +32,28 @@ def base() -> ConfigDict:
     config.data.prefetch = 8  # batches prepared ahead
     config.data.threads = 2  # reading threads per process
 
+    _add_optimiser(config)
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices per axis; one axis may be -1: all the rest
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 1000  # steps
+    config.checkpoint.keep = 3  # newest checkpoints kept; None: all (to average them offline)
+
+    config.log = ConfigDict()
+    config.log.every = 50  # steps between metric lines
+    config.log.preview_every = 0  # steps between sample grids (one process); 0: only at the end
+    config.log.preview_images = 16
+    config.log.tensorboard = False  # needs the tensorboard extra
+    config.log.wandb = ""  # project name; needs the wandb extra
+    return config
+
+
+def _add_optimiser(config: ConfigDict) -> None:
+    """How parameters are updated, and which."""
     config.optim = ConfigDict()
     config.optim.kind = "adamw"  # or adafactor: second moments per row and column, not per weight
     config.optim.learning_rate = 1e-4  # peak
@@ -54,23 +76,6 @@ def base() -> ConfigDict:
         r"^predictor/.*(in_kernel|attention/out/kernel|mapper/kernel"
         r"|conditioning/(text|clip_text|clip_image)/kernel|(query|key|value)/kernel)$"
     )
-
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices per axis; one axis may be -1: all the rest
-    config.mesh.fsdp = 1
-    config.mesh.tensor = 1
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = 1000  # steps
-    config.checkpoint.keep = 3  # newest checkpoints kept; None: all (to average them offline)
-
-    config.log = ConfigDict()
-    config.log.every = 50  # steps between metric lines
-    config.log.preview_every = 0  # steps between sample grids (one process); 0: only at the end
-    config.log.preview_images = 16
-    config.log.tensorboard = False  # needs the tensorboard extra
-    config.log.wandb = ""  # project name; needs the wandb extra
-    return config
 
 
 def add_text(config: ConfigDict, kind: str) -> None:

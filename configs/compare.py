@@ -65,7 +65,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 
 
 def _quick(config: ConfigDict) -> None:
-    """Pictures of one object, so that little training shows something."""
+    """Images of one object, so that little training shows something."""
     config.overrides = (
         "data.spec=single", "text.max_length=80", "text.pad_to=72",
         "batch_size=16",  # captions are read after so many updates, whatever their size
@@ -77,7 +77,7 @@ def _quick(config: ConfigDict) -> None:
     config.learning_rate.uvit = 1e-3  # 0.75, 2e-3 0.21
     config.budget.seconds = 120.0
     config.measure.images = 96
-    config.measure.batch_size = 48  # divides all numbers of pictures: one program per step count
+    config.measure.batch_size = 48  # divides all numbers of images: one program per step count
     config.measure.guidance = (1.0, 2.0, 4.0)
     config.measure.tuning_images = 48
     config.measure.diversity_prompts = 12

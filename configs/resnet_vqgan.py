@@ -71,7 +71,7 @@ def _shapes(config: ConfigDict) -> None:
     config.model.code_channels = 8
     config.model.codebook_size = 1024
     config.model.norm_groups = 8
-    config.objective.reconstruction_weight = 10.0  # pictures are flat: their error is small
+    config.objective.reconstruction_weight = 10.0  # images are flat: their error is small
     config.objective.revive_until = 1000
     config.objective.revive_every = 25
     config.optim.learning_rate = 1e-3

@@ -59,8 +59,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     common.add_diffusion(config)
     common.add_evaluation(config)
     config.objective.text_drop = 0.05
-    config.objective.guide_drop = 0.05  # share of samples without guide
-    config.objective.guide_noise_share = 0.3  # share of the others whose guide is noised
+    config.objective.guide_drop = 0.05  # fraction of samples without guide
+    config.objective.guide_noise_share = 0.3  # fraction of the others whose guide is noised
     config.objective.guide_noise = 0.5  # up to this level
     config.objective.loss_weight = "none"  # unknown for the released one
 

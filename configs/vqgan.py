@@ -58,7 +58,7 @@ def add_objective(config: ConfigDict) -> None:
     # From this step on the latent norm keeps to its running statistics. Small batches need it:
     # where backgrounds differ, batch statistics wobble by more than the distance of two codes.
     config.objective.settle_statistics_from = 1_000_000_000
-    config.objective.dead_share = 0.03  # a code used less than this share of the mean is dead
+    config.objective.dead_share = 0.03  # a code used less than this fraction of the mean is dead
 
 
 def _shapes(config: ConfigDict) -> None:
@@ -68,7 +68,7 @@ def _shapes(config: ConfigDict) -> None:
     config.model.bottleneck_blocks = 2
     config.model.codebook_size = 1024
     config.model.scale_factor = 1.0  # these latents have unit variance already
-    config.objective.reconstruction_weight = 10.0  # pictures are flat: their error is small
+    config.objective.reconstruction_weight = 10.0  # images are flat: their error is small
     config.objective.unquantized_share = 0.05
     config.objective.revive_until = 650
     config.objective.settle_statistics_from = 300

@@ -22,7 +22,7 @@ class ImageEncoder:
 
     @property
     def width(self) -> int:
-        """Of an embedding.
+        """How many numbers an embedding has.
 
         Raises:
           ValueError: the tower has no projection, so it makes no embeddings.

@@ -49,7 +49,7 @@ class TokenPredictor(Protocol):
 
     @property
     def knows_noise_level(self) -> bool:
-        """Whether the share of corrupted tokens is an input."""
+        """Whether the fraction of corrupted tokens is an input."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class TokenNetworks:
       image_encoder: for conditioning on images.
       empty_text_is_absent: the network sees nothing of an empty text, as in MUSE, instead of its
         end token; needs a network with a null position.
-      low_vqgan: tokenizer of the small pictures that a super-resolution network enlarges.
+      low_vqgan: tokenizer of the small images that a super-resolution network enlarges.
       low_grid: side of their token map.
     """
 
@@ -171,7 +171,7 @@ class TokenNetworks:
         return self.vqgan.apply(frozen["vqgan"], tokens, method="decode_tokens")
 
     def encode_low(self, frozen: Tree, images: Array) -> Array:
-        """Images in [0, 1] of any size -> tokens of the small picture [batch, low, low]."""
+        """Images in [0, 1] of any size -> tokens of the small image [batch, low, low]."""
         assert self.low_vqgan is not None, "this run enlarges no pictures"
         side = self.low_grid * self.low_vqgan.downsampling
         shape = (images.shape[0], side, side, 3)

@@ -1,4 +1,4 @@
-"""Pictures and scores that a run writes while it trains: samples of validation captions."""
+"""Images and scores that a run writes while it trains: samples of validation captions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHOWN = 16
 
 
 def token_preview(config: ConfigDict, workdir: Path) -> Preview:
-    """Samples captions of the validation split; super-resolution enlarges their small pictures."""
+    """Samples captions of the validation split; super-resolution enlarges their small images."""
     pipelines: list[TokenPipeline] = []
 
     def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:

@@ -84,7 +84,7 @@ def average_run(
 
     Args:
       workdir: a run folder.
-      decay: share of the average so far at each older-to-newer step, in [0, 1).
+      decay: fraction of the average so far at each older-to-newer step, in [0, 1).
       steps: of the checkpoints to use; empty: all that are kept.
 
     Returns:
