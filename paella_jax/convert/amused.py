@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,8 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert import amused_folder
-from paella_jax.convert.blocks import index_count, needed_shape
-from paella_jax.convert.checks import check_clip
+from paella_jax.convert.blocks import index_count, needed_shape, response_norm
 from paella_jax.convert.paella import carry_tokens
 from paella_jax.convert.released import (
     DEFAULT,
@@ -24,18 +24,11 @@ from paella_jax.convert.released import (
     Written,
     config_file,
 )
-from paella_jax.convert.vqgan import attention_entries
+from paella_jax.encoders.published import check_clip
 from paella_jax.families.cells import check_cell
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files import weights_file
-from paella_jax.files.tensors import (
-    ConversionError,
-    Entry,
-    Names,
-    Weights,
-    linear_entries,
-    norm_entries,
-)
+from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, attention, linear, norm
 from paella_jax.models.uvit import UViT
 
 UVIT_CLASS = "UVit2DModel"
@@ -82,94 +75,80 @@ UVIT_CONFIG = ForeignConfig(UVIT_CLASS, UViT, {
 
 def uvit_entries(model: UViT) -> list[Entry]:
     """The name table of one configuration."""
-    bias, learned = model.use_bias, model.learned_norms
-    linear = lambda name, path, form="linear": linear_entries(name, path, bias=bias, layout=form)
-    norm = lambda name, *path: norm_entries(name, *path, bias=False) if learned else []
+    bias = model.use_bias
+    layer, scale = partial(linear, bias=bias), partial(_learned_norm, model)
     entries = [
-        *linear("encoder_proj", "text"),
-        *norm("encoder_proj_layer_norm", "text_norm"),
+        *layer("encoder_proj", "text"),
+        *scale("encoder_proj_layer_norm", "text_norm"),
         Entry("embed.embeddings.weight", ("token_table",)),
-        *norm("embed.layer_norm", "embedding_norm"),
-        *linear("embed.conv", "embedding", "conv1x1"),
-        *linear("cond_embed.linear_1", "condition_in"),
-        *linear("cond_embed.linear_2", "condition_out"),
-        *norm("project_to_hidden_norm", "hidden_in_norm"),
-        *linear("project_to_hidden", "hidden_in"),
-        *norm("project_from_hidden_norm", "hidden_out_norm"),
-        *linear("project_from_hidden", "hidden_out"),
-        *linear("mlm_layer.conv1", "output", "conv1x1"),
-        *norm("mlm_layer.layer_norm", "output_norm"),
+        *scale("embed.layer_norm", "embedding_norm"),
+        *layer("embed.conv", "embedding", layout="conv1x1"),
+        *layer("cond_embed.linear_1", "condition_in"),
+        *layer("cond_embed.linear_2", "condition_out"),
+        *scale("project_to_hidden_norm", "hidden_in_norm"),
+        *layer("project_to_hidden", "hidden_in"),
+        *scale("project_from_hidden_norm", "hidden_out_norm"),
+        *layer("project_from_hidden", "hidden_out"),
+        *layer("mlm_layer.conv1", "output", layout="conv1x1"),
+        *scale("mlm_layer.layer_norm", "output_norm"),
         Entry("mlm_layer.conv2.weight", ("classifier",), "conv1x1"),
-    ]
-    if bias:
-        entries.append(Entry("mlm_layer.conv2.bias", ("classifier_bias",)))
-    resampled = (
+    ] + [Entry("mlm_layer.conv2.bias", ("classifier_bias",))] * bias
+    for side, resample, layout, present in (
         ("down", "downsample", "conv", model.downsample),
         ("up", "upsample", "conv_transpose", model.upsample),
-    )
-    for side, name, layout, present in resampled:
+    ):
         if present:
-            theirs, ours = f"{side}_block.{name}", f"{side}_resample"
-            entries += norm(f"{theirs}.norm", ours, "norm")
-            entries += linear(f"{theirs}.conv", ours, layout)
+            theirs, ours = f"{side}_block.{resample}", f"{side}_resample"
+            entries += scale(f"{theirs}.norm", ours, "norm")
+            entries += layer(f"{theirs}.conv", ours, layout=layout)
         for index in range(model.conv_blocks):
-            conv, attention = (f"{side}_block.{x}_blocks.{index}" for x in ("res", "attention"))
-            entries += _conv_block(model, conv, f"{side}_conv_{index}")
-            entries += _text_attention(model, attention, f"{side}_attention_{index}")
+            name, path = f"{side}_block.res_blocks.{index}", f"{side}_conv_{index}"
+            entries += _conv_block(model, name, path)
+            name, path = f"{side}_block.attention_blocks.{index}", f"{side}_attention_{index}"
+            if model.conv_width != model.width:
+                entries += layer(f"{name}.kv_mapper", path, "text_mapper")
+            for number in (1, 2):
+                entries += norm(f"{name}.norm{number}", path, f"norm_{number}", bias=False)
+                entries += attention(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
     for index in range(model.depth):
         entries += _layer(model, f"transformer_layers.{index}", f"layer_{index}")
     return entries
 
 
+def _learned_norm(model: UViT, name: str, *path: str, bias: bool = False) -> list[Entry]:
+    return norm(name, *path, bias=bias) if model.learned_norms else []
+
+
 def _conv_block(model: UViT, name: str, path: str) -> list[Entry]:
-    bias = model.use_bias
-    depthwise = {"layout": "conv", "leaf": "depthwise_kernel"}
+    layer = partial(linear, bias=model.use_bias)
     return [
-        *linear_entries(f"{name}.depthwise", path, bias=bias, **depthwise),
-        *(norm_entries(f"{name}.norm", path, "norm", bias=False) if model.learned_norms else []),
-        *linear_entries(f"{name}.channelwise_linear_1", path, "expand", bias=bias),
-        Entry(f"{name}.channelwise_norm.gamma", (path, "response_norm", "gamma"), "channel"),
-        Entry(f"{name}.channelwise_norm.beta", (path, "response_norm", "beta"), "channel"),
-        *linear_entries(f"{name}.channelwise_linear_2", path, "contract", bias=bias),
-        *linear_entries(f"{name}.cond_embeds_mapper", path, "modulation", bias=bias),
+        *layer(f"{name}.depthwise", path, layout="conv", leaf="depthwise_kernel"),
+        *_learned_norm(model, f"{name}.norm", path, "norm"),
+        *layer(f"{name}.channelwise_linear_1", path, "expand"),
+        *response_norm(f"{name}.channelwise_norm", path),
+        *layer(f"{name}.channelwise_linear_2", path, "contract"),
+        *layer(f"{name}.cond_embeds_mapper", path, "modulation"),
     ]
-
-
-def _text_attention(model: UViT, name: str, path: str) -> list[Entry]:
-    bias = model.use_bias
-    entries = []
-    if model.conv_width != model.width:
-        entries += linear_entries(f"{name}.kv_mapper", path, "text_mapper", bias=bias)
-    for number in (1, 2):
-        entries += norm_entries(f"{name}.norm{number}", path, f"norm_{number}", bias=False)
-        entries += attention_entries(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
-    return entries
 
 
 def _layer(model: UViT, name: str, path: str) -> list[Entry]:
     bias = model.use_bias
-    entries = [
-        *linear_entries(f"{name}.ff.net.0.proj", path, "feed_forward", "expand", bias=bias),
-        *linear_entries(f"{name}.ff.net.2", path, "feed_forward", "contract", bias=bias),
-    ]
+    entries = linear(f"{name}.ff.net.0.proj", path, "feed_forward", "expand", bias=bias)
+    entries += linear(f"{name}.ff.net.2", path, "feed_forward", "contract", bias=bias)
     for number in (1, 2, 3):
-        theirs, ours = f"{name}.norm{number}", f"norm_{number}"
-        entries += linear_entries(f"{theirs}.linear", path, ours, "modulation", bias=bias)
-        if model.learned_norms:
-            entries += norm_entries(f"{theirs}.norm", path, ours, "norm", bias=bias and number == 3)
+        theirs, ours = f"{name}.norm{number}", (path, f"norm_{number}")
+        entries += linear(f"{theirs}.linear", *ours, "modulation", bias=bias)
+        its_bias = bias and number == 3
+        entries += _learned_norm(model, f"{theirs}.norm", *ours, "norm", bias=its_bias)
     for number in (1, 2):
-        entries += attention_entries(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
+        entries += attention(f"{name}.attn{number}", path, f"attention_{number}", bias=bias)
     return entries
 
 
 def _inputs(model: UViT) -> tuple[Any, ...]:
     tokens = jnp.zeros((1, model.grid_divisor, model.grid_divisor), jnp.int32)
     text = jnp.zeros((1, 1, model.text_width))
-    pooled, micro = (jnp.zeros((1, n)) for n in (model.pooled_width, model.micro_conds))
-    return tokens, text, pooled, micro
-
-
-NAMES = Names(uvit_entries, _inputs)
+    return tokens, text, jnp.zeros((1, model.pooled_width)), jnp.zeros((1, model.micro_conds))
 
 
 def infer_uvit(
@@ -306,7 +285,7 @@ AMUSED = Released(
     runs={"method": "tokens", "cell.network": "uvit"},
     preset="muse:amused_256",
     make=_make,
-    names=NAMES,
+    names=Names(uvit_entries, _inputs),
     own="predictor",
     infer=infer_uvit,
     block="uvit",
@@ -316,10 +295,7 @@ AMUSED = Released(
     forms=("diffusers",),
     extra=_extra,
     settle=_settle,
-    needs={
-        "tokenizer": ("tokenizer", "VQGAN_RUN"),
-        "clip": ("clip.folder", "CLIP_FOLDER"),
-    },
+    needs={"tokenizer": ("tokenizer", "VQGAN_RUN"), "clip": ("clip.folder", "CLIP_FOLDER")},
     together=True,
     tokenizer=("codebook_size", "codes"),
     check=_check,

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert.checks import check_clip
 from paella_jax.convert.released import ForeignConfig, Found
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_transformer import tower_config
-from paella_jax.encoders.published import TEXT, load_clip_text_folder
+from paella_jax.encoders.published import TEXT, check_clip, load_clip_text_folder
 from paella_jax.families import tokens, vqgan
 from paella_jax.families.cells import check_cell
 from paella_jax.files import weights_file

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.files.tensors import ConversionError, Entry, linear_entries
+from paella_jax.files.tensors import ConversionError, Entry, linear
 
 # What a block of each kind is known by: the first tensor below its name.
 KINDS = (
@@ -24,49 +24,47 @@ KINDS = (
 
 def block_entries(kind: str, name: str, path: str) -> list[Entry]:
     """One block; `kind` is C (convolution), T (time), A (attention) or F (feed-forward)."""
-    if kind == "C":
-        depthwise = linear_entries(f"{name}.depthwise", path, "depthwise", layout="conv")
-        return [*depthwise, *_mlp_entries(f"{name}.channelwise", path)]
     if kind == "T":
-        return linear_entries(f"{name}.mapper", path, "mapper")
-    if kind == "F":
-        return _mlp_entries(f"{name}.channelwise", path)
-    attention = f"{name}.attention.attn"
-    return [
-        Entry(f"{attention}.in_proj_weight", (path, "attention", "in_kernel"), "linear"),
-        Entry(f"{attention}.in_proj_bias", (path, "attention", "in_bias")),
-        *linear_entries(f"{attention}.out_proj", path, "attention", "out"),
-        *linear_entries(f"{name}.kv_mapper.1", path, "kv_mapper"),
+        return linear(f"{name}.mapper", path, "mapper")
+    if kind == "A":
+        theirs, ours = f"{name}.attention.attn", (path, "attention")
+        return [
+            Entry(f"{theirs}.in_proj_weight", (*ours, "in_kernel"), "linear"),
+            Entry(f"{theirs}.in_proj_bias", (*ours, "in_bias")),
+            *linear(f"{theirs}.out_proj", *ours, "out"),
+            *linear(f"{name}.kv_mapper.1", path, "kv_mapper"),
+        ]
+    convolution = linear(f"{name}.depthwise", path, "depthwise", layout="conv")
+    mlp = [
+        *linear(f"{name}.channelwise.0", path, "mlp", "expand"),
+        *response_norm(f"{name}.channelwise.2", path, "mlp"),
+        *linear(f"{name}.channelwise.4", path, "mlp", "contract"),
     ]
+    return convolution + mlp if kind == "C" else mlp
 
 
-def _mlp_entries(name: str, path: str) -> list[Entry]:
-    return [
-        *linear_entries(f"{name}.0", path, "mlp", "expand"),
-        Entry(f"{name}.2.gamma", (path, "mlp", "response_norm", "gamma"), "channel"),
-        Entry(f"{name}.2.beta", (path, "mlp", "response_norm", "beta"), "channel"),
-        *linear_entries(f"{name}.4", path, "mlp", "contract"),
-    ]
+def response_norm(name: str, *path: str) -> list[Entry]:
+    """The global response normalisation inside a block's MLP."""
+    leaves = ("gamma", "beta")
+    return [Entry(f"{name}.{x}", (*path, "response_norm", x), "channel") for x in leaves]
 
 
 def level_entries(patterns: Sequence[str], depths: Sequence[int]) -> list[Entry]:
     """All levels of a U-shaped network: blocks, downsampling and upsampling."""
     entries: list[Entry] = []
     for level, (pattern, depth) in enumerate(zip(patterns, depths, strict=True)):
-        kinds = pattern * depth
+        kinds, theirs = pattern * depth, f"up_blocks.{len(patterns) - 1 - level}"
         # The reference keeps the downsampling as entry 0 of its level, the upsampling as the last.
-        offset = 1 if level > 0 else 0
-        theirs_up = len(patterns) - 1 - level
+        first = 1 if level > 0 else 0
         if level > 0:
             down, up = f"down_{level}_downsample", f"up_{level}_upsample"
-            entries += linear_entries(f"down_blocks.{level}.0.1", down, layout="conv")
-            name = f"up_blocks.{theirs_up}.{len(kinds)}.1"
-            entries += linear_entries(name, up, layout="conv_transpose")
-        for index, kind in enumerate(kinds):
-            name = f"down_blocks.{level}.{index + offset}"
-            entries += block_entries(kind, name, f"down_{level}_block_{index}")
-            name = f"up_blocks.{theirs_up}.{index}"
-            entries += block_entries(kind, name, f"up_{level}_block_{index}")
+            entries += linear(f"down_blocks.{level}.0.1", down, layout="conv")
+            entries += linear(f"{theirs}.{len(kinds)}.1", up, layout="conv_transpose")
+        for i, kind in enumerate(kinds):
+            entries += block_entries(
+                kind, f"down_blocks.{level}.{i + first}", f"down_{level}_block_{i}"
+            )
+            entries += block_entries(kind, f"{theirs}.{i}", f"up_{level}_block_{i}")
     return entries
 
 

@@ -13,17 +13,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert.blocks import level_entries, level_fields, needed_shape, width_into
-from paella_jax.convert.checks import check_width
 from paella_jax.convert.released import DRAW, SHAPES, Found, Released
+from paella_jax.encoders.published import read_config_of
 from paella_jax.families import token_training
-from paella_jax.files.tensors import (
-    ConversionError,
-    Entry,
-    Names,
-    Weights,
-    linear_entries,
-    norm_entries,
-)
+from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, linear, norm
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
@@ -37,41 +30,35 @@ def paella_entries(model: Paella) -> list[Entry]:
     return [
         Entry("in_mapper.0.weight", ("token_table",)),
         Entry("out_mapper.1.weight", ("classifier",), "conv1x1"),
-        *linear_entries("embedding.1", "embedding", "proj", layout="conv1x1"),
-        *linear_entries("clf.1", "output", "proj", layout="conv1x1"),
-        *linear_entries("byt5_mapper", "conditioning", "text"),
-        *linear_entries("clip_mapper", "conditioning", "clip_text"),
-        *linear_entries("clip_image_mapper", "conditioning", "clip_image"),
+        *linear("embedding.1", "embedding", "proj", layout="conv1x1"),
+        *linear("clf.1", "output", "proj", layout="conv1x1"),
+        *linear("byt5_mapper", "conditioning", "text"),
+        *linear("clip_mapper", "conditioning", "clip_text"),
+        *linear("clip_image_mapper", "conditioning", "clip_image"),
         *level_entries(model.patterns, model.depths),
     ]
 
 
 def _paella_inputs(model: Paella, text_width: int, clip_width: int | None) -> tuple[Any, ...]:
     """Every conditioning input of the release; `clip_width` None leaves out CLIP's."""
-    size, has_clip = model.grid_divisor, clip_width is not None
-    cond = Conditioning(
-        text=jnp.zeros((1, 1, text_width)),
-        text_pooled=jnp.zeros((1, clip_width)) if has_clip else None,
-        image_pooled=jnp.zeros((1, 1, clip_width)) if has_clip else None,
-    )
+    size, cond = model.grid_divisor, Conditioning(text=jnp.zeros((1, 1, text_width)))
+    if clip_width is not None:
+        clip = jnp.zeros((1, clip_width))
+        cond = cond.replace(text_pooled=clip, image_pooled=clip[None])
     return jnp.zeros((1, size, size), jnp.int32), jnp.zeros((1,)), cond
 
 
-def _has_clip(tensors: Mapping[str, np.ndarray]) -> bool:
-    return any(name.startswith("clip_") for name in tensors)
-
-
 def _paella_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
-    clip = width_into(tensors, "clip_mapper.weight") if _has_clip(tensors) else None
+    has_clip = any(name.startswith("clip_") for name in tensors)
+    clip = width_into(tensors, "clip_mapper.weight") if has_clip else None
     return width_into(tensors, "byt5_mapper.weight"), clip
 
 
 def condition_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
     """Widths of the text states and of CLIP's embeddings; None for a model without CLIP."""
-    text = needed_shape(tensors, "byt5_mapper.weight", 2, *FILE)[1]
-    if not _has_clip(tensors):
-        return text, None
-    return text, needed_shape(tensors, "clip_mapper.weight", 2, *FILE)[1]
+    width = lambda layer: needed_shape(tensors, f"{layer}.weight", 2, *FILE)[1]
+    has_clip = any(name.startswith("clip_") for name in tensors)
+    return width("byt5_mapper"), width("clip_mapper") if has_clip else None
 
 
 def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -87,12 +74,13 @@ def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     codes, token_width = shape("in_mapper.0.weight", 2)
     cond_width = shape("byt5_mapper.weight", 2)[0]
     width, patched = shape("embedding.1.weight", 4)[:2]
-    fields: dict[str, Any] = {"codebook_size": codes, "token_width": token_width}
-    fields["patch_size"] = math.isqrt(patched // token_width)
-    fields["cond_width"] = cond_width
-    clip = next((n for n in ("clip_mapper", "clip_image_mapper") if f"{n}.weight" in tensors), None)
-    if clip is not None:
-        fields["clip_tokens"] = shape(f"{clip}.weight", 2)[0] // cond_width
+    fields = {
+        "codebook_size": codes, "token_width": token_width, "cond_width": cond_width,
+        "patch_size": math.isqrt(patched // token_width),
+    }  # fmt: skip
+    for name in ("clip_image_mapper.weight", "clip_mapper.weight"):
+        if name in tensors:
+            fields["clip_tokens"] = shape(name, 2)[0] // cond_width
     return fields | level_fields(tensors, width, FILE, HEAD_WIDTH)
 
 
@@ -107,8 +95,17 @@ def _settle(config: ConfigDict, *known: Any) -> Found:
 
 def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
     text, clip = condition_widths(weights)
-    check_width("--text", config.text.folder, "d_model", text)
-    check_width("--clip", config.clip.folder, "projection_dim", clip)
+    for option, folder, field, needed in (
+        ("--text", config.text.folder, "d_model", text),
+        ("--clip", config.clip.folder, "projection_dim", clip),
+    ):
+        width = read_config_of(option, folder).get(field) if folder else None
+        if folder and needed is None:
+            raise ConversionError(f"{option} {folder}: these weights have no layers for it")
+        if folder and width != needed:
+            raise ConversionError(
+                f"{option} {folder} has {field} {width}, the weights were trained with {needed}"
+            )
 
 
 def carry_tokens(config: ConfigDict, folder: Path) -> None:
@@ -156,15 +153,15 @@ PAELLA = Released(
 
 def clip_prior_entries(model: ClipPrior) -> list[Entry]:
     """The name table of one configuration: entry 0 is the input layer, the last the output."""
-    entries = linear_entries("blocks.0", "input")
-    entries += linear_entries(f"blocks.{model.num_blocks + 1}", "output")
+    entries = linear("blocks.0", "input")
+    entries += linear(f"blocks.{model.num_blocks + 1}", "output")
     for index in range(model.num_blocks):
         name, ours = f"blocks.{index + 1}", f"block_{index}"
         entries += [
-            *linear_entries(f"{name}.0", ours, "expand", bias=False),
-            *norm_entries(f"{name}.1", ours, "hidden_norm"),
-            *linear_entries(f"{name}.3", ours, "contract", bias=False),
-            *norm_entries(f"{name}.4", ours, "out_norm"),
+            *linear(f"{name}.0", ours, "expand", bias=False),
+            *norm(f"{name}.1", ours, "hidden_norm"),
+            *linear(f"{name}.3", ours, "contract", bias=False),
+            *norm(f"{name}.4", ours, "out_norm"),
         ]
     return entries
 

@@ -19,9 +19,10 @@ from paella_jax.files.tensors import (
     ConversionError,
     Entry,
     Names,
-    batch_norm_entries,
-    linear_entries,
-    norm_entries,
+    attention,
+    batch_norm,
+    linear,
+    norm,
 )
 from paella_jax.models.vqgan import VQGAN as PaellaVQGAN
 from paella_jax.models.vqmodel import VQModel
@@ -84,7 +85,7 @@ def _block(name: str, path: str) -> list[Entry]:
 
 
 def _linear(name: str, *path: str, layout: str = "linear") -> list[Entry]:
-    return linear_entries(name, "params", *path, layout=layout)
+    return linear(name, "params", *path, layout=layout)
 
 
 def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
@@ -93,7 +94,7 @@ def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     entries = [
         *_linear("in_block.1", "encoder_in", layout="conv1x1"),
         Entry(f"{last}.0.weight", ("params", "encoder_out", "kernel"), "conv1x1"),
-        *batch_norm_entries(f"{last}.1", "latent_norm"),
+        *batch_norm(f"{last}.1", "latent_norm"),
         Entry(CODEBOOK, ("params", "codebook")),
         *_linear("up_blocks.0.0", "decoder_in", layout="conv1x1"),
         *_linear("out_block.0", "decoder_out", layout="conv1x1"),
@@ -154,75 +155,53 @@ VQGAN = Released(
 def vqmodel_entries(model: VQModel) -> list[Entry]:
     """The name table of one configuration."""
     entries = [
-        *linear_entries("encoder.conv_in", "encoder_in", layout="conv"),
-        *norm_entries("encoder.conv_norm_out", "encoder_norm"),
-        *linear_entries("encoder.conv_out", "encoder_out", layout="conv"),
-        *linear_entries("quant_conv", "latents_to_codes", layout="conv1x1"),
+        *linear("encoder.conv_in", "encoder_in", layout="conv"),
+        *norm("encoder.conv_norm_out", "encoder_norm"),
+        *linear("encoder.conv_out", "encoder_out", layout="conv"),
+        *linear("quant_conv", "latents_to_codes", layout="conv1x1"),
         Entry("quantize.embedding.weight", ("codebook",)),
-        *linear_entries("post_quant_conv", "codes_to_latents", layout="conv1x1"),
-        *linear_entries("decoder.conv_in", "decoder_in", layout="conv"),
-        *norm_entries("decoder.conv_norm_out", "decoder_norm"),
-        *linear_entries("decoder.conv_out", "decoder_out", layout="conv"),
+        *linear("post_quant_conv", "codes_to_latents", layout="conv1x1"),
+        *linear("decoder.conv_in", "decoder_in", layout="conv"),
+        *norm("decoder.conv_norm_out", "decoder_norm"),
+        *linear("decoder.conv_out", "decoder_out", layout="conv"),
     ]
-    last = len(model.widths) - 1
-    for side, widths, blocks in (
-        ("encoder", model.widths, model.blocks_per_level),
-        ("decoder", *model.decoder_sizes),
-    ):
-        theirs = "down_blocks" if side == "encoder" else "up_blocks"
+    sides = (
+        ("encoder", "down_blocks", "downsamplers", 1, model.widths, model.blocks_per_level),
+        ("decoder", "up_blocks", "upsamplers", -1, *model.decoder_sizes),
+    )
+    for side, levels, sampler, step, widths, blocks in sides:
         # Each side in the order it runs in: the decoder's deepest level first.
-        order = range(last + 1) if side == "encoder" else range(last, -1, -1)
-        attention = getattr(model, f"{side}_attention")
-        before = widths[0] if side == "encoder" else widths[-1]
-        for place, level in enumerate(order):
-            name, path = f"{side}.{theirs}.{place}", f"{side}_levels_{place}"
-            width = widths[level]
+        widths, attends = widths[::step], getattr(model, f"{side}_attention")[::step]
+        for place, width in enumerate(widths):
+            name, path = f"{side}.{levels}.{place}", f"{side}_levels_{place}"
             for block in range(blocks):
-                projected = block == 0 and before != width
-                entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", projected)
-                if attention[level]:
-                    attention_name = f"{name}.attentions.{block}"
-                    entries += _pixel_attention(attention_name, path, f"attention_{block}")
-            before = width
-            if place < last:
-                sampler = "downsamplers" if side == "encoder" else "upsamplers"
-                entries += linear_entries(
-                    f"{name}.{sampler}.0.conv", path, "resample", layout="conv"
-                )
+                projected = block == 0 and widths[max(place - 1, 0)] != width
+                entries += _resnet(name, path, block, projected)
+                if attends[place]:
+                    entries += _pixel_attention(name, path, block)
+            if place < len(widths) - 1:
+                entries += linear(f"{name}.{sampler}.0.conv", path, "resample", layout="conv")
         name, path = f"{side}.mid_block", f"{side}_middle"
         for block in range(2):
-            entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", False)
+            entries += _resnet(name, path, block, False)
         if model.middle_attention:
-            entries += _pixel_attention(f"{name}.attentions.0", path, "attention_0")
+            entries += _pixel_attention(name, path, 0)
     return entries
 
 
-def _resnet(name: str, level: str, block: str, projected: bool) -> list[Entry]:
-    entries = []
+def _resnet(level: str, path: str, block: int, projected: bool) -> list[Entry]:
+    name, ours, entries = f"{level}.resnets.{block}", (path, f"block_{block}"), []
     for number in (1, 2):
-        entries += norm_entries(f"{name}.norm{number}", level, block, f"norm_{number}")
-        path = (level, block, f"conv_{number}")
-        entries += linear_entries(f"{name}.conv{number}", *path, layout="conv")
+        entries += norm(f"{name}.norm{number}", *ours, f"norm_{number}")
+        entries += linear(f"{name}.conv{number}", *ours, f"conv_{number}", layout="conv")
     if projected:
-        entries += linear_entries(
-            f"{name}.conv_shortcut", level, block, "shortcut", layout="conv1x1"
-        )
+        entries += linear(f"{name}.conv_shortcut", *ours, "shortcut", layout="conv1x1")
     return entries
 
 
-def _pixel_attention(name: str, level: str, block: str) -> list[Entry]:
-    norm = norm_entries(f"{name}.group_norm", level, block, "norm")
-    return norm + attention_entries(name, level, block, "attention")
-
-
-def attention_entries(name: str, *path: str, bias: bool = True) -> list[Entry]:
-    """The four projections of diffusers' Attention, our SeparateAttention."""
-    parts = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
-    return [
-        entry
-        for theirs, ours in parts.items()
-        for entry in linear_entries(f"{name}.{theirs}", *path, ours, bias=bias)
-    ]
+def _pixel_attention(level: str, path: str, block: int) -> list[Entry]:
+    name, ours = f"{level}.attentions.{block}", (path, f"attention_{block}")
+    return norm(f"{name}.group_norm", *ours, "norm") + attention(name, *ours, "attention")
 
 
 def infer_vqmodel(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

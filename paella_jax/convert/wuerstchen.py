@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert import blocks
-from paella_jax.convert.checks import check_clip
 from paella_jax.convert.compressor import BESIDE_STAGE_B
 from paella_jax.convert.released import (
     DEFAULT,
@@ -22,10 +21,11 @@ from paella_jax.convert.released import (
     Released,
     Written,
 )
+from paella_jax.encoders.published import check_clip
 from paella_jax.families import stage_b, stage_c
 from paella_jax.families.text_side import TextSide, carry_text
 from paella_jax.families.vqgan import architecture_of, make_vqgan
-from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, linear_entries
+from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, linear
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
@@ -58,9 +58,9 @@ def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
 def stage_b_entries(model: StageB) -> list[Entry]:
     """The original's name table of one configuration."""
     entries = [
-        *linear_entries("clip_mapper", "text"),
-        *linear_entries("embedding.1", "embedding", "proj", layout="conv1x1"),
-        *linear_entries("clf.1", "output", "proj", layout="conv1x1"),
+        *linear("clip_mapper", "text"),
+        *linear("embedding.1", "embedding", "proj", layout="conv1x1"),
+        *linear("clf.1", "output", "proj", layout="conv1x1"),
         *blocks.level_entries(model.patterns, model.depths),
     ]
     levels = len(model.widths)
@@ -70,7 +70,7 @@ def stage_b_entries(model: StageB) -> list[Entry]:
             places = {"down": level, "up": 2 * levels - 1 - level}
             for side, place in places.items():
                 name = f"effnet_mappers.{place}"
-                entries += linear_entries(name, f"{side}_{level}_guide", layout="conv1x1")
+                entries += linear(name, f"{side}_{level}_guide", layout="conv1x1")
     return entries
 
 
@@ -222,10 +222,10 @@ STAGE_B = Released(
 def stage_c_entries(model: StageC) -> list[Entry]:
     """The original's name table of one configuration."""
     entries = [
-        *linear_entries("projection", "projection", layout="conv1x1"),
-        *linear_entries("cond_mapper.0", "text_in"),
-        *linear_entries("cond_mapper.2", "text_out"),
-        *linear_entries("out.1", "output", layout="conv1x1"),
+        *linear("projection", "projection", layout="conv1x1"),
+        *linear("cond_mapper.0", "text_in"),
+        *linear("cond_mapper.2", "text_out"),
+        *linear("out.1", "output", layout="conv1x1"),
     ]
     for index, kind in enumerate("CTA" * model.depth):
         entries += blocks.block_entries(kind, f"blocks.{index}", f"block_{index}")

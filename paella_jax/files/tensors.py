@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,26 +75,36 @@ class Entry(NamedTuple):
     part: tuple[int, int] = (0, 1)
 
 
-def linear_entries(
+def linear(
     name: str, *path: str, bias: bool = True, layout: str = "linear", leaf: str = "kernel"
 ) -> list[Entry]:
     """A linear layer or convolution: weight, and bias where it has one."""
-    entries = [Entry(f"{name}.weight", (*path, leaf), layout)]
-    if bias:
-        entries.append(Entry(f"{name}.bias", (*path, leaf.replace("kernel", "bias"))))
-    return entries
+    weight = Entry(f"{name}.weight", (*path, leaf), layout)
+    return [weight, Entry(f"{name}.bias", (*path, leaf.replace("kernel", "bias")))][: 1 + bias]
 
 
-def norm_entries(name: str, *path: str, bias: bool = True) -> list[Entry]:
+def norm(name: str, *path: str, bias: bool = True) -> list[Entry]:
     """A norm: scale, and bias where it has one."""
     scale = Entry(f"{name}.weight", (*path, "scale"))
-    return [scale, Entry(f"{name}.bias", (*path, "bias"))] if bias else [scale]
+    return [scale, Entry(f"{name}.bias", (*path, "bias"))][: 1 + bias]
 
 
-def batch_norm_entries(name: str, *path: str) -> list[Entry]:
+def attention(
+    name: str,
+    *path: str,
+    bias: bool = True,
+    parts: Iterable[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+) -> list[Entry]:
+    """Projections to queries, keys and values and of the output, with names below `name`."""
+    layers = zip(parts, ("query", "key", "value", "out"), strict=True)
+    pairs = (linear(f"{name}.{part}", *path, ours, bias=bias) for part, ours in layers)
+    return list(chain.from_iterable(pairs))
+
+
+def batch_norm(name: str, *path: str) -> list[Entry]:
     """A BatchNorm with its running statistics, over {"params", "batch_stats"}."""
     return [
-        *norm_entries(name, "params", *path),
+        *norm(name, "params", *path),
         Entry(f"{name}.running_mean", ("batch_stats", *path, "mean")),
         Entry(f"{name}.running_var", ("batch_stats", *path, "var")),
     ]
@@ -190,6 +201,7 @@ class Names:
       diffusers: the original table -> diffusers' one, where there are both; and what a tensor's
         name contains in diffusers' alone.
       optional: how the names of tensors begin that a file or a run may lack altogether.
+      ignored: how the names of tensors end that are no weights.
     """
 
     entries: Callable[[Any], list[Entry]]
@@ -198,6 +210,7 @@ class Names:
     whole: bool = False
     diffusers: tuple[Callable[[list[Entry]], list[Entry]], str] | None = None
     optional: str = ""
+    ignored: tuple[str, ...] = ()
 
     def is_diffusers(self, names: Iterable[str]) -> bool:
         """Whether a state dict has diffusers' names, where the original's are others."""
@@ -219,10 +232,10 @@ class Names:
         entries = self.table(module, self.is_diffusers(tensors))
         if self.optional and not any(name.startswith(self.optional) for name in tensors):
             entries = [entry for entry in entries if not entry.name.startswith(self.optional)]
-        ignore = [name for name in tensors if self.whole and name.endswith(COUNTER)]
-        return import_tensors(
-            entries, tensors, self.shapes(module, *self.widths(tensors)), ignore=ignore
-        )
+        shapes = self.shapes(module, *self.widths(tensors))
+        ignored = (COUNTER, *self.ignored) if self.whole else self.ignored
+        ignore = [name for name in tensors if name.endswith(ignored)]
+        return import_tensors(entries, tensors, shapes, ignore=ignore)
 
     def save(
         self, tree: Mapping[str, Any], module: Any, diffusers: bool = False, copy: bool = True
