@@ -27,15 +27,12 @@ Runs into runs:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paella_jax.cli import run
-
-if TYPE_CHECKING:
-    from paella_jax.convert.plan import Conversion
 
 CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -66,15 +63,13 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="new folder, or a FILE.safetensors to export")
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help=DTYPE_HELP)
     arguments, overrides = parser.parse_known_args()
+    weights, checkpoint = bool(arguments.weights), bool(arguments.checkpoint)
     modes = [
-        arguments.family and arguments.weights,
-        arguments.export and arguments.checkpoint,
-        arguments.interpolate,
-        arguments.merge,
-    ]
-    asked = [arguments.family, arguments.export, arguments.interpolate, arguments.merge]
-    one = sum(map(bool, asked)) == 1 and sum(map(bool, modes)) == 1
-    if not one or (overrides and not arguments.family):
+        (arguments.family, weights), (arguments.export, checkpoint),
+        (arguments.interpolate, True), (arguments.merge, True),
+    ]  # fmt: skip
+    asked = [is_whole for mode, is_whole in modes if mode]
+    if asked != [True] or (overrides and not arguments.family):
         raise ValueError(
             "give --family with --weights, or --export with --checkpoint, or --interpolate, or "
             "--merge (--config. fields with --family only)"
@@ -86,7 +81,7 @@ def main() -> int:
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """A weights file -> a run folder."""
-    from paella_jax.convert.model_card import describe_files, model_card
+    from paella_jax.convert.model_card import described, model_card
     from paella_jax.convert.plan import check_frozen, lacking, plan_conversion, write_run_folder
     from paella_jax.convert.recognise import open_parts
     from paella_jax.files.atomic import check_new
@@ -105,16 +100,14 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     plan = plan_conversion(parts, overrides, dtype)
     check_frozen(plan, parts.weights)
 
-    fields, missing = _fields(plan), lacking(plan)
+    fields, missing = plan.fields(), lacking(plan)
     arrays = plan.arrays()
     stored = arguments.dtype if dtype is not None else _dtype_names(arrays)
-    total = sum(file.stat().st_size for file in parts.files)
-    total += sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in arrays.values())
-    with _progress(total) as report:
-        files = describe_files(parts.files, report)
+    read = sum(file.stat().st_size for file in parts.files)
+    with _progress(arrays.values(), dtype, read) as report:
         card = model_card(
-            plan.record, fields, files, source=parts.source, lacking=missing, dtype=stored,
-            parameters=plan.parameter_count(), out=out.name,
+            plan.record, fields, described(parts.files, report), source=parts.source,
+            lacking=missing, dtype=stored, parameters=plan.parameter_count(), out=out.name,
         )  # fmt: skip
         write_run_folder(plan, out, card, dtype, report)
     print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
@@ -127,15 +120,6 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _fields(plan: Conversion) -> dict[str, tuple[Any, str]]:
-    """Config field of the network -> value and origin; no folder of this machine among them."""
-    from paella_jax.config import flatten_config
-
-    values = flatten_config(plan.config)
-    hidden = lambda name: name in ("tokenizer", "stage_b") or name.endswith(".folder")
-    return {n: (values[n], origin) for n, origin in plan.origins.items() if not hidden(n)}
-
-
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
     from paella_jax.convert.export import exported_tensors, write_export
@@ -146,8 +130,7 @@ def export(arguments: argparse.Namespace) -> int:
     if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
         raise ValueError(f"--export {form} writes one file; --out {out} must be FILE.safetensors")
     tensors, left = exported_tensors(arguments.checkpoint, form)
-    total = sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in tensors.values())
-    with _progress(total) as report:
+    with _progress(tensors.values(), dtype) as report:
         missing = write_export(arguments.checkpoint, out, form, tensors, dtype, report)
     print(f"{out}: {len(tensors)} tensors as {_dtype_names(tensors) if dtype is None else dtype}")
     if left:
@@ -161,18 +144,23 @@ def export(arguments: argparse.Namespace) -> int:
 
 def combine(arguments: argparse.Namespace) -> int:
     """Run folders -> another run folder."""
-    from paella_jax.runs.interpolate import interpolate_runs, merge_run
+    from paella_jax.convert.released import value_of
+    from paella_jax.files.atomic import check_new
+    from paella_jax.runs.derive import save_merged
+    from paella_jax.runs.folder import read_config
+    from paella_jax.runs.interpolate import interpolate_runs
 
-    out = Path(arguments.out)
+    out, share = Path(arguments.out), arguments.share
     if arguments.dtype != "keep":
         raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
+    check_new(out)
     if arguments.interpolate:
         first, second = arguments.interpolate
-        count = interpolate_runs(first, second, arguments.share, out)
-        share = arguments.share
+        count = interpolate_runs(first, second, share, out)
         print(f"{out}: {count} arrays, {1 - share:g} of {first} + {share:g} of {second}")
         return 0
-    rank = merge_run(arguments.merge, out)
+    rank = value_of(read_config(arguments.merge), "lora.rank")
+    save_merged(arguments.merge, out)
     merged = f"adapters of rank {rank} merged" if rank else "it has no adapters to merge"
     print(f"{out}: {arguments.merge} without optimiser state, {merged}")
     return 0
@@ -189,10 +177,11 @@ def _dtype_names(arrays: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar over bytes, shown only where the work takes more than a moment."""
+def _progress(arrays: Iterable[Any], dtype: Any, read: int = 0) -> Iterator[Any]:
+    """A bar over the bytes of arrays, shown only where the work takes more than a moment."""
     from tqdm import tqdm
 
+    total = read + sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in arrays)
     with tqdm(total=total, unit="B", unit_scale=True, delay=2.0, mininterval=1.0) as bar:
         yield bar.update
 

@@ -43,11 +43,11 @@ CLASSES = {
     TRANSFORMER: ("diffusers", "UVit2DModel"),
     VQVAE: ("diffusers", "VQModel"),
 }
-SCHEDULER_CONFIG = "scheduler_config.json"
+SCHEDULER_CONFIG = f"{SCHEDULER}/scheduler_config.json"
 # What must be there besides weights.
 NEEDED = (
     INDEX, *(f"{part}/{CONFIG}" for part in (TRANSFORMER, VQVAE, TEXT_ENCODER)), TOKENIZER,
-    f"{SCHEDULER}/{SCHEDULER_CONFIG}",
+    SCHEDULER_CONFIG,
 )  # fmt: skip
 SCHEDULES = ("cosine", "linear")  # AmusedScheduler's, and ours by the same names
 TOKENIZER_FILES = (
@@ -55,7 +55,6 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 DOWNSAMPLING = 16  # of the released tokenizer
-FROM_SCHEDULER = "its scheduler"
 
 
 class AmusedFolder(NamedTuple):
@@ -95,16 +94,15 @@ class AmusedFolder(NamedTuple):
         """Raises ConversionError for parts that do not belong together; `tokenizer` its config."""
         check_cell(config)
         theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
+        mask, apart = config.uvit.vocabulary_size - 1, "they do not belong together"
         if theirs != codes:
             raise ConversionError(
-                f"{self.path}: its vqvae has {theirs} codes, its transformer {codes}; they do not "
-                "belong together"
+                f"{self.path}: its vqvae has {theirs} codes, its transformer {codes}; {apart}"
             )
-        mask = config.uvit.vocabulary_size - 1
         if self.mask_token != mask:
             raise ConversionError(
                 f"{self.path}: its scheduler's mask_token_id is {self.mask_token}, the "
-                f"transformer's last row is {mask}; they do not belong together"
+                f"transformer's last row is {mask}; {apart}"
             )
         check_size(config, tokenizer)
         with self.clip_folder() as clip:
@@ -122,13 +120,12 @@ class AmusedFolder(NamedTuple):
     def clip_folder(self) -> Iterator[Path]:
         """The text encoder and its tokenizer as one Hugging Face folder, made of links."""
         with tempfile.TemporaryDirectory() as name:
-            joined = Path(name)
             for part in (TEXT_ENCODER, TOKENIZER):
                 for file in (self.path / part).iterdir():
-                    link = joined / file.name
+                    link = Path(name) / file.name
                     if file.is_file() and not link.exists():
                         link.symlink_to(file.absolute())
-            yield joined
+            yield Path(name)
 
 
 def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
@@ -151,11 +148,11 @@ def open_folder(
         scheduler does what our sampler does not.
     """
     folder = Path(path)
-    if not (folder / INDEX).is_file():
-        is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
-    else:
+    if (folder / INDEX).is_file():
         kind = str(weights_file.read_json(folder / INDEX).get("_class_name"))
         is_folder = kind.startswith("Amused")
+    else:
+        is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
     if not is_folder:
         return None
     missing = [name for name in NEEDED if not (folder / name).exists()]
@@ -164,8 +161,8 @@ def open_folder(
             f"{folder} lacks {', '.join(missing)} of an {PIPELINE}; download the whole folder, or "
             f"give {folder / TRANSFORMER} with --tokenizer VQGAN_RUN --clip CLIP_FOLDER"
         )
-    schedule, mask_token = _read_scheduler(folder / SCHEDULER / SCHEDULER_CONFIG)
-    found = {"sampler.schedule": (schedule, FROM_SCHEDULER)}
+    schedule, mask_token = _read_scheduler(folder / SCHEDULER_CONFIG)
+    found = {"sampler.schedule": (schedule, "its scheduler")}
     weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
     opened = AmusedFolder(folder, weights, tokenizer, found, mask_token, text_widths)
     try:
@@ -176,11 +173,10 @@ def open_folder(
 
 
 def _read_scheduler(file: Path) -> tuple[str, int]:
-    config = weights_file.read_json(file)
-    kind, ours = config.get("_class_name"), CLASSES[SCHEDULER][1]
-    if kind != ours:
-        raise ConversionError(f"{file} is of a {kind!r}, not of an {ours}")
+    config, ours = weights_file.read_json(file), CLASSES[SCHEDULER][1]
     schedule = config.get("masking_schedule", "cosine")
+    if config.get("_class_name") != ours:
+        raise ConversionError(f"{file} is of a {config.get('_class_name')!r}, not of an {ours}")
     if schedule not in SCHEDULES:
         raise ConversionError(
             f"{file}: masking_schedule {schedule!r} is not known here, only {', '.join(SCHEDULES)}"
@@ -195,19 +191,18 @@ class AmusedRun(NamedTuple):
 
     Attributes:
       configs: file in the folder -> its JSON; the index is there only where every part is.
-      vqvae: tokenizer and its parameters; None where the run carries none.
+      vqvae: the tokenizer's tensors; None where the run carries none.
       clip: folder of the text encoder and its tokenizer; None where the run carries none.
     """
 
     configs: dict[str, dict[str, Any]]
-    vqvae: tuple[VQModel, Mapping[str, Any]] | None
+    vqvae: dict[str, np.ndarray] | None
     clip: Path | None
 
     @property
     def missing(self) -> list[str]:
         """Parts of the pipeline that the run does not carry."""
-        absent = [] if self.vqvae is not None else [VQVAE]
-        return absent if self.clip is not None else [*absent, TEXT_ENCODER, TOKENIZER]
+        return [VQVAE] * (self.vqvae is None) + [TEXT_ENCODER, TOKENIZER] * (self.clip is None)
 
     def write(
         self,
@@ -232,14 +227,11 @@ class AmusedRun(NamedTuple):
         """
         write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, dtype, report)
         if self.vqvae is not None:
-            model, params = self.vqvae
-            vqvae = VQMODEL.names.save(params, model, copy=False)
-            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
+            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, self.vqvae)
         if self.clip is not None:
             _write_text_encoder(self.clip, out)
         for name, config in self.configs.items():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).write_text(json.dumps(config, indent=2))
+            _write_json(out / name, config)
         return self.missing
 
 
@@ -251,31 +243,30 @@ def open_run(
     Raises:
       ConversionError, ValueError: networks or a schedule that diffusers' classes cannot be.
     """
-    frozen, vqvae, pixels = Path(checkpoint) / "frozen", None, DOWNSAMPLING
+    frozen, pixels, tokenizer = Path(checkpoint) / "frozen", DOWNSAMPLING, None
+    schedule, scheduler = config.sampler.schedule, CLASSES[SCHEDULER][1]
     if (frozen / "vqgan.json").is_file():
-        model, variables = vqgan.load_carried_tokenizer(Path(checkpoint))
-        if not isinstance(model, VQModel):
+        tokenizer, variables = vqgan.load_carried_tokenizer(Path(checkpoint))
+        if not isinstance(tokenizer, VQModel):
             raise ConversionError(
                 f"{checkpoint} carries a tokenizer of architecture 'paella', diffusers' "
                 "AmusedPipeline takes a 'resnet' only"
             )
-        vqvae, pixels = (model, variables["params"]), model.downsampling
-    clip = frozen / tokens.CLIP if (frozen / tokens.CLIP).is_dir() else None
-    schedule, scheduler = config.sampler.schedule, CLASSES[SCHEDULER][1]
+        pixels = tokenizer.downsampling
     side = config.data.image_size // pixels
     configs = {f"{TRANSFORMER}/{CONFIG}": foreign.write(transformer, sample_size=side)}
     if schedule not in SCHEDULES:
         raise ConversionError(
             f"sampler.schedule is {schedule!r}, {scheduler} has {' and '.join(SCHEDULES)} only"
         )
-    configs[f"{SCHEDULER}/{SCHEDULER_CONFIG}"] = {
-        "_class_name": scheduler,
-        "mask_token_id": transformer.mask_token,
+    configs[SCHEDULER_CONFIG] = {
+        "_class_name": scheduler, "mask_token_id": transformer.mask_token,
         "masking_schedule": schedule,
-    }
-    if vqvae is not None:
-        assert VQMODEL.foreign is not None
-        configs[f"{VQVAE}/{CONFIG}"] = VQMODEL.foreign.write(vqvae[0])
+    }  # fmt: skip
+    clip, vqvae = frozen / tokens.CLIP if (frozen / tokens.CLIP).is_dir() else None, None
+    if tokenizer is not None and VQMODEL.foreign is not None:
+        configs[f"{VQVAE}/{CONFIG}"] = VQMODEL.foreign.write(tokenizer)
+        vqvae = VQMODEL.names.save(variables["params"], tokenizer, copy=False)
     run = AmusedRun(configs, vqvae, clip)
     if not run.missing:
         classes = {part: list(kind) for part, kind in CLASSES.items()}
@@ -283,28 +274,26 @@ def open_run(
     return run
 
 
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2))
+
+
 def _write_text_encoder(clip: Path, out: Path) -> None:
     """Copies the text tower and the tokenizer's files; of both towers only the text's is kept."""
     text, tokenizer = out / TEXT_ENCODER, out / TOKENIZER
-    for folder in (text, tokenizer):
-        folder.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (clip / name).is_file():
-            shutil.copy(clip / name, tokenizer / name)
+    text.mkdir(parents=True)
+    tokenizer.mkdir()
     config = weights_file.read_config(clip)
-    if config.get("model_type") != "clip":
-        others = (*TOKENIZER_FILES, "README.md")
-        for file in clip.iterdir():
-            if file.is_file() and file.name not in others:
-                shutil.copy(file, text / file.name)
-        return
-    fields, projection = tower_config(config, "text")
-    module, params = load_clip_text_folder(clip)
-    write_safetensors(text / weights_file.WEIGHTS[0], TEXT.save(params, module))
-    fields = {
-        **fields,
-        "architectures": [CLASSES[TEXT_ENCODER][1]],
-        "model_type": "clip_text_model",
-        "projection_dim": projection,
-    }
-    (text / CONFIG).write_text(json.dumps(fields, indent=2))
+    has_both = config.get("model_type") == "clip"
+    for file in clip.iterdir():
+        if file.is_file() and file.name in TOKENIZER_FILES:
+            shutil.copy(file, tokenizer / file.name)
+        elif file.is_file() and not has_both and file.name != "README.md":
+            shutil.copy(file, text / file.name)
+    if has_both:
+        fields, projection = tower_config(config, "text")
+        module, params = load_clip_text_folder(clip)
+        write_safetensors(text / weights_file.WEIGHTS[0], TEXT.save(params, module))
+        own = {"architectures": [CLASSES[TEXT_ENCODER][1]], "model_type": "clip_text_model"}
+        _write_json(text / CONFIG, {**fields, **own, "projection_dim": projection})

@@ -3,46 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from paella_jax.convert.released import Released
+from paella_jax.convert.released import Found, Released
 
 CHUNK = 8 * 2**20
 
 
-class SourceFile(NamedTuple):
-    """A file that weights come from."""
+def described(
+    files: Sequence[Path], report: Callable[[int], object] = lambda size: None
+) -> list[str]:
+    """A line for every file with its name, bytes and SHA-256.
 
-    name: str
-    size: int
-    sha256: str
-
-
-def describe_files(
-    files: Iterable[Path], report: Callable[[int], object] | None = None
-) -> list[SourceFile]:
-    """Name, bytes and SHA-256 of files; `report` is called with the bytes of each piece read."""
-    found, files = [], list(files)
-    names = [file.name for file in files]
+    `report` is called with the bytes of each piece read.
+    """
+    lines, names = [], [file.name for file in files]
     for file in files:
         digest = hashlib.sha256()
         with file.open("rb") as stream:
             while piece := stream.read(CHUNK):
                 digest.update(piece)
-                if report is not None:
-                    report(len(piece))
+                report(len(piece))
         is_shared = names.count(file.name) > 1
         name = f"{file.parent.name}/{file.name}" if is_shared else file.name
-        found.append(SourceFile(name, file.stat().st_size, digest.hexdigest()))
-    return found
+        lines.append(f"- `{name}`, {file.stat().st_size:,} bytes, SHA-256 `{digest.hexdigest()}`")
+    return lines
 
 
 def model_card(
     record: Released,
-    fields: Mapping[str, tuple[Any, str]],
-    files: Iterable[SourceFile],
+    fields: Found,
+    files: Sequence[str],
     *,
     source: str,
     parameters: int,
@@ -55,7 +47,7 @@ def model_card(
     Args:
       record: of the weights' family.
       fields: config field -> its value and where that is from.
-      files: of the weights.
+      files: of the weights, as `described`.
       source: what kind of file it was.
       parameters: number of trained scalars.
       dtype: what they are stored in.
@@ -65,13 +57,12 @@ def model_card(
     export = record.forms[0]
     target = "FOLDER" if export == "diffusers" else "FILE.safetensors"
     rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]
-    lines = [f"- `{f.name}`, {f.size:,} bytes, SHA-256 `{f.sha256}`" for f in files]
     codes = fields.get("model.codebook_size", ("",))[0]
     return f"""# {record.title}, converted weights
 
 Converted by `python -m paella_jax.convert --family {record.family}` from a {source}:
 
-{chr(10).join(lines)}
+{chr(10).join(files)}
 
 {parameters:,} parameters, stored as {dtype} in `weights.safetensors`.
 {f"{chr(10)}{lacking}{chr(10)}" if lacking else ""}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _paella_inputs(model: Paella, text_width: int, clip_width: int | None) -> tu
     size, cond = model.grid_divisor, Conditioning(text=jnp.zeros((1, 1, text_width)))
     if clip_width is not None:
         clip = jnp.zeros((1, clip_width))
-        cond = cond.replace(text_pooled=clip, image_pooled=clip[None])
+        cond = replace(cond, text_pooled=clip, image_pooled=clip[None])
     return jnp.zeros((1, size, size), jnp.int32), jnp.zeros((1,)), cond
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from paella_jax.config import apply_override, load_config, to_json
+from paella_jax.config import apply_override, flatten_config, load_config, to_json
 from paella_jax.convert.recognise import Parts, check_family, run_family
 from paella_jax.convert.released import (
     COMMAND,
@@ -55,6 +55,12 @@ class Conversion(NamedTuple):
         """The tree by path, as the run folder stores it."""
         return {"/".join(path): array for path, array in flatten_dict(self.tree).items()}
 
+    def fields(self) -> Found:
+        """Config field of the network -> value and origin; no folder of this machine among them."""
+        values = flatten_config(self.config)
+        hidden = lambda name: name in ("tokenizer", "stage_b") or name.endswith(".folder")
+        return {n: (values[n], origin) for n, origin in self.origins.items() if not hidden(n)}
+
     def parameter_count(self) -> int:
         """Number of trained scalars."""
         return sum(array.size for array in flatten_dict(self.tree["params"]).values())
@@ -76,14 +82,14 @@ def plan_conversion(
       ConfigError: an override names no field, or has another type.
     """
     record, weights, folder = parts.record, parts.weights, parts.folder
+    beside = record.beside
     config = load_config(record.preset)
     origins = {f"{record.block}.{name}": DEFAULT for name in config[record.block]}
     name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {name_of(override) for override in overrides}
     found = _found(weights, record, config)
-    if parts.beside is not None:
-        assert record.beside is not None
-        found |= record.beside.found(parts.beside, named)
+    if parts.beside is not None and beside is not None:
+        found |= beside.found(parts.beside, named)
     untold = [name for name in map(record.field_of, record.heads[0]) if name not in found]
     found |= dict.fromkeys(untold, (None, DEFAULT))
     stored = dtype or next(iter(weights.values())).dtype
@@ -106,9 +112,12 @@ def plan_conversion(
         loaded = record.names.load(weights, record.make(config, weights))
     plain = {"params": {record.own: loaded}, "model_state": {}}
     tree = plain if record.tree is None else record.tree(loaded)
-    if parts.beside is not None:
+    if parts.beside is not None and beside is not None:
         with weights_file.errors_name(parts.beside.files[0]):
-            _add_beside(tree, parts.beside, record, config)
+            beside.check(parts.beside, config)
+            variables = beside.names.load(parts.beside, beside.make(config))
+        tree["params"][beside.name] = variables["params"]
+        tree["model_state"][beside.name] = variables["batch_stats"]
     return Conversion(record, config, tree, origins, folder, tokenizer)
 
 
@@ -145,16 +154,6 @@ def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
         model = foreign.read_file(file)
         found |= {record.field_of(name): (getattr(model, name), JSON) for name in record.told or ()}
     return found
-
-
-def _add_beside(tree: Tree, tensors: Weights, record: Released, config: ConfigDict) -> None:
-    """Puts a second network beside the family's own, as in a run that trains both."""
-    beside = record.beside
-    assert beside is not None
-    beside.check(tensors, config)
-    variables = beside.names.load(tensors, beside.make(config))
-    tree["params"][beside.name] = variables["params"]
-    tree["model_state"][beside.name] = variables["batch_stats"]
 
 
 def _check_heads(config: ConfigDict, record: Released) -> None:
