@@ -122,16 +122,17 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
-    from paella_jax.convert.export import exported_tensors, write_export
+    from paella_jax.convert.export import plan_export
     from paella_jax.files.atomic import check_new
 
     out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
     check_new(out)
     if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
         raise ValueError(f"--export {form} writes one file; --out {out} must be FILE.safetensors")
-    tensors, left = exported_tensors(arguments.checkpoint, form)
+    plan = plan_export(arguments.checkpoint, form)
+    tensors, left = plan.tensors, plan.left
     with _progress(tensors.values(), dtype) as report:
-        missing = write_export(arguments.checkpoint, out, form, tensors, dtype, report)
+        missing = plan.write(out, dtype, report)
     print(f"{out}: {len(tensors)} tensors as {_dtype_names(tensors) if dtype is None else dtype}")
     if left:
         print(f"left out, the format has no place for them: {', '.join(left)}")

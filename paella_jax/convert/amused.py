@@ -46,26 +46,16 @@ def _read_micro_conds(total: int, config: Mapping[str, Any]) -> int:
 
 # What a config leaves out has aMUSEd's value; `sample_size` is the token map's usual side.
 UVIT_CONFIG = ForeignConfig(UVIT_CLASS, UViT, {
-    "vocab_size": "vocabulary_size",
-    "codebook_size": "codebook_size",
-    "in_channels": "token_width",
-    "block_out_channels": "conv_width",
-    "num_res_blocks": "conv_blocks",
-    "block_num_heads": "conv_heads",
-    "hidden_size": "width",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "feed_forward_width",
-    "encoder_hidden_size": "text_width",
-    "cond_embed_dim": "pooled_width",
-    "micro_cond_encode_dim": "micro_width",
-    "downsample": "downsample",
-    "upsample": "upsample",
-    "use_bias": "use_bias",
-    "ln_elementwise_affine": "learned_norms",
+    "vocab_size": "vocabulary_size", "codebook_size": "codebook_size",
+    "in_channels": "token_width", "block_out_channels": "conv_width",
+    "num_res_blocks": "conv_blocks", "block_num_heads": "conv_heads",
+    "hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "num_heads",
+    "intermediate_size": "feed_forward_width", "encoder_hidden_size": "text_width",
+    "cond_embed_dim": "pooled_width", "micro_cond_encode_dim": "micro_width",
+    "downsample": "downsample", "upsample": "upsample",
+    "use_bias": "use_bias", "ln_elementwise_affine": "learned_norms",
     "layer_norm_eps": "norm_epsilon",
-    "hidden_dropout": "dropout",
-    "attention_dropout": "attention_dropout",
+    "hidden_dropout": "dropout", "attention_dropout": "attention_dropout",
     "micro_cond_embed_dim": Field(
         "micro_conds", _read_micro_conds, lambda value, module: value * module.micro_width
     ),
@@ -169,20 +159,17 @@ def infer_uvit(
     width, text_width = shape("encoder_proj.weight", 2)
     conv_width = shape("embed.conv.weight", 4)[0]
     fields: dict[str, Any] = {
-        "vocabulary_size": vocabulary,
-        "codebook_size": shape("mlm_layer.conv2.weight", 4)[0],
-        "token_width": token_width,
-        "conv_width": conv_width,
+        "vocabulary_size": vocabulary, "codebook_size": shape("mlm_layer.conv2.weight", 4)[0],
+        "token_width": token_width, "conv_width": conv_width,
         "conv_blocks": index_count(tensors, r"down_block\.res_blocks\.(\d+)\."),
-        "width": width,
-        "depth": index_count(tensors, r"transformer_layers\.(\d+)\."),
+        "width": width, "depth": index_count(tensors, r"transformer_layers\.(\d+)\."),
         "feed_forward_width": shape("transformer_layers.0.ff.net.2.weight", 2)[1],
         "text_width": text_width,
         "downsample": "down_block.downsample.conv.weight" in tensors,
         "upsample": "up_block.upsample.conv.weight" in tensors,
         "use_bias": "encoder_proj.bias" in tensors,
         "learned_norms": "encoder_proj_layer_norm.weight" in tensors,
-    }
+    }  # fmt: skip
     for field, size in (("conv_heads", conv_width), ("num_heads", width)):
         if size % head_width == 0:
             fields[field] = size // head_width
@@ -263,18 +250,15 @@ def _check_run(config: ConfigDict) -> None:
         "text.kind": (config.text.kind, "clip"),
         "uvit.micro_conds": (config.uvit.micro_conds, MICRO_CONDS),
     }
-    wrong = {name: pair for name, pair in needed.items() if pair[0] != pair[1]}
     problems = [
-        f"{name} is {value!r}, it has {only!r} only" for name, (value, only) in wrong.items()
+        f"{name} is {value!r}, it has {only!r} only"
+        for name, (value, only) in needed.items()
+        if value != only
     ]
     if problems:
         raise ConversionError(
             f"diffusers' AmusedPipeline cannot be this run: {'; '.join(problems)}"
         )
-
-
-def _make(config: ConfigDict, tensors: Mapping[str, np.ndarray] | None = None) -> UViT:
-    return make_uvit(config, *(text_widths(tensors, config) if tensors else ()))
 
 
 AMUSED = Released(
@@ -284,7 +268,9 @@ AMUSED = Released(
     marks=("embed.embeddings.weight", "encoder_proj.weight", "mlm_layer.conv2.weight"),
     runs={"method": "tokens", "cell.network": "uvit"},
     preset="muse:amused_256",
-    make=_make,
+    make=lambda config, tensors=None: make_uvit(
+        config, *(text_widths(tensors, config) if tensors else ())
+    ),
     names=Names(uvit_entries, _inputs),
     own="predictor",
     infer=infer_uvit,

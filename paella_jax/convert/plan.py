@@ -135,42 +135,46 @@ def _set_all(config: ConfigDict, origins: dict[str, str], found: Found) -> None:
 def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
     """What the weights and the config.json beside them tell."""
     file, foreign = config_file(weights), record.foreign
+    told = lambda names: {name: getattr(module, name) for name in names}
+    is_told = file is not None and foreign is not None
     with weights_file.errors_name(weights.files[0]):
-        if file is not None and foreign is not None and record.told is None:
-            model, origin = foreign.read_file(file), JSON
-            names = [field.ours for field in foreign.fields.values()]
-            fields = {name: getattr(model, name) for name in names}
+        if is_told and record.told is None:
+            module, origin = foreign.read_file(file), JSON
+            fields = told(field.ours for field in foreign.fields.values())
         else:
             fields, origin = record.infer(weights), SHAPES
         # The widths of its text are the text encoder's to say, not the config's.
         has = lambda name: name in config[record.block] or name == "codebook_size"
-        found = {record.field_of(n): (value, origin) for n, value in fields.items() if has(n)}
-        if origin == SHAPES:  # heads are of the released width
-            heads = [name for name in map(record.field_of, record.heads[0]) if name in found]
-            found |= {name: (found[name][0], DEFAULT) for name in heads}
+        found = {
+            # Heads that the shapes leave open are of the released width.
+            record.field_of(n): (
+                v,
+                DEFAULT if origin == SHAPES and n in record.heads[0] else origin,
+            )
+            for n, v in fields.items()
+            if has(n)
+        }
         found |= record.extra(weights, fields)
-    has_both = bool(record.told) and record.names.is_diffusers(weights)
-    if has_both and foreign is not None and file is not None:
-        model = foreign.read_file(file)
-        found |= {record.field_of(name): (getattr(model, name), JSON) for name in record.told or ()}
+    if is_told and record.told and record.names.is_diffusers(weights):
+        module = foreign.read_file(file)
+        found |= {record.field_of(name): (v, JSON) for name, v in told(record.told).items()}
     return found
 
 
 def _check_heads(config: ConfigDict, record: Released) -> None:
     """Raises ConversionError where a number of attention heads is not known."""
     block, (heads, head_width) = config[record.block], record.heads
+    sizes, form = "{0} {1} does", "N"
+    if "patterns" in block:
+        sizes = f"widths {block.widths} of levels {block.patterns} do"
+        form = "(...), one number per level, 0 where there is no A"
     for name, width in heads.items():
-        if block[name] is not None:
-            continue
-        sizes, form = f"{width} {block[width]} does", "N"
-        if "patterns" in block:
-            sizes = f"widths {block.widths} of levels {block.patterns} do"
-            form = "(...), one number per level, 0 where there is no A"
-        raise ConversionError(
-            f"the weights do not tell the number of attention heads, and {sizes} not divide into "
-            f"heads of {head_width} as the released model's; give "
-            f"--config.{record.field_of(name)}={form}"
-        )
+        if block[name] is None:
+            raise ConversionError(
+                "the weights do not tell the number of attention heads, and "
+                f"{sizes.format(width, block[width])} not divide into heads of {head_width} as "
+                f"the released model's; give --config.{record.field_of(name)}={form}"
+            )
 
 
 # --- the networks that a converted model takes along
@@ -178,17 +182,11 @@ def _check_heads(config: ConfigDict, record: Released) -> None:
 
 def lacking(plan: Conversion) -> str:
     """Which frozen networks are still needed to draw, and how to add them; empty for none."""
-    if plan.folder is not None:
+    needed = [(option, *need) for option, need in plan.record.needs.items() if need[1]]
+    missing = [f"--{o} {value}" for o, field, value in needed if not value_of(plan.config, field)]
+    if plan.folder is not None or not missing:
         return ""
-    needed = {n: need for n, need in plan.record.needs.items() if need[1]}
-    missing = [
-        f"--{option} {value}"
-        for option, (field, value) in needed.items()
-        if not value_of(plan.config, field)
-    ]
-    if not missing:
-        return ""
-    fields = " and ".join(f"--config.{field}" for field, _ in needed.values())
+    fields = " and ".join(f"--config.{field}" for _, field, _ in needed)
     return (
         "This folder cannot draw yet: it lacks frozen networks. Convert again with "
         f"`{' '.join(missing)}`, or give {fields} when fine-tuning."
@@ -204,33 +202,28 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
       ValueError: a text encoder's config describes a model that is none, or fields of the config
         that do not fit together.
     """
-    record, config = plan.record, plan.config
+    record, config, tokenizer = plan.record, plan.config, None
     given = [n for n, (field, _) in record.needs.items() if value_of(config, field)]
     options = " and ".join(f"--{option}" for option in given)
-    if plan.folder is not None:
-        if given:
-            raise ConversionError(
-                f"{plan.folder.path} brings its own networks; leave out {options}, or give "
-                "its folder `transformer` alone"
-            )
-        assert plan.tokenizer is not None
+    if plan.folder is not None and given:
+        raise ConversionError(
+            f"{plan.folder.path} brings its own networks; leave out {options}, or give "
+            "its folder `transformer` alone"
+        )
+    if plan.tokenizer is not None:
         return plan.folder.check(config, plan.tokenizer.config)
     if record.together and given and "tokenizer" not in given:
         raise ConversionError(f"{options} needs --tokenizer too: networks are carried together")
-    tokenizer = _read_tokenizer(config, *record.tokenizer) if "tokenizer" in given else None
+    if "tokenizer" in given:
+        field, what = record.tokenizer
+        tokenizer, needed = read_config(config.tokenizer), config.model[field]
+        size = tokenizer.model.get(field) if tokenizer.method == "vqgan" else None
+        if size != needed:
+            raise ConversionError(
+                f"--tokenizer {config.tokenizer} is {article(run_family(tokenizer))} with {size} "
+                f"{what}, the weights need a vqgan with {needed}"
+            )
     record.check(config, weights, tokenizer)
-
-
-def _read_tokenizer(config: ConfigDict, field: str, what: str) -> ConfigDict:
-    """The config of the tokenizer's run, of the right size."""
-    tokenizer, needed = read_config(config.tokenizer), config.model[field]
-    size = tokenizer.model.get(field) if tokenizer.method == "vqgan" else None
-    if size != needed:
-        raise ConversionError(
-            f"--tokenizer {config.tokenizer} is {article(run_family(tokenizer))} with {size} "
-            f"{what}, the weights need a vqgan with {needed}"
-        )
-    return tokenizer
 
 
 def write_run_folder(
@@ -249,10 +242,9 @@ def write_run_folder(
     """
     with whole_folder(out) as part:
         write_safetensors(part / WEIGHTS_FILE, plan.arrays(), dtype, report)
-        if plan.folder is None:
+        if plan.tokenizer is None:
             plan.record.carry(plan.config, part)
         else:
-            assert plan.tokenizer is not None
             plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(plan.config))

@@ -57,10 +57,9 @@ def check_family(weights: Weights, family: str) -> Released:
     Raises:
       ConversionError: they are of another, or of none known; the message says what they are.
     """
-    found = recognise(weights)
+    found, file = recognise(weights), ", ".join(str(path) for path in weights.files)
     if found is not None and family in (found.family, *found.groups):
         return found
-    file = ", ".join(str(path) for path in weights.files)
     if found is not None:
         raise ConversionError(
             f"{file}: this looks like {article(found.family)} file, you gave --family {family}; "
@@ -68,9 +67,8 @@ def check_family(weights: Weights, family: str) -> Released:
         )
     names = set(weights)
     other = next((label for label, marks in OTHERS.items() if names & {*marks}), None)
-    hint = f"it looks like {other}" if other else (
-        f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
-    )  # fmt: skip
+    some = f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
+    hint = f"it looks like {other}" if other else some
     raise ConversionError(f"{file} is not of any family known here ({', '.join(FAMILIES)}): {hint}")
 
 
@@ -100,12 +98,9 @@ class Parts(NamedTuple):
         """One line on what kinds of files they are."""
         if self.folder is not None:
             return str(self.folder.source)
-        if self.beside is None:
-            return self.weights.source
-        assert self.record.beside is not None
-        return f"{self.weights.source}, and the {self.record.beside.name} from a " + (
-            self.beside.source
-        )
+        network = self.record.beside.name if self.record.beside is not None else ""
+        second = f", and the {network} from a {self.beside.source}" if self.beside else ""
+        return self.weights.source + second
 
 
 def open_parts(
@@ -135,19 +130,14 @@ def open_parts(
         weights = open_weights(path, both[0])
         weights.source += ": the averaged weights are taken"
     record.refuse(weights)
-    if record.beside is not None:
-        return Parts(record, weights, _open_beside(record, weights, compressor))
-    if compressor:
-        raise ConversionError(f"--compressor is no option of {record.family}; leave it out")
-    return Parts(record, weights, folder=folder)
-
-
-def _open_beside(record: Released, own: Weights, given: str | Path | None) -> Weights:
-    assert record.beside is not None
-    entry = record.beside.entry
-    if given:
-        weights = open_weights(given)
-        return open_weights(given, entry) if entry in weights.entries else weights
-    if entry in own.entries:
-        return open_weights(own.files[0], entry)
-    raise ConversionError(f"{own.files[0]} {record.beside.missing}")
+    beside = record.beside
+    if beside is None:
+        if compressor:
+            raise ConversionError(f"--compressor is no option of {record.family}; leave it out")
+        return Parts(record, weights, folder=folder)
+    second = open_weights(compressor) if compressor else weights
+    if beside.entry in second.entries:
+        second = open_weights(second.files[0], beside.entry)
+    elif not compressor:
+        raise ConversionError(f"{weights.files[0]} {beside.missing}")
+    return Parts(record, weights, second)

@@ -79,11 +79,10 @@ class ForeignConfig:
           ValueError: an option that our network does not have.
           KeyError: an argument is missing.
         """
-        for name, argument in self.arguments.items():
-            fixed = argument.value if isinstance(argument, Fixed) else None
-            if isinstance(argument, Fixed) and config.get(name, fixed) != fixed:
-                raise ValueError(f"{name} {config[name]!r} is not supported, only {fixed!r}")
         values = {}
+        for name, known in self.arguments.items():
+            if isinstance(known, Fixed) and config.get(name, known.value) != known.value:
+                raise ValueError(f"{name} {config[name]!r} is not supported, only {known.value!r}")
         for name, known in self.fields.items():
             if name in config or known.default is not REQUIRED:
                 value = known.read(config.get(name, known.default), config)
@@ -100,10 +99,9 @@ class ForeignConfig:
           ValueError: it has an option that ours does not have.
         """
         config = weights_file.read_json(file)
-        if config.get("_class_name") != self.class_name:
-            raise ConversionError(
-                f"{file} is of a {config.get('_class_name')!r}, not of a {self.class_name}"
-            )
+        kind = config.get("_class_name")
+        if kind != self.class_name:
+            raise ConversionError(f"{file} is of a {kind!r}, not of a {self.class_name}")
         with weights_file.errors_name(file):
             try:
                 return self.read(config)
@@ -126,14 +124,14 @@ class ForeignConfig:
         self.check(module)
         written: dict[str, Any] = {"_class_name": self.class_name}
         for name, argument in self.arguments.items():
-            if isinstance(argument, Written):
-                written[name] = told.get(argument.told, argument.value)
-            elif isinstance(argument, Fixed):
-                written[name] = argument.value
+            if isinstance(argument, Fixed):
+                value = argument.value
+            elif isinstance(argument, Written):
+                value = told.get(argument.told, argument.value)
             else:
                 known = self.fields[name]
                 value = known.write(getattr(module, known.ours), module)
-                written[name] = list(value) if isinstance(value, tuple) else value
+            written[name] = list(value) if isinstance(value, tuple) else value
         return written
 
 

@@ -40,9 +40,8 @@ def _pixels(model: PaellaVQGAN | VQModel) -> tuple[Any, ...]:
 
 def _with_codes(params: Tree, state: Tree) -> Tree:
     """In further training no code counts as dead before it has been watched for a while."""
-    codebook = params["codebook"]
-    usage = np.ones(len(codebook), np.float32)
-    codes = {"usage": usage, "candidates": np.zeros_like(codebook, np.float32)}
+    usage = np.ones(len(params["codebook"]), np.float32)
+    codes = {"usage": usage, "candidates": np.zeros_like(params["codebook"], np.float32)}
     return {"params": {"vqgan": params}, "model_state": {**state, "codes": codes}}
 
 
@@ -67,37 +66,31 @@ def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
             )
     codes, channels = np.shape(tensors[codebook])
     return {
-        "levels": levels,
-        "bottleneck_blocks": count("up_blocks") - (levels - 1),
+        "levels": levels, "bottleneck_blocks": count("up_blocks") - (levels - 1),
         "width": np.shape(tensors[latents])[1],
-        "latent_channels": channels,
-        "codebook_size": codes,
-    }
+        "latent_channels": channels, "codebook_size": codes,
+    }  # fmt: skip
 
 
 def _block(name: str, path: str) -> list[Entry]:
     return [
         Entry(f"{name}.gammas", ("params", path, "gammas")),
-        *_linear(f"{name}.depthwise.1", path, "depthwise", layout="conv"),
-        *_linear(f"{name}.channelwise.0", path, "expand"),
-        *_linear(f"{name}.channelwise.2", path, "contract"),
+        *linear(f"{name}.depthwise.1", "params", path, "depthwise", layout="conv"),
+        *linear(f"{name}.channelwise.0", "params", path, "expand"),
+        *linear(f"{name}.channelwise.2", "params", path, "contract"),
     ]
-
-
-def _linear(name: str, *path: str, layout: str = "linear") -> list[Entry]:
-    return linear(name, "params", *path, layout=layout)
 
 
 def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     """The name table of one configuration, over {"params", "batch_stats"}."""
     last = f"down_blocks.{2 * model.levels - 1}"  # 1x1 convolution and BatchNorm
     entries = [
-        *_linear("in_block.1", "encoder_in", layout="conv1x1"),
+        *linear("in_block.1", "params", "encoder_in", layout="conv1x1"),
         Entry(f"{last}.0.weight", ("params", "encoder_out", "kernel"), "conv1x1"),
         *batch_norm(f"{last}.1", "latent_norm"),
         Entry(CODEBOOK, ("params", "codebook")),
-        *_linear("up_blocks.0.0", "decoder_in", layout="conv1x1"),
-        *_linear("out_block.0", "decoder_out", layout="conv1x1"),
+        *linear("up_blocks.0.0", "params", "decoder_in", layout="conv1x1"),
+        *linear("out_block.0", "params", "decoder_out", layout="conv1x1"),
     ]
     for level in range(model.levels):
         entries += _block(f"down_blocks.{2 * level}", f"encoder_blocks_{level}")
@@ -106,15 +99,14 @@ def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     first = 1 + model.bottleneck_blocks
     for level in range(model.levels - 1):
         down, up = f"down_blocks.{2 * level + 1}", f"up_blocks.{first + 2 * level}"
-        entries += _linear(down, f"encoder_downs_{level}", layout="conv")
-        entries += _linear(up, f"decoder_ups_{level}", layout="conv_transpose")
+        entries += linear(down, "params", f"encoder_downs_{level}", layout="conv")
+        entries += linear(up, "params", f"decoder_ups_{level}", layout="conv_transpose")
         entries += _block(f"up_blocks.{first + 2 * level + 1}", f"decoder_level_blocks_{level}")
     return entries
 
 
 def _diffusers_entries(entries: list[Entry]) -> list[Entry]:
-    renamed = {CODEBOOK: DIFFUSERS_CODEBOOK}
-    return [entry._replace(name=renamed.get(entry.name, entry.name)) for entry in entries]
+    return [e._replace(name=e.name.replace(CODEBOOK, DIFFUSERS_CODEBOOK)) for e in entries]
 
 
 VQGAN = Released(
@@ -133,11 +125,8 @@ VQGAN = Released(
     infer=infer_vqgan,
     foreign=ForeignConfig("PaellaVQModel", PaellaVQGAN, {
         "in_channels": Fixed(3), "out_channels": Fixed(3), "up_down_scale_factor": Fixed(2),
-        "levels": "levels",
-        "bottleneck_blocks": "bottleneck_blocks",
-        "embed_dim": "width",
-        "latent_channels": "latent_channels",
-        "num_vq_embeddings": "codebook_size",
+        "levels": "levels", "bottleneck_blocks": "bottleneck_blocks", "embed_dim": "width",
+        "latent_channels": "latent_channels", "num_vq_embeddings": "codebook_size",
         "scale_factor": Field("scale_factor", read=lambda value, config: float(value)),
     }),
     told=("scale_factor",),
@@ -273,14 +262,12 @@ VQMODEL = Released(
         "block_out_channels": "widths",
         "down_block_types": _levels("down_block_types", "encoder_attention", ENCODER_LEVELS, 1),
         "up_block_types": _levels("up_block_types", "decoder_attention", DECODER_LEVELS, -1),
-        "layers_per_block": "blocks_per_level",
-        "latent_channels": "latent_channels",
+        "layers_per_block": "blocks_per_level", "latent_channels": "latent_channels",
         "vq_embed_dim": Field(
             "code_channels", lambda value, config: value or config["latent_channels"],
             lambda value, module: None if value == module.latent_channels else value, None,
         ),
-        "num_vq_embeddings": "codebook_size",
-        "norm_num_groups": "norm_groups",
+        "num_vq_embeddings": "codebook_size", "norm_num_groups": "norm_groups",
         "mid_block_add_attention": Field("middle_attention", default=True),
         "lookup_from_codebook": Written(True), "force_upcast": Written(True),
         "sample_size": Written(32, "sample_size"), "scaling_factor": Written(0.18215),

@@ -10,17 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert import blocks
+from paella_jax.convert import blocks, released
 from paella_jax.convert.compressor import BESIDE_STAGE_B
-from paella_jax.convert.released import (
-    DEFAULT,
-    DRAW,
-    Field,
-    ForeignConfig,
-    Found,
-    Released,
-    Written,
-)
+from paella_jax.convert.released import DRAW, Field, ForeignConfig, Found, Released, Written
 from paella_jax.encoders.published import check_clip
 from paella_jax.families import stage_b, stage_c
 from paella_jax.families.text_side import TextSide, carry_text
@@ -33,8 +25,7 @@ from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.runs.folder import read_config
 from paella_jax.runs.frozen import carry
 
-HEAD_WIDTH = 64
-PATCH_SIZE = 2
+HEAD_WIDTH, PATCH_SIZE = 64, 2
 # The released stages draw from 1024 pixels on (docs/models/wuerstchen.md 5.5).
 PIXELS = 1024
 # Network and its released file, for error messages.
@@ -49,7 +40,7 @@ def _inputs(shape: tuple[int, ...], text_width: int) -> tuple[Any, ...]:
 
 
 def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
-    return {"data.image_size": (PIXELS, DEFAULT)}
+    return {"data.image_size": (PIXELS, released.DEFAULT)}
 
 
 # --- Stage B
@@ -63,14 +54,12 @@ def stage_b_entries(model: StageB) -> list[Entry]:
         *linear("clf.1", "output", "proj", layout="conv1x1"),
         *blocks.level_entries(model.patterns, model.depths),
     ]
-    levels = len(model.widths)
-    for level in range(levels):
-        if model.inject[level]:
-            # One list for both ways: the levels going down, then the levels going up.
-            places = {"down": level, "up": 2 * levels - 1 - level}
-            for side, place in places.items():
-                name = f"effnet_mappers.{place}"
-                entries += linear(name, f"{side}_{level}_guide", layout="conv1x1")
+    last = 2 * len(model.widths) - 1
+    for level in range(len(model.widths)):
+        # One list for both ways: the levels going down, then the levels going up.
+        for side, place in (("down", level), ("up", last - level)) if model.inject[level] else ():
+            name = f"effnet_mappers.{place}"
+            entries += linear(name, f"{side}_{level}_guide", layout="conv1x1")
     return entries
 
 
@@ -80,8 +69,7 @@ def _inputs_b(model: StageB, text_width: int) -> tuple[Any, ...]:
 
 def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
     """Raises ConversionError for the first release's Stage B."""
-    found = [name for name in TOKEN_MODEL if name in tensors]
-    if found:
+    if found := [name for name in TOKEN_MODEL if name in tensors]:
         raise ConversionError(
             f"this Stage B works on tokens (it has {', '.join(found)}): a Paella, as in the first "
             "Würstchen release; only the second release's is supported, give its "
@@ -117,18 +105,13 @@ def infer_stage_b(
             f"{PATCH_SIZE}x{PATCH_SIZE} patches; give the model's config"
         )
     fields = blocks.level_fields(tensors, width, FILE_B, head_width)
-    levels = range(len(fields["widths"]))
-    inject = tuple(f"effnet_mappers.{level}.weight" in tensors for level in levels)
+    mappers = [f"effnet_mappers.{level}.weight" for level in range(len(fields["widths"]))]
     fields |= {
-        "latent_channels": patched // PATCH_SIZE**2,
-        "patch_size": PATCH_SIZE,
-        "cond_width": shape("clip_mapper.weight", 2)[0],
-        "inject": inject,
-    }
-    if any(inject):
-        mapper = f"effnet_mappers.{inject.index(True)}.weight"
-        fields["guide_channels"] = shape(mapper, 4)[1]
-    return fields
+        "latent_channels": patched // PATCH_SIZE**2, "patch_size": PATCH_SIZE,
+        "cond_width": shape(TEXT_B, 2)[0], "inject": tuple(name in tensors for name in mappers),
+    }  # fmt: skip
+    guided = next((name for name in mappers if name in tensors), None)
+    return fields if guided is None else fields | {"guide_channels": shape(guided, 4)[1]}
 
 
 def _read_c_out(value: int, config: Mapping[str, Any]) -> int:
@@ -160,8 +143,7 @@ def _check_b(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None)
 
 
 def _carry_b(config: ConfigDict, folder: Path) -> None:
-    if config.tokenizer:
-        carry("tokenizer", config.tokenizer, folder)
+    carry("tokenizer", config.tokenizer, folder)
     if config.text.folder:
         carry_text(config, folder, stage_b.CLIP)
 
@@ -175,38 +157,27 @@ STAGE_B = Released(
     runs={"method": "stage_b"},
     preset="stage_b:v2",
     make=lambda config, tensors=None: StageB(**config.model),
-    names=Names(
-        stage_b_entries, _inputs_b, _widths_b, diffusers=blocks.SPLIT_ATTENTION
-    ),
+    names=Names(stage_b_entries, _inputs_b, _widths_b, diffusers=blocks.SPLIT_ATTENTION),
     own="stage_b",
     infer=infer_stage_b,
     heads=({"num_heads": "widths"}, HEAD_WIDTH),
     foreign=ForeignConfig("WuerstchenDiffNeXt", StageB, {
-        "c_in": "latent_channels",
-        "c_out": Field("latent_channels", read=_read_c_out),
-        "c_r": "time_width",
-        "patch_size": "patch_size",
-        "c_cond": "cond_width",
+        "c_in": "latent_channels", "c_out": Field("latent_channels", read=_read_c_out),
+        "c_r": "time_width", "patch_size": "patch_size", "c_cond": "cond_width",
         "c_hidden": "widths",
         "nhead": Field(
             "num_heads", lambda value, config: [max(heads, 0) for heads in value],
             lambda value, module: [heads or -1 for heads in value],
         ),
-        "blocks": "depths",
-        "level_config": "patterns",
-        "inject_effnet": "inject",
-        "effnet_embd": "guide_channels",
-        "clip_embd": Written(told="text_width"),
-        "kernel_size": "kernel_size",
-        "dropout": "dropout",
+        "blocks": "depths", "level_config": "patterns", "inject_effnet": "inject",
+        "effnet_embd": "guide_channels", "clip_embd": Written(told="text_width"),
+        "kernel_size": "kernel_size", "dropout": "dropout",
     }, lacks={"self_attention": True}),
     told=("num_heads", "dropout", "patch_size", "latent_channels"),
     forms=("original", "diffusers"),
     groups=("wuerstchen",),
     extra=_extra,
-    needs={
-        "tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "CLIP_FOLDER"),
-    },
+    needs={"tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "CLIP_FOLDER")},
     tokenizer=("latent_channels", "latent channels"),
     check=_check_b,
     carry=_carry_b,
@@ -272,7 +243,7 @@ def _check_c(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None)
             f"weights make {config.model.channels}; the stages do not belong together"
         )
     frozen = Path(run) / "frozen"
-    missing = [] if (frozen / "vqgan.json").is_file() else ["--tokenizer VQGAN_RUN"]
+    missing = ["--tokenizer VQGAN_RUN"] * (not (frozen / "vqgan.json").is_file())
     if behind.text.kind == "clip" and not (frozen / stage_b.CLIP).is_dir():
         missing.append("--text CLIP_FOLDER")
     if missing:
@@ -282,8 +253,7 @@ def _check_c(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None)
 
 
 def _carry_c(config: ConfigDict, folder: Path) -> None:
-    if config.stage_b:
-        carry("stage_b", config.stage_b, folder)
+    carry("stage_b", config.stage_b, folder)
     if config.text.folder:
         carry_text(config, folder, stage_c.CLIP)
 
@@ -306,12 +276,8 @@ STAGE_C = Released(
     infer=infer_stage_c,
     heads=({"num_heads": "width"}, HEAD_WIDTH),
     foreign=ForeignConfig("WuerstchenPrior", StageC, {
-        "c_in": "channels",
-        "c": "width",
-        "c_cond": Written(told="text_width"),
-        "c_r": "time_width",
-        "depth": "depth",
-        "nhead": "num_heads",
+        "c_in": "channels", "c": "width", "c_cond": Written(told="text_width"),
+        "c_r": "time_width", "depth": "depth", "nhead": "num_heads",
         "latent_size": Written([32, 32]),  # unused, the class's default
         "dropout": "dropout",
     }, lacks={"self_attention": True, "kernel_size": 3}),
@@ -321,9 +287,7 @@ STAGE_C = Released(
     averaged=("ema_state_dict", "state_dict"),
     extra=_extra,
     settle=_settle_c,
-    needs={
-        "stage_b": ("stage_b", "STAGE_B_RUN"), "text": ("text.folder", "CLIP_FOLDER"),
-    },
+    needs={"stage_b": ("stage_b", "STAGE_B_RUN"), "text": ("text.folder", "CLIP_FOLDER")},
     check=_check_c,
     carry=_carry_c,
     write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_C)},

@@ -90,8 +90,8 @@ def _refuse(
     ]
     if differing:
         raise ConversionError(
-            f"{runs[0]} and {runs[1]} hold other networks, only runs of the same can be interpolated "
-            "(first -> second):\n  " + "\n  ".join(differing)
+            f"{runs[0]} and {runs[1]} hold other networks, only runs of the same can be "
+            "interpolated (first -> second):\n  " + "\n  ".join(differing)
         )
 
 
