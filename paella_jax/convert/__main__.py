@@ -81,8 +81,7 @@ def main() -> int:
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """A weights file -> a run folder."""
-    from paella_jax.convert.model_card import described, model_card
-    from paella_jax.convert.plan import check_frozen, lacking, plan_conversion, write_run_folder
+    from paella_jax.convert import plan as engine
     from paella_jax.convert.recognise import open_parts
     from paella_jax.files.atomic import check_new
 
@@ -97,19 +96,19 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     overrides = [
         f"--config.{allowed[name][0]}={value}" for name, value in given.items()
     ] + overrides
-    plan = plan_conversion(parts, overrides, dtype)
-    check_frozen(plan, parts.weights)
+    plan = engine.plan_conversion(parts, overrides, dtype)
+    engine.check_frozen(plan, parts.weights)
 
-    fields, missing = plan.fields(), lacking(plan)
+    fields, missing = plan.fields(), engine.lacking(plan)
     arrays = plan.arrays()
     stored = arguments.dtype if dtype is not None else _dtype_names(arrays)
     read = sum(file.stat().st_size for file in parts.files)
     with _progress(arrays.values(), dtype, read) as report:
-        card = model_card(
-            plan.record, fields, described(parts.files, report), source=parts.source,
-            lacking=missing, dtype=stored, parameters=plan.parameter_count(), out=out.name,
-        )  # fmt: skip
-        write_run_folder(plan, out, card, dtype, report)
+        files = engine.described(parts.files, report)
+        card = engine.model_card(
+            plan, files, source=parts.source, missing=missing, dtype=stored, out=out.name
+        )
+        engine.write_run_folder(plan, out, card, dtype, report)
     print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
     for origin in dict.fromkeys(origin for _, origin in fields.values()):
         shown = [f"{name}={value}" for name, (value, o) in fields.items() if o == origin]

@@ -58,25 +58,16 @@ DOWNSAMPLING = 16  # of the released tokenizer
 
 
 class AmusedFolder(NamedTuple):
-    """An opened pipeline folder; of its weights nothing is read yet.
-
-    Attributes:
-      path: the whole.
-      weights: the U-ViT's.
-      tokenizer: the weights of its VQModel, and
-      tokenizer_family: what they must be.
-      found: config fields that the folder tells: the fraction still masked.
-      mask_token: the scheduler's id of an unknown token.
-      text_widths: U-ViT's tensors and config -> widths of the text's states and of its embedding.
-    """
+    """An opened pipeline folder; of its weights nothing is read yet."""
 
     path: Path
-    weights: Weights
-    tokenizer: Weights
-    found: Found
-    mask_token: int
+    weights: Weights  # the U-ViT's
+    tokenizer: Weights  # the weights of its VQModel
+    found: Found  # config fields that the folder tells: the fraction still masked
+    mask_token: int  # the scheduler's id of an unknown token
+    # U-ViT's tensors and config -> widths of the text's states and of its embedding.
     text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
-    tokenizer_family: str = VQMODEL.family
+    tokenizer_family: str = VQMODEL.family  # what its weights must be
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -187,45 +178,34 @@ def _read_scheduler(file: Path) -> tuple[str, int]:
 
 
 class AmusedRun(NamedTuple):
-    """What a run holds of a pipeline.
+    """What a run holds of a pipeline."""
 
-    Attributes:
-      configs: file in the folder -> its JSON; the index is there only where every part is.
-      vqvae: the tokenizer's tensors; None where the run carries none.
-      clip: folder of the text encoder and its tokenizer; None where the run carries none.
-    """
-
+    # File in the folder -> its JSON; the index is there only where every part is.
     configs: dict[str, dict[str, Any]]
-    vqvae: dict[str, np.ndarray] | None
-    clip: Path | None
+    vqvae: dict[str, np.ndarray] | None  # the tokenizer's tensors, if the run carries one
+    clip: Path | None  # folder of the text encoder and its tokenizer, if the run carries one
 
     @property
     def missing(self) -> list[str]:
         """Parts of the pipeline that the run does not carry."""
         return [VQVAE] * (self.vqvae is None) + [TEXT_ENCODER, TOKENIZER] * (self.clip is None)
 
-    def write(
-        self,
-        out: Path,
-        tensors: Mapping[str, np.ndarray],
-        dtype: np.dtype | None = None,
-        report: Callable[[int], object] | None = None,
-    ) -> list[str]:
+    def write(self, out: Path, tensors: Mapping[str, np.ndarray], *stored: Any) -> list[str]:
         """Writes the transformer and every part that the run carries.
 
         Args:
           out: folder, made here.
           tensors: the transformer's, by diffusers' names.
-          dtype: to store the transformer in; the other parts stay as the run has them.
-          report: called with the bytes of each of the transformer's tensors.
+          *stored: its dtype and what is told of its bytes, as for `write_safetensors`; the other
+            parts stay as the run has them.
 
         Returns:
           The parts that the run does not carry.
 
         Raises:
-          ConversionError: values do not fit `dtype`.
+          ConversionError: values do not fit the dtype.
         """
-        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, dtype, report)
+        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, *stored)
         if self.vqvae is not None:
             write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, self.vqvae)
         if self.clip is not None:

@@ -72,17 +72,12 @@ def split_attention(entries: list[Entry]) -> list[Entry]:
     """The original table -> diffusers', which keeps queries, keys and values as three matrices."""
     renamed = []
     for entry in entries:
-        block, attention, rest = entry.name.partition(".attention.attn.")
-        if not attention:
-            renamed.append(entry)
-        elif rest.startswith("in_proj_"):
-            kind = rest.removeprefix("in_proj_")
-            renamed += [
-                Entry(f"{block}.attention.to_{part}.{kind}", entry.path, entry.layout, (index, 3))
-                for index, part in enumerate("qkv")
-            ]
+        block, _, rest = entry.name.partition(".attention.attn.")
+        if rest.startswith("in_proj_"):
+            names = [f"{block}.attention.to_{x}.{rest.removeprefix('in_proj_')}" for x in "qkv"]
+            renamed += [Entry(n, *entry[1:3], part=(i, 3)) for i, n in enumerate(names)]
         else:
-            name = f"{block}.attention.{rest.replace('out_proj', 'to_out.0')}"
+            name = entry.name.replace(".attention.attn.out_proj", ".attention.to_out.0")
             renamed.append(entry._replace(name=name))
     return renamed
 
@@ -90,16 +85,8 @@ def split_attention(entries: list[Entry]) -> list[Entry]:
 SPLIT_ATTENTION = (split_attention, ".attention.to_")  # in a name of diffusers' table alone
 
 
-def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
-    """The blocks of every level of the way down, such as "CTCT".
-
-    Args:
-      tensors: a state dict.
-      network: what it should be, for the error message.
-
-    Raises:
-      ConversionError: there are none, or gaps between them.
-    """
+def _block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
+    """The blocks of every level of the way down, such as "CTCT"; `network` is for the errors."""
     found: dict[int, dict[int, str]] = {}
     for name in tensors:
         place = re.match(r"down_blocks\.(\d+)\.(\d+)\.(.+)", name)
@@ -109,7 +96,9 @@ def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
             # A C block has a "channelwise" too, so F never replaces what is there.
             if re.fullmatch(pattern, place[3]) and (kind != "F" or int(place[2]) not in blocks):
                 blocks[int(place[2])] = kind
-    levels = [found.get(level, {}) for level in range(max(found, default=-1) + 1)]
+    if not found:
+        raise ConversionError(f"not a whole {network}: it has no down_blocks")
+    levels = [found.get(level, {}) for level in range(max(found) + 1)]
     for level, blocks in enumerate(levels):
         first = 1 if level else 0  # before it is the downsampling
         if not blocks or sorted(blocks) != list(range(first, first + len(blocks))):
@@ -117,32 +106,13 @@ def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
                 f"not a whole {network}: down_blocks.{level} has blocks of known kinds at "
                 f"{sorted(blocks)}, they must be numbered from {first} without gaps"
             )
-    if not levels:
-        raise ConversionError(f"not a whole {network}: it has no down_blocks")
     return ["".join(blocks[i] for i in sorted(blocks)) for blocks in levels]
 
 
-def period(kinds: str) -> str:
+def _period(kinds: str) -> str:
     """The shortest pattern whose repetition gives `kinds`."""
     sizes = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0)
     return next(kinds[:n] for n in sizes if kinds[:n] * (len(kinds) // n) == kinds)
-
-
-def head_counts(
-    widths: Sequence[int], patterns: Sequence[str], head_width: int | Sequence[int]
-) -> tuple[int, ...] | None:
-    """Attention heads of every level, 0 where there is no A; None where heads do not divide it.
-
-    Args:
-      widths: of the levels.
-      patterns: of the levels.
-      head_width: of all levels, or one per level.
-    """
-    per_level = [head_width] * len(widths) if isinstance(head_width, int) else head_width
-    levels = list(zip(widths, patterns, per_level, strict=True))
-    if any("A" in pattern and width % head for width, pattern, head in levels):
-        return None
-    return tuple(width // head if "A" in pattern else 0 for width, pattern, head in levels)
 
 
 def level_fields(
@@ -151,40 +121,43 @@ def level_fields(
     released: tuple[str, str],
     head_width: int | Sequence[int],
 ) -> dict[str, Any]:
-    """Fields of a U-shaped network that its levels tell; `num_heads` as `head_counts`.
+    """Fields of a U-shaped network that its levels tell.
+
+    `num_heads` (0 for a level without attention) is there only where heads of `head_width` divide
+    the widths.
 
     Args:
       tensors: a state dict, original or diffusers.
       width: of the first level.
       released: network and its released file, for error messages.
-      head_width: as `head_counts`.
+      head_width: of all levels, or one per level.
 
     Raises:
-      ConversionError: as `block_kinds` and `needed_shape`.
+      ConversionError: there are no blocks, gaps between them, or as `needed_shape`.
     """
-    levels = block_kinds(tensors, released[0])
+    levels = _block_kinds(tensors, released[0])
     downs = [f"down_blocks.{level}.0.1.weight" for level in range(1, len(levels))]
     widths = (width, *(needed_shape(tensors, name, 4, *released)[0] for name in downs))
-    patterns = tuple(period(kinds) for kinds in levels)
+    patterns = tuple(_period(kinds) for kinds in levels)
     depths = tuple(len(k) // len(p) for k, p in zip(levels, patterns, strict=True))
     fields: dict[str, Any] = {"widths": widths, "patterns": patterns, "depths": depths}
-    heads = head_counts(widths, patterns, head_width)
-    return (
-        fields
-        | block_fields(tensors, r"down_blocks\.\d+\.\d+")
-        | ({} if heads is None else {"num_heads": heads})
-    )
+    fields |= block_fields(tensors, r"down_blocks\.\d+\.\d+")
+    per_level = [head_width] * len(widths) if isinstance(head_width, int) else head_width
+    attends = ["A" in pattern for pattern in patterns]
+    sizes = list(zip(widths, per_level, attends, strict=True))
+    if any(attended and width % head for width, head, attended in sizes):
+        return fields
+    return fields | {
+        "num_heads": tuple(w // head if attended else 0 for w, head, attended in sizes)
+    }
 
 
 def block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, int]:
     """What the first T block and the first C block tell; `block` matches their names."""
     fields: dict[str, int] = {}
-    for tensor, axis, rank, field in (
-        ("mapper", 1, 2, "time_width"),
-        ("depthwise", 3, 4, "kernel_size"),
-    ):
-        names = [name for name in tensors if re.fullmatch(rf"{block}\.{tensor}\.weight", name)]
-        found = [np.shape(tensors[name]) for name in names if np.ndim(tensors[name]) == rank]
+    for layer, axis, field in (("mapper", 1, "time_width"), ("depthwise", 3, "kernel_size")):
+        names = [name for name in tensors if re.fullmatch(rf"{block}\.{layer}\.weight", name)]
+        found = [shape for name in names if len(shape := np.shape(tensors[name])) == axis + 1]
         fields |= {field: found[0][axis]} if found else {}
     return fields
 

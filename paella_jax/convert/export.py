@@ -23,18 +23,13 @@ FORMS = (ORIGINAL, DIFFUSERS, *(r.beside.name for r in RECORDS if r.beside is no
 
 
 class Export(NamedTuple):
-    """What a run becomes in a published format; nothing is written yet.
+    """What a run becomes in a published format; nothing is written yet."""
 
-    Attributes:
-      tensors: PyTorch name -> view of the run's newest weights (averaged ones if any, LoRA merged),
-        of a pipeline its transformer's.
-      left: names of networks of the run that the format has no place for.
-      content: of a diffusers folder its config.json, or a pipeline's other parts.
-    """
-
+    # PyTorch name -> view of the run's newest weights (averaged ones if any, LoRA merged); of a
+    # pipeline its transformer's.
     tensors: dict[str, np.ndarray]
-    left: list[str]
-    content: Any = None
+    left: list[str]  # names of networks of the run that the format has no place for
+    content: Any = None  # of a diffusers folder its config.json, or a pipeline's other parts
 
     def write(
         self,

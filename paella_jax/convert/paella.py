@@ -85,10 +85,6 @@ def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return fields | level_fields(tensors, width, FILE, HEAD_WIDTH)
 
 
-def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
-    return {"text.width": (condition_widths(weights)[0], SHAPES)}
-
-
 def _settle(config: ConfigDict, *known: Any) -> Found:
     config.image_encoder.kind = "clip" if config.clip.folder else "none"
     return {}
@@ -137,7 +133,7 @@ PAELLA = Released(
     own="predictor",
     infer=infer_paella,
     heads=({"num_heads": "widths"}, HEAD_WIDTH),
-    extra=_extra,
+    extra=lambda weights, fields: {"text.width": (condition_widths(weights)[0], SHAPES)},
     settle=_settle,
     needs={
         "tokenizer": ("tokenizer", "VQGAN_RUN"),
@@ -154,8 +150,7 @@ PAELLA = Released(
 
 def clip_prior_entries(model: ClipPrior) -> list[Entry]:
     """The name table of one configuration: entry 0 is the input layer, the last the output."""
-    entries = linear("blocks.0", "input")
-    entries += linear(f"blocks.{model.num_blocks + 1}", "output")
+    entries = linear("blocks.0", "input") + linear(f"blocks.{model.num_blocks + 1}", "output")
     for index in range(model.num_blocks):
         name, ours = f"blocks.{index + 1}", f"block_{index}"
         entries += [
@@ -167,11 +162,6 @@ def clip_prior_entries(model: ClipPrior) -> list[Entry]:
     return entries
 
 
-def _prior_inputs(model: ClipPrior) -> tuple[Any, ...]:
-    embedding = jnp.zeros((1, model.clip_width))
-    return embedding, jnp.zeros((1,)), embedding
-
-
 def infer_clip_prior(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Fields of `ClipPrior` from a state dict's shapes: they determine all of them.
 
@@ -179,8 +169,7 @@ def infer_clip_prior(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
       ConversionError: the tensors that carry the sizes are missing or do not belong together.
     """
     needed = ("blocks.0.weight", "blocks.1.0.weight")
-    bad = [name for name in needed if name not in tensors or tensors[name].ndim != 2]
-    if bad:
+    if bad := [name for name in needed if np.ndim(tensors.get(name, 0)) != 2]:
         raise ConversionError(
             f"not a CLIP prior: {' and '.join(bad)} missing or not a matrix; expected the state "
             "dict of prior_v1.pt (names blocks.N...)"
@@ -193,12 +182,8 @@ def infer_clip_prior(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
             f"not a CLIP prior: blocks.1.0.weight must take {width} + {clip_width} inputs and at "
             f"least 4 of the timestep embedding, it takes {time_width + width + clip_width}"
         )
-    return {
-        "clip_width": clip_width,
-        "width": width,
-        "time_width": time_width,
-        "num_blocks": len(blocks),
-    }
+    sizes = {"clip_width": clip_width, "width": width, "time_width": time_width}
+    return sizes | {"num_blocks": len(blocks)}
 
 
 CLIP_PRIOR = Released(
@@ -210,7 +195,10 @@ CLIP_PRIOR = Released(
     runs={"method": "clip_prior"},
     preset="clip_prior:released",
     make=lambda config, tensors=None: ClipPrior(**config.model),
-    names=Names(clip_prior_entries, _prior_inputs),
+    names=Names(
+        clip_prior_entries,
+        lambda model: (embedding := jnp.zeros((1, model.clip_width)), jnp.zeros((1,)), embedding),
+    ),
     own="prior",
     infer=infer_clip_prior,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,25 +32,18 @@ from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
 
+CHUNK = 8 * 2**20  # bytes read at once
+
 
 class Conversion(NamedTuple):
-    """What a weights file becomes; nothing of it is read yet.
+    """What a weights file becomes; nothing of it is read yet."""
 
-    Attributes:
-      record: of its family.
-      config: of the run folder.
-      tree: {"params": ..., "model_state": ...}, views of the mapped file.
-      origins: config field of the network -> where its value is from.
-      folder: the published folder that the weights are part of.
-      tokenizer: what becomes of that folder's tokenizer.
-    """
-
-    record: Released
-    config: ConfigDict
-    tree: Tree
-    origins: dict[str, str]
-    folder: Any = None
-    tokenizer: Conversion | None = None
+    record: Released  # of its family
+    config: ConfigDict  # of the run folder
+    tree: Tree  # {"params": ..., "model_state": ...}, views of the mapped file
+    origins: dict[str, str]  # config field of the network -> where its value is from
+    folder: Any = None  # the published folder that the weights are part of
+    tokenizer: Conversion | None = None  # what becomes of that folder's tokenizer
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tree by path, as the run folder stores it."""
@@ -135,12 +129,11 @@ def _set_all(config: ConfigDict, origins: dict[str, str], found: Found) -> None:
 def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
     """What the weights and the config.json beside them tell."""
     file, foreign = config_file(weights), record.foreign
-    told = lambda names: {name: getattr(module, name) for name in names}
-    is_told = file is not None and foreign is not None
+    told = lambda module, names: {name: getattr(module, name) for name in names}
     with weights_file.errors_name(weights.files[0]):
-        if is_told and record.told is None:
-            module, origin = foreign.read_file(file), JSON
-            fields = told(field.ours for field in foreign.fields.values())
+        if file is not None and foreign is not None and record.told is None:
+            names, origin = [field.ours for field in foreign.fields.values()], JSON
+            fields = told(foreign.read_file(file), names)
         else:
             fields, origin = record.infer(weights), SHAPES
         # The widths of its text are the text encoder's to say, not the config's.
@@ -155,9 +148,10 @@ def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
             if has(n)
         }
         found |= record.extra(weights, fields)
-    if is_told and record.told and record.names.is_diffusers(weights):
-        module = foreign.read_file(file)
-        found |= {record.field_of(name): (v, JSON) for name, v in told(record.told).items()}
+    is_diffusers = bool(record.told) and record.names.is_diffusers(weights)
+    if is_diffusers and file is not None and foreign is not None:
+        fields = told(foreign.read_file(file), record.told)
+        found |= {record.field_of(name): (value, JSON) for name, value in fields.items()}
     return found
 
 
@@ -248,3 +242,75 @@ def write_run_folder(
             plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(plan.config))
+
+
+# --- its card
+
+
+def described(
+    files: Sequence[Path], report: Callable[[int], object] = lambda size: None
+) -> list[str]:
+    """A line for every file with its name, bytes and SHA-256.
+
+    `report` is called with the bytes of each piece read.
+    """
+    lines, names = [], [file.name for file in files]
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                digest.update(piece)
+                report(len(piece))
+        is_shared = names.count(file.name) > 1
+        name = f"{file.parent.name}/{file.name}" if is_shared else file.name
+        lines.append(f"- `{name}`, {file.stat().st_size:,} bytes, SHA-256 `{digest.hexdigest()}`")
+    return lines
+
+
+def model_card(
+    plan: Conversion, files: Sequence[str], *, source: str, dtype: str, missing: str, out: str
+) -> str:
+    """The text of a run folder's README.md: what the weights are and where they come from.
+
+    Args:
+      plan: of the conversion.
+      files: of the weights, as `described`.
+      source: what kind of file it was.
+      dtype: what the weights are stored in.
+      missing: as `lacking` says it.
+      out: the folder's name, for the example.
+    """
+    record, fields = plan.record, plan.fields()
+    export = record.forms[0]
+    target = "FOLDER" if export == "diffusers" else "FILE.safetensors"
+    rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]
+    codes = fields.get("model.codebook_size", ("",))[0]
+    return f"""# {record.title}, converted weights
+
+Converted by `python -m paella_jax.convert --family {record.family}` from a {source}:
+
+{chr(10).join(files)}
+
+{plan.parameter_count():,} parameters, stored as {dtype} in `weights.safetensors`.
+{f"{chr(10)}{missing}{chr(10)}" if missing else ""}
+## Architecture
+
+| field of config.json | value | taken from |
+|---|---|---|
+{chr(10).join(rows)}
+
+"default" is the released model's value, which the weights cannot confirm (of the heads: their
+width).
+
+## Use
+
+    {record.usage.format(out=out, codes=codes)}
+
+Fine-tune with `--config.init_from={out}`; write the published names back with
+`python -m paella_jax.convert --export {export} --checkpoint {out} --out {target}`.
+
+## Licence
+
+To be filled in: the terms under which the weights above were published. Converting changes
+names and layout only, so those terms go on holding.
+"""

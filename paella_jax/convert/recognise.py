@@ -73,19 +73,12 @@ def check_family(weights: Weights, family: str) -> Released:
 
 
 class Parts(NamedTuple):
-    """Opened files; nothing of them is read yet.
+    """Opened files; nothing of them is read yet."""
 
-    Attributes:
-      record: of the weights' family.
-      weights: the network's.
-      beside: of a second network, where the family has one.
-      folder: the opened folder that the weights are part of.
-    """
-
-    record: Released
-    weights: Weights
-    beside: Weights | None = None
-    folder: Any = None
+    record: Released  # of the weights' family
+    weights: Weights  # the network's
+    beside: Weights | None = None  # of a second network, where the family has one
+    folder: Any = None  # the opened folder that the weights are part of
 
     @property
     def files(self) -> list[Path]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert import blocks, released
+from paella_jax.convert import blocks
 from paella_jax.convert.compressor import BESIDE_STAGE_B
-from paella_jax.convert.released import DRAW, Field, ForeignConfig, Found, Released, Written
+from paella_jax.convert.released import DEFAULT, DRAW, Field, ForeignConfig, Released, Written
 from paella_jax.encoders.published import check_clip
 from paella_jax.families import stage_b, stage_c
 from paella_jax.families.text_side import TextSide, carry_text
@@ -37,10 +37,6 @@ TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight"
 
 def _inputs(shape: tuple[int, ...], text_width: int) -> tuple[Any, ...]:
     return jnp.zeros(shape), jnp.zeros((1,)), Conditioning(text=jnp.zeros((1, 1, text_width)))
-
-
-def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
-    return {"data.image_size": (PIXELS, released.DEFAULT)}
 
 
 # --- Stage B
@@ -176,7 +172,7 @@ STAGE_B = Released(
     told=("num_heads", "dropout", "patch_size", "latent_channels"),
     forms=("original", "diffusers"),
     groups=("wuerstchen",),
-    extra=_extra,
+    extra=lambda *known: {"data.image_size": (PIXELS, DEFAULT)},
     needs={"tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "CLIP_FOLDER")},
     tokenizer=("latent_channels", "latent channels"),
     check=_check_b,
@@ -223,7 +219,7 @@ def infer_stage_c(
     return fields | blocks.block_fields(tensors, r"blocks\.\d+") | heads
 
 
-def _settle_c(config: ConfigDict, *known: Any) -> Found:
+def _settle_c(config: ConfigDict, *known: Any) -> dict[str, Any]:
     """The size of the images that the Stage B behind it draws."""
     if not config.stage_b:
         return {}
@@ -285,7 +281,7 @@ STAGE_C = Released(
     forms=("original", "diffusers"),
     groups=("wuerstchen",),
     averaged=("ema_state_dict", "state_dict"),
-    extra=_extra,
+    extra=lambda *known: {"data.image_size": (PIXELS, DEFAULT)},
     settle=_settle_c,
     needs={"stage_b": ("stage_b", "STAGE_B_RUN"), "text": ("text.folder", "CLIP_FOLDER")},
     check=_check_c,

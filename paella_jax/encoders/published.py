@@ -35,25 +35,15 @@ CLIP_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
 
 class Tower(NamedTuple):
-    """How one of CLIP's two towers is published.
+    """How one of CLIP's two towers is published."""
 
-    Attributes:
-      prefix: of its tensors, but for the projection's name.
-      projection: name of the projection.
-      foreign: how the tensors of a whole CLIPModel begin that it has no use for.
-      model_class: transformers class that holds it alone.
-      read_config: config.json -> module.
-      entries: module and prefix -> name table without the projection.
-      inputs: module -> arguments of its `init`.
-    """
-
-    prefix: str
-    projection: str
-    foreign: tuple[str, ...]
-    model_class: str
-    read_config: Callable[[dict[str, Any]], Any]
-    entries: Callable[[Any, str], list[Entry]]
-    inputs: Callable[[Any], tuple[Any, ...]]
+    prefix: str  # of its tensors, but for the projection's name
+    projection: str  # name of the projection
+    foreign: tuple[str, ...]  # how the tensors of a whole CLIPModel begin that it has no use for
+    model_class: str  # transformers class that holds it alone
+    read_config: Callable[[dict[str, Any]], Any]  # config.json -> module
+    entries: Callable[[Any, str], list[Entry]]  # module, prefix -> table without the projection
+    inputs: Callable[[Any], tuple[Any, ...]]  # module -> arguments of its `init`
 
     def names(self, prefix: str | None = None) -> Names:
         """Hugging Face names to our paths, with another prefix than the tower's own."""

@@ -41,25 +41,17 @@ class ConversionError(UserError, ValueError):
 
 
 class Weights(dict[str, np.ndarray]):
-    """Tensors of a weights file by name, memory-mapped: nothing is read before it is used.
-
-    Attributes:
-      source: one line on what kind of file it was and where in it the tensors were.
-      files: the files they come from.
-      entries: of a torch file that is a dict of several things: those that hold weights.
-    """
+    """Tensors of a weights file by name, memory-mapped: nothing is read before it is used."""
 
     def __init__(
         self,
         tensors: Mapping[str, np.ndarray],
-        source: str,
-        files: Iterable[Path] = (),
-        entries: Iterable[str] = (),
+        source: str,  # one line on what kind of file it was and where in it the tensors were
+        files: Iterable[Path] = (),  # that they come from
+        entries: Iterable[str] = (),  # of a torch file of several things: those that hold weights
     ) -> None:
         super().__init__(tensors)
-        self.source = source
-        self.files = tuple(files)
-        self.entries = tuple(entries)
+        self.source, self.files, self.entries = source, tuple(files), tuple(entries)
 
 
 class Entry(NamedTuple):
@@ -117,10 +109,8 @@ def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
 
 def _their_view(array: np.ndarray, entry: Entry) -> np.ndarray:
     index, count = entry.part
-    if count > 1:
-        width = array.shape[-1] // count
-        array = array[..., index * width : (index + 1) * width]
-    return to_theirs(array, entry.layout)
+    piece = np.split(array, count, axis=-1)[index] if count > 1 else array
+    return to_theirs(piece, entry.layout)
 
 
 def import_tensors(
@@ -191,26 +181,22 @@ def export_tensors(
 
 @dataclass(frozen=True)
 class Names:
-    """A network's published tensors: their names, and the shapes that our module needs.
+    """A network's published tensors: their names, and the shapes that our module needs."""
 
-    Attributes:
-      entries: module -> its name table.
-      inputs: module, and widths that it takes from its inputs -> arguments of its `init`.
-      widths: tensors -> those widths; whatever is missing is reported with all other misfits.
-      whole: paths are over {"params", "batch_stats"}, not over the parameters alone.
-      diffusers: the original table -> diffusers' one, where there are both; and what a tensor's
-        name contains in diffusers' alone.
-      optional: how the names of tensors begin that a file or a run may lack altogether.
-      ignored: how the names of tensors end that are no weights.
-    """
-
-    entries: Callable[[Any], list[Entry]]
+    entries: Callable[[Any], list[Entry]]  # module -> its name table
+    # Module, and widths that it takes from its inputs -> arguments of its `init`.
     inputs: Callable[..., tuple[Any, ...]]
+    # Tensors -> those widths; whatever is missing is reported with all other misfits.
     widths: Callable[[Mapping[str, np.ndarray]], tuple[Any, ...]] = lambda tensors: ()
-    whole: bool = False
+    whole: bool = False  # paths are over {"params", "batch_stats"}, not over the parameters alone
+    # The original table -> diffusers' one, where there are both; and what a tensor's name contains
+    # in diffusers' alone.
     diffusers: tuple[Callable[[list[Entry]], list[Entry]], str] | None = None
-    optional: str = ""
-    ignored: tuple[str, ...] = ()
+    optional: str | None = None  # how names begin that a file or a run may lack altogether
+    ignored: tuple[str, ...] = ()  # how the names of tensors end that are no weights
+
+    def _is_optional(self, name: str) -> bool:
+        return self.optional is not None and name.startswith(self.optional)
 
     def is_diffusers(self, names: Iterable[str]) -> bool:
         """Whether a state dict has diffusers' names, where the original's are others."""
@@ -230,8 +216,8 @@ class Names:
     def load(self, tensors: Mapping[str, np.ndarray], module: Any) -> Tree:
         """State dict, original or diffusers -> our tree; ConversionError lists every misfit."""
         entries = self.table(module, self.is_diffusers(tensors))
-        if self.optional and not any(name.startswith(self.optional) for name in tensors):
-            entries = [entry for entry in entries if not entry.name.startswith(self.optional)]
+        if not any(map(self._is_optional, tensors)):
+            entries = [entry for entry in entries if not self._is_optional(entry.name)]
         shapes = self.shapes(module, *self.widths(tensors))
         ignored = (COUNTER, *self.ignored) if self.whole else self.ignored
         ignore = [name for name in tensors if name.endswith(ignored)]
@@ -246,10 +232,8 @@ class Names:
           ConversionError: parameters that the published network does not have.
         """
         entries, present = self.table(module, diffusers), set(flatten_dict(tree))
-        extra = sorted("/".join(path) for path in present - {entry.path for entry in entries})
-        if extra:
+        if extra := sorted("/".join(path) for path in present - {e.path for e in entries}):
             name = type(module).__name__
             raise ConversionError(f"the original {name} has no names for {', '.join(extra)}")
-        optional = lambda e: bool(self.optional) and e.name.startswith(self.optional)
-        kept = [e for e in entries if e.path in present or not optional(e)]
+        kept = [e for e in entries if e.path in present or not self._is_optional(e.name)]
         return export_tensors(kept, tree, copy)
