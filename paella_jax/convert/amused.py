@@ -13,17 +13,7 @@ from ml_collections import ConfigDict
 from paella_jax.convert import amused_folder
 from paella_jax.convert.blocks import index_count, needed_shape, response_norm
 from paella_jax.convert.paella import carry_tokens
-from paella_jax.convert.released import (
-    DEFAULT,
-    DRAW,
-    JSON,
-    Field,
-    ForeignConfig,
-    Found,
-    Released,
-    Written,
-    config_file,
-)
+from paella_jax.convert.released import DEFAULT, DRAW, JSON, Field, ForeignConfig, Released, Written
 from paella_jax.encoders.published import check_clip
 from paella_jax.families.cells import check_cell
 from paella_jax.families.vqgan import make_vqgan
@@ -179,21 +169,6 @@ def infer_uvit(
     return fields
 
 
-def text_widths(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> tuple[int, int]:
-    """Widths of the text states and of the pooled text that a transformer takes.
-
-    Args:
-      tensors: of a UVit2DModel.
-      config: of the run; its micro-conditions take the rest of the condition.
-
-    Raises:
-      ConversionError: the micro-conditions alone are wider than the condition.
-    """
-    text = needed_shape(tensors, "encoder_proj.weight", 2, UVIT_CLASS)[1]
-    condition = needed_shape(tensors, "cond_embed.linear_1.weight", 2, UVIT_CLASS)[1]
-    return text, _pooled(condition, config)
-
-
 def make_uvit(config: Mapping[str, Any], text_width: int = 768, pooled_width: int = 768) -> UViT:
     """The network of a run's config, in float32."""
     codes, fields = config["model"]["codebook_size"], dict(config["uvit"])
@@ -201,33 +176,36 @@ def make_uvit(config: Mapping[str, Any], text_width: int = 768, pooled_width: in
     return UViT(**fields, codebook_size=codes, text_width=text_width, pooled_width=pooled_width)
 
 
-def _pooled(condition: int, config: Mapping[str, Any]) -> int:
-    uvit = config["uvit"]
-    count, width = uvit["micro_conds"], uvit["micro_width"]
-    pooled = condition - count * width
+def _make(config: ConfigDict, tensors: Mapping[str, np.ndarray] | None = None) -> UViT:
+    """`make_uvit`; the text has what the micro-conditions leave of the condition."""
+    if not tensors:
+        return make_uvit(config)
+    width = lambda name: needed_shape(tensors, name, 2, UVIT_CLASS)[1]
+    text, condition = width("encoder_proj.weight"), width("cond_embed.linear_1.weight")
+    count, micro_width = config.uvit.micro_conds, config.uvit.micro_width
+    pooled = condition - count * micro_width
     if pooled <= 0:
         raise ConversionError(
             f"cond_embed.linear_1.weight takes {condition} inputs, but {count} "
-            f"micro-conditions of width {width} leave none for the text; give the "
+            f"micro-conditions of width {micro_width} leave none for the text; give the "
             f"folder with its {weights_file.CONFIG}, or --config.uvit.micro_width=N"
         )
-    return pooled
+    return make_uvit(config, text, pooled)
 
 
-def _extra(weights: Weights, fields: Mapping[str, Any]) -> Found:
-    file, count = config_file(weights), fields.get("micro_conds")
+def _extra(weights: Weights, fields: Mapping[str, Any]) -> dict[str, Any]:
+    file, count = weights_file.config_beside(weights), fields.get("micro_conds")
     if file is not None and count != MICRO_CONDS:  # a sixth would be the noise level's
         raise ConversionError(
-            f"{file} has room for {count} micro-conditions, aMUSEd has "
-            f"{MICRO_CONDS}: micro_cond_embed_dim must be {MICRO_CONDS} x "
-            "micro_cond_encode_dim"
+            f"{file} has room for {count} micro-conditions, aMUSEd has {MICRO_CONDS}: "
+            f"micro_cond_embed_dim must be {MICRO_CONDS} x micro_cond_encode_dim"
         )
     return {}
 
 
-def _settle(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> Found:
+def _settle(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> dict[str, Any]:
     """Pixels of the training images: the token map's side times the tokenizer's downsampling."""
-    file = config_file(weights)
+    file = weights_file.config_beside(weights)
     known = {} if file is None else weights_file.read_json(file)
     side = int(known.get("sample_size", 32 if config.uvit.downsample else 16))
     # Whatever else may have been given is refused later.
@@ -240,7 +218,8 @@ def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -
     check_cell(config)
     if tokenizer is not None:
         amused_folder.check_size(config, tokenizer)
-    check_clip("--clip", config.clip.folder, *text_widths(weights, config))
+    model = _make(config, weights)
+    check_clip("--clip", config.clip.folder, model.text_width, model.pooled_width)
 
 
 def _check_run(config: ConfigDict) -> None:
@@ -256,37 +235,19 @@ def _check_run(config: ConfigDict) -> None:
         if value != only
     ]
     if problems:
-        raise ConversionError(
-            f"diffusers' AmusedPipeline cannot be this run: {'; '.join(problems)}"
-        )
+        reasons = "; ".join(problems)
+        raise ConversionError(f"diffusers' AmusedPipeline cannot be this run: {reasons}")
 
 
 AMUSED = Released(
-    family="amused",
-    title="aMUSEd masked transformer",
-    usage=DRAW,
+    family="amused", title="aMUSEd masked transformer", usage=DRAW,
     marks=("embed.embeddings.weight", "encoder_proj.weight", "mlm_layer.conv2.weight"),
-    runs={"method": "tokens", "cell.network": "uvit"},
-    preset="muse:amused_256",
-    make=lambda config, tensors=None: make_uvit(
-        config, *(text_widths(tensors, config) if tensors else ())
-    ),
-    names=Names(uvit_entries, _inputs),
-    own="predictor",
-    infer=infer_uvit,
-    block="uvit",
+    runs={"method": "tokens", "cell.network": "uvit"}, preset="muse:amused_256", make=_make,
+    names=Names(uvit_entries, _inputs), own="predictor", infer=infer_uvit, block="uvit",
     heads=({"num_heads": "width", "conv_heads": "conv_width"}, HEAD_WIDTH),
-    foreign=UVIT_CONFIG,
-    told=None,
-    forms=("diffusers",),
-    extra=_extra,
-    settle=_settle,
+    foreign=UVIT_CONFIG, told=None, forms=("diffusers",), extra=_extra, settle=_settle,
     needs={"tokenizer": ("tokenizer", "VQGAN_RUN"), "clip": ("clip.folder", "CLIP_FOLDER")},
-    together=True,
-    tokenizer=("codebook_size", "codes"),
-    check=_check,
-    carry=carry_tokens,
-    check_run=_check_run,
-    open_folder=lambda path: amused_folder.open_folder(path, text_widths),
+    together=True, tokenizer=("codebook_size", "codes"), check=_check, carry=carry_tokens,
+    check_run=_check_run, open_folder=amused_folder.open_folder,
     open_run=amused_folder.open_run,
-)
+)  # fmt: skip

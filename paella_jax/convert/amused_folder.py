@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +65,6 @@ class AmusedFolder(NamedTuple):
     tokenizer: Weights  # the weights of its VQModel
     found: Found  # config fields that the folder tells: the fraction still masked
     mask_token: int  # the scheduler's id of an unknown token
-    # U-ViT's tensors and config -> widths of the text's states and of its embedding.
-    text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
     tokenizer_family: str = VQMODEL.family  # what its weights must be
 
     @property
@@ -81,7 +79,7 @@ class AmusedFolder(NamedTuple):
         """What kind of files they are."""
         return f"diffusers pipeline folder (the transformer a {self.weights.source})"
 
-    def check(self, config: ConfigDict, tokenizer: ConfigDict) -> None:
+    def check(self, config: ConfigDict, tokenizer: ConfigDict, transformer: UViT) -> None:
         """Raises ConversionError for parts that do not belong together; `tokenizer` its config."""
         check_cell(config)
         theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
@@ -97,8 +95,8 @@ class AmusedFolder(NamedTuple):
             )
         check_size(config, tokenizer)
         with self.clip_folder() as clip:
-            shown, widths = str(self.path / TEXT_ENCODER), self.text_widths(self.weights, config)
-            check_clip("--weights", str(clip), *widths, shown=shown)
+            widths, shown = (transformer.text_width, transformer.pooled_width), TEXT_ENCODER
+            check_clip("--weights", str(clip), *widths, shown=str(self.path / shown))
 
     def carry(self, config: ConfigDict, tree: Tree, folder: Path) -> None:
         """Writes tokenizer (its config and tree) and text encoder, as `token_training.prepare`."""
@@ -129,9 +127,7 @@ def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
         )
 
 
-def open_folder(
-    path: str | Path, text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
-) -> AmusedFolder | None:
+def open_folder(path: str | Path) -> AmusedFolder | None:
     """Opens a pipeline's folder; None where the path is no such folder.
 
     Raises:
@@ -155,7 +151,7 @@ def open_folder(
     schedule, mask_token = _read_scheduler(folder / SCHEDULER_CONFIG)
     found = {"sampler.schedule": (schedule, "its scheduler")}
     weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
-    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token, text_widths)
+    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token)
     try:
         assert opened.files
     except FileNotFoundError as error:

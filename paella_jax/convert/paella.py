@@ -122,17 +122,12 @@ def _check_run(config: ConfigDict) -> None:
 
 
 PAELLA = Released(
-    family="paella",
-    title="Paella token predictor",
-    usage=DRAW,
+    family="paella", title="Paella token predictor", usage=DRAW,
     marks=("byt5_mapper.weight", "in_mapper.0.weight", "out_mapper.1.weight"),
-    runs={"method": "tokens", "cell.network": "unet"},
-    preset="paella:1b",
+    runs={"method": "tokens", "cell.network": "unet"}, preset="paella:1b",
     make=lambda config, tensors=None: Paella(**config.model),
     names=Names(paella_entries, _paella_inputs, _paella_widths, optional="clip_"),
-    own="predictor",
-    infer=infer_paella,
-    heads=({"num_heads": "widths"}, HEAD_WIDTH),
+    own="predictor", infer=infer_paella, heads=({"num_heads": "widths"}, HEAD_WIDTH),
     extra=lambda weights, fields: {"text.width": (condition_widths(weights)[0], SHAPES)},
     settle=_settle,
     needs={
@@ -140,12 +135,9 @@ PAELLA = Released(
         "text": ("text.folder", "T5_FOLDER"),
         "clip": ("clip.folder", ""),
     },
-    together=True,
-    tokenizer=("codebook_size", "codes"),
-    check=_check,
-    carry=carry_tokens,
+    together=True, tokenizer=("codebook_size", "codes"), check=_check, carry=carry_tokens,
     check_run=_check_run,
-)
+)  # fmt: skip
 
 
 def clip_prior_entries(model: ClipPrior) -> list[Entry]:
@@ -187,18 +179,15 @@ def infer_clip_prior(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 
 CLIP_PRIOR = Released(
-    family="clip_prior",
-    title="CLIP prior (text embedding to image embedding)",
+    family="clip_prior", title="CLIP prior (text embedding to image embedding)",
     usage='python -c "from paella_jax.families.clip_prior import load_clip_prior; '
     "prior = load_clip_prior('{out}')\"",
-    marks=("blocks.0.weight", "blocks.1.0.weight"),
-    runs={"method": "clip_prior"},
+    marks=("blocks.0.weight", "blocks.1.0.weight"), runs={"method": "clip_prior"},
     preset="clip_prior:released",
     make=lambda config, tensors=None: ClipPrior(**config.model),
     names=Names(
         clip_prior_entries,
         lambda model: (embedding := jnp.zeros((1, model.clip_width)), jnp.zeros((1,)), embedding),
     ),
-    own="prior",
-    infer=infer_clip_prior,
-)
+    own="prior", infer=infer_clip_prior,
+)  # fmt: skip

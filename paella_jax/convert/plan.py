@@ -14,17 +14,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import apply_override, flatten_config, load_config, to_json
 from paella_jax.convert.recognise import Parts, check_family, run_family
-from paella_jax.convert.released import (
-    COMMAND,
-    DEFAULT,
-    JSON,
-    SHAPES,
-    Found,
-    Released,
-    article,
-    config_file,
-    value_of,
-)
+from paella_jax.convert.released import DEFAULT, JSON, SHAPES, Found, Released, article, value_of
 from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
@@ -76,8 +66,7 @@ def plan_conversion(
       ConfigError: an override names no field, or has another type.
     """
     record, weights, folder = parts.record, parts.weights, parts.folder
-    beside = record.beside
-    config = load_config(record.preset)
+    beside, config = record.beside, load_config(record.preset)
     origins = {f"{record.block}.{name}": DEFAULT for name in config[record.block]}
     name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {name_of(override) for override in overrides}
@@ -92,7 +81,7 @@ def plan_conversion(
     _set_all(config, origins, found)
     for override in overrides:
         apply_override(config, override)
-        origins[name_of(override)] = COMMAND
+        origins[name_of(override)] = "the command line"
     _check_heads(config, record)
     tokenizer = None
     if folder is not None:
@@ -118,17 +107,14 @@ def plan_conversion(
 def _set_all(config: ConfigDict, origins: dict[str, str], found: Found) -> None:
     """Sets config fields and notes where they are from."""
     for name, (value, origin) in found.items():
-        *parents, last = name.split(".")
-        block = config
-        for parent in parents:
-            block = block[parent]
-        block[last] = value
+        block, _, last = name.rpartition(".")
+        (value_of(config, block) if block else config)[last] = value
         origins[name] = origin
 
 
 def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
     """What the weights and the config.json beside them tell."""
-    file, foreign = config_file(weights), record.foreign
+    file, foreign = weights_file.config_beside(weights), record.foreign
     told = lambda module, names: {name: getattr(module, name) for name in names}
     with weights_file.errors_name(weights.files[0]):
         if file is not None and foreign is not None and record.told is None:
@@ -205,7 +191,7 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
             "its folder `transformer` alone"
         )
     if plan.tokenizer is not None:
-        return plan.folder.check(config, plan.tokenizer.config)
+        return plan.folder.check(config, plan.tokenizer.config, record.make(config, weights))
     if record.together and given and "tokenizer" not in given:
         raise ConversionError(f"{options} needs --tokenizer too: networks are carried together")
     if "tokenizer" in given:

@@ -19,7 +19,7 @@ from paella_jax.files.tensors import ConversionError, Names, Weights
 from paella_jax.typing import Tree
 
 # Where a field's value is from.
-SHAPES, JSON, COMMAND, DEFAULT = "the weights", "its config.json", "the command line", "default"
+SHAPES, JSON, DEFAULT = "the weights", "its config.json", "default"
 # Config field -> its value and where that is from.
 Found = dict[str, tuple[Any, str]]
 DRAW = 'python -m paella_jax.sample --checkpoint {out} --prompt "a red circle" --out grid.png'
@@ -219,9 +219,3 @@ def value_of(config: Mapping[str, Any], name: str) -> Any:
 def article(family: str) -> str:
     """The family's name in a sentence."""
     return f"{'an' if family[0] in 'aeiou' else 'a'} {family}"
-
-
-def config_file(weights: Weights) -> Path | None:
-    """The config.json beside a diffusers model's weights, if there is one."""
-    file = weights.files[0].parent / weights_file.CONFIG
-    return file if file.is_file() else None

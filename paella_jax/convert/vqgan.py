@@ -110,31 +110,25 @@ def _diffusers_entries(entries: list[Entry]) -> list[Entry]:
 
 
 VQGAN = Released(
-    family="vqgan",
-    title="VQGAN tokenizer",
+    family="vqgan", title="VQGAN tokenizer",
     usage="python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
     "--config.tokenizer={out} --config.model.codebook_size={codes}",
     marks=(CODEBOOK, DIFFUSERS_CODEBOOK, "in_block.1.weight"),
-    runs={"method": "vqgan", "architecture": "paella"},
-    preset="vqgan:f4",
+    runs={"method": "vqgan", "architecture": "paella"}, preset="vqgan:f4",
     make=lambda config, tensors=None: PaellaVQGAN(**config.model),
     names=Names(
         vqgan_entries, _pixels, whole=True, diffusers=(_diffusers_entries, DIFFUSERS_CODEBOOK)
     ),
-    own="vqgan",
-    infer=infer_vqgan,
+    own="vqgan", infer=infer_vqgan,
     foreign=ForeignConfig("PaellaVQModel", PaellaVQGAN, {
         "in_channels": Fixed(3), "out_channels": Fixed(3), "up_down_scale_factor": Fixed(2),
         "levels": "levels", "bottleneck_blocks": "bottleneck_blocks", "embed_dim": "width",
         "latent_channels": "latent_channels", "num_vq_embeddings": "codebook_size",
         "scale_factor": Field("scale_factor", read=lambda value, config: float(value)),
     }),
-    told=("scale_factor",),
-    forms=("original", "diffusers"),
-    groups=("wuerstchen",),
+    told=("scale_factor",), forms=("original", "diffusers"), groups=("wuerstchen",),
     tree=lambda loaded: _with_codes(loaded["params"], {"vqgan": loaded["batch_stats"]}),
-    of_run=variables_of,
-    training_only=("discriminator",),
+    of_run=variables_of, training_only=("discriminator",),
 )  # fmt: skip
 
 
@@ -246,15 +240,10 @@ def _make_vqmodel(config: ConfigDict, tensors: Any = None) -> VQModel:
 
 
 VQMODEL = Released(
-    family="vqgan",
-    title="VQGAN tokenizer",
-    usage=VQGAN.usage,
+    family="vqgan", title="VQGAN tokenizer", usage=VQGAN.usage,
     marks=("quantize.embedding.weight", "encoder.conv_in.weight"),
-    runs={"method": "vqgan", "architecture": "resnet"},
-    preset="resnet_vqgan:f16",
-    make=_make_vqmodel,
-    names=Names(vqmodel_entries, _pixels),
-    own="vqgan",
+    runs={"method": "vqgan", "architecture": "resnet"}, preset="resnet_vqgan:f16",
+    make=_make_vqmodel, names=Names(vqmodel_entries, _pixels), own="vqgan",
     infer=infer_vqmodel,
     foreign=ForeignConfig("VQModel", VQModel, {
         "act_fn": Fixed("silu"), "in_channels": Fixed(3), "out_channels": Fixed(3),
@@ -272,9 +261,7 @@ VQMODEL = Released(
         "lookup_from_codebook": Written(True), "force_upcast": Written(True),
         "sample_size": Written(32, "sample_size"), "scaling_factor": Written(0.18215),
     }, check=_check_decoder),
-    told=None,
-    forms=("diffusers",),
-    groups=("wuerstchen",),
+    told=None, forms=("diffusers",), groups=("wuerstchen",),
     tree=lambda params: _with_codes(params, {}),
     of_run=lambda params, state: variables_of(params, state)["params"],
     training_only=("discriminator",),

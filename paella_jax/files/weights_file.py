@@ -66,6 +66,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
+def config_beside(weights: Weights) -> Path | None:
+    """The config.json beside a diffusers model's weights, if there is one."""
+    file = weights.files[0].parent / CONFIG
+    return file if file.is_file() else None
+
+
 def read_weights(folder: Path, wanted: Wanted, model_class: str) -> dict[str, np.ndarray]:
     """The wanted tensors of all weight files, in the file's dtype (so bfloat16 stays small).
 
