@@ -43,6 +43,7 @@ def main() -> int:
     """Parses the command line and converts."""
     from paella_jax.convert.export import FORMS
     from paella_jax.convert.recognise import FAMILIES, GROUPS
+    from paella_jax.files.atomic import check_new
 
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
@@ -74,6 +75,9 @@ def main() -> int:
             "give --family with --weights, or --export with --checkpoint, or --interpolate, or "
             "--merge (--config. fields with --family only)"
         )
+    if arguments.dtype != "keep" and (arguments.interpolate or arguments.merge):
+        raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
+    check_new(Path(arguments.out))
     if arguments.family:
         return convert(arguments, overrides)
     return export(arguments) if arguments.export else combine(arguments)
@@ -83,31 +87,24 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """A weights file -> a run folder."""
     from paella_jax.convert import plan as engine
     from paella_jax.convert.recognise import open_parts
-    from paella_jax.files.atomic import check_new
 
     out, dtype = Path(arguments.out), _dtype(arguments.dtype)
-    check_new(out)
     parts = open_parts(arguments.weights, arguments.family, arguments.key, arguments.compressor)
     family, allowed = parts.record.family, parts.record.needs
     given = {name: getattr(arguments, name) for name in CARRIED if getattr(arguments, name)}
     if given.keys() - allowed.keys():
         refused = ", ".join(f"--{name}" for name in given if name not in allowed)
         raise ValueError(f"{refused} are no options of {family}; leave them out")
-    overrides = [
-        f"--config.{allowed[name][0]}={value}" for name, value in given.items()
-    ] + overrides
-    plan = engine.plan_conversion(parts, overrides, dtype)
+    taken = [f"--config.{allowed[name][0]}={value}" for name, value in given.items()]
+    plan = engine.plan_conversion(parts, taken + overrides, dtype)
     engine.check_frozen(plan, parts.weights)
 
-    fields, missing = plan.fields(), engine.lacking(plan)
-    arrays = plan.arrays()
+    fields, missing, arrays = plan.fields(), engine.lacking(plan), plan.arrays()
     stored = arguments.dtype if dtype is not None else _dtype_names(arrays)
     read = sum(file.stat().st_size for file in parts.files)
     with _progress(arrays.values(), dtype, read) as report:
         files = engine.described(parts.files, report)
-        card = engine.model_card(
-            plan, files, source=parts.source, missing=missing, dtype=stored, out=out.name
-        )
+        card = engine.model_card(plan, files, source=parts.source, dtype=stored, out=out.name)
         engine.write_run_folder(plan, out, card, dtype, report)
     print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
     for origin in dict.fromkeys(origin for _, origin in fields.values()):
@@ -122,10 +119,8 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
     from paella_jax.convert.export import plan_export
-    from paella_jax.files.atomic import check_new
 
     out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
-    check_new(out)
     if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
         raise ValueError(f"--export {form} writes one file; --out {out} must be FILE.safetensors")
     plan = plan_export(arguments.checkpoint, form)
@@ -145,15 +140,11 @@ def export(arguments: argparse.Namespace) -> int:
 def combine(arguments: argparse.Namespace) -> int:
     """Run folders -> another run folder."""
     from paella_jax.convert.released import value_of
-    from paella_jax.files.atomic import check_new
     from paella_jax.runs.derive import save_merged
     from paella_jax.runs.folder import read_config
     from paella_jax.runs.interpolate import interpolate_runs
 
     out, share = Path(arguments.out), arguments.share
-    if arguments.dtype != "keep":
-        raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
-    check_new(out)
     if arguments.interpolate:
         first, second = arguments.interpolate
         count = interpolate_runs(first, second, share, out)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert import amused_folder
@@ -20,6 +19,7 @@ from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files import weights_file
 from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, attention, linear, norm
 from paella_jax.models.uvit import UViT
+from paella_jax.typing import Tensors
 
 UVIT_CLASS = "UVit2DModel"
 HEAD_WIDTH, MICRO_WIDTH, MICRO_CONDS = 64, 256, 5  # as released
@@ -132,7 +132,7 @@ def _inputs(model: UViT) -> tuple[Any, ...]:
 
 
 def infer_uvit(
-    tensors: Mapping[str, np.ndarray], head_width: int = HEAD_WIDTH, micro_width: int = MICRO_WIDTH
+    tensors: Tensors, head_width: int = HEAD_WIDTH, micro_width: int = MICRO_WIDTH
 ) -> dict[str, Any]:
     """Fields of `UViT` from a state dict's names and shapes.
 
@@ -176,7 +176,7 @@ def make_uvit(config: Mapping[str, Any], text_width: int = 768, pooled_width: in
     return UViT(**fields, codebook_size=codes, text_width=text_width, pooled_width=pooled_width)
 
 
-def _make(config: ConfigDict, tensors: Mapping[str, np.ndarray] | None = None) -> UViT:
+def _make(config: ConfigDict, tensors: Tensors | None = None) -> UViT:
     """`make_uvit`; the text has what the micro-conditions leave of the condition."""
     if not tensors:
         return make_uvit(config)

@@ -135,11 +135,10 @@ def open_folder(path: str | Path) -> AmusedFolder | None:
         scheduler does what our sampler does not.
     """
     folder = Path(path)
+    is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
     if (folder / INDEX).is_file():
-        kind = str(weights_file.read_json(folder / INDEX).get("_class_name"))
-        is_folder = kind.startswith("Amused")
-    else:
-        is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
+        pipeline = weights_file.read_json(folder / INDEX).get("_class_name")
+        is_folder = str(pipeline).startswith("Amused")
     if not is_folder:
         return None
     missing = [name for name in NEEDED if not (folder / name).exists()]
@@ -148,29 +147,25 @@ def open_folder(path: str | Path) -> AmusedFolder | None:
             f"{folder} lacks {', '.join(missing)} of an {PIPELINE}; download the whole folder, or "
             f"give {folder / TRANSFORMER} with --tokenizer VQGAN_RUN --clip CLIP_FOLDER"
         )
-    schedule, mask_token = _read_scheduler(folder / SCHEDULER_CONFIG)
+    file, ours = folder / SCHEDULER_CONFIG, CLASSES[SCHEDULER][1]
+    config = weights_file.read_json(file)
+    schedule, kind = config.get("masking_schedule", "cosine"), config.get("_class_name")
+    if kind != ours:
+        raise ConversionError(f"{file} is of a {kind!r}, not of an {ours}")
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        what = f"masking_schedule {schedule!r} is not known here, only {known}"
+        raise ConversionError(f"{file}: {what}")
+    if "mask_token_id" not in config:
+        raise ConversionError(f"{file} has no field 'mask_token_id'; download it again")
     found = {"sampler.schedule": (schedule, "its scheduler")}
     weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
-    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token)
+    opened = AmusedFolder(folder, weights, tokenizer, found, config["mask_token_id"])
     try:
         assert opened.files
     except FileNotFoundError as error:
         raise ConversionError(str(error)) from error
     return opened
-
-
-def _read_scheduler(file: Path) -> tuple[str, int]:
-    config, ours = weights_file.read_json(file), CLASSES[SCHEDULER][1]
-    schedule = config.get("masking_schedule", "cosine")
-    if config.get("_class_name") != ours:
-        raise ConversionError(f"{file} is of a {config.get('_class_name')!r}, not of an {ours}")
-    if schedule not in SCHEDULES:
-        raise ConversionError(
-            f"{file}: masking_schedule {schedule!r} is not known here, only {', '.join(SCHEDULES)}"
-        )
-    if "mask_token_id" not in config:
-        raise ConversionError(f"{file} has no field 'mask_token_id'; download it again")
-    return schedule, config["mask_token_id"]
 
 
 class AmusedRun(NamedTuple):

@@ -6,12 +6,13 @@ Facts: docs/models/paella.md 6 and docs/models/wuerstchen.md 6.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from paella_jax.files.tensors import ConversionError, Entry, linear
+from paella_jax.typing import Tensors
 
 # What a block of each kind is known by: the first tensor below its name.
 KINDS = (
@@ -85,7 +86,7 @@ def split_attention(entries: list[Entry]) -> list[Entry]:
 SPLIT_ATTENTION = (split_attention, ".attention.to_")  # in a name of diffusers' table alone
 
 
-def _block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
+def _block_kinds(tensors: Tensors, network: str) -> list[str]:
     """The blocks of every level of the way down, such as "CTCT"; `network` is for the errors."""
     found: dict[int, dict[int, str]] = {}
     for name in tensors:
@@ -116,10 +117,7 @@ def _period(kinds: str) -> str:
 
 
 def level_fields(
-    tensors: Mapping[str, np.ndarray],
-    width: int,
-    released: tuple[str, str],
-    head_width: int | Sequence[int],
+    tensors: Tensors, width: int, released: tuple[str, str], head_width: int | Sequence[int]
 ) -> dict[str, Any]:
     """Fields of a U-shaped network that its levels tell.
 
@@ -152,7 +150,7 @@ def level_fields(
     }
 
 
-def block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, int]:
+def block_fields(tensors: Tensors, block: str) -> dict[str, int]:
     """What the first T block and the first C block tell; `block` matches their names."""
     fields: dict[str, int] = {}
     for layer, axis, field in (("mapper", 1, "time_width"), ("depthwise", 3, "kernel_size")):
@@ -162,13 +160,13 @@ def block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, int
     return fields
 
 
-def index_count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
+def index_count(tensors: Tensors, pattern: str) -> int:
     """One more than the largest number `pattern` finds in a tensor's name; 0 without any."""
     matches = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
-def width_into(tensors: Mapping[str, np.ndarray], name: str) -> int:
+def width_into(tensors: Tensors, name: str) -> int:
     """Inputs of a linear layer by its weight's name; 1 if it is not there.
 
     A misfit is reported with all the others.
@@ -178,7 +176,7 @@ def width_into(tensors: Mapping[str, np.ndarray], name: str) -> int:
 
 
 def needed_shape(
-    tensors: Mapping[str, np.ndarray], name: str, rank: int, network: str, file: str = ""
+    tensors: Tensors, name: str, rank: int, network: str, file: str = ""
 ) -> tuple[int, ...]:
     """Shape of a tensor that tells sizes.
 

@@ -19,7 +19,8 @@ from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import read_config
 
 ORIGINAL, DIFFUSERS = "original", "diffusers"
-FORMS = (ORIGINAL, DIFFUSERS, *(r.beside.name for r in RECORDS if r.beside is not None))
+OWNERS = {r.beside.name: r.family for r in RECORDS if r.beside is not None}
+FORMS = (ORIGINAL, DIFFUSERS, *OWNERS)
 
 
 class Export(NamedTuple):
@@ -35,7 +36,7 @@ class Export(NamedTuple):
         self,
         out: Path,
         dtype: np.dtype | None = None,
-        report: Callable[[int], object] | None = None,
+        report: Callable[[int], object] = lambda size: None,
     ) -> list[str]:
         """Writes a safetensors file, or for diffusers a folder; `dtype` is for `tensors` alone.
 
@@ -84,10 +85,8 @@ def plan_export(checkpoint: str | Path, form: str) -> Export:
         )
     if form not in (ORIGINAL, DIFFUSERS):
         if beside is None or beside.name != form:
-            owner = next(
-                r.family for r in RECORDS if r.beside is not None and r.beside.name == form
-            )
-            raise ConversionError(f"--export {form} exists for {article(owner)} only, {this}")
+            owner = article(OWNERS[form])
+            raise ConversionError(f"--export {form} exists for {owner} only, {this}")
         variables = beside.of_run(checkpoint)
         return Export(beside.names.save(variables, beside.make(config), copy=False), [])
     record.check_run(config)

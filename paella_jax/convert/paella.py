@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, lin
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
+from paella_jax.typing import Tensors
 
 HEAD_WIDTH = 80
 FILE = ("Paella", "paella_v3.pt")  # for error messages
@@ -49,20 +49,20 @@ def _paella_inputs(model: Paella, text_width: int, clip_width: int | None) -> tu
     return jnp.zeros((1, size, size), jnp.int32), jnp.zeros((1,)), cond
 
 
-def _paella_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
+def _paella_widths(tensors: Tensors) -> tuple[int, int | None]:
     has_clip = any(name.startswith("clip_") for name in tensors)
     clip = width_into(tensors, "clip_mapper.weight") if has_clip else None
     return width_into(tensors, "byt5_mapper.weight"), clip
 
 
-def condition_widths(tensors: Mapping[str, np.ndarray]) -> tuple[int, int | None]:
+def condition_widths(tensors: Tensors) -> tuple[int, int | None]:
     """Widths of the text states and of CLIP's embeddings; None for a model without CLIP."""
     width = lambda layer: needed_shape(tensors, f"{layer}.weight", 2, *FILE)[1]
     has_clip = any(name.startswith("clip_") for name in tensors)
     return width("byt5_mapper"), width("clip_mapper") if has_clip else None
 
 
-def infer_paella(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def infer_paella(tensors: Tensors) -> dict[str, Any]:
     """Fields of `Paella` from a state dict's names and shapes.
 
     Not told by them: `dropout`, `self_attention`, `remat` and the number of heads. `num_heads` is
@@ -131,8 +131,7 @@ PAELLA = Released(
     extra=lambda weights, fields: {"text.width": (condition_widths(weights)[0], SHAPES)},
     settle=_settle,
     needs={
-        "tokenizer": ("tokenizer", "VQGAN_RUN"),
-        "text": ("text.folder", "T5_FOLDER"),
+        "tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "T5_FOLDER"),
         "clip": ("clip.folder", ""),
     },
     together=True, tokenizer=("codebook_size", "codes"), check=_check, carry=carry_tokens,
@@ -154,7 +153,7 @@ def clip_prior_entries(model: ClipPrior) -> list[Entry]:
     return entries
 
 
-def infer_clip_prior(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+def infer_clip_prior(tensors: Tensors) -> dict[str, int]:
     """Fields of `ClipPrior` from a state dict's shapes: they determine all of them.
 
     Raises:

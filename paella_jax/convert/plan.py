@@ -124,12 +124,10 @@ def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
             fields, origin = record.infer(weights), SHAPES
         # The widths of its text are the text encoder's to say, not the config's.
         has = lambda name: name in config[record.block] or name == "codebook_size"
+        heads = record.heads[0]
         found = {
             # Heads that the shapes leave open are of the released width.
-            record.field_of(n): (
-                v,
-                DEFAULT if origin == SHAPES and n in record.heads[0] else origin,
-            )
+            record.field_of(n): (v, DEFAULT if origin == SHAPES and n in heads else origin)
             for n, v in fields.items()
             if has(n)
         }
@@ -155,9 +153,6 @@ def _check_heads(config: ConfigDict, record: Released) -> None:
                 f"{sizes.format(width, block[width])} not divide into heads of {head_width} as "
                 f"the released model's; give --config.{record.field_of(name)}={form}"
             )
-
-
-# --- the networks that a converted model takes along
 
 
 def lacking(plan: Conversion) -> str:
@@ -211,7 +206,7 @@ def write_run_folder(
     out: Path,
     card: str,
     dtype: np.dtype | None = None,
-    report: Callable[[int], object] | None = None,
+    report: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes weights (one tensor in memory at a time), frozen networks, card and config.
 
@@ -228,9 +223,6 @@ def write_run_folder(
             plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(plan.config))
-
-
-# --- its card
 
 
 def described(
@@ -253,9 +245,7 @@ def described(
     return lines
 
 
-def model_card(
-    plan: Conversion, files: Sequence[str], *, source: str, dtype: str, missing: str, out: str
-) -> str:
+def model_card(plan: Conversion, files: Sequence[str], *, source: str, dtype: str, out: str) -> str:
     """The text of a run folder's README.md: what the weights are and where they come from.
 
     Args:
@@ -263,10 +253,9 @@ def model_card(
       files: of the weights, as `described`.
       source: what kind of file it was.
       dtype: what the weights are stored in.
-      missing: as `lacking` says it.
       out: the folder's name, for the example.
     """
-    record, fields = plan.record, plan.fields()
+    record, fields, missing = plan.record, plan.fields(), lacking(plan)
     export = record.forms[0]
     target = "FOLDER" if export == "diffusers" else "FILE.safetensors"
     rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]

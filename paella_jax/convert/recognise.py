@@ -21,9 +21,8 @@ FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
 GROUPS = tuple(dict.fromkeys(group for record in RECORDS for group in record.groups))
 # Others that come with the releases: which option takes them.
 OTHERS = {
-    "a T5 text encoder; give its folder as --text": (
-        "shared.weight", "encoder.final_layer_norm.weight",
-    ),
+    "a T5 text encoder; give its folder as --text":
+        ("shared.weight", "encoder.final_layer_norm.weight"),
     "a CLIP model; give its folder as --clip, or for Würstchen as --text": (
         "text_model.final_layer_norm.weight", "visual.proj", "text_projection",
         "text_projection.weight",

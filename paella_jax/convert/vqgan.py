@@ -27,7 +27,7 @@ from paella_jax.files.tensors import (
 from paella_jax.models.vqgan import VQGAN as PaellaVQGAN
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import variables_of
-from paella_jax.typing import Tree
+from paella_jax.typing import Tensors, Tree
 
 CODEBOOK, DIFFUSERS_CODEBOOK = "vquantizer.codebook.weight", "vquantizer.embedding.weight"
 ENCODER_LEVELS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -45,10 +45,7 @@ def _with_codes(params: Tree, state: Tree) -> Tree:
     return {"params": {"vqgan": params}, "model_state": {**state, "codes": codes}}
 
 
-# --- Paella's
-
-
-def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+def infer_vqgan(tensors: Tensors) -> dict[str, int]:
     """Fields of `VQGAN` from a state dict's names and shapes: all but `scale_factor`.
 
     Raises:
@@ -132,9 +129,6 @@ VQGAN = Released(
 )  # fmt: skip
 
 
-# --- diffusers' VQModel
-
-
 def vqmodel_entries(model: VQModel) -> list[Entry]:
     """The name table of one configuration."""
     entries = [
@@ -187,7 +181,7 @@ def _pixel_attention(level: str, path: str, block: int) -> list[Entry]:
     return norm(f"{name}.group_norm", *ours, "norm") + attention(name, *ours, "attention")
 
 
-def infer_vqmodel(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def infer_vqmodel(tensors: Tensors) -> dict[str, Any]:
     """Fields of `VQModel` from a state dict's names and shapes: all but `norm_groups`.
 
     Raises:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert import blocks
@@ -24,6 +23,7 @@ from paella_jax.models.stage_c import StageC
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.runs.folder import read_config
 from paella_jax.runs.frozen import carry
+from paella_jax.typing import Tensors
 
 HEAD_WIDTH, PATCH_SIZE = 64, 2
 # The released stages draw from 1024 pixels on (docs/models/wuerstchen.md 5.5).
@@ -37,9 +37,6 @@ TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight"
 
 def _inputs(shape: tuple[int, ...], text_width: int) -> tuple[Any, ...]:
     return jnp.zeros(shape), jnp.zeros((1,)), Conditioning(text=jnp.zeros((1, 1, text_width)))
-
-
-# --- Stage B
 
 
 def stage_b_entries(model: StageB) -> list[Entry]:
@@ -63,7 +60,7 @@ def _inputs_b(model: StageB, text_width: int) -> tuple[Any, ...]:
     return _inputs((1, model.grid_divisor, model.grid_divisor, model.latent_channels), text_width)
 
 
-def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
+def refuse_token_model(tensors: Tensors) -> None:
     """Raises ConversionError for the first release's Stage B."""
     if found := [name for name in TOKEN_MODEL if name in tensors]:
         raise ConversionError(
@@ -73,14 +70,12 @@ def refuse_token_model(tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _widths_b(tensors: Mapping[str, np.ndarray]) -> tuple[int]:
+def _widths_b(tensors: Tensors) -> tuple[int]:
     refuse_token_model(tensors)
     return (blocks.width_into(tensors, TEXT_B),)
 
 
-def infer_stage_b(
-    tensors: Mapping[str, np.ndarray], head_width: int | Sequence[int] = HEAD_WIDTH
-) -> dict[str, Any]:
+def infer_stage_b(tensors: Tensors, head_width: int | Sequence[int] = HEAD_WIDTH) -> dict[str, Any]:
     """Fields of `StageB` from a state dict's names and shapes, original or diffusers.
 
     Not told by them: `dropout`, `self_attention`, the number of heads and how the patched channels
@@ -176,9 +171,6 @@ STAGE_B = Released(
 )  # fmt: skip
 
 
-# --- Stage C
-
-
 def stage_c_entries(model: StageC) -> list[Entry]:
     """The original's name table of one configuration."""
     entries = [
@@ -192,9 +184,7 @@ def stage_c_entries(model: StageC) -> list[Entry]:
     return entries
 
 
-def infer_stage_c(
-    tensors: Mapping[str, np.ndarray], head_width: int = HEAD_WIDTH
-) -> dict[str, Any]:
+def infer_stage_c(tensors: Tensors, head_width: int = HEAD_WIDTH) -> dict[str, Any]:
     """Fields of `StageC` from a state dict's names and shapes, original or diffusers.
 
     Not told by them: `dropout`, `self_attention` and the number of heads. `num_heads` is there

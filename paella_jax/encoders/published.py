@@ -6,7 +6,7 @@ is not read), with the prefix "text_model." or "vision_model." (all older files)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +19,13 @@ from paella_jax.encoders.clip_vision import ClipVision, clip_vision_from_hf_conf
 from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
 from paella_jax.files.tensors import ConversionError, Entry, Names, attention, linear, norm
 from paella_jax.files.weights_file import CONFIG, errors_name, read_config, read_weights
-from paella_jax.typing import Tree
-
-Tensors = Mapping[str, np.ndarray]
+from paella_jax.typing import Tensors, Tree
 
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
 # The other half of an encoder-decoder checkpoint.
 DECODER = ("decoder.", "lm_head.")
 # Not weights: the numbers 0, 1, 2, ... in files of older transformers versions.
 POSITION_IDS = "embeddings.position_ids"
-CLIP_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-
-
-# --- CLIP
 
 
 class Tower(NamedTuple):
@@ -155,9 +149,6 @@ def load_clip_vision_folder(path: str | Path) -> tuple[ClipVision, Tree]:
     return VISION.load_folder(path)
 
 
-# --- T5
-
-
 def t5_entries(module: T5Encoder) -> list[Entry]:
     """The tensor table of an encoder: Hugging Face names to our paths."""
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -226,9 +217,6 @@ def _read_folder(
     return module, read_weights(folder, lambda n: not n.startswith(foreign), model_class)
 
 
-# --- checks of folders that a conversion takes along, by their configs only
-
-
 def read_config_of(option: str, folder: str) -> dict[str, Any]:
     """The config.json of a folder given as an option; ConversionError where there is none."""
     try:
@@ -269,7 +257,8 @@ def check_clip(
         raise ConversionError(
             f"{shown} has projection_dim {projection}, the weights were trained with {pooled}"
         )
-    if not any(all((path / name).is_file() for name in names) for names in CLIP_TOKENIZERS):
+    has = lambda *names: all((path / name).is_file() for name in names)
+    if not has("tokenizer.json") and not has("vocab.json", "merges.txt"):
         raise ConversionError(
             f"{shown} has neither tokenizer.json nor vocab.json and merges.txt; copy them "
             "there (diffusers repositories keep them in the folder `tokenizer`)"

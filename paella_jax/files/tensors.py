@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paella_jax.config import UserError
-from paella_jax.typing import Tree
+from paella_jax.typing import Tensors, Tree
 
 # Layout -> how the axes move: from PyTorch's to ours, and back.
 Move = Callable[[np.ndarray], np.ndarray]
@@ -45,7 +45,7 @@ class Weights(dict[str, np.ndarray]):
 
     def __init__(
         self,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Tensors,
         source: str,  # one line on what kind of file it was and where in it the tensors were
         files: Iterable[Path] = (),  # that they come from
         entries: Iterable[str] = (),  # of a torch file of several things: those that hold weights
@@ -115,7 +115,7 @@ def _their_view(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 def import_tensors(
     entries: Iterable[Entry],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     expected: Mapping[str, Any],
     *,
     ignore: Iterable[str] = (),
@@ -187,7 +187,7 @@ class Names:
     # Module, and widths that it takes from its inputs -> arguments of its `init`.
     inputs: Callable[..., tuple[Any, ...]]
     # Tensors -> those widths; whatever is missing is reported with all other misfits.
-    widths: Callable[[Mapping[str, np.ndarray]], tuple[Any, ...]] = lambda tensors: ()
+    widths: Callable[[Tensors], tuple[Any, ...]] = lambda tensors: ()
     whole: bool = False  # paths are over {"params", "batch_stats"}, not over the parameters alone
     # The original table -> diffusers' one, where there are both; and what a tensor's name contains
     # in diffusers' alone.
@@ -213,7 +213,7 @@ class Names:
         variables = jax.eval_shape(init)
         return variables if self.whole else variables["params"]
 
-    def load(self, tensors: Mapping[str, np.ndarray], module: Any) -> Tree:
+    def load(self, tensors: Tensors, module: Any) -> Tree:
         """State dict, original or diffusers -> our tree; ConversionError lists every misfit."""
         entries = self.table(module, self.is_diffusers(tensors))
         if not any(map(self._is_optional, tensors)):

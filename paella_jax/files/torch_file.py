@@ -151,10 +151,8 @@ def _array(raw: np.ndarray, tensor: StoredTensor, starts: Places) -> np.ndarray:
             "it again"
         )
     numbers = raw[start + begin : start + end].view(storage.dtype)
-    strides = [step * size for step in tensor.stride]
-    return np.lib.stride_tricks.as_strided(
-        numbers[tensor.offset :], tensor.size, strides, writeable=False
-    )
+    numbers, strides = numbers[tensor.offset :], [step * size for step in tensor.stride]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.size, strides, writeable=False)
 
 
 def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor], str, list[str]]:
@@ -179,9 +177,8 @@ def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor],
                 + (f"; choose one of {sorted(map(str, inside))} with --key" if inside else "")
             )
         key = chosen[0]
-    others = [repr(name) for name in known if name != key]
-    note = f", weights under the key {key!r}"
-    note += f" (also {', '.join(others)})" if others else ""
+    others = ", ".join(repr(name) for name in known if name != key)
+    note = f", weights under the key {key!r}" + (f" (also {others})" if others else "")
     return _without_prefix(inside[key]), note, [str(name) for name in inside]
 
 
