@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.convert.released import ForeignConfig, Found
@@ -29,7 +28,7 @@ from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import carry_clip, place_of, variables_of, write_tokenizer
-from paella_jax.typing import Tree
+from paella_jax.typing import Tensors, Tree
 
 INDEX, PIPELINE = "model_index.json", "AmusedPipeline"
 TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = (
@@ -168,48 +167,14 @@ def open_folder(path: str | Path) -> AmusedFolder | None:
     return opened
 
 
-class AmusedRun(NamedTuple):
-    """What a run holds of a pipeline."""
-
-    # File in the folder -> its JSON; the index is there only where every part is.
-    configs: dict[str, dict[str, Any]]
-    vqvae: dict[str, np.ndarray] | None  # the tokenizer's tensors, if the run carries one
-    clip: Path | None  # folder of the text encoder and its tokenizer, if the run carries one
-
-    @property
-    def missing(self) -> list[str]:
-        """Parts of the pipeline that the run does not carry."""
-        return [VQVAE] * (self.vqvae is None) + [TEXT_ENCODER, TOKENIZER] * (self.clip is None)
-
-    def write(self, out: Path, tensors: Mapping[str, np.ndarray], *stored: Any) -> list[str]:
-        """Writes the transformer and every part that the run carries.
-
-        Args:
-          out: folder, made here.
-          tensors: the transformer's, by diffusers' names.
-          *stored: its dtype and what is told of its bytes, as for `write_safetensors`; the other
-            parts stay as the run has them.
-
-        Returns:
-          The parts that the run does not carry.
-
-        Raises:
-          ConversionError: values do not fit the dtype.
-        """
-        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, *stored)
-        if self.vqvae is not None:
-            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, self.vqvae)
-        if self.clip is not None:
-            _write_text_encoder(self.clip, out)
-        for name, config in self.configs.items():
-            _write_json(out / name, config)
-        return self.missing
-
-
 def open_run(
     checkpoint: str | Path, config: ConfigDict, transformer: UViT, foreign: ForeignConfig
-) -> AmusedRun:
-    """What a run carries of a pipeline, whose transformer's config.json is `foreign`.
+) -> Callable[..., list[str]]:
+    """What writes a run as a pipeline, whose transformer's config.json is `foreign`.
+
+    Returns:
+      Folder, transformer's tensors and how to store them -> writes every part that the run carries,
+      and returns the names of the others; see `Export.write`.
 
     Raises:
       ConversionError, ValueError: networks or a schedule that diffusers' classes cannot be.
@@ -238,11 +203,22 @@ def open_run(
     if tokenizer is not None and VQMODEL.foreign is not None:
         configs[f"{VQVAE}/{CONFIG}"] = VQMODEL.foreign.write(tokenizer)
         vqvae = VQMODEL.names.save(variables["params"], tokenizer, copy=False)
-    run = AmusedRun(configs, vqvae, clip)
-    if not run.missing:
+    missing = [VQVAE] * (vqvae is None) + [TEXT_ENCODER, TOKENIZER] * (clip is None)
+    if not missing:  # an index names every part
         classes = {part: list(kind) for part, kind in CLASSES.items()}
         configs[INDEX] = {"_class_name": PIPELINE, **classes}
-    return run
+
+    def write(out: Path, tensors: Tensors, *stored: Any) -> list[str]:
+        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, *stored)
+        if vqvae is not None:
+            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
+        if clip is not None:
+            _write_text_encoder(clip, out)
+        for name, content in configs.items():
+            _write_json(out / name, content)
+        return missing
+
+    return write
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

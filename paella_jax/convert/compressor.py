@@ -94,20 +94,13 @@ def _found(compressor: Weights, named: set[str]) -> Found:
 def _check(compressor: Weights, config: ConfigDict) -> None:
     makes, takes = len(compressor[f"{MAPPER}.0.weight"]), config.model.guide_channels
     if makes != takes:
-        raise ConversionError(
-            f"this compressor makes {makes} channels, Stage B takes {takes}; they do not belong "
-            "together"
-        )
+        sizes = f"this compressor makes {makes} channels, Stage B takes {takes}"
+        raise ConversionError(f"{sizes}; they do not belong together")
 
 
 BESIDE_STAGE_B = Beside(
-    name=COMPRESSOR,
-    entry="effnet_state_dict",
-    names=NAMES,
-    make=make_compressor,
-    found=_found,
-    check=_check,
-    of_run=compressor_variables,
+    name=COMPRESSOR, entry="effnet_state_dict", names=NAMES, make=make_compressor,
+    found=_found, check=_check, of_run=compressor_variables,
     missing="holds a Stage B without its compressor (no entry 'effnet_state_dict', and diffusers "
     "folders have none); give --compressor FILE, which may be the original model_v2_stage_b.pt",
-)
+)  # fmt: skip

@@ -30,7 +30,7 @@ class Export(NamedTuple):
     # pipeline its transformer's.
     tensors: dict[str, np.ndarray]
     left: list[str]  # names of networks of the run that the format has no place for
-    content: Any = None  # of a diffusers folder its config.json, or a pipeline's other parts
+    content: Any = None  # of a diffusers folder its config.json, or what writes a pipeline's
 
     def write(
         self,
@@ -53,8 +53,8 @@ class Export(NamedTuple):
                 raise ConversionError(f"cannot write {out}: {error}") from error
             return []
         with whole_folder(out) as part:
-            if not isinstance(self.content, dict):
-                return self.content.write(part, self.tensors, dtype, report)
+            if callable(self.content):
+                return self.content(part, self.tensors, dtype, report)
             write_safetensors(part / DIFFUSERS_WEIGHTS, self.tensors, dtype, report)
             write_atomically(part / CONFIG, json.dumps(self.content, indent=2))
         return []

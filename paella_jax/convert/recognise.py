@@ -44,10 +44,9 @@ def record_of(config: Mapping[str, Any]) -> Released | None:
 
 def run_family(config: Mapping[str, Any]) -> str:
     """The family of a run, or the method or network that has no published one."""
-    record = record_of(config)
-    if record is not None:
-        return record.family
-    return config["cell"]["network"] if config["method"] == "tokens" else config["method"]
+    record, method = record_of(config), config["method"]
+    other = config["cell"]["network"] if record is None and method == "tokens" else method
+    return other if record is None else record.family
 
 
 def check_family(weights: Weights, family: str) -> Released:

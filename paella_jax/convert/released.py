@@ -77,7 +77,7 @@ class ForeignConfig:
 
         Raises:
           ValueError: an option that our network does not have.
-          KeyError: an argument is missing.
+          ConversionError: an argument is missing.
         """
         values = {}
         for name, known in self.arguments.items():
@@ -88,7 +88,7 @@ class ForeignConfig:
                 value = known.read(config.get(name, known.default), config)
                 values[known.ours] = tuple(value) if isinstance(value, list) else value
             elif not self.optional:
-                raise KeyError(name)
+                raise ConversionError(f"has no field {name!r}; download it again")
         return self.make(**values)
 
     def read_file(self, file: Path) -> Any:
@@ -103,10 +103,7 @@ class ForeignConfig:
         if kind != self.class_name:
             raise ConversionError(f"{file} is of a {kind!r}, not of a {self.class_name}")
         with weights_file.errors_name(file):
-            try:
-                return self.read(config)
-            except KeyError as error:
-                raise ConversionError(f"has no field {error}; download it again") from error
+            return self.read(config)
 
     def write(self, module: Any, **told: Any) -> dict[str, Any]:
         """What config.json holds.
@@ -196,7 +193,7 @@ class Released:
     beside: Beside | None = None  # a second network of its runs
     # A published folder of several networks, as `AmusedFolder`; None for other paths.
     open_folder: Callable[[str | Path], Any] = lambda path: None
-    # Run folder, config, module and `foreign` -> what a run holds of one, as `AmusedRun`.
+    # Run folder, config, module and `foreign` -> what writes such a folder of it, and returns what it lacks.
     open_run: Callable[[str | Path, ConfigDict, Any, ForeignConfig], Any] | None = None
 
     def field_of(self, name: str) -> str:
