@@ -100,7 +100,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     engine.check_frozen(plan, parts.weights)
 
     fields, missing, arrays = plan.fields(), engine.lacking(plan), plan.arrays()
-    stored = arguments.dtype if dtype is not None else _dtype_names(arrays)
+    stored = _stored(arrays, dtype)
     read = sum(file.stat().st_size for file in parts.files)
     with _progress(arrays.values(), dtype, read) as report:
         files = engine.described(parts.files, report)
@@ -127,7 +127,7 @@ def export(arguments: argparse.Namespace) -> int:
     tensors, left = plan.tensors, plan.left
     with _progress(tensors.values(), dtype) as report:
         missing = plan.write(out, dtype, report)
-    print(f"{out}: {len(tensors)} tensors as {_dtype_names(tensors) if dtype is None else dtype}")
+    print(f"{out}: {len(tensors)} tensors as {_stored(tensors, dtype)}")
     if left:
         print(f"left out, the format has no place for them: {', '.join(left)}")
     if missing:
@@ -163,8 +163,9 @@ def _dtype(name: str) -> Any:
     return None if name == "keep" else jnp.dtype(name)
 
 
-def _dtype_names(arrays: dict[str, Any]) -> str:
-    return " and ".join(sorted({str(array.dtype) for array in arrays.values()}))
+def _stored(arrays: dict[str, Any], dtype: Any) -> str:
+    kinds = sorted({str(array.dtype) for array in arrays.values()})
+    return str(dtype) if dtype is not None else " and ".join(kinds)
 
 
 @contextmanager

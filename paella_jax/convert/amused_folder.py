@@ -1,7 +1,4 @@
-"""The folder of a diffusers AmusedPipeline: opened, and written out of a run.
-
-Source: docs/models/muse.md 2.1, 2.6.
-"""
+"""A diffusers AmusedPipeline's folder, read and written (docs/models/muse.md 2.1, 2.6)."""
 
 from __future__ import annotations
 
@@ -84,14 +81,11 @@ class AmusedFolder(NamedTuple):
         theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
         mask, apart = config.uvit.vocabulary_size - 1, "they do not belong together"
         if theirs != codes:
-            raise ConversionError(
-                f"{self.path}: its vqvae has {theirs} codes, its transformer {codes}; {apart}"
-            )
+            sizes = f"its vqvae has {theirs} codes, its transformer {codes}"
+            raise ConversionError(f"{self.path}: {sizes}; {apart}")
         if self.mask_token != mask:
-            raise ConversionError(
-                f"{self.path}: its scheduler's mask_token_id is {self.mask_token}, the "
-                f"transformer's last row is {mask}; {apart}"
-            )
+            ids = f"mask_token_id is {self.mask_token}, the transformer's last row is {mask}"
+            raise ConversionError(f"{self.path}: its scheduler's {ids}; {apart}")
         check_size(config, tokenizer)
         with self.clip_folder() as clip:
             widths, shown = (transformer.text_width, transformer.pooled_width), TEXT_ENCODER

@@ -1,7 +1,4 @@
-"""Name tables and sizes of the blocks that Paella and Würstchen's stages are made of.
-
-Facts: docs/models/paella.md 6 and docs/models/wuerstchen.md 6.
-"""
+"""The blocks of Paella and Würstchen's stages (docs/models: paella.md 6, wuerstchen.md 6)."""
 
 from __future__ import annotations
 
@@ -62,9 +59,8 @@ def level_entries(patterns: Sequence[str], depths: Sequence[int]) -> list[Entry]
             entries += linear(f"down_blocks.{level}.0.1", down, layout="conv")
             entries += linear(f"{theirs}.{len(kinds)}.1", up, layout="conv_transpose")
         for i, kind in enumerate(kinds):
-            entries += block_entries(
-                kind, f"down_blocks.{level}.{i + first}", f"down_{level}_block_{i}"
-            )
+            name = f"down_blocks.{level}.{i + first}"
+            entries += block_entries(kind, name, f"down_{level}_block_{i}")
             entries += block_entries(kind, f"{theirs}.{i}", f"up_{level}_block_{i}")
     return entries
 
@@ -193,9 +189,9 @@ def needed_shape(
     found = np.shape(tensors[name]) if name in tensors else None
     if found is None or len(found) != rank or 0 in found:
         state = "is missing" if found is None else f"has shape {found}"
-        expected = f"the state dict of {file} or of a model of its kind"
+        kind = f"the state dict of {file} or of a model of its kind"
+        kind = kind if file else f"a diffusers {network}'s state dict"
         raise ConversionError(
-            f"not a whole {network}: {name}, which tells its sizes, {state}; expected "
-            + (expected if file else f"a diffusers {network}'s state dict")
+            f"not a whole {network}: {name}, which tells its sizes, {state}; expected {kind}"
         )
     return found

@@ -122,14 +122,12 @@ def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
             fields = told(foreign.read_file(file), names)
         else:
             fields, origin = record.infer(weights), SHAPES
-        # The widths of its text are the text encoder's to say, not the config's.
-        has = lambda name: name in config[record.block] or name == "codebook_size"
-        heads = record.heads[0]
+        heads = record.heads[0] if origin == SHAPES else {}  # of the released width
         found = {
-            # Heads that the shapes leave open are of the released width.
-            record.field_of(n): (v, DEFAULT if origin == SHAPES and n in heads else origin)
-            for n, v in fields.items()
-            if has(n)
+            record.field_of(name): (value, DEFAULT if name in heads else origin)
+            for name, value in fields.items()
+            # The widths of its text are the text encoder's to say, not the config's.
+            if name in config[record.block] or name == "codebook_size"
         }
         found |= record.extra(weights, fields)
     is_diffusers = bool(record.told) and record.names.is_diffusers(weights)

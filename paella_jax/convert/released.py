@@ -1,7 +1,7 @@
 """What a published family of weights is: the record that its file tells once.
 
-The engine (recognise, plan, export, card) reads records only, so that another released family is
-one more file with a record, named in recognise.RECORDS.
+The engine (recognise, plan, export) reads records only, so that another released family is one more
+file with a record, named in recognise.RECORDS.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Released:
     beside: Beside | None = None  # a second network of its runs
     # A published folder of several networks, as `AmusedFolder`; None for other paths.
     open_folder: Callable[[str | Path], Any] = lambda path: None
-    # Run folder, config, module and `foreign` -> what writes such a folder of it, and returns what it lacks.
+    # Run folder, config, module and `foreign` -> what writes such a folder, see `Export.write`.
     open_run: Callable[[str | Path, ConfigDict, Any, ForeignConfig], Any] | None = None
 
     def field_of(self, name: str) -> str:

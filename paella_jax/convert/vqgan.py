@@ -1,7 +1,4 @@
-"""Tokenizers as released: Paella's VQGAN, and diffusers' VQModel of aMUSEd.
-
-Source: docs/models/paella.md 6 and docs/models/muse.md 2.5.
-"""
+"""Paella's VQGAN and aMUSEd's VQModel as released (docs/models: paella.md 6, muse.md 2.5)."""
 
 from __future__ import annotations
 
@@ -209,8 +206,7 @@ def _levels(key: str, ours: str, kinds: Mapping[str, bool], step: int) -> Field:
     """Which levels have attention, told by the kinds of their blocks; `step` -1 reverses them."""
 
     def read(names: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
-        unknown = [name for name in names if name not in kinds]
-        if unknown:
+        if unknown := [name for name in names if name not in kinds]:
             raise ValueError(f"{key} {unknown} are not supported, only {sorted(kinds)}")
         return tuple(kinds[name] for name in names)[::step]
 

@@ -35,8 +35,9 @@ TEXT_B, TEXT_C = "clip_mapper.weight", "cond_mapper.0.weight"  # what the text g
 TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight")
 
 
-def _inputs(shape: tuple[int, ...], text_width: int) -> tuple[Any, ...]:
-    return jnp.zeros(shape), jnp.zeros((1,)), Conditioning(text=jnp.zeros((1, 1, text_width)))
+def _inputs(side: int, channels: int, text_width: int) -> tuple[Any, ...]:
+    latents, text = jnp.zeros((1, side, side, channels)), jnp.zeros((1, 1, text_width))
+    return latents, jnp.zeros((1,)), Conditioning(text=text)
 
 
 def stage_b_entries(model: StageB) -> list[Entry]:
@@ -54,10 +55,6 @@ def stage_b_entries(model: StageB) -> list[Entry]:
             name = f"effnet_mappers.{place}"
             entries += linear(name, f"{side}_{level}_guide", layout="conv1x1")
     return entries
-
-
-def _inputs_b(model: StageB, text_width: int) -> tuple[Any, ...]:
-    return _inputs((1, model.grid_divisor, model.grid_divisor, model.latent_channels), text_width)
 
 
 def refuse_token_model(tensors: Tensors) -> None:
@@ -146,7 +143,11 @@ STAGE_B = Released(
     marks=("effnet_mappers.0.weight", "effnet_mappers.1.weight", "effnet_mappers.2.weight"),
     runs={"method": "stage_b"}, preset="stage_b:v2",
     make=lambda config, tensors=None: StageB(**config.model),
-    names=Names(stage_b_entries, _inputs_b, _widths_b, diffusers=blocks.SPLIT_ATTENTION),
+    names=Names(
+        stage_b_entries,
+        lambda model, width: _inputs(model.grid_divisor, model.latent_channels, width),
+        _widths_b, diffusers=blocks.SPLIT_ATTENTION,
+    ),
     own="stage_b", infer=infer_stage_b, heads=({"num_heads": "widths"}, HEAD_WIDTH),
     foreign=ForeignConfig("WuerstchenDiffNeXt", StageB, {
         "c_in": "latent_channels", "c_out": Field("latent_channels", read=_read_c_out),
@@ -242,10 +243,8 @@ STAGE_C = Released(
     marks=("cond_mapper.0.weight", "cond_mapper.2.weight"), runs={"method": "stage_c"},
     preset="stage_c:v2", make=lambda config, tensors=None: StageC(**config.model),
     names=Names(
-        stage_c_entries,
-        lambda model, text_width: _inputs((1, 1, 1, model.channels), text_width),
-        lambda tensors: (blocks.width_into(tensors, TEXT_C),),
-        diffusers=blocks.SPLIT_ATTENTION,
+        stage_c_entries, lambda model, width: _inputs(1, model.channels, width),
+        lambda tensors: (blocks.width_into(tensors, TEXT_C),), diffusers=blocks.SPLIT_ATTENTION,
     ),
     own="stage_c", infer=infer_stage_c, heads=({"num_heads": "width"}, HEAD_WIDTH),
     foreign=ForeignConfig("WuerstchenPrior", StageC, {

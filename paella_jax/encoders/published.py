@@ -44,7 +44,7 @@ class Tower(NamedTuple):
         prefix = self.prefix if prefix is None else prefix
         last = Entry(self.projection, ("to_embedding", "kernel"), "linear")
         table = lambda m: self.entries(m, prefix) + [last] * (m.projection is not None)
-        return Names(table, self.inputs, ignored=(prefix + POSITION_IDS,))
+        return Names(table, self.inputs, ignored=(prefix + POSITION_IDS,), foreign=self.foreign)
 
     def shapes(self, module: Any) -> Tree:
         """Shapes of all parameters; nothing is computed."""
@@ -58,10 +58,9 @@ class Tower(NamedTuple):
         Raises:
           ConversionError: listing every missing, unknown and misshapen tensor.
         """
-        kept = {name: x for name, x in tensors.items() if not name.startswith(self.foreign)}
         # Where neither form is complete the longer one makes the clearer list of missing tensors.
         bare = any(name.startswith(("embeddings.", "encoder.")) for name in tensors)
-        return self.names("" if bare else None).load(kept, module)
+        return self.names("" if bare else None).load(tensors, module)
 
     def save(self, params: Tree, module: Any, prefix: str | None = None) -> dict[str, np.ndarray]:
         """Parameters -> Hugging Face tensors, values unchanged."""
@@ -167,7 +166,7 @@ def t5_entries(module: T5Encoder) -> list[Entry]:
     return entries + scale("encoder.final_layer_norm", "final_norm")
 
 
-T5_NAMES = Names(t5_entries, lambda module: (jnp.zeros((1, 1), jnp.int32),))
+T5_NAMES = Names(t5_entries, lambda module: (jnp.zeros((1, 1), jnp.int32),), foreign=DECODER)
 
 
 def import_t5(tensors: Tensors, module: T5Encoder) -> Tree:
@@ -178,7 +177,7 @@ def import_t5(tensors: Tensors, module: T5Encoder) -> Tree:
     Raises:
       ConversionError: listing every missing, unknown and misshapen tensor.
     """
-    kept = {name: array for name, array in tensors.items() if not name.startswith(DECODER)}
+    kept = dict(tensors)
     if EMBEDDING_ALIAS in kept:
         alias = kept.pop(EMBEDDING_ALIAS)
         if not np.array_equal(kept.setdefault(EMBEDDING, alias), alias):

@@ -194,6 +194,7 @@ class Names:
     diffusers: tuple[Callable[[list[Entry]], list[Entry]], str] | None = None
     optional: str | None = None  # how names begin that a file or a run may lack altogether
     ignored: tuple[str, ...] = ()  # how the names of tensors end that are no weights
+    foreign: tuple[str, ...] = ()  # how the names of other networks' tensors begin
 
     def _is_optional(self, name: str) -> bool:
         return self.optional is not None and name.startswith(self.optional)
@@ -220,7 +221,7 @@ class Names:
             entries = [entry for entry in entries if not self._is_optional(entry.name)]
         shapes = self.shapes(module, *self.widths(tensors))
         ignored = (COUNTER, *self.ignored) if self.whole else self.ignored
-        ignore = [name for name in tensors if name.endswith(ignored)]
+        ignore = [n for n in tensors if n.endswith(ignored) or n.startswith(self.foreign)]
         return import_tensors(entries, tensors, shapes, ignore=ignore)
 
     def save(

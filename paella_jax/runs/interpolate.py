@@ -79,16 +79,11 @@ def _networks(config: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in flatten_config(config).items() if compared(name)}
 
 
-def _refuse(
-    runs: tuple[str | Path, str | Path], a: Tree, b: Tree, absent: str, shown: Callable[[Any], str]
-) -> None:
+def _refuse(runs: tuple[Any, Any], a: Tree, b: Tree, absent: str, shown: Callable) -> None:
     """Refuses two runs by what differs in `a` and `b`."""
-    differing = [
-        f"{name}: {shown(a.get(name, absent))} -> {shown(b.get(name, absent))}"
-        for name in sorted(a.keys() | b.keys())
-        if a.get(name) != b.get(name)
-    ]
-    if differing:
+    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    text = lambda tree, name: shown(tree.get(name, absent))
+    if differing := [f"{name}: {text(a, name)} -> {text(b, name)}" for name in names]:
         raise ConversionError(
             f"{runs[0]} and {runs[1]} hold other networks, only runs of the same can be "
             "interpolated (first -> second):\n  " + "\n  ".join(differing)
