@@ -104,5 +104,6 @@ def plan_export(checkpoint: str | Path, form: str) -> Export:
         if record.open_run is not None:
             content = record.open_run(checkpoint, config, model, foreign)
         else:
-            content = foreign.write(model, **record.write_told(config, tensors))
+            text_width = tensors[record.text_input].shape[1] if record.text_input else None
+            content = foreign.write(model, text_width=text_width)
     return Export(tensors, left, content)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.files import weights_file
@@ -188,8 +187,7 @@ class Released:
     carry: Callable[[ConfigDict, Path], None] = lambda *known: None  # networks -> a new run folder
     refuse: Callable[[Weights], None] = lambda weights: None  # relatives that are not supported
     check_run: Callable[[ConfigDict], None] = lambda config: None  # refuses what none published is
-    # Config and exported tensors -> what `foreign.write` must be told.
-    write_told: Callable[[ConfigDict, Mapping[str, np.ndarray]], dict[str, Any]] = lambda *known: {}
+    text_input: str = ""  # weight of the layer that takes the text, where `foreign` has its width
     beside: Beside | None = None  # a second network of its runs
     # A published folder of several networks, as `AmusedFolder`; None for other paths.
     open_folder: Callable[[str | Path], Any] = lambda path: None

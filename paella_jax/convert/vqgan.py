@@ -26,7 +26,8 @@ from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import variables_of
 from paella_jax.typing import Tensors, Tree
 
-CODEBOOK, DIFFUSERS_CODEBOOK = "vquantizer.codebook.weight", "vquantizer.embedding.weight"
+# The original's name, and diffusers'.
+CODEBOOKS = ("vquantizer.codebook.weight", "vquantizer.embedding.weight")
 ENCODER_LEVELS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 DECODER_LEVELS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
 
@@ -50,7 +51,7 @@ def infer_vqgan(tensors: Tensors) -> dict[str, int]:
     """
     count = lambda side: len([n for n in tensors if re.fullmatch(rf"{side}\.\d+\.gammas", n)])
     levels = count("down_blocks")
-    codebook = DIFFUSERS_CODEBOOK if DIFFUSERS_CODEBOOK in tensors else CODEBOOK
+    codebook = CODEBOOKS[CODEBOOKS[1] in tensors]
     latents = f"down_blocks.{2 * levels - 1}.0.weight"
     for name, rank in ((codebook, 2), (latents, 4)):
         if np.ndim(tensors.get(name, 0)) != rank:
@@ -82,7 +83,7 @@ def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
         *linear("in_block.1", "params", "encoder_in", layout="conv1x1"),
         Entry(f"{last}.0.weight", ("params", "encoder_out", "kernel"), "conv1x1"),
         *batch_norm(f"{last}.1", "latent_norm"),
-        Entry(CODEBOOK, ("params", "codebook")),
+        Entry(CODEBOOKS[0], ("params", "codebook")),
         *linear("up_blocks.0.0", "params", "decoder_in", layout="conv1x1"),
         *linear("out_block.0", "params", "decoder_out", layout="conv1x1"),
     ]
@@ -99,20 +100,16 @@ def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     return entries
 
 
-def _diffusers_entries(entries: list[Entry]) -> list[Entry]:
-    return [e._replace(name=e.name.replace(CODEBOOK, DIFFUSERS_CODEBOOK)) for e in entries]
-
-
 VQGAN = Released(
     family="vqgan", title="VQGAN tokenizer",
     usage="python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
     "--config.tokenizer={out} --config.model.codebook_size={codes}",
-    marks=(CODEBOOK, DIFFUSERS_CODEBOOK, "in_block.1.weight"),
+    marks=(*CODEBOOKS, "in_block.1.weight"),
     runs={"method": "vqgan", "architecture": "paella"}, preset="vqgan:f4",
     make=lambda config, tensors=None: PaellaVQGAN(**config.model),
-    names=Names(
-        vqgan_entries, _pixels, whole=True, diffusers=(_diffusers_entries, DIFFUSERS_CODEBOOK)
-    ),
+    names=Names(vqgan_entries, _pixels, whole=True, diffusers=(
+        lambda table: [e._replace(name=e.name.replace(*CODEBOOKS)) for e in table], CODEBOOKS[1],
+    )),
     own="vqgan", infer=infer_vqgan,
     foreign=ForeignConfig("PaellaVQModel", PaellaVQGAN, {
         "in_channels": Fixed(3), "out_channels": Fixed(3), "up_down_scale_factor": Fixed(2),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ TOKEN_MODEL = ("in_mapper.0.weight", "out_mapper.1.weight", "byt5_mapper.weight"
 def _inputs(side: int, channels: int, text_width: int) -> tuple[Any, ...]:
     latents, text = jnp.zeros((1, side, side, channels)), jnp.zeros((1, 1, text_width))
     return latents, jnp.zeros((1,)), Conditioning(text=text)
+
+
+def _carry(run: str, clip: str, config: ConfigDict, folder: Path) -> None:
+    carry(run, config[run], folder)
+    if config.text.folder:
+        carry_text(config, folder, clip)
 
 
 def stage_b_entries(model: StageB) -> list[Entry]:
@@ -130,12 +137,6 @@ def _check_b(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None)
         )
 
 
-def _carry_b(config: ConfigDict, folder: Path) -> None:
-    carry("tokenizer", config.tokenizer, folder)
-    if config.text.folder:
-        carry_text(config, folder, stage_b.CLIP)
-
-
 STAGE_B = Released(
     family="stage_b", title="Würstchen Stage B with its semantic compressor",
     usage="python -m paella_jax.convert --family stage_c --weights FILE --stage_b {out} "
@@ -165,9 +166,9 @@ STAGE_B = Released(
     forms=("original", "diffusers"), groups=("wuerstchen",),
     extra=lambda *known: {"data.image_size": (PIXELS, DEFAULT)},
     needs={"tokenizer": ("tokenizer", "VQGAN_RUN"), "text": ("text.folder", "CLIP_FOLDER")},
-    tokenizer=("latent_channels", "latent channels"), check=_check_b, carry=_carry_b,
-    refuse=refuse_token_model,
-    write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_B)},
+    tokenizer=("latent_channels", "latent channels"), check=_check_b,
+    carry=partial(_carry, "tokenizer", stage_b.CLIP), refuse=refuse_token_model,
+    text_input=TEXT_B,
     beside=BESIDE_STAGE_B,
 )  # fmt: skip
 
@@ -232,12 +233,6 @@ def _check_c(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None)
         )
 
 
-def _carry_c(config: ConfigDict, folder: Path) -> None:
-    carry("stage_b", config.stage_b, folder)
-    if config.text.folder:
-        carry_text(config, folder, stage_c.CLIP)
-
-
 STAGE_C = Released(
     family="stage_c", title="Würstchen Stage C", usage=DRAW,
     marks=("cond_mapper.0.weight", "cond_mapper.2.weight"), runs={"method": "stage_c"},
@@ -257,6 +252,6 @@ STAGE_C = Released(
     averaged=("ema_state_dict", "state_dict"),
     extra=lambda *known: {"data.image_size": (PIXELS, DEFAULT)}, settle=_settle_c,
     needs={"stage_b": ("stage_b", "STAGE_B_RUN"), "text": ("text.folder", "CLIP_FOLDER")},
-    check=_check_c, carry=_carry_c,
-    write_told=lambda config, tensors: {"text_width": blocks.width_into(tensors, TEXT_C)},
+    check=_check_c, carry=partial(_carry, "stage_b", stage_c.CLIP),
+    text_input=TEXT_C,
 )  # fmt: skip

@@ -138,9 +138,8 @@ def import_tensors(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(expected).items()}
     known, paths = {e.name for e in entries} | set(ignore), {e.path for e in entries}
     problems = [f"unknown tensor {name}" for name in tensors if name not in known]
-    problems += [
-        f"no tensor maps to our parameter {'/'.join(path)}" for path in shapes if path not in paths
-    ]
+    unmapped = ["/".join(path) for path in shapes if path not in paths]
+    problems += [f"no tensor maps to our parameter {path}" for path in unmapped]
     pieces: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in entries:
         if entry.path not in shapes:

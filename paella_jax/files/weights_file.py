@@ -157,7 +157,16 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(indexes) == 1:
         _refuse_key(folder, key)
-        return _open_shards(indexes[0])
+        shards = _weight_map(indexes[0])
+        parts = [folder / name for name in sorted(set(map(str, shards.values())))]
+        if absent := [part.name for part in parts if not part.is_file() or part.parent != folder]:
+            raise ConversionError(f"{folder} lacks {', '.join(absent)}, named in {indexes[0].name}")
+        tensors = {n: tensor for part in parts for n, tensor in map_safetensors(part).items()}
+        if lost := sorted(shards.keys() - tensors.keys()):
+            raise ConversionError(
+                f"{indexes[0]} names tensors that no shard has: {', '.join(lost)}"
+            )
+        return Weights(tensors, f"safetensors in {len(parts)} shards", parts)
     if len(files) == 1 and not indexes:
         return open_weights(files[0], key)
     found = ", ".join(file.name for file in (*indexes, *files)) or "none"
@@ -165,17 +174,6 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
         f"{folder} must hold one weights file ({', '.join(SUFFIXES)}) or one shard index, found: "
         f"{found}; give the file itself"
     )
-
-
-def _open_shards(index: Path) -> Weights:
-    folder, shards = index.parent, _weight_map(index)
-    files = [folder / name for name in sorted(set(map(str, shards.values())))]
-    if absent := [file.name for file in files if not file.is_file() or file.parent != folder]:
-        raise ConversionError(f"{folder} lacks {', '.join(absent)}, named in {index.name}")
-    tensors = {n: tensor for file in files for n, tensor in map_safetensors(file).items()}
-    if lost := sorted(shards.keys() - tensors.keys()):
-        raise ConversionError(f"{index} names tensors that no shard has: {', '.join(lost)}")
-    return Weights(tensors, f"safetensors in {len(files)} shards", files)
 
 
 def _refuse_key(path: Path, key: str | None) -> None:
