@@ -27,7 +27,7 @@ Runs into runs:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
 
 def main() -> int:
     """Parses the command line and converts."""
+    import jax.numpy as jnp
+
     from paella_jax.convert.export import FORMS
     from paella_jax.convert.recognise import FAMILIES, GROUPS
     from paella_jax.files.atomic import check_new
@@ -77,6 +79,7 @@ def main() -> int:
     if arguments.dtype != "keep" and (arguments.interpolate or arguments.merge):
         raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
     check_new(Path(arguments.out))
+    arguments.dtype = None if arguments.dtype == "keep" else jnp.dtype(arguments.dtype)
     if arguments.family:
         return convert(arguments, overrides)
     return export(arguments) if arguments.export else combine(arguments)
@@ -87,7 +90,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from paella_jax.convert import plan as engine
     from paella_jax.convert.recognise import open_parts
 
-    out, dtype = Path(arguments.out), _dtype(arguments.dtype)
+    out, dtype = Path(arguments.out), arguments.dtype
     parts = open_parts(arguments.weights, arguments.family, arguments.key, arguments.compressor)
     family, allowed = parts.record.family, parts.record.needs
     given = {name: getattr(arguments, name) for name in CARRIED if getattr(arguments, name)}
@@ -119,7 +122,7 @@ def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
     from paella_jax.convert.export import plan_export
 
-    out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
+    out, dtype, form = Path(arguments.out), arguments.dtype, arguments.export
     if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
         raise ValueError(f"--export {form} writes one file; --out {out} must be FILE.safetensors")
     plan = plan_export(arguments.checkpoint, form)
@@ -156,13 +159,7 @@ def combine(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _dtype(name: str) -> Any:
-    import jax.numpy as jnp
-
-    return None if name == "keep" else jnp.dtype(name)
-
-
-def _stored(arrays: dict[str, Any], dtype: Any) -> str:
+def _stored(arrays: Mapping[str, Any], dtype: Any) -> str:
     kinds = sorted({str(array.dtype) for array in arrays.values()})
     return str(dtype) if dtype is not None else " and ".join(kinds)
 

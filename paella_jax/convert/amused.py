@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.convert import amused_folder
+from paella_jax.convert import amused_folder, released
 from paella_jax.convert.blocks import index_count, needed_shape, response_norm
 from paella_jax.convert.paella import carry_tokens
-from paella_jax.convert.released import DEFAULT, DRAW, JSON, Field, ForeignConfig, Released, Written
+from paella_jax.convert.released import DRAW, Field, ForeignConfig, Released, Written, value_of
 from paella_jax.encoders.published import check_clip
 from paella_jax.families.cells import check_cell
 from paella_jax.families.vqgan import make_vqgan
@@ -211,7 +211,7 @@ def _settle(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) 
     # Whatever else may have been given is refused later.
     is_known = tokenizer is not None and tokenizer.method == "vqgan"
     pixels = make_vqgan(tokenizer).downsampling if is_known else amused_folder.DOWNSAMPLING
-    return {"data.image_size": (side * pixels, DEFAULT if file is None else JSON)}
+    return {"data.image_size": (side * pixels, released.DEFAULT if file is None else released.JSON)}
 
 
 def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:
@@ -224,18 +224,11 @@ def _check(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -
 
 def _check_run(config: ConfigDict) -> None:
     """Refuses runs that an AmusedPipeline cannot hold, with all reasons."""
-    needed = {
-        "cell.corruption": (config.cell.corruption, "mask"),
-        "text.kind": (config.text.kind, "clip"),
-        "uvit.micro_conds": (config.uvit.micro_conds, MICRO_CONDS),
-    }
-    problems = [
-        f"{name} is {value!r}, it has {only!r} only"
-        for name, (value, only) in needed.items()
-        if value != only
-    ]
-    if problems:
-        reasons = "; ".join(problems)
+    needed = {"cell.corruption": "mask", "text.kind": "clip", "uvit.micro_conds": MICRO_CONDS}
+    found = {name: (value_of(config, name), only) for name, only in needed.items()}
+    wrong = {name: pair for name, pair in found.items() if pair[0] != pair[1]}
+    if wrong:
+        reasons = "; ".join(f"{n} is {v!r}, it has {only!r} only" for n, (v, only) in wrong.items())
         raise ConversionError(f"diffusers' AmusedPipeline cannot be this run: {reasons}")
 
 

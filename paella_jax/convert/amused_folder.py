@@ -28,9 +28,8 @@ from paella_jax.runs.frozen import carry_clip, place_of, variables_of, write_tok
 from paella_jax.typing import Tensors, Tree
 
 INDEX, PIPELINE = "model_index.json", "AmusedPipeline"
-TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = (
-    "transformer", "vqvae", "text_encoder", "tokenizer", "scheduler",
-)  # fmt: skip
+TRANSFORMER, VQVAE, SCHEDULER = "transformer", "vqvae", "scheduler"
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 # Part -> library and class, as model_index.json names them.
 CLASSES = {
     SCHEDULER: ("diffusers", "AmusedScheduler"),
@@ -186,9 +185,8 @@ def open_run(
     side = config.data.image_size // pixels
     configs = {f"{TRANSFORMER}/{CONFIG}": foreign.write(transformer, sample_size=side)}
     if schedule not in SCHEDULES:
-        raise ConversionError(
-            f"sampler.schedule is {schedule!r}, {scheduler} has {' and '.join(SCHEDULES)} only"
-        )
+        all_of_it = " and ".join(SCHEDULES)
+        raise ConversionError(f"sampler.schedule is {schedule!r}, {scheduler} has {all_of_it} only")
     configs[SCHEDULER_CONFIG] = {
         "_class_name": scheduler, "mask_token_id": transformer.mask_token,
         "masking_schedule": schedule,
@@ -199,8 +197,7 @@ def open_run(
         vqvae = VQMODEL.names.save(variables["params"], tokenizer, copy=False)
     missing = [VQVAE] * (vqvae is None) + [TEXT_ENCODER, TOKENIZER] * (clip is None)
     if not missing:  # an index names every part
-        classes = {part: list(kind) for part, kind in CLASSES.items()}
-        configs[INDEX] = {"_class_name": PIPELINE, **classes}
+        configs[INDEX] = {"_class_name": PIPELINE} | {n: [*kind] for n, kind in CLASSES.items()}
 
     def write(out: Path, tensors: Tensors, *stored: Any) -> list[str]:
         write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, *stored)

@@ -11,8 +11,7 @@ import numpy as np
 from paella_jax.files.tensors import ConversionError, Entry, linear
 from paella_jax.typing import Tensors
 
-# What a block of each kind is known by: the first tensor below its name.
-KINDS = (
+KINDS = (  # what a block of each kind is known by: the first tensor below its name
     (r"depthwise\.weight", "C"),
     (r"mapper\.weight", "T"),
     (r"attention\.(attn\.in_proj_|to_q\.)weight", "A"),  # original and diffusers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,12 @@ import numpy as np
 from paella_jax.convert.recognise import RECORDS, record_of, run_family
 from paella_jax.convert.released import article
 from paella_jax.files.atomic import whole_folder, write_atomically
-from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
 from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import read_config
+from paella_jax.typing import Tensors
 
 ORIGINAL, DIFFUSERS = "original", "diffusers"
 OWNERS = {r.beside.name: r.family for r in RECORDS if r.beside is not None}
@@ -28,16 +28,11 @@ class Export(NamedTuple):
 
     # PyTorch name -> view of the run's newest weights (averaged ones if any, LoRA merged); of a
     # pipeline its transformer's.
-    tensors: dict[str, np.ndarray]
+    tensors: Tensors
     left: list[str]  # names of networks of the run that the format has no place for
     content: Any = None  # of a diffusers folder its config.json, or what writes a pipeline's
 
-    def write(
-        self,
-        out: Path,
-        dtype: np.dtype | None = None,
-        report: Callable[[int], object] = lambda size: None,
-    ) -> list[str]:
+    def write(self, out: Path, dtype: np.dtype | None = None, report: Report = quiet) -> list[str]:
         """Writes a safetensors file, or for diffusers a folder; `dtype` is for `tensors` alone.
 
         Returns:

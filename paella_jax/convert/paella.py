@@ -126,7 +126,7 @@ PAELLA = Released(
     marks=("byt5_mapper.weight", "in_mapper.0.weight", "out_mapper.1.weight"),
     runs={"method": "tokens", "cell.network": "unet"}, preset="paella:1b",
     make=lambda config, tensors=None: Paella(**config.model),
-    names=Names(paella_entries, _paella_inputs, _paella_widths, optional="clip_"),
+    names=Names(paella_entries, _paella_inputs, _paella_widths, optional=("clip_",)),
     own="predictor", infer=infer_paella, heads=({"num_heads": "widths"}, HEAD_WIDTH),
     extra=lambda weights, fields: {"text.width": (condition_widths(weights)[0], SHAPES)},
     settle=_settle,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from paella_jax.convert.recognise import Parts, check_family, run_family
 from paella_jax.convert.released import DEFAULT, JSON, SHAPES, Found, Released, article, value_of
 from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
-from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
@@ -200,11 +200,7 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
 
 
 def write_run_folder(
-    plan: Conversion,
-    out: Path,
-    card: str,
-    dtype: np.dtype | None = None,
-    report: Callable[[int], object] = lambda size: None,
+    plan: Conversion, out: Path, card: str, dtype: np.dtype | None = None, report: Report = quiet
 ) -> None:
     """Writes weights (one tensor in memory at a time), frozen networks, card and config.
 
@@ -223,13 +219,8 @@ def write_run_folder(
         write_atomically(part / CONFIG_FILE, to_json(plan.config))
 
 
-def described(
-    files: Sequence[Path], report: Callable[[int], object] = lambda size: None
-) -> list[str]:
-    """A line for every file with its name, bytes and SHA-256.
-
-    `report` is called with the bytes of each piece read.
-    """
+def described(files: Sequence[Path], report: Report = quiet) -> list[str]:
+    """A line for every file: name, bytes and SHA-256; `report` gets the bytes of each piece."""
     lines, names = [], [file.name for file in files]
     for file in files:
         digest = hashlib.sha256()

@@ -19,8 +19,7 @@ from paella_jax.files.weights_file import open_weights
 RECORDS = (STAGE_B, STAGE_C, PAELLA, AMUSED, VQGAN, VQMODEL, CLIP_PRIOR)
 FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
 GROUPS = tuple(dict.fromkeys(group for record in RECORDS for group in record.groups))
-# Others that come with the releases: which option takes them.
-OTHERS = {
+OTHERS = {  # that come with the releases, and which option takes them
     "a T5 text encoder; give its folder as --text":
         ("shared.weight", "encoder.final_layer_norm.weight"),
     "a CLIP model; give its folder as --clip, or for Würstchen as --text": (
@@ -63,10 +62,9 @@ def check_family(weights: Weights, family: str) -> Released:
             f"{file}: this looks like {article(found.family)} file, you gave --family {family}; "
             f"give --family {found.family} or another file"
         )
-    names = set(weights)
-    other = next((label for label, marks in OTHERS.items() if names & {*marks}), None)
+    others = [what for what, marks in OTHERS.items() if weights.keys() & {*marks}]
     some = f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
-    hint = f"it looks like {other}" if other else some
+    hint = f"it looks like {others[0]}" if others else some
     raise ConversionError(f"{file} is not of any family known here ({', '.join(FAMILIES)}): {hint}")
 
 

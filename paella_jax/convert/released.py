@@ -17,10 +17,8 @@ from paella_jax.files import weights_file
 from paella_jax.files.tensors import ConversionError, Names, Weights
 from paella_jax.typing import Tree
 
-# Where a field's value is from.
-SHAPES, JSON, DEFAULT = "the weights", "its config.json", "default"
-# Config field -> its value and where that is from.
-Found = dict[str, tuple[Any, str]]
+SHAPES, JSON, DEFAULT = "the weights", "its config.json", "default"  # where a value is from
+Found = dict[str, tuple[Any, str]]  # config field -> its value and where that is from
 DRAW = 'python -m paella_jax.sample --checkpoint {out} --prompt "a red circle" --out grid.png'
 REQUIRED = object()
 

@@ -26,10 +26,7 @@ from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import variables_of
 from paella_jax.typing import Tensors, Tree
 
-# The original's name, and diffusers'.
-CODEBOOKS = ("vquantizer.codebook.weight", "vquantizer.embedding.weight")
-ENCODER_LEVELS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
-DECODER_LEVELS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+CODEBOOKS = ("vquantizer.codebook.weight", "vquantizer.embedding.weight")  # diffusers' is second
 
 
 def _pixels(model: PaellaVQGAN | VQModel) -> tuple[Any, ...]:
@@ -187,28 +184,31 @@ def infer_vqmodel(tensors: Tensors) -> dict[str, Any]:
     codes, code_channels = shape("quantize.embedding.weight", 2)
     levels = index_count(tensors, r"encoder\.down_blocks\.(\d+)\.")
     has = lambda name: f"{name}.attentions.0.to_q.weight" in tensors
+    has_each = lambda side: tuple(has(f"{side}_blocks.{level}") for level in range(levels))
     return {
         "widths": tuple(shape(first.format(level), 4)[0] for level in range(levels)),
         "blocks_per_level": index_count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "latent_channels": shape("encoder.conv_out.weight", 4)[0],
-        "code_channels": code_channels,
-        "codebook_size": codes,
+        "code_channels": code_channels, "codebook_size": codes,
         "middle_attention": has("encoder.mid_block"),
-        "encoder_attention": tuple(has(f"encoder.down_blocks.{i}") for i in range(levels)),
-        "decoder_attention": tuple(has(f"decoder.up_blocks.{i}") for i in range(levels))[::-1],
-    }
+        "encoder_attention": has_each("encoder.down"),
+        "decoder_attention": has_each("decoder.up")[::-1],
+    }  # fmt: skip
 
 
-def _levels(key: str, ours: str, kinds: Mapping[str, bool], step: int) -> Field:
+def _levels(way: str, side: str, step: int) -> Field:
     """Which levels have attention, told by the kinds of their blocks; `step` -1 reverses them."""
+    key, plain = f"{way.lower()}_block_types", f"{way}{side}Block2D"
+    names = (plain, f"Attn{plain}")
 
-    def read(names: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
-        if unknown := [name for name in names if name not in kinds]:
-            raise ValueError(f"{key} {unknown} are not supported, only {sorted(kinds)}")
-        return tuple(kinds[name] for name in names)[::step]
+    def read(kinds: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
+        if unknown := [kind for kind in kinds if kind not in names]:
+            raise ValueError(f"{key} {unknown} are not supported, only {sorted(names)}")
+        return tuple(kind != plain for kind in kinds)[::step]
 
-    names = {attention: name for name, attention in kinds.items()}
-    return Field(ours, read, lambda value, module: [names[a] for a in value[::step]])
+    return Field(
+        f"{side.lower()}_attention", read, lambda value, module: [names[a] for a in value[::step]]
+    )
 
 
 def _check_decoder(model: VQModel) -> None:
@@ -236,8 +236,8 @@ VQMODEL = Released(
         "act_fn": Fixed("silu"), "in_channels": Fixed(3), "out_channels": Fixed(3),
         "norm_type": Fixed("group"),
         "block_out_channels": "widths",
-        "down_block_types": _levels("down_block_types", "encoder_attention", ENCODER_LEVELS, 1),
-        "up_block_types": _levels("up_block_types", "decoder_attention", DECODER_LEVELS, -1),
+        "down_block_types": _levels("Down", "Encoder", 1),
+        "up_block_types": _levels("Up", "Decoder", -1),
         "layers_per_block": "blocks_per_level", "latent_channels": "latent_channels",
         "vq_embed_dim": Field(
             "code_channels", lambda value, config: value or config["latent_channels"],

@@ -27,8 +27,7 @@ from paella_jax.runs.frozen import carry
 from paella_jax.typing import Tensors
 
 HEAD_WIDTH, PATCH_SIZE = 64, 2
-# The released stages draw from 1024 pixels on (docs/models/wuerstchen.md 5.5).
-PIXELS = 1024
+PIXELS = 1024  # from which on the released stages draw (docs/models/wuerstchen.md 5.5)
 # Network and its released file, for error messages.
 FILE_B, FILE_C = ("Stage B", "model_v2_stage_b.pt"), ("Stage C", "model_v2_stage_c.pt")
 TEXT_B, TEXT_C = "clip_mapper.weight", "cond_mapper.0.weight"  # what the text goes through
@@ -205,10 +204,8 @@ def infer_stage_c(tensors: Tensors, head_width: int = HEAD_WIDTH) -> dict[str, A
 
 
 def _settle_c(config: ConfigDict, *known: Any) -> dict[str, Any]:
-    """The size of the images that the Stage B behind it draws."""
-    if not config.stage_b:
-        return {}
-    return {"data.image_size": (read_config(config.stage_b).data.image_size, "Stage B's run")}
+    size = read_config(config.stage_b).data.image_size if config.stage_b else None
+    return {"data.image_size": (size, "Stage B's run")} if size else {}
 
 
 def _check_c(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) -> None:

@@ -22,10 +22,8 @@ from paella_jax.files.weights_file import CONFIG, errors_name, read_config, read
 from paella_jax.typing import Tensors, Tree
 
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
-# The other half of an encoder-decoder checkpoint.
-DECODER = ("decoder.", "lm_head.")
-# Not weights: the numbers 0, 1, 2, ... in files of older transformers versions.
-POSITION_IDS = "embeddings.position_ids"
+DECODER = ("decoder.", "lm_head.")  # the other half of an encoder-decoder checkpoint
+POSITION_IDS = "embeddings.position_ids"  # not weights: 0, 1, 2, ... in older versions' files
 
 
 class Tower(NamedTuple):
@@ -62,7 +60,7 @@ class Tower(NamedTuple):
         bare = any(name.startswith(("embeddings.", "encoder.")) for name in tensors)
         return self.names("" if bare else None).load(tensors, module)
 
-    def save(self, params: Tree, module: Any, prefix: str | None = None) -> dict[str, np.ndarray]:
+    def save(self, params: Tree, module: Any, prefix: str | None = None) -> Tensors:
         """Parameters -> Hugging Face tensors, values unchanged."""
         return self.names(prefix).save(params, module)
 

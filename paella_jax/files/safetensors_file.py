@@ -7,7 +7,7 @@ shape and byte range, then the bytes. Neither direction ever holds more than one
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.tensors import ConversionError
+from paella_jax.typing import Tensors
 
 KINDS = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
@@ -23,6 +24,8 @@ KINDS = {
     "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_,
 }  # fmt: skip
 DTYPES: dict[str, np.dtype] = {name: np.dtype(kind) for name, kind in KINDS.items()}
+Report = Callable[[int], object]  # told of bytes as they are read or written
+quiet: Report = lambda size: None
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -48,19 +51,15 @@ def map_safetensors(file: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise ConversionError(
-                f"{file}: {name} has dtype {entry['dtype']}, which is no weight's"
-            )
+            kind = entry["dtype"]
+            raise ConversionError(f"{file}: {name} has dtype {kind}, which is no weight's")
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         tensors[name] = raw[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 
 def write_safetensors(
-    file: Path,
-    tensors: Mapping[str, np.ndarray],
-    dtype: np.dtype | None = None,
-    report: Callable[[int], object] = lambda size: None,
+    file: Path, tensors: Tensors, dtype: np.dtype | None = None, report: Report = quiet
 ) -> None:
     """Writes tensors one after another; the file appears whole or not at all.
 

@@ -7,7 +7,7 @@ nested dict, and how its axes move. Both directions read the same table, so a ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,7 @@ LAYOUTS: dict[str, tuple[Move, Move]] = {
     "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
     "channel": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, 1, -1)),  # [1, 1, 1, C] -> [C]
 }
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' layers
 COUNTER = "num_batches_tracked"  # of torch's BatchNorm; nothing reads it
 
 
@@ -82,10 +83,7 @@ def norm(name: str, *path: str, bias: bool = True) -> list[Entry]:
 
 
 def attention(
-    name: str,
-    *path: str,
-    bias: bool = True,
-    parts: Iterable[str] = ("to_q", "to_k", "to_v", "to_out.0"),
+    name: str, *path: str, bias: bool = True, parts: Iterable[str] = ATTENTION
 ) -> list[Entry]:
     """Projections to queries, keys and values and of the output, with names below `name`."""
     layers = zip(parts, ("query", "key", "value", "out"), strict=True)
@@ -114,12 +112,8 @@ def _their_view(array: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def import_tensors(
-    entries: Iterable[Entry],
-    tensors: Tensors,
-    expected: Mapping[str, Any],
-    *,
-    ignore: Iterable[str] = (),
-) -> dict[str, Any]:
+    entries: Iterable[Entry], tensors: Tensors, expected: Tree, *, ignore: Iterable[str] = ()
+) -> Tree:
     """PyTorch tensors -> our nested parameter dict.
 
     Only views are made, but of parameters in pieces: memory-mapped tensors stay on disk, and a
@@ -165,9 +159,7 @@ def import_tensors(
     return unflatten_dict(whole | joined)
 
 
-def export_tensors(
-    entries: Iterable[Entry], params: Mapping[str, Any], copy: bool = True
-) -> dict[str, np.ndarray]:
+def export_tensors(entries: Iterable[Entry], params: Tree, copy: bool = True) -> Tensors:
     """Our nested parameter dict -> PyTorch tensors by name, in PyTorch layout.
 
     They are contiguous copies, as `safetensors.numpy.save_file` needs them; with `copy=False`
@@ -191,12 +183,9 @@ class Names:
     # The original table -> diffusers' one, where there are both; and what a tensor's name contains
     # in diffusers' alone.
     diffusers: tuple[Callable[[list[Entry]], list[Entry]], str] | None = None
-    optional: str | None = None  # how names begin that a file or a run may lack altogether
+    optional: tuple[str, ...] = ()  # how names begin that a file or a run may lack altogether
     ignored: tuple[str, ...] = ()  # how the names of tensors end that are no weights
     foreign: tuple[str, ...] = ()  # how the names of other networks' tensors begin
-
-    def _is_optional(self, name: str) -> bool:
-        return self.optional is not None and name.startswith(self.optional)
 
     def is_diffusers(self, names: Iterable[str]) -> bool:
         """Whether a state dict has diffusers' names, where the original's are others."""
@@ -216,16 +205,14 @@ class Names:
     def load(self, tensors: Tensors, module: Any) -> Tree:
         """State dict, original or diffusers -> our tree; ConversionError lists every misfit."""
         entries = self.table(module, self.is_diffusers(tensors))
-        if not any(map(self._is_optional, tensors)):
-            entries = [entry for entry in entries if not self._is_optional(entry.name)]
+        if not any(name.startswith(self.optional) for name in tensors):
+            entries = [entry for entry in entries if not entry.name.startswith(self.optional)]
         shapes = self.shapes(module, *self.widths(tensors))
         ignored = (COUNTER, *self.ignored) if self.whole else self.ignored
         ignore = [n for n in tensors if n.endswith(ignored) or n.startswith(self.foreign)]
         return import_tensors(entries, tensors, shapes, ignore=ignore)
 
-    def save(
-        self, tree: Mapping[str, Any], module: Any, diffusers: bool = False, copy: bool = True
-    ) -> dict[str, np.ndarray]:
+    def save(self, tree: Tree, module: Any, diffusers: bool = False, copy: bool = True) -> Tensors:
         """Our tree -> state dict without BatchNorm's counters; `copy` as in `export_tensors`.
 
         Raises:
@@ -235,5 +222,5 @@ class Names:
         if extra := sorted("/".join(path) for path in present - {e.path for e in entries}):
             name = type(module).__name__
             raise ConversionError(f"the original {name} has no names for {', '.join(extra)}")
-        kept = [e for e in entries if e.path in present or not self._is_optional(e.name)]
+        kept = [e for e in entries if e.path in present or not e.name.startswith(self.optional)]
         return export_tensors(kept, tree, copy)

@@ -147,7 +147,12 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
     if is_safetensors or path.suffix == ".safetensors":
         _refuse_key(path, key)
         return Weights(map_safetensors(path), "safetensors file", (path,))
-    raise ConversionError(f"{path}: {_what_it_is(start)}; download the weights file itself")
+    what = f"neither a safetensors nor a torch file (it starts with {start[:12]!r})"
+    if start.startswith(b"version https://git-lfs"):
+        what = "a Git LFS pointer, not the file it stands for"
+    elif start.lstrip()[:1] == b"<" or not start:
+        what = "a web page, not a weights file" if start else "an empty file"
+    raise ConversionError(f"{path}: {what}; download the weights file itself")
 
 
 def _open_folder(folder: Path, key: str | None) -> Weights:
@@ -179,13 +184,3 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
 def _refuse_key(path: Path, key: str | None) -> None:
     if key is not None:
         raise ConversionError(f"{path} is safetensors, which has no entries; leave out --key {key}")
-
-
-def _what_it_is(start: bytes) -> str:
-    """What a file that is neither safetensors nor torch seems to be."""
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file it stands for"
-    if start.lstrip()[:1] == b"<":
-        return "a web page, not a weights file"
-    other = f"neither a safetensors nor a torch file (it starts with {start[:12]!r})"
-    return other if start else "an empty file"

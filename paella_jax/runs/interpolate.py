@@ -57,7 +57,9 @@ def interpolate_runs(first: str | Path, second: str | Path, share: float, out: P
         raise ConversionError(f"--share must be in [0, 1], got {share}")
     config, other = read_config(first), read_config(second)
     _refuse((first, second), _networks(config), _networks(other), "(absent)", repr)
-    a, b = _arrays(first, config), _arrays(second, other)
+    parts = "params", "model_state"
+    trees = (restore_all(*run)[1:] for run in ((first, config), (second, other)))
+    a, b = (flatten_dict(dict(zip(parts, tree, strict=True)), sep="/") for tree in trees)
     shapes = lambda arrays: {name: list(x.shape) for name, x in arrays.items()}
     _refuse((first, second), shapes(a), shapes(b), "absent", str)
     mixed = {name: _mix(a[name], b[name], share) for name in a}
@@ -88,12 +90,6 @@ def _refuse(runs: tuple[Any, Any], a: Tree, b: Tree, absent: str, shown: Callabl
             f"{runs[0]} and {runs[1]} hold other networks, only runs of the same can be "
             "interpolated (first -> second):\n  " + "\n  ".join(differing)
         )
-
-
-def _arrays(run: str | Path, config: ConfigDict) -> dict[str, np.ndarray]:
-    """All sampling weights of a run by path."""
-    _, params, state = restore_all(run, config)
-    return flatten_dict({"params": params, "model_state": state}, sep="/")
 
 
 def _mix(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
