@@ -8,7 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 # Two processes: compiling keeps one core busy, not two. Whole files, as a file's tests share
 # compiled programs.
-LANE=(-n 2 --dist loadfile)
+LANE=(-n 2 --dist loadfile --no-loadscope-reorder)
 if [ $# -eq 0 ] || [ "$1" = fast ]; then
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .

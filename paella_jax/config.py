@@ -72,6 +72,17 @@ def _config_file(path: str) -> Path:
     return file
 
 
+def shipped(spec: str) -> str:
+    """`configs/NAME.py:preset` -> `NAME:preset` where the package brings a config of that name.
+
+    For specs that a config holds: whatever lies in the working directory does not change them.
+    """
+    path, _, preset = spec.partition(":")
+    file = Path(path)
+    own = file.parent == Path("configs") and (CONFIGS / file.name).is_file()
+    return f"{file.stem}:{preset}" if own else spec
+
+
 def choose(file: str, presets: Mapping[str, Any], name: str) -> Any:
     """One of a config file's presets. Raises ConfigError listing them where there is no such."""
     if name not in presets:

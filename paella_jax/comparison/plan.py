@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, load_config
+from paella_jax.config import ConfigError, load_config, shipped
 from paella_jax.evaluation.flops import count_flops
 from paella_jax.families.abstract import abstract_tokens
 from paella_jax.families.cells import check_cell
@@ -101,7 +101,7 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
       ConfigError: the recipe has no such field, or the cell makes no sense.
     """
     overrides = [f"--config.{text}" for text in config.overrides]
-    run = load_config(config.training, overrides)
+    run = load_config(shipped(config.training), overrides)
     if run.method != "tokens":
         raise ConfigError(f"training {config.training!r} is no token predictor's config")
     run.tokenizer = str(tokenizer)

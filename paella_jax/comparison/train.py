@@ -21,7 +21,7 @@ from paella_jax.comparison.plan import (
     size_of,
     training_config,
 )
-from paella_jax.config import ConfigError, load_config
+from paella_jax.config import ConfigError, load_config, shipped
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files.atomic import write_atomically
 from paella_jax.registry import build_method
@@ -70,7 +70,9 @@ def check_tokenizer(config: ConfigDict, run: ConfigDict) -> None:
       ConfigError, CheckpointError: it is none, has another codebook size or is not f4.
     """
     given = bool(config.tokenizer)
-    tokenizer = read_config(config.tokenizer) if given else load_config(config.tokenizer_config)
+    tokenizer = (
+        read_config(config.tokenizer) if given else load_config(shipped(config.tokenizer_config))
+    )
     name = config.tokenizer or config.tokenizer_config
     if tokenizer.method != "vqgan":
         raise ConfigError(f"{name} is a {tokenizer.method} run, no tokenizer of configs/vqgan.py")
@@ -92,7 +94,7 @@ def train_tokenizer(config: ConfigDict, out: Path) -> None:
     Raises:
       Stopped: by SIGTERM.
     """
-    _train(load_config(config.tokenizer_config), tokenizer_folder(config, out))
+    _train(load_config(shipped(config.tokenizer_config)), tokenizer_folder(config, out))
 
 
 def is_trained(workdir: Path) -> bool:

@@ -3,5 +3,5 @@
 - text.py: the text side of a run; byte_tokenizer.py and t5.py are its parts, emphasis.py stresses
   phrases.
 - clip_text.py and clip_vision.py on clip_transformer.py.
-- clip_preprocess.py and compressor_preprocess.py: images as the frozen image encoders want them.
+- preprocess.py: images as the frozen image encoders want them.
 """

@@ -13,7 +13,7 @@ from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source, image_transform
 from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.models.direct_decoder import DirectDecoder
-from paella_jax.objectives.direct_decoder import direct_decoder_objective
+from paella_jax.objectives.wuerstchen import direct_decoder_objective
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import read_config_of
 from paella_jax.runs.frozen import COMPRESSOR, carry

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.encoders.clip_preprocess import clip_preprocess
 from paella_jax.encoders.clip_vision import ClipVision
+from paella_jax.encoders.preprocess import clip_preprocess
 from paella_jax.typing import Array, Tree
 
 

@@ -15,7 +15,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
 from paella_jax.data.sizes import check_sizes
-from paella_jax.encoders.compressor_preprocess import compressor_preprocess
+from paella_jax.encoders.preprocess import compressor_preprocess
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.families.vqgan import load_carried_vqgan
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c

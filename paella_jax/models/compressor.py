@@ -266,7 +266,7 @@ class Compressor(nn.Module):
         """Normalised images -> raw latents, the scale Stage B takes; `to_stage_c` changes it.
 
         Args:
-          images: float [batch, H, W, 3] as encoders/compressor_preprocess.py makes them.
+          images: float [batch, H, W, 3] as encoders/preprocess.py makes them.
           train: use and update batch statistics (collection "batch_stats" must be mutable) and
             drop blocks (rng "dropout"). The statistics are those of the whole batch: under jit a
             batch that is split over devices gives the same ones, nothing else is needed to

@@ -131,3 +131,22 @@ def _text(
     if empty is None:
         return None, None
     return drop_text(keys, batch["text_ids"], batch["text_mask"], empty, fraction)
+
+
+def direct_decoder_objective(
+    decode: Callable[[Tree, Array, int, int], Array], compress: Callable[[Tree, Array], Array]
+) -> Objective:
+    """Builds the objective.
+
+    Args:
+      decode: (params, latents, height, width) -> images.
+      compress: (frozen, images) -> latents.
+    """
+
+    def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
+        images = images_from_batch(inputs.batch)
+        latents = jax.lax.stop_gradient(compress(inputs.frozen, images))
+        error = jnp.square(decode(params, latents, *images.shape[1:3]) - images).mean()
+        return error, ({"mse": error}, inputs.model_state)
+
+    return objective

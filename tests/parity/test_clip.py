@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paella_jax.encoders import published as clip
-from paella_jax.encoders.clip_preprocess import (
+from paella_jax.encoders.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     clip_preprocess,

@@ -13,8 +13,7 @@ import pytest
 
 from paella_jax.convert.compressor import NAMES as COMPRESSOR_NAMES
 from paella_jax.convert.compressor import compressor_entries, infer_compressor
-from paella_jax.encoders.clip_preprocess import resize_short_side
-from paella_jax.encoders.compressor_preprocess import compressor_preprocess, normalise
+from paella_jax.encoders.preprocess import compressor_preprocess, normalise, resize_short_side
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.compressor import (
     Compressor,
