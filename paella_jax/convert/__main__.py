@@ -27,15 +27,12 @@ Runs into runs:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paella_jax.cli import run
-
-if TYPE_CHECKING:
-    from paella_jax.convert.plan import Conversion
 
 CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -44,12 +41,14 @@ DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
 
 def main() -> int:
     """Parses the command line and converts."""
+    import jax.numpy as jnp
+
     from paella_jax.convert.export import FORMS
     from paella_jax.convert.recognise import FAMILIES, GROUPS
+    from paella_jax.files.atomic import check_new
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
+    style = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
     parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
     parser.add_argument("--weights", help="file or folder to convert")
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
@@ -66,19 +65,21 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="new folder, or a FILE.safetensors to export")
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help=DTYPE_HELP)
     arguments, overrides = parser.parse_known_args()
+    weights, checkpoint = bool(arguments.weights), bool(arguments.checkpoint)
     modes = [
-        arguments.family and arguments.weights,
-        arguments.export and arguments.checkpoint,
-        arguments.interpolate,
-        arguments.merge,
-    ]
-    asked = [arguments.family, arguments.export, arguments.interpolate, arguments.merge]
-    one = sum(map(bool, asked)) == 1 and sum(map(bool, modes)) == 1
-    if not one or (overrides and not arguments.family):
+        (arguments.family, weights), (arguments.export, checkpoint),
+        (arguments.interpolate, True), (arguments.merge, True),
+    ]  # fmt: skip
+    asked = [is_whole for mode, is_whole in modes if mode]
+    if asked != [True] or (overrides and not arguments.family):
         raise ValueError(
             "give --family with --weights, or --export with --checkpoint, or --interpolate, or "
             "--merge (--config. fields with --family only)"
         )
+    if arguments.dtype != "keep" and (arguments.interpolate or arguments.merge):
+        raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
+    check_new(Path(arguments.out))
+    arguments.dtype = None if arguments.dtype == "keep" else jnp.dtype(arguments.dtype)
     if arguments.family:
         return convert(arguments, overrides)
     return export(arguments) if arguments.export else combine(arguments)
@@ -86,37 +87,27 @@ def main() -> int:
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """A weights file -> a run folder."""
-    from paella_jax.convert.model_card import describe_files, model_card
-    from paella_jax.convert.plan import check_frozen, lacking, plan_conversion, write_run_folder
+    from paella_jax.convert import plan as engine
     from paella_jax.convert.recognise import open_parts
-    from paella_jax.files.atomic import check_new
 
-    out, dtype = Path(arguments.out), _dtype(arguments.dtype)
-    check_new(out)
+    out, dtype = Path(arguments.out), arguments.dtype
     parts = open_parts(arguments.weights, arguments.family, arguments.key, arguments.compressor)
     family, allowed = parts.record.family, parts.record.needs
     given = {name: getattr(arguments, name) for name in CARRIED if getattr(arguments, name)}
     if given.keys() - allowed.keys():
         refused = ", ".join(f"--{name}" for name in given if name not in allowed)
         raise ValueError(f"{refused} are no options of {family}; leave them out")
-    overrides = [
-        f"--config.{allowed[name][0]}={value}" for name, value in given.items()
-    ] + overrides
-    plan = plan_conversion(parts, overrides, dtype)
-    check_frozen(plan, parts.weights)
+    taken = [f"--config.{allowed[name][0]}={value}" for name, value in given.items()]
+    plan = engine.plan_conversion(parts, taken + overrides, dtype)
+    engine.check_frozen(plan, parts.weights)
 
-    fields, missing = _fields(plan), lacking(plan)
-    arrays = plan.arrays()
-    stored = arguments.dtype if dtype is not None else _dtype_names(arrays)
-    total = sum(file.stat().st_size for file in parts.files)
-    total += sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in arrays.values())
-    with _progress(total) as report:
-        files = describe_files(parts.files, report)
-        card = model_card(
-            plan.record, fields, files, source=parts.source, lacking=missing, dtype=stored,
-            parameters=plan.parameter_count(), out=out.name,
-        )  # fmt: skip
-        write_run_folder(plan, out, card, dtype, report)
+    fields, missing, arrays = plan.fields(), engine.lacking(plan), plan.arrays()
+    stored = _stored(arrays, dtype)
+    read = sum(file.stat().st_size for file in parts.files)
+    with _progress(arrays.values(), dtype, read) as report:
+        files = engine.described(parts.files, report)
+        card = engine.model_card(plan, files, source=parts.source, dtype=stored, out=out.name)
+        engine.write_run_folder(plan, out, card, dtype, report)
     print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
     for origin in dict.fromkeys(origin for _, origin in fields.values()):
         shown = [f"{name}={value}" for name, (value, o) in fields.items() if o == origin]
@@ -127,29 +118,18 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _fields(plan: Conversion) -> dict[str, tuple[Any, str]]:
-    """Config field of the network -> value and origin; no folder of this machine among them."""
-    from paella_jax.config import flatten_config
-
-    values = flatten_config(plan.config)
-    hidden = lambda name: name in ("tokenizer", "stage_b") or name.endswith(".folder")
-    return {n: (values[n], origin) for n, origin in plan.origins.items() if not hidden(n)}
-
-
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
-    from paella_jax.convert.export import exported_tensors, write_export
-    from paella_jax.files.atomic import check_new
+    from paella_jax.convert.export import plan_export
 
-    out, dtype, form = Path(arguments.out), _dtype(arguments.dtype), arguments.export
-    check_new(out)
+    out, dtype, form = Path(arguments.out), arguments.dtype, arguments.export
     if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
         raise ValueError(f"--export {form} writes one file; --out {out} must be FILE.safetensors")
-    tensors, left = exported_tensors(arguments.checkpoint, form)
-    total = sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in tensors.values())
-    with _progress(total) as report:
-        missing = write_export(arguments.checkpoint, out, form, tensors, dtype, report)
-    print(f"{out}: {len(tensors)} tensors as {_dtype_names(tensors) if dtype is None else dtype}")
+    plan = plan_export(arguments.checkpoint, form)
+    tensors, left = plan.tensors, plan.left
+    with _progress(tensors.values(), dtype) as report:
+        missing = plan.write(out, dtype, report)
+    print(f"{out}: {len(tensors)} tensors as {_stored(tensors, dtype)}")
     if left:
         print(f"left out, the format has no place for them: {', '.join(left)}")
     if missing:
@@ -161,38 +141,35 @@ def export(arguments: argparse.Namespace) -> int:
 
 def combine(arguments: argparse.Namespace) -> int:
     """Run folders -> another run folder."""
-    from paella_jax.runs.interpolate import interpolate_runs, merge_run
+    from paella_jax.convert.released import value_of
+    from paella_jax.runs.derive import save_merged
+    from paella_jax.runs.folder import read_config
+    from paella_jax.runs.interpolate import interpolate_runs
 
-    out = Path(arguments.out)
-    if arguments.dtype != "keep":
-        raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
+    out, share = Path(arguments.out), arguments.share
     if arguments.interpolate:
         first, second = arguments.interpolate
-        count = interpolate_runs(first, second, arguments.share, out)
-        share = arguments.share
+        count = interpolate_runs(first, second, share, out)
         print(f"{out}: {count} arrays, {1 - share:g} of {first} + {share:g} of {second}")
         return 0
-    rank = merge_run(arguments.merge, out)
+    rank = value_of(read_config(arguments.merge), "lora.rank")
+    save_merged(arguments.merge, out)
     merged = f"adapters of rank {rank} merged" if rank else "it has no adapters to merge"
     print(f"{out}: {arguments.merge} without optimiser state, {merged}")
     return 0
 
 
-def _dtype(name: str) -> Any:
-    import jax.numpy as jnp
-
-    return None if name == "keep" else jnp.dtype(name)
-
-
-def _dtype_names(arrays: dict[str, Any]) -> str:
-    return " and ".join(sorted({str(array.dtype) for array in arrays.values()}))
+def _stored(arrays: Mapping[str, Any], dtype: Any) -> str:
+    kinds = sorted({str(array.dtype) for array in arrays.values()})
+    return str(dtype) if dtype is not None else " and ".join(kinds)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar over bytes, shown only where the work takes more than a moment."""
+def _progress(arrays: Iterable[Any], dtype: Any, read: int = 0) -> Iterator[Any]:
+    """A bar over the bytes of arrays, shown only where the work takes more than a moment."""
     from tqdm import tqdm
 
+    total = read + sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in arrays)
     with tqdm(total=total, unit="B", unit_scale=True, delay=2.0, mininterval=1.0) as bar:
         yield bar.update
 

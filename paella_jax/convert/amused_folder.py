@@ -1,7 +1,4 @@
-"""The folder of a diffusers AmusedPipeline: opened, and written out of a run.
-
-Source: docs/models/muse.md 2.1, 2.6.
-"""
+"""A diffusers AmusedPipeline's folder, read and written (docs/models/muse.md 2.1, 2.6)."""
 
 from __future__ import annotations
 
@@ -13,14 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert.checks import check_clip
 from paella_jax.convert.released import ForeignConfig, Found
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_transformer import tower_config
-from paella_jax.encoders.published import TEXT, load_clip_text_folder
+from paella_jax.encoders.published import TEXT, check_clip, load_clip_text_folder
 from paella_jax.families import tokens, vqgan
 from paella_jax.families.cells import check_cell
 from paella_jax.files import weights_file
@@ -30,12 +25,11 @@ from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import carry_clip, place_of, variables_of, write_tokenizer
-from paella_jax.typing import Tree
+from paella_jax.typing import Tensors, Tree
 
 INDEX, PIPELINE = "model_index.json", "AmusedPipeline"
-TRANSFORMER, VQVAE, TEXT_ENCODER, TOKENIZER, SCHEDULER = (
-    "transformer", "vqvae", "text_encoder", "tokenizer", "scheduler",
-)  # fmt: skip
+TRANSFORMER, VQVAE, SCHEDULER = "transformer", "vqvae", "scheduler"
+TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 # Part -> library and class, as model_index.json names them.
 CLASSES = {
     SCHEDULER: ("diffusers", "AmusedScheduler"),
@@ -44,11 +38,11 @@ CLASSES = {
     TRANSFORMER: ("diffusers", "UVit2DModel"),
     VQVAE: ("diffusers", "VQModel"),
 }
-SCHEDULER_CONFIG = "scheduler_config.json"
+SCHEDULER_CONFIG = f"{SCHEDULER}/scheduler_config.json"
 # What must be there besides weights.
 NEEDED = (
     INDEX, *(f"{part}/{CONFIG}" for part in (TRANSFORMER, VQVAE, TEXT_ENCODER)), TOKENIZER,
-    f"{SCHEDULER}/{SCHEDULER_CONFIG}",
+    SCHEDULER_CONFIG,
 )  # fmt: skip
 SCHEDULES = ("cosine", "linear")  # AmusedScheduler's, and ours by the same names
 TOKENIZER_FILES = (
@@ -56,29 +50,17 @@ TOKENIZER_FILES = (
     "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
 DOWNSAMPLING = 16  # of the released tokenizer
-FROM_SCHEDULER = "its scheduler"
 
 
 class AmusedFolder(NamedTuple):
-    """An opened pipeline folder; of its weights nothing is read yet.
-
-    Attributes:
-      path: the whole.
-      weights: the U-ViT's.
-      tokenizer: the weights of its VQModel, and
-      tokenizer_family: what they must be.
-      found: config fields that the folder tells: the fraction still masked.
-      mask_token: the scheduler's id of an unknown token.
-      text_widths: U-ViT's tensors and config -> widths of the text's states and of its embedding.
-    """
+    """An opened pipeline folder; of its weights nothing is read yet."""
 
     path: Path
-    weights: Weights
-    tokenizer: Weights
-    found: Found
-    mask_token: int
-    text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
-    tokenizer_family: str = VQMODEL.family
+    weights: Weights  # the U-ViT's
+    tokenizer: Weights  # the weights of its VQModel
+    found: Found  # config fields that the folder tells: the fraction still masked
+    mask_token: int  # the scheduler's id of an unknown token
+    tokenizer_family: str = VQMODEL.family  # what its weights must be
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -92,25 +74,21 @@ class AmusedFolder(NamedTuple):
         """What kind of files they are."""
         return f"diffusers pipeline folder (the transformer a {self.weights.source})"
 
-    def check(self, config: ConfigDict, tokenizer: ConfigDict) -> None:
+    def check(self, config: ConfigDict, tokenizer: ConfigDict, transformer: UViT) -> None:
         """Raises ConversionError for parts that do not belong together; `tokenizer` its config."""
         check_cell(config)
         theirs, codes = tokenizer.model.codebook_size, config.model.codebook_size
+        mask, apart = config.uvit.vocabulary_size - 1, "they do not belong together"
         if theirs != codes:
-            raise ConversionError(
-                f"{self.path}: its vqvae has {theirs} codes, its transformer {codes}; they do not "
-                "belong together"
-            )
-        mask = config.uvit.vocabulary_size - 1
+            sizes = f"its vqvae has {theirs} codes, its transformer {codes}"
+            raise ConversionError(f"{self.path}: {sizes}; {apart}")
         if self.mask_token != mask:
-            raise ConversionError(
-                f"{self.path}: its scheduler's mask_token_id is {self.mask_token}, the "
-                f"transformer's last row is {mask}; they do not belong together"
-            )
+            ids = f"mask_token_id is {self.mask_token}, the transformer's last row is {mask}"
+            raise ConversionError(f"{self.path}: its scheduler's {ids}; {apart}")
         check_size(config, tokenizer)
         with self.clip_folder() as clip:
-            shown, widths = str(self.path / TEXT_ENCODER), self.text_widths(self.weights, config)
-            check_clip("--weights", str(clip), *widths, shown=shown)
+            widths, shown = (transformer.text_width, transformer.pooled_width), TEXT_ENCODER
+            check_clip("--weights", str(clip), *widths, shown=str(self.path / shown))
 
     def carry(self, config: ConfigDict, tree: Tree, folder: Path) -> None:
         """Writes tokenizer (its config and tree) and text encoder, as `token_training.prepare`."""
@@ -123,13 +101,12 @@ class AmusedFolder(NamedTuple):
     def clip_folder(self) -> Iterator[Path]:
         """The text encoder and its tokenizer as one Hugging Face folder, made of links."""
         with tempfile.TemporaryDirectory() as name:
-            joined = Path(name)
             for part in (TEXT_ENCODER, TOKENIZER):
                 for file in (self.path / part).iterdir():
-                    link = joined / file.name
+                    link = Path(name) / file.name
                     if file.is_file() and not link.exists():
                         link.symlink_to(file.absolute())
-            yield joined
+            yield Path(name)
 
 
 def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
@@ -142,9 +119,7 @@ def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:
         )
 
 
-def open_folder(
-    path: str | Path, text_widths: Callable[[Weights, ConfigDict], tuple[int, int]]
-) -> AmusedFolder | None:
+def open_folder(path: str | Path) -> AmusedFolder | None:
     """Opens a pipeline's folder; None where the path is no such folder.
 
     Raises:
@@ -152,11 +127,10 @@ def open_folder(
         scheduler does what our sampler does not.
     """
     folder = Path(path)
-    if not (folder / INDEX).is_file():
-        is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
-    else:
-        kind = str(weights_file.read_json(folder / INDEX).get("_class_name"))
-        is_folder = kind.startswith("Amused")
+    is_folder = (folder / TRANSFORMER).is_dir() and (folder / VQVAE).is_dir()
+    if (folder / INDEX).is_file():
+        pipeline = weights_file.read_json(folder / INDEX).get("_class_name")
+        is_folder = str(pipeline).startswith("Amused")
     if not is_folder:
         return None
     missing = [name for name in NEEDED if not (folder / name).exists()]
@@ -165,10 +139,20 @@ def open_folder(
             f"{folder} lacks {', '.join(missing)} of an {PIPELINE}; download the whole folder, or "
             f"give {folder / TRANSFORMER} with --tokenizer VQGAN_RUN --clip CLIP_FOLDER"
         )
-    schedule, mask_token = _read_scheduler(folder / SCHEDULER / SCHEDULER_CONFIG)
-    found = {"sampler.schedule": (schedule, FROM_SCHEDULER)}
+    file, ours = folder / SCHEDULER_CONFIG, CLASSES[SCHEDULER][1]
+    config = weights_file.read_json(file)
+    schedule, kind = config.get("masking_schedule", "cosine"), config.get("_class_name")
+    if kind != ours:
+        raise ConversionError(f"{file} is of a {kind!r}, not of an {ours}")
+    if schedule not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        what = f"masking_schedule {schedule!r} is not known here, only {known}"
+        raise ConversionError(f"{file}: {what}")
+    if "mask_token_id" not in config:
+        raise ConversionError(f"{file} has no field 'mask_token_id'; download it again")
+    found = {"sampler.schedule": (schedule, "its scheduler")}
     weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
-    opened = AmusedFolder(folder, weights, tokenizer, found, mask_token, text_widths)
+    opened = AmusedFolder(folder, weights, tokenizer, found, config["mask_token_id"])
     try:
         assert opened.files
     except FileNotFoundError as error:
@@ -176,136 +160,78 @@ def open_folder(
     return opened
 
 
-def _read_scheduler(file: Path) -> tuple[str, int]:
-    config = weights_file.read_json(file)
-    kind, ours = config.get("_class_name"), CLASSES[SCHEDULER][1]
-    if kind != ours:
-        raise ConversionError(f"{file} is of a {kind!r}, not of an {ours}")
-    schedule = config.get("masking_schedule", "cosine")
-    if schedule not in SCHEDULES:
-        raise ConversionError(
-            f"{file}: masking_schedule {schedule!r} is not known here, only {', '.join(SCHEDULES)}"
-        )
-    if "mask_token_id" not in config:
-        raise ConversionError(f"{file} has no field 'mask_token_id'; download it again")
-    return schedule, config["mask_token_id"]
-
-
-class AmusedRun(NamedTuple):
-    """What a run holds of a pipeline.
-
-    Attributes:
-      configs: file in the folder -> its JSON; the index is there only where every part is.
-      vqvae: tokenizer and its parameters; None where the run carries none.
-      clip: folder of the text encoder and its tokenizer; None where the run carries none.
-    """
-
-    configs: dict[str, dict[str, Any]]
-    vqvae: tuple[VQModel, Mapping[str, Any]] | None
-    clip: Path | None
-
-    @property
-    def missing(self) -> list[str]:
-        """Parts of the pipeline that the run does not carry."""
-        absent = [] if self.vqvae is not None else [VQVAE]
-        return absent if self.clip is not None else [*absent, TEXT_ENCODER, TOKENIZER]
-
-    def write(
-        self,
-        out: Path,
-        tensors: Mapping[str, np.ndarray],
-        dtype: np.dtype | None = None,
-        report: Callable[[int], object] | None = None,
-    ) -> list[str]:
-        """Writes the transformer and every part that the run carries.
-
-        Args:
-          out: folder, made here.
-          tensors: the transformer's, by diffusers' names.
-          dtype: to store the transformer in; the other parts stay as the run has them.
-          report: called with the bytes of each of the transformer's tensors.
-
-        Returns:
-          The parts that the run does not carry.
-
-        Raises:
-          ConversionError: values do not fit `dtype`.
-        """
-        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, dtype, report)
-        if self.vqvae is not None:
-            model, params = self.vqvae
-            vqvae = VQMODEL.names.save(params, model, copy=False)
-            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
-        if self.clip is not None:
-            _write_text_encoder(self.clip, out)
-        for name, config in self.configs.items():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / name).write_text(json.dumps(config, indent=2))
-        return self.missing
-
-
 def open_run(
     checkpoint: str | Path, config: ConfigDict, transformer: UViT, foreign: ForeignConfig
-) -> AmusedRun:
-    """What a run carries of a pipeline, whose transformer's config.json is `foreign`.
+) -> Callable[..., list[str]]:
+    """What writes a run as a pipeline, whose transformer's config.json is `foreign`.
+
+    Returns:
+      Folder, transformer's tensors and how to store them -> writes every part that the run carries,
+      and returns the names of the others; see `Export.write`.
 
     Raises:
       ConversionError, ValueError: networks or a schedule that diffusers' classes cannot be.
     """
-    frozen, vqvae, pixels = Path(checkpoint) / "frozen", None, DOWNSAMPLING
+    frozen, pixels, tokenizer = Path(checkpoint) / "frozen", DOWNSAMPLING, None
+    schedule, scheduler = config.sampler.schedule, CLASSES[SCHEDULER][1]
     if (frozen / "vqgan.json").is_file():
-        model, variables = vqgan.load_carried_tokenizer(Path(checkpoint))
-        if not isinstance(model, VQModel):
+        tokenizer, variables = vqgan.load_carried_tokenizer(Path(checkpoint))
+        if not isinstance(tokenizer, VQModel):
             raise ConversionError(
                 f"{checkpoint} carries a tokenizer of architecture 'paella', diffusers' "
                 "AmusedPipeline takes a 'resnet' only"
             )
-        vqvae, pixels = (model, variables["params"]), model.downsampling
-    clip = frozen / tokens.CLIP if (frozen / tokens.CLIP).is_dir() else None
-    schedule, scheduler = config.sampler.schedule, CLASSES[SCHEDULER][1]
+        pixels = tokenizer.downsampling
     side = config.data.image_size // pixels
     configs = {f"{TRANSFORMER}/{CONFIG}": foreign.write(transformer, sample_size=side)}
     if schedule not in SCHEDULES:
-        raise ConversionError(
-            f"sampler.schedule is {schedule!r}, {scheduler} has {' and '.join(SCHEDULES)} only"
-        )
-    configs[f"{SCHEDULER}/{SCHEDULER_CONFIG}"] = {
-        "_class_name": scheduler,
-        "mask_token_id": transformer.mask_token,
+        all_of_it = " and ".join(SCHEDULES)
+        raise ConversionError(f"sampler.schedule is {schedule!r}, {scheduler} has {all_of_it} only")
+    configs[SCHEDULER_CONFIG] = {
+        "_class_name": scheduler, "mask_token_id": transformer.mask_token,
         "masking_schedule": schedule,
-    }
-    if vqvae is not None:
-        assert VQMODEL.foreign is not None
-        configs[f"{VQVAE}/{CONFIG}"] = VQMODEL.foreign.write(vqvae[0])
-    run = AmusedRun(configs, vqvae, clip)
-    if not run.missing:
-        classes = {part: list(kind) for part, kind in CLASSES.items()}
-        configs[INDEX] = {"_class_name": PIPELINE, **classes}
-    return run
+    }  # fmt: skip
+    clip, vqvae = frozen / tokens.CLIP if (frozen / tokens.CLIP).is_dir() else None, None
+    if tokenizer is not None and VQMODEL.foreign is not None:
+        configs[f"{VQVAE}/{CONFIG}"] = VQMODEL.foreign.write(tokenizer)
+        vqvae = VQMODEL.names.save(variables["params"], tokenizer, copy=False)
+    missing = [VQVAE] * (vqvae is None) + [TEXT_ENCODER, TOKENIZER] * (clip is None)
+    if not missing:  # an index names every part
+        configs[INDEX] = {"_class_name": PIPELINE} | {n: [*kind] for n, kind in CLASSES.items()}
+
+    def write(out: Path, tensors: Tensors, *stored: Any) -> list[str]:
+        write_safetensors(out / TRANSFORMER / DIFFUSERS_WEIGHTS, tensors, *stored)
+        if vqvae is not None:
+            write_safetensors(out / VQVAE / DIFFUSERS_WEIGHTS, vqvae)
+        if clip is not None:
+            _write_text_encoder(clip, out)
+        for name, content in configs.items():
+            _write_json(out / name, content)
+        return missing
+
+    return write
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=2))
 
 
 def _write_text_encoder(clip: Path, out: Path) -> None:
     """Copies the text tower and the tokenizer's files; of both towers only the text's is kept."""
     text, tokenizer = out / TEXT_ENCODER, out / TOKENIZER
-    for folder in (text, tokenizer):
-        folder.mkdir(parents=True)
-    for name in TOKENIZER_FILES:
-        if (clip / name).is_file():
-            shutil.copy(clip / name, tokenizer / name)
+    text.mkdir(parents=True)
+    tokenizer.mkdir()
     config = weights_file.read_config(clip)
-    if config.get("model_type") != "clip":
-        others = (*TOKENIZER_FILES, "README.md")
-        for file in clip.iterdir():
-            if file.is_file() and file.name not in others:
-                shutil.copy(file, text / file.name)
-        return
-    fields, projection = tower_config(config, "text")
-    module, params = load_clip_text_folder(clip)
-    write_safetensors(text / weights_file.WEIGHTS[0], TEXT.save(params, module))
-    fields = {
-        **fields,
-        "architectures": [CLASSES[TEXT_ENCODER][1]],
-        "model_type": "clip_text_model",
-        "projection_dim": projection,
-    }
-    (text / CONFIG).write_text(json.dumps(fields, indent=2))
+    has_both = config.get("model_type") == "clip"
+    for file in clip.iterdir():
+        if file.is_file() and file.name in TOKENIZER_FILES:
+            shutil.copy(file, tokenizer / file.name)
+        elif file.is_file() and not has_both and file.name != "README.md":
+            shutil.copy(file, text / file.name)
+    if has_both:
+        fields, projection = tower_config(config, "text")
+        module, params = load_clip_text_folder(clip)
+        write_safetensors(text / weights_file.WEIGHTS[0], TEXT.save(params, module))
+        own = {"architectures": [CLASSES[TEXT_ENCODER][1]], "model_type": "clip_text_model"}
+        _write_json(text / CONFIG, {**fields, **own, "projection_dim": projection})

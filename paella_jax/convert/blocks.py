@@ -1,20 +1,17 @@
-"""Name tables and sizes of the blocks that Paella and Würstchen's stages are made of.
-
-Facts: docs/models/paella.md 6 and docs/models/wuerstchen.md 6.
-"""
+"""The blocks of Paella and Würstchen's stages (docs/models: paella.md 6, wuerstchen.md 6)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from paella_jax.files.tensors import ConversionError, Entry, linear_entries
+from paella_jax.files.tensors import ConversionError, Entry, linear
+from paella_jax.typing import Tensors
 
-# What a block of each kind is known by: the first tensor below its name.
-KINDS = (
+KINDS = (  # what a block of each kind is known by: the first tensor below its name
     (r"depthwise\.weight", "C"),
     (r"mapper\.weight", "T"),
     (r"attention\.(attn\.in_proj_|to_q\.)weight", "A"),  # original and diffusers
@@ -24,49 +21,46 @@ KINDS = (
 
 def block_entries(kind: str, name: str, path: str) -> list[Entry]:
     """One block; `kind` is C (convolution), T (time), A (attention) or F (feed-forward)."""
-    if kind == "C":
-        depthwise = linear_entries(f"{name}.depthwise", path, "depthwise", layout="conv")
-        return [*depthwise, *_mlp_entries(f"{name}.channelwise", path)]
     if kind == "T":
-        return linear_entries(f"{name}.mapper", path, "mapper")
-    if kind == "F":
-        return _mlp_entries(f"{name}.channelwise", path)
-    attention = f"{name}.attention.attn"
-    return [
-        Entry(f"{attention}.in_proj_weight", (path, "attention", "in_kernel"), "linear"),
-        Entry(f"{attention}.in_proj_bias", (path, "attention", "in_bias")),
-        *linear_entries(f"{attention}.out_proj", path, "attention", "out"),
-        *linear_entries(f"{name}.kv_mapper.1", path, "kv_mapper"),
+        return linear(f"{name}.mapper", path, "mapper")
+    if kind == "A":
+        theirs, ours = f"{name}.attention.attn", (path, "attention")
+        return [
+            Entry(f"{theirs}.in_proj_weight", (*ours, "in_kernel"), "linear"),
+            Entry(f"{theirs}.in_proj_bias", (*ours, "in_bias")),
+            *linear(f"{theirs}.out_proj", *ours, "out"),
+            *linear(f"{name}.kv_mapper.1", path, "kv_mapper"),
+        ]
+    convolution = linear(f"{name}.depthwise", path, "depthwise", layout="conv")
+    mlp = [
+        *linear(f"{name}.channelwise.0", path, "mlp", "expand"),
+        *response_norm(f"{name}.channelwise.2", path, "mlp"),
+        *linear(f"{name}.channelwise.4", path, "mlp", "contract"),
     ]
+    return convolution + mlp if kind == "C" else mlp
 
 
-def _mlp_entries(name: str, path: str) -> list[Entry]:
-    return [
-        *linear_entries(f"{name}.0", path, "mlp", "expand"),
-        Entry(f"{name}.2.gamma", (path, "mlp", "response_norm", "gamma"), "channel"),
-        Entry(f"{name}.2.beta", (path, "mlp", "response_norm", "beta"), "channel"),
-        *linear_entries(f"{name}.4", path, "mlp", "contract"),
-    ]
+def response_norm(name: str, *path: str) -> list[Entry]:
+    """The global response normalisation inside a block's MLP."""
+    leaves = ("gamma", "beta")
+    return [Entry(f"{name}.{x}", (*path, "response_norm", x), "channel") for x in leaves]
 
 
 def level_entries(patterns: Sequence[str], depths: Sequence[int]) -> list[Entry]:
     """All levels of a U-shaped network: blocks, downsampling and upsampling."""
     entries: list[Entry] = []
     for level, (pattern, depth) in enumerate(zip(patterns, depths, strict=True)):
-        kinds = pattern * depth
+        kinds, theirs = pattern * depth, f"up_blocks.{len(patterns) - 1 - level}"
         # The reference keeps the downsampling as entry 0 of its level, the upsampling as the last.
-        offset = 1 if level > 0 else 0
-        theirs_up = len(patterns) - 1 - level
+        first = 1 if level > 0 else 0
         if level > 0:
             down, up = f"down_{level}_downsample", f"up_{level}_upsample"
-            entries += linear_entries(f"down_blocks.{level}.0.1", down, layout="conv")
-            name = f"up_blocks.{theirs_up}.{len(kinds)}.1"
-            entries += linear_entries(name, up, layout="conv_transpose")
-        for index, kind in enumerate(kinds):
-            name = f"down_blocks.{level}.{index + offset}"
-            entries += block_entries(kind, name, f"down_{level}_block_{index}")
-            name = f"up_blocks.{theirs_up}.{index}"
-            entries += block_entries(kind, name, f"up_{level}_block_{index}")
+            entries += linear(f"down_blocks.{level}.0.1", down, layout="conv")
+            entries += linear(f"{theirs}.{len(kinds)}.1", up, layout="conv_transpose")
+        for i, kind in enumerate(kinds):
+            name = f"down_blocks.{level}.{i + first}"
+            entries += block_entries(kind, name, f"down_{level}_block_{i}")
+            entries += block_entries(kind, f"{theirs}.{i}", f"up_{level}_block_{i}")
     return entries
 
 
@@ -74,17 +68,12 @@ def split_attention(entries: list[Entry]) -> list[Entry]:
     """The original table -> diffusers', which keeps queries, keys and values as three matrices."""
     renamed = []
     for entry in entries:
-        block, attention, rest = entry.name.partition(".attention.attn.")
-        if not attention:
-            renamed.append(entry)
-        elif rest.startswith("in_proj_"):
-            kind = rest.removeprefix("in_proj_")
-            renamed += [
-                Entry(f"{block}.attention.to_{part}.{kind}", entry.path, entry.layout, (index, 3))
-                for index, part in enumerate("qkv")
-            ]
+        block, _, rest = entry.name.partition(".attention.attn.")
+        if rest.startswith("in_proj_"):
+            names = [f"{block}.attention.to_{x}.{rest.removeprefix('in_proj_')}" for x in "qkv"]
+            renamed += [Entry(n, *entry[1:3], part=(i, 3)) for i, n in enumerate(names)]
         else:
-            name = f"{block}.attention.{rest.replace('out_proj', 'to_out.0')}"
+            name = entry.name.replace(".attention.attn.out_proj", ".attention.to_out.0")
             renamed.append(entry._replace(name=name))
     return renamed
 
@@ -92,16 +81,8 @@ def split_attention(entries: list[Entry]) -> list[Entry]:
 SPLIT_ATTENTION = (split_attention, ".attention.to_")  # in a name of diffusers' table alone
 
 
-def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
-    """The blocks of every level of the way down, such as "CTCT".
-
-    Args:
-      tensors: a state dict.
-      network: what it should be, for the error message.
-
-    Raises:
-      ConversionError: there are none, or gaps between them.
-    """
+def _block_kinds(tensors: Tensors, network: str) -> list[str]:
+    """The blocks of every level of the way down, such as "CTCT"; `network` is for the errors."""
     found: dict[int, dict[int, str]] = {}
     for name in tensors:
         place = re.match(r"down_blocks\.(\d+)\.(\d+)\.(.+)", name)
@@ -111,7 +92,9 @@ def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
             # A C block has a "channelwise" too, so F never replaces what is there.
             if re.fullmatch(pattern, place[3]) and (kind != "F" or int(place[2]) not in blocks):
                 blocks[int(place[2])] = kind
-    levels = [found.get(level, {}) for level in range(max(found, default=-1) + 1)]
+    if not found:
+        raise ConversionError(f"not a whole {network}: it has no down_blocks")
+    levels = [found.get(level, {}) for level in range(max(found) + 1)]
     for level, blocks in enumerate(levels):
         first = 1 if level else 0  # before it is the downsampling
         if not blocks or sorted(blocks) != list(range(first, first + len(blocks))):
@@ -119,85 +102,66 @@ def block_kinds(tensors: Mapping[str, np.ndarray], network: str) -> list[str]:
                 f"not a whole {network}: down_blocks.{level} has blocks of known kinds at "
                 f"{sorted(blocks)}, they must be numbered from {first} without gaps"
             )
-    if not levels:
-        raise ConversionError(f"not a whole {network}: it has no down_blocks")
     return ["".join(blocks[i] for i in sorted(blocks)) for blocks in levels]
 
 
-def period(kinds: str) -> str:
+def _period(kinds: str) -> str:
     """The shortest pattern whose repetition gives `kinds`."""
     sizes = (n for n in range(1, len(kinds) + 1) if len(kinds) % n == 0)
     return next(kinds[:n] for n in sizes if kinds[:n] * (len(kinds) // n) == kinds)
 
 
-def head_counts(
-    widths: Sequence[int], patterns: Sequence[str], head_width: int | Sequence[int]
-) -> tuple[int, ...] | None:
-    """Attention heads of every level, 0 where there is no A; None where heads do not divide it.
-
-    Args:
-      widths: of the levels.
-      patterns: of the levels.
-      head_width: of all levels, or one per level.
-    """
-    per_level = [head_width] * len(widths) if isinstance(head_width, int) else head_width
-    levels = list(zip(widths, patterns, per_level, strict=True))
-    if any("A" in pattern and width % head for width, pattern, head in levels):
-        return None
-    return tuple(width // head if "A" in pattern else 0 for width, pattern, head in levels)
-
-
 def level_fields(
-    tensors: Mapping[str, np.ndarray],
-    width: int,
-    released: tuple[str, str],
-    head_width: int | Sequence[int],
+    tensors: Tensors, width: int, released: tuple[str, str], head_width: int | Sequence[int]
 ) -> dict[str, Any]:
-    """Fields of a U-shaped network that its levels tell; `num_heads` as `head_counts`.
+    """Fields of a U-shaped network that its levels tell.
+
+    `num_heads` (0 for a level without attention) is there only where heads of `head_width` divide
+    the widths.
 
     Args:
       tensors: a state dict, original or diffusers.
       width: of the first level.
       released: network and its released file, for error messages.
-      head_width: as `head_counts`.
+      head_width: of all levels, or one per level.
 
     Raises:
-      ConversionError: as `block_kinds` and `needed_shape`.
+      ConversionError: there are no blocks, gaps between them, or as `needed_shape`.
     """
-    levels = block_kinds(tensors, released[0])
+    levels = _block_kinds(tensors, released[0])
     downs = [f"down_blocks.{level}.0.1.weight" for level in range(1, len(levels))]
     widths = (width, *(needed_shape(tensors, name, 4, *released)[0] for name in downs))
-    patterns = tuple(period(kinds) for kinds in levels)
+    patterns = tuple(_period(kinds) for kinds in levels)
     depths = tuple(len(k) // len(p) for k, p in zip(levels, patterns, strict=True))
     fields: dict[str, Any] = {"widths": widths, "patterns": patterns, "depths": depths}
-    heads = head_counts(widths, patterns, head_width)
-    return (
-        fields
-        | block_fields(tensors, r"down_blocks\.\d+\.\d+")
-        | ({} if heads is None else {"num_heads": heads})
-    )
+    fields |= block_fields(tensors, r"down_blocks\.\d+\.\d+")
+    per_level = [head_width] * len(widths) if isinstance(head_width, int) else head_width
+    attends = ["A" in pattern for pattern in patterns]
+    sizes = list(zip(widths, per_level, attends, strict=True))
+    if any(attended and width % head for width, head, attended in sizes):
+        return fields
+    return fields | {
+        "num_heads": tuple(w // head if attended else 0 for w, head, attended in sizes)
+    }
 
 
-def block_fields(tensors: Mapping[str, np.ndarray], block: str) -> dict[str, int]:
+def block_fields(tensors: Tensors, block: str) -> dict[str, int]:
     """What the first T block and the first C block tell; `block` matches their names."""
     fields: dict[str, int] = {}
-    for tensor, axis, rank, field in (
-        ("mapper", 1, 2, "time_width"),
-        ("depthwise", 3, 4, "kernel_size"),
-    ):
-        names = [name for name in tensors if re.fullmatch(rf"{block}\.{tensor}\.weight", name)]
-        found = [np.shape(tensors[name]) for name in names if np.ndim(tensors[name]) == rank]
+    for layer, axis, field in (("mapper", 1, "time_width"), ("depthwise", 3, "kernel_size")):
+        names = [name for name in tensors if re.fullmatch(rf"{block}\.{layer}\.weight", name)]
+        found = [shape for name in names if len(shape := np.shape(tensors[name])) == axis + 1]
         fields |= {field: found[0][axis]} if found else {}
     return fields
 
 
-def index_count(tensors: Mapping[str, np.ndarray], pattern: str) -> int:
+def index_count(tensors: Tensors, pattern: str) -> int:
     """One more than the largest number `pattern` finds in a tensor's name; 0 without any."""
     matches = (re.match(pattern, name) for name in tensors)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
-def width_into(tensors: Mapping[str, np.ndarray], name: str) -> int:
+def width_into(tensors: Tensors, name: str) -> int:
     """Inputs of a linear layer by its weight's name; 1 if it is not there.
 
     A misfit is reported with all the others.
@@ -207,7 +171,7 @@ def width_into(tensors: Mapping[str, np.ndarray], name: str) -> int:
 
 
 def needed_shape(
-    tensors: Mapping[str, np.ndarray], name: str, rank: int, network: str, file: str = ""
+    tensors: Tensors, name: str, rank: int, network: str, file: str = ""
 ) -> tuple[int, ...]:
     """Shape of a tensor that tells sizes.
 
@@ -224,9 +188,9 @@ def needed_shape(
     found = np.shape(tensors[name]) if name in tensors else None
     if found is None or len(found) != rank or 0 in found:
         state = "is missing" if found is None else f"has shape {found}"
-        expected = f"the state dict of {file} or of a model of its kind"
+        kind = f"the state dict of {file} or of a model of its kind"
+        kind = kind if file else f"a diffusers {network}'s state dict"
         raise ConversionError(
-            f"not a whole {network}: {name}, which tells its sizes, {state}; expected "
-            + (expected if file else f"a diffusers {network}'s state dict")
+            f"not a whole {network}: {name}, which tells its sizes, {state}; expected {kind}"
         )
     return found

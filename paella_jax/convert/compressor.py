@@ -16,14 +16,7 @@ from ml_collections import ConfigDict
 from paella_jax.convert.released import SHAPES, Beside, Found
 from paella_jax.families.stage_b import COMPRESSOR, compressor_variables, make_compressor
 from paella_jax.files import weights_file
-from paella_jax.files.tensors import (
-    ConversionError,
-    Entry,
-    Names,
-    Weights,
-    batch_norm_entries,
-    linear_entries,
-)
+from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, batch_norm, linear
 from paella_jax.models.compressor import VARIANTS, Compressor, Stage, expanded_width
 
 BACKBONE, MAPPER = "backbone.", "mapper"
@@ -51,8 +44,8 @@ def infer_compressor(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _conv_norm(name: str, *path: str, layout: str = "conv") -> list[Entry]:
     """Convolution `name.0` and BatchNorm `name.1`."""
-    kernel = linear_entries(f"{name}.0", "params", *path, bias=False, layout=layout)
-    return kernel + batch_norm_entries(f"{name}.1", *path, "norm")
+    kernel = linear(f"{name}.0", "params", *path, bias=False, layout=layout)
+    return kernel + batch_norm(f"{name}.1", *path, "norm")
 
 
 def _block(name: str, path: str, stage: Stage, inputs: int) -> list[Entry]:
@@ -67,7 +60,7 @@ def _block(name: str, path: str, stage: Stage, inputs: int) -> list[Entry]:
         if layer == "squeeze":
             for theirs, ours in (("fc1", "reduce"), ("fc2", "expand")):
                 place = ("params", path, layer, ours)
-                entries += linear_entries(f"{name}.{number}.{theirs}", *place, layout="conv1x1")
+                entries += linear(f"{name}.{number}.{theirs}", *place, layout="conv1x1")
         else:
             layout = "conv" if layer == spatial else "conv1x1"
             entries += _conv_norm(f"{name}.{number}", path, layer, layout=layout)
@@ -101,20 +94,13 @@ def _found(compressor: Weights, named: set[str]) -> Found:
 def _check(compressor: Weights, config: ConfigDict) -> None:
     makes, takes = len(compressor[f"{MAPPER}.0.weight"]), config.model.guide_channels
     if makes != takes:
-        raise ConversionError(
-            f"this compressor makes {makes} channels, Stage B takes {takes}; they do not belong "
-            "together"
-        )
+        sizes = f"this compressor makes {makes} channels, Stage B takes {takes}"
+        raise ConversionError(f"{sizes}; they do not belong together")
 
 
 BESIDE_STAGE_B = Beside(
-    name=COMPRESSOR,
-    entry="effnet_state_dict",
-    names=NAMES,
-    make=make_compressor,
-    found=_found,
-    check=_check,
-    of_run=compressor_variables,
+    name=COMPRESSOR, entry="effnet_state_dict", names=NAMES, make=make_compressor,
+    found=_found, check=_check, of_run=compressor_variables,
     missing="holds a Stage B without its compressor (no entry 'effnet_state_dict', and diffusers "
     "folders have none); give --compressor FILE, which may be the original model_v2_stage_b.pt",
-)
+)  # fmt: skip

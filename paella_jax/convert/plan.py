@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,49 +12,38 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from paella_jax.config import apply_override, load_config, to_json
+from paella_jax.config import apply_override, flatten_config, load_config, to_json
 from paella_jax.convert.recognise import Parts, check_family, run_family
-from paella_jax.convert.released import (
-    COMMAND,
-    DEFAULT,
-    JSON,
-    SHAPES,
-    Found,
-    Released,
-    article,
-    config_file,
-    value_of,
-)
+from paella_jax.convert.released import DEFAULT, JSON, SHAPES, Found, Released, article, value_of
 from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
-from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
 
+CHUNK = 8 * 2**20  # bytes read at once
+
 
 class Conversion(NamedTuple):
-    """What a weights file becomes; nothing of it is read yet.
+    """What a weights file becomes; nothing of it is read yet."""
 
-    Attributes:
-      record: of its family.
-      config: of the run folder.
-      tree: {"params": ..., "model_state": ...}, views of the mapped file.
-      origins: config field of the network -> where its value is from.
-      folder: the published folder that the weights are part of.
-      tokenizer: what becomes of that folder's tokenizer.
-    """
-
-    record: Released
-    config: ConfigDict
-    tree: Tree
-    origins: dict[str, str]
-    folder: Any = None
-    tokenizer: Conversion | None = None
+    record: Released  # of its family
+    config: ConfigDict  # of the run folder
+    tree: Tree  # {"params": ..., "model_state": ...}, views of the mapped file
+    origins: dict[str, str]  # config field of the network -> where its value is from
+    folder: Any = None  # the published folder that the weights are part of
+    tokenizer: Conversion | None = None  # what becomes of that folder's tokenizer
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The tree by path, as the run folder stores it."""
         return {"/".join(path): array for path, array in flatten_dict(self.tree).items()}
+
+    def fields(self) -> Found:
+        """Config field of the network -> value and origin; no folder of this machine among them."""
+        values = flatten_config(self.config)
+        hidden = lambda name: name in ("tokenizer", "stage_b") or name.endswith(".folder")
+        return {n: (values[n], origin) for n, origin in self.origins.items() if not hidden(n)}
 
     def parameter_count(self) -> int:
         """Number of trained scalars."""
@@ -76,14 +66,13 @@ def plan_conversion(
       ConfigError: an override names no field, or has another type.
     """
     record, weights, folder = parts.record, parts.weights, parts.folder
-    config = load_config(record.preset)
+    beside, config = record.beside, load_config(record.preset)
     origins = {f"{record.block}.{name}": DEFAULT for name in config[record.block]}
     name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {name_of(override) for override in overrides}
     found = _found(weights, record, config)
-    if parts.beside is not None:
-        assert record.beside is not None
-        found |= record.beside.found(parts.beside, named)
+    if parts.beside is not None and beside is not None:
+        found |= beside.found(parts.beside, named)
     untold = [name for name in map(record.field_of, record.heads[0]) if name not in found]
     found |= dict.fromkeys(untold, (None, DEFAULT))
     stored = dtype or next(iter(weights.values())).dtype
@@ -92,7 +81,7 @@ def plan_conversion(
     _set_all(config, origins, found)
     for override in overrides:
         apply_override(config, override)
-        origins[name_of(override)] = COMMAND
+        origins[name_of(override)] = "the command line"
     _check_heads(config, record)
     tokenizer = None
     if folder is not None:
@@ -106,90 +95,71 @@ def plan_conversion(
         loaded = record.names.load(weights, record.make(config, weights))
     plain = {"params": {record.own: loaded}, "model_state": {}}
     tree = plain if record.tree is None else record.tree(loaded)
-    if parts.beside is not None:
+    if parts.beside is not None and beside is not None:
         with weights_file.errors_name(parts.beside.files[0]):
-            _add_beside(tree, parts.beside, record, config)
+            beside.check(parts.beside, config)
+            variables = beside.names.load(parts.beside, beside.make(config))
+        tree["params"][beside.name] = variables["params"]
+        tree["model_state"][beside.name] = variables["batch_stats"]
     return Conversion(record, config, tree, origins, folder, tokenizer)
 
 
 def _set_all(config: ConfigDict, origins: dict[str, str], found: Found) -> None:
     """Sets config fields and notes where they are from."""
     for name, (value, origin) in found.items():
-        *parents, last = name.split(".")
-        block = config
-        for parent in parents:
-            block = block[parent]
-        block[last] = value
+        block, _, last = name.rpartition(".")
+        (value_of(config, block) if block else config)[last] = value
         origins[name] = origin
 
 
 def _found(weights: Weights, record: Released, config: ConfigDict) -> Found:
     """What the weights and the config.json beside them tell."""
-    file, foreign = config_file(weights), record.foreign
+    file, foreign = weights_file.config_beside(weights), record.foreign
+    told = lambda module, names: {name: getattr(module, name) for name in names}
     with weights_file.errors_name(weights.files[0]):
         if file is not None and foreign is not None and record.told is None:
-            model, origin = foreign.read_file(file), JSON
-            names = [field.ours for field in foreign.fields.values()]
-            fields = {name: getattr(model, name) for name in names}
+            names, origin = [field.ours for field in foreign.fields.values()], JSON
+            fields = told(foreign.read_file(file), names)
         else:
             fields, origin = record.infer(weights), SHAPES
-        # The widths of its text are the text encoder's to say, not the config's.
-        has = lambda name: name in config[record.block] or name == "codebook_size"
-        found = {record.field_of(n): (value, origin) for n, value in fields.items() if has(n)}
-        if origin == SHAPES:  # heads are of the released width
-            heads = [name for name in map(record.field_of, record.heads[0]) if name in found]
-            found |= {name: (found[name][0], DEFAULT) for name in heads}
+        heads = record.heads[0] if origin == SHAPES else {}  # of the released width
+        found = {
+            record.field_of(name): (value, DEFAULT if name in heads else origin)
+            for name, value in fields.items()
+            # The widths of its text are the text encoder's to say, not the config's.
+            if name in config[record.block] or name == "codebook_size"
+        }
         found |= record.extra(weights, fields)
-    has_both = bool(record.told) and record.names.is_diffusers(weights)
-    if has_both and foreign is not None and file is not None:
-        model = foreign.read_file(file)
-        found |= {record.field_of(name): (getattr(model, name), JSON) for name in record.told or ()}
+    is_diffusers = bool(record.told) and record.names.is_diffusers(weights)
+    if is_diffusers and file is not None and foreign is not None:
+        fields = told(foreign.read_file(file), record.told)
+        found |= {record.field_of(name): (value, JSON) for name, value in fields.items()}
     return found
-
-
-def _add_beside(tree: Tree, tensors: Weights, record: Released, config: ConfigDict) -> None:
-    """Puts a second network beside the family's own, as in a run that trains both."""
-    beside = record.beside
-    assert beside is not None
-    beside.check(tensors, config)
-    variables = beside.names.load(tensors, beside.make(config))
-    tree["params"][beside.name] = variables["params"]
-    tree["model_state"][beside.name] = variables["batch_stats"]
 
 
 def _check_heads(config: ConfigDict, record: Released) -> None:
     """Raises ConversionError where a number of attention heads is not known."""
     block, (heads, head_width) = config[record.block], record.heads
+    sizes, form = "{0} {1} does", "N"
+    if "patterns" in block:
+        sizes = f"widths {block.widths} of levels {block.patterns} do"
+        form = "(...), one number per level, 0 where there is no A"
     for name, width in heads.items():
-        if block[name] is not None:
-            continue
-        sizes, form = f"{width} {block[width]} does", "N"
-        if "patterns" in block:
-            sizes = f"widths {block.widths} of levels {block.patterns} do"
-            form = "(...), one number per level, 0 where there is no A"
-        raise ConversionError(
-            f"the weights do not tell the number of attention heads, and {sizes} not divide into "
-            f"heads of {head_width} as the released model's; give "
-            f"--config.{record.field_of(name)}={form}"
-        )
-
-
-# --- the networks that a converted model takes along
+        if block[name] is None:
+            raise ConversionError(
+                "the weights do not tell the number of attention heads, and "
+                f"{sizes.format(width, block[width])} not divide into heads of {head_width} as "
+                f"the released model's; give --config.{record.field_of(name)}={form}"
+            )
 
 
 def lacking(plan: Conversion) -> str:
     """Which frozen networks are still needed to draw, and how to add them; empty for none."""
-    if plan.folder is not None:
+    needed = [(option, *need) for option, need in plan.record.needs.items() if need[1]]
+    missing = [f"--{o} {value}" for o, field, value in needed if not value_of(plan.config, field)]
+    if plan.folder is not None or not missing:
         return ""
-    needed = {n: need for n, need in plan.record.needs.items() if need[1]}
-    missing = [
-        f"--{option} {value}"
-        for option, (field, value) in needed.items()
-        if not value_of(plan.config, field)
-    ]
-    if not missing:
-        return ""
-    fields = " and ".join(f"--config.{field}" for field, _ in needed.values())
+    fields = " and ".join(f"--config.{field}" for _, field, _ in needed)
     return (
         "This folder cannot draw yet: it lacks frozen networks. Convert again with "
         f"`{' '.join(missing)}`, or give {fields} when fine-tuning."
@@ -205,41 +175,32 @@ def check_frozen(plan: Conversion, weights: Weights) -> None:
       ValueError: a text encoder's config describes a model that is none, or fields of the config
         that do not fit together.
     """
-    record, config = plan.record, plan.config
+    record, config, tokenizer = plan.record, plan.config, None
     given = [n for n, (field, _) in record.needs.items() if value_of(config, field)]
     options = " and ".join(f"--{option}" for option in given)
-    if plan.folder is not None:
-        if given:
-            raise ConversionError(
-                f"{plan.folder.path} brings its own networks; leave out {options}, or give "
-                "its folder `transformer` alone"
-            )
-        assert plan.tokenizer is not None
-        return plan.folder.check(config, plan.tokenizer.config)
+    if plan.folder is not None and given:
+        raise ConversionError(
+            f"{plan.folder.path} brings its own networks; leave out {options}, or give "
+            "its folder `transformer` alone"
+        )
+    if plan.tokenizer is not None:
+        return plan.folder.check(config, plan.tokenizer.config, record.make(config, weights))
     if record.together and given and "tokenizer" not in given:
         raise ConversionError(f"{options} needs --tokenizer too: networks are carried together")
-    tokenizer = _read_tokenizer(config, *record.tokenizer) if "tokenizer" in given else None
+    if "tokenizer" in given:
+        field, what = record.tokenizer
+        tokenizer, needed = read_config(config.tokenizer), config.model[field]
+        size = tokenizer.model.get(field) if tokenizer.method == "vqgan" else None
+        if size != needed:
+            raise ConversionError(
+                f"--tokenizer {config.tokenizer} is {article(run_family(tokenizer))} with {size} "
+                f"{what}, the weights need a vqgan with {needed}"
+            )
     record.check(config, weights, tokenizer)
 
 
-def _read_tokenizer(config: ConfigDict, field: str, what: str) -> ConfigDict:
-    """The config of the tokenizer's run, of the right size."""
-    tokenizer, needed = read_config(config.tokenizer), config.model[field]
-    size = tokenizer.model.get(field) if tokenizer.method == "vqgan" else None
-    if size != needed:
-        raise ConversionError(
-            f"--tokenizer {config.tokenizer} is {article(run_family(tokenizer))} with {size} "
-            f"{what}, the weights need a vqgan with {needed}"
-        )
-    return tokenizer
-
-
 def write_run_folder(
-    plan: Conversion,
-    out: Path,
-    card: str,
-    dtype: np.dtype | None = None,
-    report: Callable[[int], object] | None = None,
+    plan: Conversion, out: Path, card: str, dtype: np.dtype | None = None, report: Report = quiet
 ) -> None:
     """Writes weights (one tensor in memory at a time), frozen networks, card and config.
 
@@ -250,10 +211,70 @@ def write_run_folder(
     """
     with whole_folder(out) as part:
         write_safetensors(part / WEIGHTS_FILE, plan.arrays(), dtype, report)
-        if plan.folder is None:
+        if plan.tokenizer is None:
             plan.record.carry(plan.config, part)
         else:
-            assert plan.tokenizer is not None
             plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(plan.config))
+
+
+def described(files: Sequence[Path], report: Report = quiet) -> list[str]:
+    """A line for every file: name, bytes and SHA-256; `report` gets the bytes of each piece."""
+    lines, names = [], [file.name for file in files]
+    for file in files:
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                digest.update(piece)
+                report(len(piece))
+        is_shared = names.count(file.name) > 1
+        name = f"{file.parent.name}/{file.name}" if is_shared else file.name
+        lines.append(f"- `{name}`, {file.stat().st_size:,} bytes, SHA-256 `{digest.hexdigest()}`")
+    return lines
+
+
+def model_card(plan: Conversion, files: Sequence[str], *, source: str, dtype: str, out: str) -> str:
+    """The text of a run folder's README.md: what the weights are and where they come from.
+
+    Args:
+      plan: of the conversion.
+      files: of the weights, as `described`.
+      source: what kind of file it was.
+      dtype: what the weights are stored in.
+      out: the folder's name, for the example.
+    """
+    record, fields, missing = plan.record, plan.fields(), lacking(plan)
+    export = record.forms[0]
+    target = "FOLDER" if export == "diffusers" else "FILE.safetensors"
+    rows = [f"| `{name}` | `{value}` | {origin} |" for name, (value, origin) in fields.items()]
+    codes = fields.get("model.codebook_size", ("",))[0]
+    return f"""# {record.title}, converted weights
+
+Converted by `python -m paella_jax.convert --family {record.family}` from a {source}:
+
+{chr(10).join(files)}
+
+{plan.parameter_count():,} parameters, stored as {dtype} in `weights.safetensors`.
+{f"{chr(10)}{missing}{chr(10)}" if missing else ""}
+## Architecture
+
+| field of config.json | value | taken from |
+|---|---|---|
+{chr(10).join(rows)}
+
+"default" is the released model's value, which the weights cannot confirm (of the heads: their
+width).
+
+## Use
+
+    {record.usage.format(out=out, codes=codes)}
+
+Fine-tune with `--config.init_from={out}`; write the published names back with
+`python -m paella_jax.convert --export {export} --checkpoint {out} --out {target}`.
+
+## Licence
+
+To be filled in: the terms under which the weights above were published. Converting changes
+names and layout only, so those terms go on holding.
+"""

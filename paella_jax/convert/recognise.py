@@ -19,11 +19,9 @@ from paella_jax.files.weights_file import open_weights
 RECORDS = (STAGE_B, STAGE_C, PAELLA, AMUSED, VQGAN, VQMODEL, CLIP_PRIOR)
 FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
 GROUPS = tuple(dict.fromkeys(group for record in RECORDS for group in record.groups))
-# Others that come with the releases: which option takes them.
-OTHERS = {
-    "a T5 text encoder; give its folder as --text": (
-        "shared.weight", "encoder.final_layer_norm.weight",
-    ),
+OTHERS = {  # that come with the releases, and which option takes them
+    "a T5 text encoder; give its folder as --text":
+        ("shared.weight", "encoder.final_layer_norm.weight"),
     "a CLIP model; give its folder as --clip, or for Würstchen as --text": (
         "text_model.final_layer_norm.weight", "visual.proj", "text_projection",
         "text_projection.weight",
@@ -45,10 +43,9 @@ def record_of(config: Mapping[str, Any]) -> Released | None:
 
 def run_family(config: Mapping[str, Any]) -> str:
     """The family of a run, or the method or network that has no published one."""
-    record = record_of(config)
-    if record is not None:
-        return record.family
-    return config["cell"]["network"] if config["method"] == "tokens" else config["method"]
+    record, method = record_of(config), config["method"]
+    other = config["cell"]["network"] if record is None and method == "tokens" else method
+    return other if record is None else record.family
 
 
 def check_family(weights: Weights, family: str) -> Released:
@@ -57,37 +54,27 @@ def check_family(weights: Weights, family: str) -> Released:
     Raises:
       ConversionError: they are of another, or of none known; the message says what they are.
     """
-    found = recognise(weights)
+    found, file = recognise(weights), ", ".join(str(path) for path in weights.files)
     if found is not None and family in (found.family, *found.groups):
         return found
-    file = ", ".join(str(path) for path in weights.files)
     if found is not None:
         raise ConversionError(
             f"{file}: this looks like {article(found.family)} file, you gave --family {family}; "
             f"give --family {found.family} or another file"
         )
-    names = set(weights)
-    other = next((label for label, marks in OTHERS.items() if names & {*marks}), None)
-    hint = f"it looks like {other}" if other else (
-        f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
-    )  # fmt: skip
+    others = [what for what, marks in OTHERS.items() if weights.keys() & {*marks}]
+    some = f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
+    hint = f"it looks like {others[0]}" if others else some
     raise ConversionError(f"{file} is not of any family known here ({', '.join(FAMILIES)}): {hint}")
 
 
 class Parts(NamedTuple):
-    """Opened files; nothing of them is read yet.
+    """Opened files; nothing of them is read yet."""
 
-    Attributes:
-      record: of the weights' family.
-      weights: the network's.
-      beside: of a second network, where the family has one.
-      folder: the opened folder that the weights are part of.
-    """
-
-    record: Released
-    weights: Weights
-    beside: Weights | None = None
-    folder: Any = None
+    record: Released  # of the weights' family
+    weights: Weights  # the network's
+    beside: Weights | None = None  # of a second network, where the family has one
+    folder: Any = None  # the opened folder that the weights are part of
 
     @property
     def files(self) -> list[Path]:
@@ -100,12 +87,9 @@ class Parts(NamedTuple):
         """One line on what kinds of files they are."""
         if self.folder is not None:
             return str(self.folder.source)
-        if self.beside is None:
-            return self.weights.source
-        assert self.record.beside is not None
-        return f"{self.weights.source}, and the {self.record.beside.name} from a " + (
-            self.beside.source
-        )
+        network = self.record.beside.name if self.record.beside is not None else ""
+        second = f", and the {network} from a {self.beside.source}" if self.beside else ""
+        return self.weights.source + second
 
 
 def open_parts(
@@ -135,19 +119,14 @@ def open_parts(
         weights = open_weights(path, both[0])
         weights.source += ": the averaged weights are taken"
     record.refuse(weights)
-    if record.beside is not None:
-        return Parts(record, weights, _open_beside(record, weights, compressor))
-    if compressor:
-        raise ConversionError(f"--compressor is no option of {record.family}; leave it out")
-    return Parts(record, weights, folder=folder)
-
-
-def _open_beside(record: Released, own: Weights, given: str | Path | None) -> Weights:
-    assert record.beside is not None
-    entry = record.beside.entry
-    if given:
-        weights = open_weights(given)
-        return open_weights(given, entry) if entry in weights.entries else weights
-    if entry in own.entries:
-        return open_weights(own.files[0], entry)
-    raise ConversionError(f"{own.files[0]} {record.beside.missing}")
+    beside = record.beside
+    if beside is None:
+        if compressor:
+            raise ConversionError(f"--compressor is no option of {record.family}; leave it out")
+        return Parts(record, weights, folder=folder)
+    second = open_weights(compressor) if compressor else weights
+    if beside.entry in second.entries:
+        second = open_weights(second.files[0], beside.entry)
+    elif not compressor:
+        raise ConversionError(f"{weights.files[0]} {beside.missing}")
+    return Parts(record, weights, second)

@@ -1,7 +1,7 @@
 """What a published family of weights is: the record that its file tells once.
 
-The engine (recognise, plan, export, card) reads records only, so that another released family is
-one more file with a record, named in recognise.RECORDS.
+The engine (recognise, plan, export) reads records only, so that another released family is one more
+file with a record, named in recognise.RECORDS.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.files import weights_file
 from paella_jax.files.tensors import ConversionError, Names, Weights
 from paella_jax.typing import Tree
 
-# Where a field's value is from.
-SHAPES, JSON, COMMAND, DEFAULT = "the weights", "its config.json", "the command line", "default"
-# Config field -> its value and where that is from.
-Found = dict[str, tuple[Any, str]]
+SHAPES, JSON, DEFAULT = "the weights", "its config.json", "default"  # where a value is from
+Found = dict[str, tuple[Any, str]]  # config field -> its value and where that is from
 DRAW = 'python -m paella_jax.sample --checkpoint {out} --prompt "a red circle" --out grid.png'
 REQUIRED = object()
 
@@ -77,19 +74,18 @@ class ForeignConfig:
 
         Raises:
           ValueError: an option that our network does not have.
-          KeyError: an argument is missing.
+          ConversionError: an argument is missing.
         """
-        for name, argument in self.arguments.items():
-            fixed = argument.value if isinstance(argument, Fixed) else None
-            if isinstance(argument, Fixed) and config.get(name, fixed) != fixed:
-                raise ValueError(f"{name} {config[name]!r} is not supported, only {fixed!r}")
         values = {}
+        for name, known in self.arguments.items():
+            if isinstance(known, Fixed) and config.get(name, known.value) != known.value:
+                raise ValueError(f"{name} {config[name]!r} is not supported, only {known.value!r}")
         for name, known in self.fields.items():
             if name in config or known.default is not REQUIRED:
                 value = known.read(config.get(name, known.default), config)
                 values[known.ours] = tuple(value) if isinstance(value, list) else value
             elif not self.optional:
-                raise KeyError(name)
+                raise ConversionError(f"has no field {name!r}; download it again")
         return self.make(**values)
 
     def read_file(self, file: Path) -> Any:
@@ -100,15 +96,11 @@ class ForeignConfig:
           ValueError: it has an option that ours does not have.
         """
         config = weights_file.read_json(file)
-        if config.get("_class_name") != self.class_name:
-            raise ConversionError(
-                f"{file} is of a {config.get('_class_name')!r}, not of a {self.class_name}"
-            )
+        kind = config.get("_class_name")
+        if kind != self.class_name:
+            raise ConversionError(f"{file} is of a {kind!r}, not of a {self.class_name}")
         with weights_file.errors_name(file):
-            try:
-                return self.read(config)
-            except KeyError as error:
-                raise ConversionError(f"has no field {error}; download it again") from error
+            return self.read(config)
 
     def write(self, module: Any, **told: Any) -> dict[str, Any]:
         """What config.json holds.
@@ -126,14 +118,14 @@ class ForeignConfig:
         self.check(module)
         written: dict[str, Any] = {"_class_name": self.class_name}
         for name, argument in self.arguments.items():
-            if isinstance(argument, Written):
-                written[name] = told.get(argument.told, argument.value)
-            elif isinstance(argument, Fixed):
-                written[name] = argument.value
+            if isinstance(argument, Fixed):
+                value = argument.value
+            elif isinstance(argument, Written):
+                value = told.get(argument.told, argument.value)
             else:
                 known = self.fields[name]
                 value = known.write(getattr(module, known.ours), module)
-                written[name] = list(value) if isinstance(value, tuple) else value
+            written[name] = list(value) if isinstance(value, tuple) else value
         return written
 
 
@@ -193,12 +185,11 @@ class Released:
     carry: Callable[[ConfigDict, Path], None] = lambda *known: None  # networks -> a new run folder
     refuse: Callable[[Weights], None] = lambda weights: None  # relatives that are not supported
     check_run: Callable[[ConfigDict], None] = lambda config: None  # refuses what none published is
-    # Config and exported tensors -> what `foreign.write` must be told.
-    write_told: Callable[[ConfigDict, Mapping[str, np.ndarray]], dict[str, Any]] = lambda *known: {}
+    text_input: str = ""  # weight of the layer that takes the text, where `foreign` has its width
     beside: Beside | None = None  # a second network of its runs
     # A published folder of several networks, as `AmusedFolder`; None for other paths.
     open_folder: Callable[[str | Path], Any] = lambda path: None
-    # Run folder, config, module and `foreign` -> what a run holds of one, as `AmusedRun`.
+    # Run folder, config, module and `foreign` -> what writes such a folder, see `Export.write`.
     open_run: Callable[[str | Path, ConfigDict, Any, ForeignConfig], Any] | None = None
 
     def field_of(self, name: str) -> str:
@@ -221,9 +212,3 @@ def value_of(config: Mapping[str, Any], name: str) -> Any:
 def article(family: str) -> str:
     """The family's name in a sentence."""
     return f"{'an' if family[0] in 'aeiou' else 'a'} {family}"
-
-
-def config_file(weights: Weights) -> Path | None:
-    """The config.json beside a diffusers model's weights, if there is one."""
-    file = weights.files[0].parent / weights_file.CONFIG
-    return file if file.is_file() else None

@@ -1,7 +1,4 @@
-"""Tokenizers as released: Paella's VQGAN, and diffusers' VQModel of aMUSEd.
-
-Source: docs/models/paella.md 6 and docs/models/muse.md 2.5.
-"""
+"""Paella's VQGAN and aMUSEd's VQModel as released (docs/models: paella.md 6, muse.md 2.5)."""
 
 from __future__ import annotations
 
@@ -19,18 +16,17 @@ from paella_jax.files.tensors import (
     ConversionError,
     Entry,
     Names,
-    batch_norm_entries,
-    linear_entries,
-    norm_entries,
+    attention,
+    batch_norm,
+    linear,
+    norm,
 )
 from paella_jax.models.vqgan import VQGAN as PaellaVQGAN
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.frozen import variables_of
-from paella_jax.typing import Tree
+from paella_jax.typing import Tensors, Tree
 
-CODEBOOK, DIFFUSERS_CODEBOOK = "vquantizer.codebook.weight", "vquantizer.embedding.weight"
-ENCODER_LEVELS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
-DECODER_LEVELS = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+CODEBOOKS = ("vquantizer.codebook.weight", "vquantizer.embedding.weight")  # diffusers' is second
 
 
 def _pixels(model: PaellaVQGAN | VQModel) -> tuple[Any, ...]:
@@ -39,16 +35,12 @@ def _pixels(model: PaellaVQGAN | VQModel) -> tuple[Any, ...]:
 
 def _with_codes(params: Tree, state: Tree) -> Tree:
     """In further training no code counts as dead before it has been watched for a while."""
-    codebook = params["codebook"]
-    usage = np.ones(len(codebook), np.float32)
-    codes = {"usage": usage, "candidates": np.zeros_like(codebook, np.float32)}
+    usage = np.ones(len(params["codebook"]), np.float32)
+    codes = {"usage": usage, "candidates": np.zeros_like(params["codebook"], np.float32)}
     return {"params": {"vqgan": params}, "model_state": {**state, "codes": codes}}
 
 
-# --- Paella's
-
-
-def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+def infer_vqgan(tensors: Tensors) -> dict[str, int]:
     """Fields of `VQGAN` from a state dict's names and shapes: all but `scale_factor`.
 
     Raises:
@@ -56,7 +48,7 @@ def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
     """
     count = lambda side: len([n for n in tensors if re.fullmatch(rf"{side}\.\d+\.gammas", n)])
     levels = count("down_blocks")
-    codebook = DIFFUSERS_CODEBOOK if DIFFUSERS_CODEBOOK in tensors else CODEBOOK
+    codebook = CODEBOOKS[CODEBOOKS[1] in tensors]
     latents = f"down_blocks.{2 * levels - 1}.0.weight"
     for name, rank in ((codebook, 2), (latents, 4)):
         if np.ndim(tensors.get(name, 0)) != rank:
@@ -66,37 +58,31 @@ def infer_vqgan(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
             )
     codes, channels = np.shape(tensors[codebook])
     return {
-        "levels": levels,
-        "bottleneck_blocks": count("up_blocks") - (levels - 1),
+        "levels": levels, "bottleneck_blocks": count("up_blocks") - (levels - 1),
         "width": np.shape(tensors[latents])[1],
-        "latent_channels": channels,
-        "codebook_size": codes,
-    }
+        "latent_channels": channels, "codebook_size": codes,
+    }  # fmt: skip
 
 
 def _block(name: str, path: str) -> list[Entry]:
     return [
         Entry(f"{name}.gammas", ("params", path, "gammas")),
-        *_linear(f"{name}.depthwise.1", path, "depthwise", layout="conv"),
-        *_linear(f"{name}.channelwise.0", path, "expand"),
-        *_linear(f"{name}.channelwise.2", path, "contract"),
+        *linear(f"{name}.depthwise.1", "params", path, "depthwise", layout="conv"),
+        *linear(f"{name}.channelwise.0", "params", path, "expand"),
+        *linear(f"{name}.channelwise.2", "params", path, "contract"),
     ]
-
-
-def _linear(name: str, *path: str, layout: str = "linear") -> list[Entry]:
-    return linear_entries(name, "params", *path, layout=layout)
 
 
 def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     """The name table of one configuration, over {"params", "batch_stats"}."""
     last = f"down_blocks.{2 * model.levels - 1}"  # 1x1 convolution and BatchNorm
     entries = [
-        *_linear("in_block.1", "encoder_in", layout="conv1x1"),
+        *linear("in_block.1", "params", "encoder_in", layout="conv1x1"),
         Entry(f"{last}.0.weight", ("params", "encoder_out", "kernel"), "conv1x1"),
-        *batch_norm_entries(f"{last}.1", "latent_norm"),
-        Entry(CODEBOOK, ("params", "codebook")),
-        *_linear("up_blocks.0.0", "decoder_in", layout="conv1x1"),
-        *_linear("out_block.0", "decoder_out", layout="conv1x1"),
+        *batch_norm(f"{last}.1", "latent_norm"),
+        Entry(CODEBOOKS[0], ("params", "codebook")),
+        *linear("up_blocks.0.0", "params", "decoder_in", layout="conv1x1"),
+        *linear("out_block.0", "params", "decoder_out", layout="conv1x1"),
     ]
     for level in range(model.levels):
         entries += _block(f"down_blocks.{2 * level}", f"encoder_blocks_{level}")
@@ -105,127 +91,88 @@ def vqgan_entries(model: PaellaVQGAN) -> list[Entry]:
     first = 1 + model.bottleneck_blocks
     for level in range(model.levels - 1):
         down, up = f"down_blocks.{2 * level + 1}", f"up_blocks.{first + 2 * level}"
-        entries += _linear(down, f"encoder_downs_{level}", layout="conv")
-        entries += _linear(up, f"decoder_ups_{level}", layout="conv_transpose")
+        entries += linear(down, "params", f"encoder_downs_{level}", layout="conv")
+        entries += linear(up, "params", f"decoder_ups_{level}", layout="conv_transpose")
         entries += _block(f"up_blocks.{first + 2 * level + 1}", f"decoder_level_blocks_{level}")
     return entries
 
 
-def _diffusers_entries(entries: list[Entry]) -> list[Entry]:
-    renamed = {CODEBOOK: DIFFUSERS_CODEBOOK}
-    return [entry._replace(name=renamed.get(entry.name, entry.name)) for entry in entries]
-
-
 VQGAN = Released(
-    family="vqgan",
-    title="VQGAN tokenizer",
+    family="vqgan", title="VQGAN tokenizer",
     usage="python -m paella_jax.train --config configs/paella.py:shapes --workdir RUN "
     "--config.tokenizer={out} --config.model.codebook_size={codes}",
-    marks=(CODEBOOK, DIFFUSERS_CODEBOOK, "in_block.1.weight"),
-    runs={"method": "vqgan", "architecture": "paella"},
-    preset="vqgan:f4",
+    marks=(*CODEBOOKS, "in_block.1.weight"),
+    runs={"method": "vqgan", "architecture": "paella"}, preset="vqgan:f4",
     make=lambda config, tensors=None: PaellaVQGAN(**config.model),
-    names=Names(
-        vqgan_entries, _pixels, whole=True, diffusers=(_diffusers_entries, DIFFUSERS_CODEBOOK)
-    ),
-    own="vqgan",
-    infer=infer_vqgan,
+    names=Names(vqgan_entries, _pixels, whole=True, diffusers=(
+        lambda table: [e._replace(name=e.name.replace(*CODEBOOKS)) for e in table], CODEBOOKS[1],
+    )),
+    own="vqgan", infer=infer_vqgan,
     foreign=ForeignConfig("PaellaVQModel", PaellaVQGAN, {
         "in_channels": Fixed(3), "out_channels": Fixed(3), "up_down_scale_factor": Fixed(2),
-        "levels": "levels",
-        "bottleneck_blocks": "bottleneck_blocks",
-        "embed_dim": "width",
-        "latent_channels": "latent_channels",
-        "num_vq_embeddings": "codebook_size",
+        "levels": "levels", "bottleneck_blocks": "bottleneck_blocks", "embed_dim": "width",
+        "latent_channels": "latent_channels", "num_vq_embeddings": "codebook_size",
         "scale_factor": Field("scale_factor", read=lambda value, config: float(value)),
     }),
-    told=("scale_factor",),
-    forms=("original", "diffusers"),
-    groups=("wuerstchen",),
+    told=("scale_factor",), forms=("original", "diffusers"), groups=("wuerstchen",),
     tree=lambda loaded: _with_codes(loaded["params"], {"vqgan": loaded["batch_stats"]}),
-    of_run=variables_of,
-    training_only=("discriminator",),
+    of_run=variables_of, training_only=("discriminator",),
 )  # fmt: skip
-
-
-# --- diffusers' VQModel
 
 
 def vqmodel_entries(model: VQModel) -> list[Entry]:
     """The name table of one configuration."""
     entries = [
-        *linear_entries("encoder.conv_in", "encoder_in", layout="conv"),
-        *norm_entries("encoder.conv_norm_out", "encoder_norm"),
-        *linear_entries("encoder.conv_out", "encoder_out", layout="conv"),
-        *linear_entries("quant_conv", "latents_to_codes", layout="conv1x1"),
+        *linear("encoder.conv_in", "encoder_in", layout="conv"),
+        *norm("encoder.conv_norm_out", "encoder_norm"),
+        *linear("encoder.conv_out", "encoder_out", layout="conv"),
+        *linear("quant_conv", "latents_to_codes", layout="conv1x1"),
         Entry("quantize.embedding.weight", ("codebook",)),
-        *linear_entries("post_quant_conv", "codes_to_latents", layout="conv1x1"),
-        *linear_entries("decoder.conv_in", "decoder_in", layout="conv"),
-        *norm_entries("decoder.conv_norm_out", "decoder_norm"),
-        *linear_entries("decoder.conv_out", "decoder_out", layout="conv"),
+        *linear("post_quant_conv", "codes_to_latents", layout="conv1x1"),
+        *linear("decoder.conv_in", "decoder_in", layout="conv"),
+        *norm("decoder.conv_norm_out", "decoder_norm"),
+        *linear("decoder.conv_out", "decoder_out", layout="conv"),
     ]
-    last = len(model.widths) - 1
-    for side, widths, blocks in (
-        ("encoder", model.widths, model.blocks_per_level),
-        ("decoder", *model.decoder_sizes),
-    ):
-        theirs = "down_blocks" if side == "encoder" else "up_blocks"
+    sides = (
+        ("encoder", "down_blocks", "downsamplers", 1, model.widths, model.blocks_per_level),
+        ("decoder", "up_blocks", "upsamplers", -1, *model.decoder_sizes),
+    )
+    for side, levels, sampler, step, widths, blocks in sides:
         # Each side in the order it runs in: the decoder's deepest level first.
-        order = range(last + 1) if side == "encoder" else range(last, -1, -1)
-        attention = getattr(model, f"{side}_attention")
-        before = widths[0] if side == "encoder" else widths[-1]
-        for place, level in enumerate(order):
-            name, path = f"{side}.{theirs}.{place}", f"{side}_levels_{place}"
-            width = widths[level]
+        widths, attends = widths[::step], getattr(model, f"{side}_attention")[::step]
+        for place, width in enumerate(widths):
+            name, path = f"{side}.{levels}.{place}", f"{side}_levels_{place}"
             for block in range(blocks):
-                projected = block == 0 and before != width
-                entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", projected)
-                if attention[level]:
-                    attention_name = f"{name}.attentions.{block}"
-                    entries += _pixel_attention(attention_name, path, f"attention_{block}")
-            before = width
-            if place < last:
-                sampler = "downsamplers" if side == "encoder" else "upsamplers"
-                entries += linear_entries(
-                    f"{name}.{sampler}.0.conv", path, "resample", layout="conv"
-                )
+                projected = block == 0 and widths[max(place - 1, 0)] != width
+                entries += _resnet(name, path, block, projected)
+                if attends[place]:
+                    entries += _pixel_attention(name, path, block)
+            if place < len(widths) - 1:
+                entries += linear(f"{name}.{sampler}.0.conv", path, "resample", layout="conv")
         name, path = f"{side}.mid_block", f"{side}_middle"
         for block in range(2):
-            entries += _resnet(f"{name}.resnets.{block}", path, f"block_{block}", False)
+            entries += _resnet(name, path, block, False)
         if model.middle_attention:
-            entries += _pixel_attention(f"{name}.attentions.0", path, "attention_0")
+            entries += _pixel_attention(name, path, 0)
     return entries
 
 
-def _resnet(name: str, level: str, block: str, projected: bool) -> list[Entry]:
-    entries = []
+def _resnet(level: str, path: str, block: int, projected: bool) -> list[Entry]:
+    name, ours, entries = f"{level}.resnets.{block}", (path, f"block_{block}"), []
     for number in (1, 2):
-        entries += norm_entries(f"{name}.norm{number}", level, block, f"norm_{number}")
-        path = (level, block, f"conv_{number}")
-        entries += linear_entries(f"{name}.conv{number}", *path, layout="conv")
+        entries += norm(f"{name}.norm{number}", *ours, f"norm_{number}")
+        entries += linear(f"{name}.conv{number}", *ours, f"conv_{number}", layout="conv")
     if projected:
-        entries += linear_entries(
-            f"{name}.conv_shortcut", level, block, "shortcut", layout="conv1x1"
-        )
+        entries += linear(f"{name}.conv_shortcut", *ours, "shortcut", layout="conv1x1")
     return entries
 
 
-def _pixel_attention(name: str, level: str, block: str) -> list[Entry]:
-    norm = norm_entries(f"{name}.group_norm", level, block, "norm")
-    return norm + attention_entries(name, level, block, "attention")
+def _pixel_attention(level: str, path: str, block: int) -> list[Entry]:
+    name, ours = f"{level}.attentions.{block}", (path, f"attention_{block}")
+    return norm(f"{name}.group_norm", *ours, "norm") + attention(name, *ours, "attention")
 
 
-def attention_entries(name: str, *path: str, bias: bool = True) -> list[Entry]:
-    """The four projections of diffusers' Attention, our SeparateAttention."""
-    parts = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
-    return [
-        entry
-        for theirs, ours in parts.items()
-        for entry in linear_entries(f"{name}.{theirs}", *path, ours, bias=bias)
-    ]
-
-
-def infer_vqmodel(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def infer_vqmodel(tensors: Tensors) -> dict[str, Any]:
     """Fields of `VQModel` from a state dict's names and shapes: all but `norm_groups`.
 
     Raises:
@@ -237,29 +184,31 @@ def infer_vqmodel(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     codes, code_channels = shape("quantize.embedding.weight", 2)
     levels = index_count(tensors, r"encoder\.down_blocks\.(\d+)\.")
     has = lambda name: f"{name}.attentions.0.to_q.weight" in tensors
+    has_each = lambda side: tuple(has(f"{side}_blocks.{level}") for level in range(levels))
     return {
         "widths": tuple(shape(first.format(level), 4)[0] for level in range(levels)),
         "blocks_per_level": index_count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "latent_channels": shape("encoder.conv_out.weight", 4)[0],
-        "code_channels": code_channels,
-        "codebook_size": codes,
+        "code_channels": code_channels, "codebook_size": codes,
         "middle_attention": has("encoder.mid_block"),
-        "encoder_attention": tuple(has(f"encoder.down_blocks.{i}") for i in range(levels)),
-        "decoder_attention": tuple(has(f"decoder.up_blocks.{i}") for i in range(levels))[::-1],
-    }
+        "encoder_attention": has_each("encoder.down"),
+        "decoder_attention": has_each("decoder.up")[::-1],
+    }  # fmt: skip
 
 
-def _levels(key: str, ours: str, kinds: Mapping[str, bool], step: int) -> Field:
+def _levels(way: str, side: str, step: int) -> Field:
     """Which levels have attention, told by the kinds of their blocks; `step` -1 reverses them."""
+    key, plain = f"{way.lower()}_block_types", f"{way}{side}Block2D"
+    names = (plain, f"Attn{plain}")
 
-    def read(names: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
-        unknown = [name for name in names if name not in kinds]
-        if unknown:
-            raise ValueError(f"{key} {unknown} are not supported, only {sorted(kinds)}")
-        return tuple(kinds[name] for name in names)[::step]
+    def read(kinds: list[str], config: Mapping[str, Any]) -> tuple[bool, ...]:
+        if unknown := [kind for kind in kinds if kind not in names]:
+            raise ValueError(f"{key} {unknown} are not supported, only {sorted(names)}")
+        return tuple(kind != plain for kind in kinds)[::step]
 
-    names = {attention: name for name, attention in kinds.items()}
-    return Field(ours, read, lambda value, module: [names[a] for a in value[::step]])
+    return Field(
+        f"{side.lower()}_attention", read, lambda value, module: [names[a] for a in value[::step]]
+    )
 
 
 def _check_decoder(model: VQModel) -> None:
@@ -278,37 +227,28 @@ def _make_vqmodel(config: ConfigDict, tensors: Any = None) -> VQModel:
 
 
 VQMODEL = Released(
-    family="vqgan",
-    title="VQGAN tokenizer",
-    usage=VQGAN.usage,
+    family="vqgan", title="VQGAN tokenizer", usage=VQGAN.usage,
     marks=("quantize.embedding.weight", "encoder.conv_in.weight"),
-    runs={"method": "vqgan", "architecture": "resnet"},
-    preset="resnet_vqgan:f16",
-    make=_make_vqmodel,
-    names=Names(vqmodel_entries, _pixels),
-    own="vqgan",
+    runs={"method": "vqgan", "architecture": "resnet"}, preset="resnet_vqgan:f16",
+    make=_make_vqmodel, names=Names(vqmodel_entries, _pixels), own="vqgan",
     infer=infer_vqmodel,
     foreign=ForeignConfig("VQModel", VQModel, {
         "act_fn": Fixed("silu"), "in_channels": Fixed(3), "out_channels": Fixed(3),
         "norm_type": Fixed("group"),
         "block_out_channels": "widths",
-        "down_block_types": _levels("down_block_types", "encoder_attention", ENCODER_LEVELS, 1),
-        "up_block_types": _levels("up_block_types", "decoder_attention", DECODER_LEVELS, -1),
-        "layers_per_block": "blocks_per_level",
-        "latent_channels": "latent_channels",
+        "down_block_types": _levels("Down", "Encoder", 1),
+        "up_block_types": _levels("Up", "Decoder", -1),
+        "layers_per_block": "blocks_per_level", "latent_channels": "latent_channels",
         "vq_embed_dim": Field(
             "code_channels", lambda value, config: value or config["latent_channels"],
             lambda value, module: None if value == module.latent_channels else value, None,
         ),
-        "num_vq_embeddings": "codebook_size",
-        "norm_num_groups": "norm_groups",
+        "num_vq_embeddings": "codebook_size", "norm_num_groups": "norm_groups",
         "mid_block_add_attention": Field("middle_attention", default=True),
         "lookup_from_codebook": Written(True), "force_upcast": Written(True),
         "sample_size": Written(32, "sample_size"), "scaling_factor": Written(0.18215),
     }, check=_check_decoder),
-    told=None,
-    forms=("diffusers",),
-    groups=("wuerstchen",),
+    told=None, forms=("diffusers",), groups=("wuerstchen",),
     tree=lambda params: _with_codes(params, {}),
     of_run=lambda params, state: variables_of(params, state)["params"],
     training_only=("discriminator",),

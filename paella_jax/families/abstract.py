@@ -29,11 +29,7 @@ from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.direct_decoder import decoding_method
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
 from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE
-from paella_jax.families.stage_b import (
-    StageBNetworks,
-    assemble_stage_b,
-    stage_b_networks_method,
-)
+from paella_jax.families.stage_b import StageBNetworks, assemble_stage_b, stage_b_networks_method
 from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
 from paella_jax.families.text_side import CLIP_LENGTH, NAME, TextSide, load_text
 from paella_jax.families.token_training import networks_method

@@ -20,12 +20,7 @@ from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.t5 import T5Encoder
-from paella_jax.encoders.text import (
-    ClipTokenizer,
-    Tokenizer,
-    joint_text_encoder,
-    make_tokenizer,
-)
+from paella_jax.encoders.text import ClipTokenizer, Tokenizer, joint_text_encoder, make_tokenizer
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.runs.frozen import carry, load_carried, place_of
 from paella_jax.typing import Array, Tree

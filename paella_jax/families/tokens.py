@@ -10,12 +10,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.sizes import check_sizes
-from paella_jax.encoders.text import (
-    ClipTokenizer,
-    Tokenizer,
-    joint_text_encoder,
-    make_tokenizer,
-)
+from paella_jax.encoders.text import ClipTokenizer, Tokenizer, joint_text_encoder, make_tokenizer
 from paella_jax.families.cells import make_predictor
 from paella_jax.families.networks import NETWORKS, Around, names_where
 from paella_jax.families.token_networks import TokenNetworks

@@ -20,19 +20,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
     A reader never sees half of it. An error inside leaves `target` as it was and removes the part.
     """
     part = target.with_name(f"{target.name}.{os.getpid()}.part")  # others may do the same
-    _remove(part)
+    remove = lambda: shutil.rmtree(part, True) if part.is_dir() else part.unlink(missing_ok=True)
+    remove()
     try:
         yield part
         part.replace(target)
     finally:
-        _remove(part)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        remove()
 
 
 def write_atomically(file: Path, text: str) -> None:

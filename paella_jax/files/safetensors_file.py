@@ -7,7 +7,7 @@ shape and byte range, then the bytes. Neither direction ever holds more than one
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,15 +16,16 @@ from safetensors import SafetensorError, safe_open
 
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.tensors import ConversionError
+from paella_jax.typing import Tensors
 
-DTYPES: dict[str, np.dtype] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
-        "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
-        "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_,
-    }.items()
+KINDS = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+    "U16": np.uint16, "U32": np.uint32, "U64": np.uint64, "BOOL": np.bool_,
 }  # fmt: skip
+DTYPES: dict[str, np.dtype] = {name: np.dtype(kind) for name, kind in KINDS.items()}
+Report = Callable[[int], object]  # told of bytes as they are read or written
+quiet: Report = lambda size: None
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -50,19 +51,15 @@ def map_safetensors(file: Path) -> dict[str, np.ndarray]:
     tensors = {}
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
-            raise ConversionError(
-                f"{file}: {name} has dtype {entry['dtype']}, which is no weight's"
-            )
+            kind = entry["dtype"]
+            raise ConversionError(f"{file}: {name} has dtype {kind}, which is no weight's")
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
         tensors[name] = raw[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return tensors
 
 
 def write_safetensors(
-    file: Path,
-    tensors: Mapping[str, np.ndarray],
-    dtype: np.dtype | None = None,
-    report: Callable[[int], object] | None = None,
+    file: Path, tensors: Tensors, dtype: np.dtype | None = None, report: Report = quiet
 ) -> None:
     """Writes tensors one after another; the file appears whole or not at all.
 
@@ -81,10 +78,8 @@ def write_safetensors(
         kind = np.dtype(tensor.dtype if dtype is None else dtype)
         if kind not in NAMES:
             raise ConversionError(f"{name} has dtype {kind}, which safetensors cannot store")
-        end = offset + tensor.size * kind.itemsize
-        shape, span = list(tensor.shape), [offset, end]
-        header[name] = {"dtype": NAMES[kind], "shape": shape, "data_offsets": span}
-        offset = end
+        span = [offset, offset := offset + tensor.size * kind.itemsize]
+        header[name] = {"dtype": NAMES[kind], "shape": [*tensor.shape], "data_offsets": span}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data must begin at a multiple of 8
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +88,7 @@ def write_safetensors(
         for name, tensor in tensors.items():
             stored = _stored(name, np.asarray(tensor), dtype)
             out.write(stored.reshape(-1).view(np.uint8).data)
-            if report is not None:
-                report(stored.nbytes)
+            report(stored.nbytes)
 
 
 def _stored(name: str, tensor: np.ndarray, dtype: np.dtype | None) -> np.ndarray:

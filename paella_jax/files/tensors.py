@@ -7,8 +7,9 @@ nested dict, and how its axes move. Both directions read the same table, so a ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paella_jax.config import UserError
-from paella_jax.typing import Tree
+from paella_jax.typing import Tensors, Tree
 
 # Layout -> how the axes move: from PyTorch's to ours, and back.
 Move = Callable[[np.ndarray], np.ndarray]
@@ -32,6 +33,7 @@ LAYOUTS: dict[str, tuple[Move, Move]] = {
     "conv1x1": (lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]),
     "channel": (lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, 1, -1)),  # [1, 1, 1, C] -> [C]
 }
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' layers
 COUNTER = "num_batches_tracked"  # of torch's BatchNorm; nothing reads it
 
 
@@ -40,25 +42,17 @@ class ConversionError(UserError, ValueError):
 
 
 class Weights(dict[str, np.ndarray]):
-    """Tensors of a weights file by name, memory-mapped: nothing is read before it is used.
-
-    Attributes:
-      source: one line on what kind of file it was and where in it the tensors were.
-      files: the files they come from.
-      entries: of a torch file that is a dict of several things: those that hold weights.
-    """
+    """Tensors of a weights file by name, memory-mapped: nothing is read before it is used."""
 
     def __init__(
         self,
-        tensors: Mapping[str, np.ndarray],
-        source: str,
-        files: Iterable[Path] = (),
-        entries: Iterable[str] = (),
+        tensors: Tensors,
+        source: str,  # one line on what kind of file it was and where in it the tensors were
+        files: Iterable[Path] = (),  # that they come from
+        entries: Iterable[str] = (),  # of a torch file of several things: those that hold weights
     ) -> None:
         super().__init__(tensors)
-        self.source = source
-        self.files = tuple(files)
-        self.entries = tuple(entries)
+        self.source, self.files, self.entries = source, tuple(files), tuple(entries)
 
 
 class Entry(NamedTuple):
@@ -74,26 +68,33 @@ class Entry(NamedTuple):
     part: tuple[int, int] = (0, 1)
 
 
-def linear_entries(
+def linear(
     name: str, *path: str, bias: bool = True, layout: str = "linear", leaf: str = "kernel"
 ) -> list[Entry]:
     """A linear layer or convolution: weight, and bias where it has one."""
-    entries = [Entry(f"{name}.weight", (*path, leaf), layout)]
-    if bias:
-        entries.append(Entry(f"{name}.bias", (*path, leaf.replace("kernel", "bias"))))
-    return entries
+    weight = Entry(f"{name}.weight", (*path, leaf), layout)
+    return [weight, Entry(f"{name}.bias", (*path, leaf.replace("kernel", "bias")))][: 1 + bias]
 
 
-def norm_entries(name: str, *path: str, bias: bool = True) -> list[Entry]:
+def norm(name: str, *path: str, bias: bool = True) -> list[Entry]:
     """A norm: scale, and bias where it has one."""
     scale = Entry(f"{name}.weight", (*path, "scale"))
-    return [scale, Entry(f"{name}.bias", (*path, "bias"))] if bias else [scale]
+    return [scale, Entry(f"{name}.bias", (*path, "bias"))][: 1 + bias]
 
 
-def batch_norm_entries(name: str, *path: str) -> list[Entry]:
+def attention(
+    name: str, *path: str, bias: bool = True, parts: Iterable[str] = ATTENTION
+) -> list[Entry]:
+    """Projections to queries, keys and values and of the output, with names below `name`."""
+    layers = zip(parts, ("query", "key", "value", "out"), strict=True)
+    pairs = (linear(f"{name}.{part}", *path, ours, bias=bias) for part, ours in layers)
+    return list(chain.from_iterable(pairs))
+
+
+def batch_norm(name: str, *path: str) -> list[Entry]:
     """A BatchNorm with its running statistics, over {"params", "batch_stats"}."""
     return [
-        *norm_entries(name, "params", *path),
+        *norm(name, "params", *path),
         Entry(f"{name}.running_mean", ("batch_stats", *path, "mean")),
         Entry(f"{name}.running_var", ("batch_stats", *path, "var")),
     ]
@@ -106,19 +107,13 @@ def to_theirs(array: np.ndarray, layout: str) -> np.ndarray:
 
 def _their_view(array: np.ndarray, entry: Entry) -> np.ndarray:
     index, count = entry.part
-    if count > 1:
-        width = array.shape[-1] // count
-        array = array[..., index * width : (index + 1) * width]
-    return to_theirs(array, entry.layout)
+    piece = np.split(array, count, axis=-1)[index] if count > 1 else array
+    return to_theirs(piece, entry.layout)
 
 
 def import_tensors(
-    entries: Iterable[Entry],
-    tensors: Mapping[str, np.ndarray],
-    expected: Mapping[str, Any],
-    *,
-    ignore: Iterable[str] = (),
-) -> dict[str, Any]:
+    entries: Iterable[Entry], tensors: Tensors, expected: Tree, *, ignore: Iterable[str] = ()
+) -> Tree:
     """PyTorch tensors -> our nested parameter dict.
 
     Only views are made, but of parameters in pieces: memory-mapped tensors stay on disk, and a
@@ -137,9 +132,8 @@ def import_tensors(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten_dict(expected).items()}
     known, paths = {e.name for e in entries} | set(ignore), {e.path for e in entries}
     problems = [f"unknown tensor {name}" for name in tensors if name not in known]
-    problems += [
-        f"no tensor maps to our parameter {'/'.join(path)}" for path in shapes if path not in paths
-    ]
+    unmapped = ["/".join(path) for path in shapes if path not in paths]
+    problems += [f"no tensor maps to our parameter {path}" for path in unmapped]
     pieces: dict[tuple[str, ...], list[np.ndarray]] = {}
     for entry in entries:
         if entry.path not in shapes:
@@ -165,9 +159,7 @@ def import_tensors(
     return unflatten_dict(whole | joined)
 
 
-def export_tensors(
-    entries: Iterable[Entry], params: Mapping[str, Any], copy: bool = True
-) -> dict[str, np.ndarray]:
+def export_tensors(entries: Iterable[Entry], params: Tree, copy: bool = True) -> Tensors:
     """Our nested parameter dict -> PyTorch tensors by name, in PyTorch layout.
 
     They are contiguous copies, as `safetensors.numpy.save_file` needs them; with `copy=False`
@@ -180,24 +172,20 @@ def export_tensors(
 
 @dataclass(frozen=True)
 class Names:
-    """A network's published tensors: their names, and the shapes that our module needs.
+    """A network's published tensors: their names, and the shapes that our module needs."""
 
-    Attributes:
-      entries: module -> its name table.
-      inputs: module, and widths that it takes from its inputs -> arguments of its `init`.
-      widths: tensors -> those widths; whatever is missing is reported with all other misfits.
-      whole: paths are over {"params", "batch_stats"}, not over the parameters alone.
-      diffusers: the original table -> diffusers' one, where there are both; and what a tensor's
-        name contains in diffusers' alone.
-      optional: how the names of tensors begin that a file or a run may lack altogether.
-    """
-
-    entries: Callable[[Any], list[Entry]]
+    entries: Callable[[Any], list[Entry]]  # module -> its name table
+    # Module, and widths that it takes from its inputs -> arguments of its `init`.
     inputs: Callable[..., tuple[Any, ...]]
-    widths: Callable[[Mapping[str, np.ndarray]], tuple[Any, ...]] = lambda tensors: ()
-    whole: bool = False
+    # Tensors -> those widths; whatever is missing is reported with all other misfits.
+    widths: Callable[[Tensors], tuple[Any, ...]] = lambda tensors: ()
+    whole: bool = False  # paths are over {"params", "batch_stats"}, not over the parameters alone
+    # The original table -> diffusers' one, where there are both; and what a tensor's name contains
+    # in diffusers' alone.
     diffusers: tuple[Callable[[list[Entry]], list[Entry]], str] | None = None
-    optional: str = ""
+    optional: tuple[str, ...] = ()  # how names begin that a file or a run may lack altogether
+    ignored: tuple[str, ...] = ()  # how the names of tensors end that are no weights
+    foreign: tuple[str, ...] = ()  # how the names of other networks' tensors begin
 
     def is_diffusers(self, names: Iterable[str]) -> bool:
         """Whether a state dict has diffusers' names, where the original's are others."""
@@ -214,29 +202,25 @@ class Names:
         variables = jax.eval_shape(init)
         return variables if self.whole else variables["params"]
 
-    def load(self, tensors: Mapping[str, np.ndarray], module: Any) -> Tree:
+    def load(self, tensors: Tensors, module: Any) -> Tree:
         """State dict, original or diffusers -> our tree; ConversionError lists every misfit."""
         entries = self.table(module, self.is_diffusers(tensors))
-        if self.optional and not any(name.startswith(self.optional) for name in tensors):
+        if not any(name.startswith(self.optional) for name in tensors):
             entries = [entry for entry in entries if not entry.name.startswith(self.optional)]
-        ignore = [name for name in tensors if self.whole and name.endswith(COUNTER)]
-        return import_tensors(
-            entries, tensors, self.shapes(module, *self.widths(tensors)), ignore=ignore
-        )
+        shapes = self.shapes(module, *self.widths(tensors))
+        ignored = (COUNTER, *self.ignored) if self.whole else self.ignored
+        ignore = [n for n in tensors if n.endswith(ignored) or n.startswith(self.foreign)]
+        return import_tensors(entries, tensors, shapes, ignore=ignore)
 
-    def save(
-        self, tree: Mapping[str, Any], module: Any, diffusers: bool = False, copy: bool = True
-    ) -> dict[str, np.ndarray]:
+    def save(self, tree: Tree, module: Any, diffusers: bool = False, copy: bool = True) -> Tensors:
         """Our tree -> state dict without BatchNorm's counters; `copy` as in `export_tensors`.
 
         Raises:
           ConversionError: parameters that the published network does not have.
         """
         entries, present = self.table(module, diffusers), set(flatten_dict(tree))
-        extra = sorted("/".join(path) for path in present - {entry.path for entry in entries})
-        if extra:
+        if extra := sorted("/".join(path) for path in present - {e.path for e in entries}):
             name = type(module).__name__
             raise ConversionError(f"the original {name} has no names for {', '.join(extra)}")
-        optional = lambda e: bool(self.optional) and e.name.startswith(self.optional)
-        kept = [e for e in entries if e.path in present or not optional(e)]
+        kept = [e for e in entries if e.path in present or not e.name.startswith(self.optional)]
         return export_tensors(kept, tree, copy)

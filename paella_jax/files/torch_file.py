@@ -22,10 +22,8 @@ LEGACY_PROTOCOL = 1001
 # Where training scripts put the weights, the most trusted first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema", "ema_model",
             "params", "params_ema", "module", "net", "weights")  # fmt: skip
-# What distributed and compiled modules put before every name.
-PREFIXES = ("module.", "_orig_mod.")
-# A storage's key -> where its bytes begin in the file, and how many they are.
-Places = Mapping[str, tuple[int, int]]
+PREFIXES = ("module.", "_orig_mod.")  # that distributed and compiled modules put before names
+Places = Mapping[str, tuple[int, int]]  # a storage's key -> start and number of its bytes
 
 
 def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
@@ -52,6 +50,9 @@ def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
         is_zip = bytes(raw[:4]) == b"PK\x03\x04"
         content, starts = _read_zip(path, raw) if is_zip else _read_legacy(raw)
         tensors, note, entries = _state_dict(content, key)
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
         arrays = {name: _array(raw, tensor, starts) for name, tensor in tensors.items()}
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
@@ -151,10 +152,8 @@ def _array(raw: np.ndarray, tensor: StoredTensor, starts: Places) -> np.ndarray:
             "it again"
         )
     numbers = raw[start + begin : start + end].view(storage.dtype)
-    strides = [step * size for step in tensor.stride]
-    return np.lib.stride_tricks.as_strided(
-        numbers[tensor.offset :], tensor.size, strides, writeable=False
-    )
+    numbers, strides = numbers[tensor.offset :], [step * size for step in tensor.stride]
+    return np.lib.stride_tricks.as_strided(numbers, tensor.size, strides, writeable=False)
 
 
 def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor], str, list[str]]:
@@ -170,7 +169,7 @@ def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor],
     known = [name for name in WRAPPERS if name in inside]
     plain = _tensors_of(content)
     if key is None and plain and not known:
-        return _without_prefix(plain), "", []
+        return plain, "", []
     if key is None:
         chosen = known[:1] or [name for name in inside if "optim" not in str(name)]
         if len(chosen) != 1:
@@ -179,20 +178,12 @@ def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor],
                 + (f"; choose one of {sorted(map(str, inside))} with --key" if inside else "")
             )
         key = chosen[0]
-    others = [repr(name) for name in known if name != key]
-    note = f", weights under the key {key!r}"
-    note += f" (also {', '.join(others)})" if others else ""
-    return _without_prefix(inside[key]), note, [str(name) for name in inside]
+    others = ", ".join(repr(name) for name in known if name != key)
+    note = f", weights under the key {key!r}" + (f" (also {others})" if others else "")
+    return inside[key], note, [str(name) for name in inside]
 
 
 def _tensors_of(value: Any) -> dict[str, StoredTensor]:
     if not isinstance(value, dict):
         return {}
     return {n: t for n, t in value.items() if isinstance(t, StoredTensor) and isinstance(n, str)}
-
-
-def _without_prefix(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors

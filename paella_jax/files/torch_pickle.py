@@ -102,21 +102,19 @@ STORAGES = {
 }  # fmt: skip
 _TORCH_DTYPES = ("float32", "float", "float64", "double", "float16", "half", "bfloat16", "int64",
                  "long", "int32", "int", "int16", "short", "int8", "uint8", "bool")  # fmt: skip
+_REBUILD_TENSOR = ("_rebuild_tensor", "_rebuild_tensor_v2")
+_REBUILD_PARAMETER = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 _IGNORED = _Ignored()
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Call(lambda *pairs: _Dict(*pairs)),
     ("torch", "Size"): _Call(lambda sizes=(): tuple(sizes)),
-    ("torch._utils", "_rebuild_tensor"): _Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Call(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *rest: data),
-    ("torch._utils", "_rebuild_parameter_with_state"): _Call(lambda data, *rest: data),
-    ("torch", "device"): _IGNORED,
+    **{("torch._utils", name): _Call(_rebuild_tensor) for name in _REBUILD_TENSOR},
+    **{("torch._utils", name): _Call(lambda data, *rest: data) for name in _REBUILD_PARAMETER},
     # Numbers that numpy computed, such as a best score; they are no weights.
     ("numpy", "dtype"): _IGNORED,
-    ("numpy.core.multiarray", "scalar"): _IGNORED,
-    ("numpy._core.multiarray", "scalar"): _IGNORED,
     ("_codecs", "encode"): _IGNORED,
-    **{("torch", name): _IGNORED for name in _TORCH_DTYPES},
+    **{(f"numpy.{core}.multiarray", "scalar"): _IGNORED for core in ("core", "_core")},
+    **{("torch", name): _IGNORED for name in ("device", *_TORCH_DTYPES)},
     **{("torch", name): _StorageType(np.dtype(kind)) for name, kind in STORAGES.items()},
 }
 
@@ -143,10 +141,8 @@ class _Unpickler(pickle.Unpickler):
             raise ConversionError("the pickle refers to something that is not a storage; refused")
         _, kind, key, _, numel = pid[:5]
         view = pid[5] if len(pid) == 6 else None
-        start = 0
-        if view is not None:  # (key of the view, its start, its length), of old legacy files
-            start, numel = view[1], view[2]
-        numbers = (start, numel)
+        # (key of the view, its start, its length), of old legacy files
+        numbers = start, numel = (0, numel) if view is None else (view[1], view[2])
         if type(kind) is not _StorageType or any(type(n) is not int or n < 0 for n in numbers):
             raise ConversionError("a storage of the pickle has no known type or size; refused")
         storage = TorchStorage(str(key), kind.dtype, numel, start)

@@ -46,10 +46,9 @@ def errors_name(path: Path) -> Iterator[None]:
     """Puts `path` in front of the message of a ValueError or ConversionError raised inside."""
     try:
         yield
-    except ConversionError as error:
-        raise ConversionError(f"{path}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        kind = ConversionError if isinstance(error, ConversionError) else ValueError
+        raise kind(f"{path}: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -64,6 +63,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG}; download the whole model folder")
     return read_json(folder / CONFIG)
+
+
+def config_beside(weights: Weights) -> Path | None:
+    """The config.json beside a diffusers model's weights, if there is one."""
+    file = weights.files[0].parent / CONFIG
+    return file if file.is_file() else None
 
 
 def read_weights(folder: Path, wanted: Wanted, model_class: str) -> dict[str, np.ndarray]:
@@ -89,23 +94,19 @@ def read_weights(folder: Path, wanted: Wanted, model_class: str) -> dict[str, np
 
 def weight_files(folder: Path, wanted: Wanted, model_class: str) -> list[Path]:
     """The files that `read_weights` reads. Raises as it does, but for damaged weights."""
-    whole = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    indexes = [folder / name for name in INDEXES if (folder / name).is_file()]
     # Safetensors in either form come before torch's files.
-    found = sorted([*whole, *indexes], key=lambda file: ".bin" in file.name)
-    if not found:
+    order = (folder / name for pair in zip(WEIGHTS, INDEXES, strict=True) for name in pair)
+    index = next((file for file in order if file.is_file()), None)
+    if index is None:
         raise FileNotFoundError(
             f"{folder} has no weights ({', '.join((*WEIGHTS, *INDEXES))}); download the whole "
             "model folder, or write it where torch is installed: "
             f"{model_class}.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
-    if found[0] in whole:
-        return found[:1]
-    index = found[0]
-    shards = _weight_map(index)
-    names = {file for name, file in shards.items() if wanted(name)}
-    absent = sorted(name for name in names if not (folder / name).is_file())
-    if absent:
+    if index.name in WEIGHTS:
+        return [index]
+    names = {file for name, file in _weight_map(index).items() if wanted(name)}
+    if absent := sorted(name for name in names if not (folder / name).is_file()):
         raise FileNotFoundError(
             f"{folder} lacks {', '.join(absent)}, named in {index.name}; download it"
         )
@@ -146,7 +147,12 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
     if is_safetensors or path.suffix == ".safetensors":
         _refuse_key(path, key)
         return Weights(map_safetensors(path), "safetensors file", (path,))
-    raise ConversionError(f"{path}: {_what_it_is(start)}; download the weights file itself")
+    what = f"neither a safetensors nor a torch file (it starts with {start[:12]!r})"
+    if start.startswith(b"version https://git-lfs"):
+        what = "a Git LFS pointer, not the file it stands for"
+    elif start.lstrip()[:1] == b"<" or not start:
+        what = "a web page, not a weights file" if start else "an empty file"
+    raise ConversionError(f"{path}: {what}; download the weights file itself")
 
 
 def _open_folder(folder: Path, key: str | None) -> Weights:
@@ -156,7 +162,16 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
     files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     if len(indexes) == 1:
         _refuse_key(folder, key)
-        return _open_shards(indexes[0])
+        shards = _weight_map(indexes[0])
+        parts = [folder / name for name in sorted(set(map(str, shards.values())))]
+        if absent := [part.name for part in parts if not part.is_file() or part.parent != folder]:
+            raise ConversionError(f"{folder} lacks {', '.join(absent)}, named in {indexes[0].name}")
+        tensors = {n: tensor for part in parts for n, tensor in map_safetensors(part).items()}
+        if lost := sorted(shards.keys() - tensors.keys()):
+            raise ConversionError(
+                f"{indexes[0]} names tensors that no shard has: {', '.join(lost)}"
+            )
+        return Weights(tensors, f"safetensors in {len(parts)} shards", parts)
     if len(files) == 1 and not indexes:
         return open_weights(files[0], key)
     found = ", ".join(file.name for file in (*indexes, *files)) or "none"
@@ -166,31 +181,6 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
     )
 
 
-def _open_shards(index: Path) -> Weights:
-    shards = _weight_map(index)
-    names = sorted(set(map(str, shards.values())))
-    files = [index.parent / name for name in names]
-    absent = [file.name for file in files if not file.is_file() or file.parent != index.parent]
-    if absent:
-        raise ConversionError(f"{index.parent} lacks {', '.join(absent)}, named in {index.name}")
-    tensors = {n: tensor for file in files for n, tensor in map_safetensors(file).items()}
-    lost = sorted(shards.keys() - tensors.keys())
-    if lost:
-        raise ConversionError(f"{index} names tensors that no shard has: {', '.join(lost)}")
-    return Weights(tensors, f"safetensors in {len(files)} shards", files)
-
-
 def _refuse_key(path: Path, key: str | None) -> None:
     if key is not None:
         raise ConversionError(f"{path} is safetensors, which has no entries; leave out --key {key}")
-
-
-def _what_it_is(start: bytes) -> str:
-    """What a file that is neither safetensors nor torch seems to be."""
-    if not start:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, not the file it stands for"
-    if start.lstrip()[:1] == b"<":
-        return "a web page, not a weights file"
-    return f"neither a safetensors nor a torch file (it starts with {start[:12]!r})"

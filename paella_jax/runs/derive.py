@@ -56,6 +56,16 @@ def restore_all(workdir: str | Path, config: ConfigDict) -> tuple[int, Tree, Tre
     return step, params, model_state
 
 
+def settled(config: ConfigDict) -> ConfigDict:
+    """The config of a run that holds whole weights and began from no other."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.init_from = ""
+        if "lora" in config:
+            config.lora.rank = 0
+    return config
+
+
 def save_merged(workdir: str | Path, out: str | Path) -> Path:
     """Writes a run as a folder of its own, with its adapters merged and no optimiser state.
 
@@ -97,12 +107,7 @@ def write_run(
     """
     check_new_folder(out)
     workdir = Path(workdir)
-    config = read_config(workdir).copy_and_resolve_references()
-    with config.unlocked():
-        config.init_from = ""
-        if "lora" in config:
-            config.lora.rank = 0
-    out = prepare_workdir(out, config)
+    out = prepare_workdir(out, settled(read_config(workdir)))
     copy_frozen(workdir, out, leave_out=["base"])
     checkpointer = Checkpointer(out)
     state = {"params": params, "ema_params": {}, "model_state": model_state}

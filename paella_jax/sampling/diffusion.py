@@ -16,12 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from paella_jax.noise.gaussian import (
-    CosineSchedule,
-    clean_from_noise,
-    diffuse,
-    gaussian_noise,
-)
+from paella_jax.noise.gaussian import CosineSchedule, clean_from_noise, diffuse, gaussian_noise
 from paella_jax.sampling.guidance import Denoise
 from paella_jax.sampling.schedule import linear_ramp, require
 from paella_jax.sampling.steppers import ddim_step, ddpm_step, dpm_corrections, dpm_step
