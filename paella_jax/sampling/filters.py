@@ -28,8 +28,12 @@ def typical_filter(logits: Array, mass: float, min_tokens: int = 1) -> Array:
     cumulative = jnp.cumsum(jnp.take_along_axis(p, order, -1), axis=-1)
     rank = jnp.minimum((cumulative < mass).sum(-1, keepdims=True), logits.shape[-1] - 1)
     rank = jnp.maximum(rank, min_tokens - 1)
-    limit = jnp.take_along_axis(distance, jnp.take_along_axis(order, rank, -1), -1)
-    return jnp.where(distance > limit, -jnp.inf, logits.astype(jnp.float32))
+    last = jnp.take_along_axis(order, rank, -1)
+    # The last one by its index: XLA may compute a distance a second time for a second use, with
+    # another last bit, and the limit would then drop the class that it is the distance of.
+    kept = jax.nn.one_hot(last[..., 0], logits.shape[-1], dtype=bool)
+    kept |= distance <= jnp.take_along_axis(distance, last, -1)
+    return jnp.where(kept, logits.astype(jnp.float32), -jnp.inf)
 
 
 def top_k_filter(logits: Array, count: int) -> Array:
@@ -51,5 +55,9 @@ def top_k_filter(logits: Array, count: int) -> Array:
     logits = logits.astype(jnp.float32)
     if count >= logits.shape[-1]:
         return logits
-    smallest_kept = lax.top_k(logits, count)[0][..., -1:]
-    return jnp.where(logits < smallest_kept, -jnp.inf, logits)
+    values, indices = lax.top_k(logits, count)
+    # Those by their indices too, for the reason given in `typical_filter`.
+    kept = jax.nn.one_hot(indices, logits.shape[-1], dtype=bool).any(-2) | (
+        logits >= values[..., -1:]
+    )
+    return jnp.where(kept, logits, -jnp.inf)

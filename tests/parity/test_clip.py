@@ -103,7 +103,9 @@ def test_pooled_position(text_folder):
     output = _run(module, params, _ids(io))
     rows = np.arange(len(output.pooled))
     states = np.asarray(output.last_hidden_state)
-    np.testing.assert_array_equal(output.pooled, states[rows, io["pooled_position"]])
+    # XLA may compute the norm a second time for the second output, with another last bit.
+    wanted = states[rows, io["pooled_position"]]
+    np.testing.assert_allclose(output.pooled, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_text_is_causal(text_folder):
