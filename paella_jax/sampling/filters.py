@@ -32,7 +32,7 @@ def typical_filter(logits: Array, mass: float, min_tokens: int = 1) -> Array:
     # The last one by its index: XLA may compute a distance a second time for a second use, with
     # another last bit, and the limit would then drop the class that it is the distance of.
     kept = jax.nn.one_hot(last[..., 0], logits.shape[-1], dtype=bool)
-    kept |= distance <= jnp.take_along_axis(distance, last, -1)
+    kept |= ~(distance > jnp.take_along_axis(distance, last, -1))
     return jnp.where(kept, logits.astype(jnp.float32), -jnp.inf)
 
 
@@ -57,7 +57,6 @@ def top_k_filter(logits: Array, count: int) -> Array:
         return logits
     values, indices = lax.top_k(logits, count)
     # Those by their indices too, for the reason given in `typical_filter`.
-    kept = jax.nn.one_hot(indices, logits.shape[-1], dtype=bool).any(-2) | (
-        logits >= values[..., -1:]
-    )
+    kept = jax.nn.one_hot(indices, logits.shape[-1], dtype=bool).any(-2)
+    kept |= ~(logits < values[..., -1:])
     return jnp.where(kept, logits, -jnp.inf)
