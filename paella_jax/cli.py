@@ -11,7 +11,7 @@ from pathlib import Path
 from paella_jax.config import UserError
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
-LIKELY_USER_ERRORS = (ValueError, FileNotFoundError)
+LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
 CLUSTER_HINTS = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE")
 

@@ -24,6 +24,8 @@ def main() -> int:
     parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
     parser.add_argument("--devices", type=int, help="simulated devices (CPU)")
     arguments, overrides = parser.parse_known_args()
+    if arguments.devices is not None and arguments.devices < 1:
+        parser.error(f"--devices must be at least 1, got {arguments.devices}")
     if arguments.devices:  # must come before jax looks for devices
         flag = f"--xla_force_host_platform_device_count={arguments.devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

@@ -13,9 +13,14 @@ import small
 
 import paella_jax
 from paella_jax import __main__ as entry
+from paella_jax.comparison.run import compare
 from paella_jax.config import CONFIGS, ConfigError, load_config, shipped
 from paella_jax.convert.recognise import RECORDS
+from paella_jax.families.start import settle_config
 from paella_jax.registry import FAMILIES
+from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
+from paella_jax.sampling.renoise import RenoiseSettings
+from paella_jax.sampling.resample import ResampleSettings
 
 PACKAGE = small.ROOT / "paella_jax"
 
@@ -123,3 +128,16 @@ def test_methods_name_the_released_families_that_become_their_runs():
     methods = {record.runs["method"]: record.family for record in RECORDS}
     for method, name in methods.items():
         assert name in FAMILIES[method].released
+
+
+def test_a_config_of_another_command_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"paella_jax\.compare"):
+        settle_config(load_config("compare:tiny"), tmp_path)
+    with pytest.raises(ConfigError, match="compare:quick"):
+        compare(load_config("paella:tiny"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [RenoiseSettings, ParallelDecodeSettings, ResampleSettings])
+def test_guidance_that_is_no_number_is_refused(kind):
+    with pytest.raises(ValueError, match="guidance_scale"):
+        kind(guidance_scale=(float("nan"), 2.0)).check()

@@ -59,6 +59,8 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
       ConfigError, CheckpointError: before anything is trained, for settings that make no sense.
       Stopped: by SIGTERM, with everything saved.
     """
+    if "measure" not in config:
+        raise ConfigError("this is no config of a comparison; give --config compare:quick")
     check_measure(config)
     todo = trainings(config)
     spec = _check_all(config, todo)

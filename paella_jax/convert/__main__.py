@@ -48,7 +48,12 @@ def main() -> int:
     from paella_jax.files.atomic import check_new
 
     style = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, formatter_class=style)
+    parser = argparse.ArgumentParser(
+        "python -m paella_jax.convert",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=style,
+    )
     parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
     parser.add_argument("--weights", help="file or folder to convert")
     parser.add_argument("--key", help="entry of a torch file that holds the weights")

@@ -58,6 +58,10 @@ def settle_config(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     Raises:
       ConfigError: fields are left open, or `init_from` is unfit (`source_config`).
     """
+    if "method" not in config:
+        raise ConfigError(
+            "this is no config of a run; a comparison's belongs to python -m paella_jax.compare"
+        )
     config = config.copy_and_resolve_references()
     if workdir is not None and (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
         known = read_config(workdir)

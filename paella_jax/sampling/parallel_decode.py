@@ -75,6 +75,7 @@ class ParallelDecodeSettings(LoopSettings):
         self.require(self.exponent > 0, "exponent", "above 0")
         self.require(min(self.choice_temperature) >= 0, "choice_temperature", "at least 0")
         self.require(min(self.temperature) > 0, "temperature", "above 0")
+        self.require(bool(np.isfinite(self.guidance_scale).all()), "guidance_scale", "finite")
         self.require(0 < self.strength <= 1, "strength", "in (0, 1]")
         fewest = f"at least 1 / num_steps = {1 / self.num_steps:.3g}, or no step is left to run"
         self.require(self.start_step < self.num_steps, "strength", fewest)

@@ -93,6 +93,7 @@ class RenoiseSettings(LoopSettings):
         self.require(0 <= self.t_end <= 1, "t_end", "in [0, 1]")
         self.require(self.t_end < self.t_start <= 1, "t_start", "in (t_end, 1]")
         self.require(min(self.temperature) > 0, "temperature", "above 0")
+        self.require(bool(np.isfinite(self.guidance_scale).all()), "guidance_scale", "finite")
         self.require(self.renoise_mode in RENOISE_MODES, "renoise_mode", RENOISE_MODES)
         self.require(self.renoise_choice in RENOISE_CHOICES, "renoise_choice", RENOISE_CHOICES)
         self.require(self.draw in DRAWS, "draw", DRAWS)

@@ -59,8 +59,8 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
 
     Args:
       config: a run's config, as configs/ makes them.
-      workdir: an existing run folder (`checkpoint.prepare_workdir`).
-      method: from `build.py`.
+      workdir: an existing run folder (`runs.folder.prepare_workdir`).
+      method: from `registry.build_method`.
 
     Raises:
       MeshError, CheckpointError: before anything is compiled.
