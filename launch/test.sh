@@ -14,7 +14,7 @@ if [ $# -eq 0 ] || [ "$1" = fast ]; then
   "$PYTHON" -m ruff format --check .
   "$PYTHON" -m mypy
   if [ $# -gt 0 ]; then
-    mapfile -t FAST < <(sed 's/#.*//' tests/fast.txt | tr -s ' \n' '\n')
+    mapfile -t FAST < <(sed 's/ *#.*//; /^$/d' tests/fast.txt)
     set -- "${FAST[@]}" "${@:2}"
   fi
   set -- "${LANE[@]}" "$@"
