@@ -47,13 +47,8 @@ def main() -> int:
     from paella_jax.convert.recognise import FAMILIES, GROUPS
     from paella_jax.files.atomic import check_new
 
-    style = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m paella_jax.convert",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=style,
-    )
+    parser = argparse.ArgumentParser("python -m paella_jax.convert", description=__doc__)
+    parser.allow_abbrev, parser.formatter_class = False, argparse.RawTextHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
     parser.add_argument("--weights", help="file or folder to convert")
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
