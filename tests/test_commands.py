@@ -141,3 +141,13 @@ def test_a_config_of_another_command_is_refused(tmp_path):
 def test_guidance_that_is_no_number_is_refused(kind):
     with pytest.raises(ValueError, match="guidance_scale"):
         kind(guidance_scale=(float("nan"), 2.0)).check()
+
+
+def test_the_first_word_chooses_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["paella_jax", "average", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 0 and "usage: paella_jax average" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["paella_jax", "avarage"])
+    with pytest.raises(SystemExit, match="no command 'avarage'; choose one of train,"):
+        entry.main()
