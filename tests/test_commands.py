@@ -144,6 +144,8 @@ def test_guidance_that_is_no_number_is_refused(kind):
 
 
 def test_the_first_word_chooses_a_command(monkeypatch, capsys):
+    # A process runs one command: what other tests have imported must not be there.
+    monkeypatch.delitem(sys.modules, "paella_jax.average", raising=False)
     monkeypatch.setattr(sys, "argv", ["paella_jax", "average", "--help"])
     with pytest.raises(SystemExit) as ended:
         entry.main()
