@@ -1,8 +1,8 @@
 """Saving and restoring runs with orbax; a failing restore is an error, never a fresh start.
 
-A run folder holds `config.json` and `checkpoints/<step>` with three items: the state, the data
-iterator of every process, and a small JSON note. A folder of converted weights has
-`weights.safetensors` in their place.
+A run folder holds `config.json` and `checkpoints/<step>` with two items: the state, and a small
+JSON note (older ones also say where the data stood, which is the step). A folder of converted
+weights has `weights.safetensors` in their place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -35,7 +34,7 @@ class Checkpointer:
         """The newest finished checkpoint's step."""
         return self.manager.latest_step()
 
-    def save(self, step: int, state: Tree, iterator: grain.DatasetIterator | None) -> None:
+    def save(self, step: int, state: Tree) -> None:
         """Starts writing; the arrays may be donated as soon as this returns."""
         if step == self.manager.latest_step():
             return
@@ -43,14 +42,12 @@ class Checkpointer:
             "state": ocp.args.StandardSave(state),
             "note": ocp.args.JsonSave({"step": step, "processes": jax.process_count()}),
         }
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(iterator)
         self.manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, abstract: Tree, iterator: grain.DatasetIterator | None) -> Tree:
+    def restore(self, abstract: Tree) -> Tree:
         """Restores the newest checkpoint into `abstract`'s shapes, dtypes and shardings.
 
-        The iterator is moved to where it stood.
+        The processes and devices that saved it may have been others.
 
         Raises:
           CheckpointError: nothing to restore, or the files are damaged or of another model.
@@ -59,8 +56,6 @@ class Checkpointer:
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.directory}; train first")
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
         except Exception as error:
