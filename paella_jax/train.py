@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paella_jax.cli import TERMINATED, run, setup_jax
-from paella_jax.training.cluster import Cluster, add_cluster_flags, find_cluster
+from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -22,13 +22,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
     parser.add_argument("--workdir", required=True, help="run folder; an existing run resumes")
-    add_cluster_flags(parser)
+    by_hand = parser.add_argument_group("several processes, where no scheduler tells of them")
+    for name, meaning in FLAGS.items():
+        by_hand.add_argument(f"--{name}", help=meaning)
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
     from paella_jax.families.start import settle_config
 
-    cluster = find_cluster(arguments)
+    cluster = find_cluster(vars(arguments))
     config = settle_config(load_config(arguments.config, overrides), arguments.workdir)
     setup_jax()
 

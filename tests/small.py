@@ -27,6 +27,11 @@ def config_of(name: str, **overrides):
     return load_config(str(ROOT / "configs" / name.replace(":", ".py:")), texts)
 
 
+def slow(*values):
+    """Values of a parametrised test that the suite leaves out: it has others of the same kind."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @contextmanager
 def devices_shown(count: int = 1):
     """Lets `jax.devices()` be the first `count`, which is what meshes are made of."""

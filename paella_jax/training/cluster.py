@@ -6,7 +6,6 @@ In this order: flags, the variables `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSE
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import re
@@ -17,7 +16,12 @@ from pathlib import Path
 
 from paella_jax.config import UserError
 
-FLAGS = ("coordinator_address", "num_processes", "process_id", "local_device_ids")
+FLAGS = {
+    "coordinator_address": "HOST:PORT of process 0",
+    "num_processes": "how many there are",
+    "process_id": "which one this is, from 0",
+    "local_device_ids": "this process's devices, as 0,1",
+}
 ALONE = "to run it as one process set JAX_NUM_PROCESSES=1"
 PORTS = range(2**16 - 2**12, 2**16)  # one of them, by the job's number
 
@@ -45,23 +49,17 @@ class Cluster:
     local_device_ids: tuple[int, ...] | None = None
 
 
-def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags for starting several processes by hand."""
-    group = parser.add_argument_group("several processes, where no scheduler tells (docs/pods.md)")
-    group.add_argument("--coordinator_address", help="HOST:PORT of process 0")
-    group.add_argument("--num_processes", help="how many there are")
-    group.add_argument("--process_id", help="which one this is, from 0")
-    group.add_argument("--local_device_ids", help="this process's devices, as 0,1")
-
-
-def find_cluster(arguments: argparse.Namespace, env: Mapping[str, str] = os.environ) -> Cluster:
+def find_cluster(flags: Mapping[str, str | None], env: Mapping[str, str] = os.environ) -> Cluster:
     """The cluster that flags or environment describe; one process where none does.
+
+    Args:
+      flags: what was given of `FLAGS`.
+      env: environment variables.
 
     Raises:
       ClusterError: parts are missing or cannot be, or several tasks would each start a run.
     """
-    flags = {name: getattr(arguments, name) for name in FLAGS}
-    given = {n: flags[n] or env.get(f"JAX_{n.upper()}", "") for n in FLAGS}
+    given = {n: flags.get(n) or env.get(f"JAX_{n.upper()}", "") for n in FLAGS}
     if given["num_processes"] == "1":
         return Cluster("one process, as told", 1, local_device_ids=_device_ids(given))
     if given["num_processes"] or any(flags.values()):
@@ -78,7 +76,7 @@ def find_cluster(arguments: argparse.Namespace, env: Mapping[str, str] = os.envi
 def _by_hand(given: Mapping[str, str], env: Mapping[str, str]) -> Cluster:
     given = dict(given)
     given["process_id"] = given["process_id"] or env.get("JOB_COMPLETION_INDEX", "")
-    missing = [n for n in FLAGS[:3] if not given[n]]
+    missing = [n for n in FLAGS if not given[n] and n != "local_device_ids"]
     if missing:
         wanted = ", ".join(f"--{n} or JAX_{n.upper()}" for n in missing)
         raise ClusterError(f"several processes need {wanted} too")

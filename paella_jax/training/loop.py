@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import UserError
 from paella_jax.data.loader import make_iterator
-from paella_jax.runs.checkpoint import Checkpointer
+from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
+from paella_jax.training.distributed import first_alone
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
@@ -94,6 +95,7 @@ def _train(
     config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
 ) -> RunResult:
     abstract, init = abstract_state(config, method, mesh)
+    first_alone("checkpoints", lambda: _set_aside(workdir))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     if checkpointer.latest_step() is not None:
         state = checkpointer.restore(abstract)
@@ -129,6 +131,12 @@ def _train(
         checkpointer.close()
     seconds = time.perf_counter() - began
     return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
+
+
+def _set_aside(workdir: Path) -> None:
+    moved = set_aside_incomplete(workdir)
+    if moved:
+        report(moved)
 
 
 @contextmanager
