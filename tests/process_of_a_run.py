@@ -1,13 +1,13 @@
-"""One process of tests/test_processes.py: `python process_of_a_run.py FOLDER CASES`, as JSON.
+"""One process of tests/test_processes.py: `python process_of_a_run.py NAME ARGUMENTS`.
 
-Trains each case to its last step, with all processes that the environment tells of, and keeps what
-it ended with.
+`trained` trains cases to their last step, with all the processes that the environment tells of.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -19,23 +19,21 @@ from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training import sharding
 from paella_jax.training.cluster import find_cluster
-from paella_jax.training.distributed import first_alone, joined
+from paella_jax.training.distributed import check_same_config, check_shared, first_alone, joined
 from paella_jax.training.loop import train
 from paella_jax.training.placing import fetch
 
-CODES, WIDTH = 32, 16
 FIELDS = {
     "cell__network": "transformer",
     "cell__corruption": "mask",
-    "transformer__width": WIDTH,
+    "transformer__width": 16,
     "transformer__depth": 1,
     "transformer__num_heads": 2,
     "transformer__feed_forward_width": 32,
-    "text__width": WIDTH,
+    "text__width": 16,
     "text__num_heads": 2,
     "text__hidden_dim": 32,
     "sampler__num_steps": 2,
-    "num_steps": 3,
     "checkpoint__every": 100,
     # Without a memory, Adam's first moment is the last step's gradient.
     "optim__beta1": 0.0,
@@ -45,15 +43,11 @@ FIELDS = {
 }
 
 
-def cut_small_matrices():
-    """Lets the rules cut the small networks of these tests, too."""
-    sharding.MIN_SHARD_SIZE = 64
-
-
-def trained(folder: Path, mesh, preview=False, **fields):
+def trained(folder: Path, mesh, steps=3, preview=False):
     """The last state: {path: numpy} of parameters and of the last gradient."""
+    sharding.MIN_SHARD_SIZE = 64  # the small matrices of these tests are to be cut, too
     axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
-    config = small.small_paella(**(FIELDS | axes | fields))
+    config = small.small_paella(**(FIELDS | axes | {"num_steps": steps}))
 
     def prepare():
         prepare_workdir(folder, config)
@@ -72,17 +66,30 @@ def trained(folder: Path, mesh, preview=False, **fields):
     return found | {"cut": np.asarray(sum(cut))}
 
 
-def main():
-    folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-    cut_small_matrices()
+def train_cases(folder, cases):
     remember_programs()
-    cluster = find_cluster({})
-    with joined(cluster):
-        for name, case in cases.items():
-            found = trained(folder / name, **case)
-            if cluster.process_id == 0:
-                np.savez(folder / f"{name}.npz", **found)
+    for name, case in json.loads(cases).items():
+        found = trained(Path(folder) / name, **case)
+        if jax.process_index() == 0:
+            np.savez(Path(folder) / f"{name}.npz", **found)
+
+
+def wait():
+    if jax.process_index() == 0:
+        print("all are there", flush=True)
+    time.sleep(300)
+
+
+def start_with_own_seed():
+    check_same_config(small.small_paella(seed=jax.process_index()))
+
+
+def start_in_own_folder(folder):
+    own = Path(folder) / str(jax.process_index())
+    own.mkdir()
+    check_shared(own)
 
 
 if __name__ == "__main__":
-    main()
+    with joined(find_cluster({})):
+        globals()[sys.argv[1]](*sys.argv[2:])

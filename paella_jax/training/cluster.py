@@ -30,6 +30,10 @@ class ClusterError(UserError, RuntimeError):
     """The processes of a job cannot work together; the message says what is missing."""
 
 
+class LateError(ClusterError):
+    """A process did not come in time: no mistake of the command, another try may work."""
+
+
 @dataclass(frozen=True)
 class Cluster:
     """The processes of one run, and which of them this is.

@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import UserError, differing_fields, from_json, to_json
 from paella_jax.files.atomic import write_atomically
-from paella_jax.training.cluster import Cluster, ClusterError
+from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import CRASHED, Lifeline
 
 START_SECONDS = float(os.environ.get("PAELLA_JAX_START_SECONDS", "300"))
 PREPARE_SECONDS = 3600.0  # copies of frozen networks of tens of gigabytes
-SHARED_SECONDS = 30.0  # network file systems show new files late
+SHARED_SECONDS = START_SECONDS / 10  # network file systems show new files late
 HEARTBEAT_SECONDS = 60  # until jax takes a host that went silent for lost
 MISTAKE, INTERRUPTED = 2, 130
 FAILED = "failed: "  # in front of an error that process 0 tells
@@ -82,14 +82,16 @@ def _initialize(cluster: Cluster) -> None:
 def _end(error: BaseException, cluster: Cluster, lifeline: Lifeline | None) -> NoReturn:
     """Ends this process at once: JAX's orderly end would wait for the others for minutes."""
     mistake = isinstance(error, UserError | ValueError | FileNotFoundError)
-    code = MISTAKE if mistake else INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED
+    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED
+    if mistake and not isinstance(error, LateError):
+        code = MISTAKE
     first_line = _first_line(error)
     if lifeline is not None:
         lifeline.fail(first_line, code)
     if not mistake:
         traceback.print_exception(error)
     number = cluster.process_id
-    shown = f"error: {error}" if number == 0 else f"error on process {number}: {first_line[:120]}"
+    shown = f"error: {error}" if number == 0 else f"error on process {number}: {first_line[:300]}"
     sys.stdout.flush()
     print(shown, file=sys.stderr, flush=True)
     os._exit(code)
@@ -192,7 +194,7 @@ def _gather(key: str, value: str, seconds: float) -> dict[int, str]:
             return found
         if time.monotonic() > deadline:
             missing = ", ".join(str(n) for n in range(count) if n not in found)
-            raise ClusterError(
+            raise LateError(
                 f"process {missing} did not come to {_name(key)!r} within {seconds:.0f} s; its log "
                 "may tell why"
             )
@@ -209,7 +211,7 @@ def _announce(key: str, message: str, seconds: float) -> str:
     try:
         told = _client().blocking_key_value_get(f"{key}/go", int(seconds * 1000))
     except jax.errors.JaxRuntimeError as error:
-        raise ClusterError(
+        raise LateError(
             f"process 0 did not finish {_name(key)!r} within {seconds:.0f} s"
         ) from error
     if told.startswith(FAILED):

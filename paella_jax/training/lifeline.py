@@ -16,10 +16,11 @@ import threading
 import time
 from typing import Any
 
-from paella_jax.training.cluster import Cluster, ClusterError
+from paella_jax.training.cluster import Cluster, ClusterError, LateError
 
 RETRY_SECONDS = 0.3
 HELLO_SECONDS = 5.0  # for a connection that says nothing, as a port scanner's
+NEWS_SECONDS = 5.0  # longer than process 0 waits, to hear from it who was late
 CRASHED = 1
 
 
@@ -94,9 +95,9 @@ def _call_roll(cluster: Cluster, seconds: float) -> dict[str, socket.socket]:
                 connection, _ = listener.accept()
             except TimeoutError:
                 missing = set(range(1, cluster.num_processes)) - set(present)
-                raise _refuse(
-                    present, f"{_listed(missing)} did not start within {seconds:.0f} s"
-                ) from None
+                message = f"{_listed(missing)} did not start within {seconds:.0f} s"
+                _refuse(present, message)
+                raise LateError(f"{message}; their logs may tell why") from None
             connection.settimeout(HELLO_SECONDS)
             hello = _receive(connection)
             if hello is None or "process" not in hello:
@@ -106,7 +107,8 @@ def _call_roll(cluster: Cluster, seconds: float) -> dict[str, socket.socket]:
             wrong = _disagreement(cluster, present, number, hello)
             present[number if number not in present else -1] = (host, connection)
             if wrong:
-                raise _refuse(present, wrong)
+                _refuse(present, wrong)
+                raise ClusterError(f"{wrong}; give each its own, and start all of them again")
     for _, connection in present.values():
         _send(connection, {"go": True})
     return {f"process {n} on {host}": connection for n, (host, connection) in present.items()}
@@ -125,10 +127,9 @@ def _disagreement(
     return ""
 
 
-def _refuse(present: dict[int, tuple[str, socket.socket]], message: str) -> ClusterError:
+def _refuse(present: dict[int, tuple[str, socket.socket]], message: str) -> None:
     for _, connection in present.values():
         _send(connection, {"refused": message})
-    return ClusterError(f"{message}; start all of them again")
 
 
 def _listed(numbers: set[int]) -> str:
@@ -154,7 +155,7 @@ def _listener(cluster: Cluster) -> socket.socket:
 def _answer(cluster: Cluster, seconds: float) -> dict[str, socket.socket]:
     """The others: the connection to process 0, once it has seen all."""
     host, _, port = cluster.coordinator_address.rpartition(":")
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds + NEWS_SECONDS
     hello = {"process": cluster.process_id, "of": cluster.num_processes,
              "host": socket.gethostname()}  # fmt: skip
     reason = "no answer"
@@ -170,7 +171,7 @@ def _answer(cluster: Cluster, seconds: float) -> dict[str, socket.socket]:
         if reply is not None:
             return {"process 0": connection}
         time.sleep(RETRY_SECONDS)
-    raise ClusterError(
+    raise LateError(
         f"process 0 did not answer at {cluster.coordinator_address} within {seconds:.0f} s "
         f"({reason}): is it running, is this its host's name, and is the port open?"
     )
