@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -57,6 +57,17 @@ def test_neighbours_of_the_last_axis_are_near_each_other():
     assert np.ptp(coords, axis=1).sum(-1).max() <= 3
 
 
+@pytest.mark.parametrize("sizes, joined", [((2, -1, 1), 0), ((1, -1, 4), 1)])
+def test_slices_are_joined_along_the_first_axis_that_divides(sizes, joined):
+    chips = [replace(chip, id=16 * n + chip.id, slice_index=n)
+             for n in (0, 1) for chip in slice_of("v5e", 4, 4)]  # fmt: skip
+    laid_out = make_mesh(mesh_block(sizes), chips).devices
+    halves = np.split(laid_out, 2, axis=joined)
+    assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]
+    with pytest.raises(MeshError, match="divides by the 2 slices"):
+        make_mesh(mesh_block((1, 1, -1)), chips)
+
+
 def test_a_mesh_that_cannot_be_names_those_that_can(monkeypatch):
     build = mesh_utils.create_device_mesh
 
@@ -66,5 +77,7 @@ def test_a_mesh_that_cannot_be_names_those_that_can(monkeypatch):
         return build(shape, devices, **options)
 
     monkeypatch.setattr(mesh_utils, "create_device_mesh", only_without_tensor)
-    with pytest.raises(MeshError, match="TPU v5 lite.*no such assignment.*data=1 fsdp=16 tensor=1"):
+    with pytest.raises(
+        MeshError, match=r"TPU v5 lite.*no such assignment.*data=1 fsdp=16 tensor=1"
+    ):
         make_mesh(mesh_block((1, -1, 2)), slice_of("v5e", 4, 4))

@@ -69,13 +69,11 @@ def _laid_out(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     Raises:
       MeshError: with sizes that the machine allows.
     """
-    build = lambda shape: mesh_utils.create_device_mesh(
-        shape, devices, allow_split_physical_axes=True
-    )
     try:
-        return build(sizes)
+        return _device_mesh(sizes, devices)
     except (NotImplementedError, ValueError, AssertionError) as error:
-        possible = [shape for shape in _factored(len(devices)) if _works(partial(build, shape))]
+        works = lambda shape: _works(partial(_device_mesh, shape, devices))
+        possible = [shape for shape in _factored(len(devices)) if works(shape)]
         far = lambda shape: np.abs(np.log(np.divide(shape, sizes))).sum()
         near = [dict(zip(AXES, shape, strict=True)) for shape in sorted(possible, key=far)[:4]]
         shown = "; ".join(" ".join(f"{axis}={n}" for axis, n in mesh.items()) for mesh in near)
@@ -83,6 +81,20 @@ def _laid_out(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
             f"these {len(devices)} devices ({devices[0].device_kind}) cannot be laid out as "
             f"{sizes}: {error}. Meshes that can: {shown}"
         ) from error
+
+
+def _device_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Several TPU slices are joined along "data", or "fsdp": the network between them is slow."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    between = (slices, 1, 1) if sizes[0] % slices == 0 else (1, slices, 1)
+    if sizes[1] % between[1]:
+        raise ValueError(f"neither data nor fsdp divides by the {slices} slices")
+    within = tuple(size // n for size, n in zip(sizes, between, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+    )
 
 
 def _factored(count: int) -> list[tuple[int, int, int]]:
