@@ -29,7 +29,7 @@ def found(env, **flags):
 
 
 def test_alone():
-    assert find_cluster({}, {}) == Cluster("one process", 1)
+    assert find_cluster({"config": "a", "num_processes": None}, {}) == Cluster("one process", 1)
     assert find_cluster({}, {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}).num_processes == 1
     one = SRUN | {"SLURM_STEP_NUM_TASKS": "1"}  # `srun -n1` inside of a larger job
     assert find_cluster({}, one).num_processes == 1

@@ -66,7 +66,7 @@ def find_cluster(flags: Mapping[str, str | None], env: Mapping[str, str] = os.en
     given = {n: flags.get(n) or env.get(f"JAX_{n.upper()}", "") for n in FLAGS}
     if given["num_processes"] == "1":
         return Cluster("one process, as told", 1, local_device_ids=_device_ids(given))
-    if given["num_processes"] or any(flags.values()):
+    if given["num_processes"] or any(flags.get(name) for name in FLAGS):
         return _by_hand(given, env)
     for find in (_tpu, _slurm, _open_mpi, _kubernetes):
         cluster = find(env, given["coordinator_address"])
