@@ -34,7 +34,7 @@ case "${1:-}" in
     source launch/env_tpu.sh
     export PYTHONUNBUFFERED=1 # a log that shows the last line before a crash
     running || begin "${@:2}"
-    tail -n 20 -f --pid="$(cat logs/pid)" logs/rank.log
+    tail -n 20 -s 0.2 -f --pid="$(cat logs/pid)" logs/rank.log
     exit "$(cat logs/exit_code 2>/dev/null || echo 1)"
     ;;
   stop)
