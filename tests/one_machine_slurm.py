@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, in a folder of its own, for as long as a test takes."""
+"""A real SLURM of two nodes on this machine, in a folder of its own, while a test takes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 {nodes}
-PartitionName=all Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+PartitionName=all Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
 """
 
 

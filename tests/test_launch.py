@@ -37,7 +37,8 @@ def test_the_scripts_tell_how_they_are_used(name):
 
 def test_xla_knows_the_flags_for_gpus():
     text = "from jaxlib import xla_client; xla_client.make_cpu_client()"
-    script = f'XLA_FLAGS=--xla_dump_max_hlo_modules=3; source env_gpu.sh; {sys.executable} -c "{text}"; echo $XLA_FLAGS'
+    own = "XLA_FLAGS=--xla_dump_max_hlo_modules=3"
+    script = f'{own}; source env_gpu.sh; {sys.executable} -c "{text}"; echo $XLA_FLAGS'
     done = subprocess.run(["bash", "-ec", script], cwd=LAUNCH, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     # XLA takes the last of several: the user's own comes behind.
@@ -216,7 +217,8 @@ def test_the_dry_run_of_a_tpu_slice_prints_every_command(cloud):
     done = run_tpu(cloud, "--dry-run", "start", *ARGUMENTS, QUEUED="1", SPOT="1", PROJECT="ours")
     assert done.returncode == 0 and not cloud.note("gcloud")
     lines = done.stdout.splitlines()
-    words = ["tpu-vm describe mine", "queued-resources describe mine", "queued-resources create mine",
+    queued = "queued-resources"
+    words = ["tpu-vm describe mine", f"{queued} describe mine", f"{queued} create mine",
              "tar -czf", "tpu-vm scp", "tpu-vm ssh mine", "tpu-vm ssh mine"]  # fmt: skip
     assert [word for word, line in zip(words, lines, strict=True) if word not in line] == []
     for line in lines:

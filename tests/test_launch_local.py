@@ -1,4 +1,4 @@
-"""launch/local.sh: ranks, environment, logs, signals and exit codes, with commands of a few lines."""
+"""launch/local.sh: ranks, environment, logs, signals, exit codes; by commands of a few lines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import small
 
 LOCAL = small.ROOT / "launch" / "local.sh"
 # What a rank does that saves when it is told to stop, and tells that it got so far.
-SAVES = "trap 'echo saved; exit 143' TERM INT; touch ready-$JAX_PROCESS_ID; while :; do sleep 0.05; done"
-DEAF = "trap '' TERM; touch ready-$JAX_PROCESS_ID; while :; do sleep 0.05; done"
+WAITS = "touch ready-$JAX_PROCESS_ID; while :; do sleep 0.05; done"
+SAVES = f"trap 'echo saved; exit 143' TERM INT; {WAITS}"
+DEAF = f"trap '' TERM; {WAITS}"
 
 
 def start(folder: Path, count: object, *command: str, **environment: str) -> subprocess.Popen:
@@ -96,7 +97,7 @@ def test_a_second_signal_does_not_wait(tmp_path):
 
 def test_the_death_of_one_ends_the_others(tmp_path):
     script = f"if [ $JAX_PROCESS_ID = 1 ]; then exit 7; fi; {SAVES}"
-    code, out, err = finish(start(tmp_path, 3, "sh", "-c", script))
+    code, _, err = finish(start(tmp_path, 3, "sh", "-c", script))
     assert code == 7  # not the 143 of those that it took with it
     assert "rank 1 ended with exit code 7" in err
     assert "SIGKILL" not in err

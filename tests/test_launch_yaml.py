@@ -155,8 +155,9 @@ def test_a_mistake_in_the_arguments_is_not_tried_again(name):
     jobset = read(name)
     (job,) = jobset["spec"]["replicatedJobs"]
     (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert rule == {"action": "FailJob", "onExitCodes": {
-        "containerName": container_of(jobset)["name"], "operator": "In", "values": [2]}}  # fmt: skip
+    name = container_of(jobset)["name"]
+    codes = {"containerName": name, "operator": "In", "values": [2]}
+    assert rule == {"action": "FailJob", "onExitCodes": codes}
     (reaction,) = jobset["spec"]["failurePolicy"]["rules"]
     assert reaction["action"] == "FailJobSet"
     assert reaction["onJobFailureReasons"] == ["PodFailurePolicy"]
