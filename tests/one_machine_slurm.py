@@ -95,6 +95,11 @@ class Slurm:
         fields = self.run("scontrol", "show", "job", "--oneliner", number).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
+    def idle(self) -> bool:
+        """Whether no node has a job, nor what is left of one."""
+        states = self.run("sinfo", "--noheader", "--Node", "--format=%t").split()
+        return states == ["idle"] * len(NODES)
+
     def wait(self, number: str, *states: str, seconds: float = 180) -> dict[str, str]:
         """Waits until the job is in one of the states; raises with what it is in when it is not."""
         end = time.monotonic() + seconds
@@ -124,9 +129,11 @@ def one_machine_slurm(folder: Path):
     with (folder / "daemons.log").open("w") as log:
         try:
             for command in commands:
+                # Sessions of their own: SLURM signals process groups, and this is not one of its.
                 daemons.append(
-                    subprocess.Popen(command, env=slurm.environment, stdout=log, stderr=log)
-                )
+                    subprocess.Popen(command, env=slurm.environment, stdout=log, stderr=log,
+                                     start_new_session=True)
+                )  # fmt: skip
                 time.sleep(0.5 if command[0] == "munged" else 0)
             await_nodes(slurm, daemons)
             yield slurm
@@ -137,14 +144,14 @@ def one_machine_slurm(folder: Path):
 def await_nodes(slurm: Slurm, daemons: list[subprocess.Popen], seconds: float = 60) -> None:
     """Until every node takes jobs."""
     end = time.monotonic() + seconds
-    states: list[str] = []
-    while states.count("idle") < len(NODES):
+    up = False
+    while not up:
         ended = [daemon.args for daemon in daemons if daemon.poll() is not None]
         assert not ended, f"{ended} ended:\n{(slurm.folder / 'daemons.log').read_text()}"
-        assert time.monotonic() < end, f"the nodes do not come up: {states}, see {slurm.folder}"
+        assert time.monotonic() < end, f"the nodes do not come up, see {slurm.folder}"
         time.sleep(0.2)
         with suppress(AssertionError):  # the controller does not answer yet
-            states = slurm.run("sinfo", "--noheader", "--Node", "--format=%N %t").split()
+            up = slurm.idle()
 
 
 def end_all(slurm: Slurm, daemons: list[subprocess.Popen]) -> None:

@@ -51,7 +51,12 @@ def test_xla_knows_the_flags_for_gpus():
 SRUN = """#!/usr/bin/env bash
 echo "$*" >>"$FAKE/srun"
 while [[ "$1" == --* ]]; do shift; done
-exec "$@"
+largest=0
+for ((SLURM_PROCID = 0; SLURM_PROCID < SLURM_NTASKS; SLURM_PROCID++)); do
+  export SLURM_PROCID
+  "$@" || { code=$?; [ "$code" -le "$largest" ] || largest="$code"; }
+done
+exit "$largest"
 """
 SCONTROL = """#!/usr/bin/env bash
 if [ "$1" = requeue ]; then echo "$2" >>"$FAKE/requeued"; else echo "JobId=7 $JOB"; fi
@@ -91,25 +96,29 @@ def test_slurm_starts_one_step_with_the_arguments(slurm):
 
 
 @pytest.mark.parametrize(
-    "code, job, back",
+    "codes, job, code, back",
     [
-        (143, "JobState=RUNNING Requeue=1", True),
-        (143, "JobState=CANCELLED Requeue=1", False),  # scancel
-        (143, "JobState=RUNNING Requeue=0", False),
-        (1, "JobState=RUNNING Requeue=1", True),
-        (134, "JobState=RUNNING Requeue=1", True),
-        (2, "JobState=RUNNING Requeue=1", False),
+        ("143 143", "JobState=RUNNING Requeue=1", 143, True),
+        ("143 143", "JobState=CANCELLED Requeue=1", 143, False),  # scancel
+        ("143 143", "JobState=RUNNING Requeue=0", 143, False),
+        ("1 1", "JobState=RUNNING Requeue=1", 1, True),
+        ("134 0", "JobState=RUNNING Requeue=1", 134, True),
+        ("2 2", "JobState=RUNNING Requeue=1", 2, False),
+        # SLURM ended the others.
+        ("143 2", "JobState=RUNNING Requeue=1", 2, False),
+        ("137 143", "JobState=RUNNING Requeue=1", 137, True),
     ],
 )
-def test_slurm_requeues_what_another_start_can_finish(slurm, code, job, back):
-    done = run_slurm(slurm, codes=f"{code}\n", JOB=job)
+def test_slurm_requeues_what_another_start_can_finish(slurm, codes, job, code, back):
+    done = run_slurm(slurm, codes=codes.replace(" ", "\n") + "\n", JOB=job)
     assert done.returncode == code
     assert slurm.note("requeued") == (["7"] if back else [])
+    assert ("crash" in done.stderr) == (code not in (2, 143))
 
 
 def test_slurm_gives_up_after_some_crashes(slurm):
     for _ in range(3):
-        run_slurm(slurm, codes="1\n", CRASHES="2")
+        run_slurm(slurm, codes="137\n143\n", CRASHES="2")
     assert slurm.note("requeued") == ["7", "7"]
 
 
