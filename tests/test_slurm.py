@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import small
 from fake_commands import Fakes
 from one_machine_slurm import missing, one_machine_slurm
 
-from paella_jax.training.metrics import read_metrics
+from paella_jax.runs.folder import prepare_workdir, read_metrics
 
 LACKING = missing()
 pytestmark = [
@@ -21,6 +20,25 @@ pytestmark = [
     pytest.mark.skipif(bool(LACKING), reason=f"no SLURM to start: {', '.join(LACKING)} missing"),
 ]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
+TRAINING = {
+    "num_steps": 400,
+    "batch_size": 4,
+    "checkpoint__every": 10_000,
+    "log__every": 1,
+    "log__preview_images": 0,
+    "cell__network": "transformer",
+    "cell__corruption": "mask",
+    "transformer__width": 16,
+    "transformer__depth": 1,
+    "transformer__num_heads": 2,
+    "transformer__feed_forward_width": 32,
+    "text__width": 16,
+    "text__num_heads": 2,
+    "text__hidden_dim": 32,
+    "text__num_layers": 1,
+    "model__codebook_size": 32,
+    "model__token_width": 16,
+}
 # Waits for a signal, or ends where `$FAKE/go` is.
 WAITS = """#!/usr/bin/env bash
 echo "rank $SLURM_PROCID of $SLURM_NTASKS, $SLURM_CPUS_PER_TASK cpus: $*"
@@ -125,31 +143,33 @@ def test_the_death_of_one_rank_ends_the_others_and_starts_them_again(slurm, fake
     assert "crash 2, exit code 137" in log and "not started again" in log
 
 
-def test_a_training_goes_on_where_it_was_stopped(slurm, shared_runs, tmp_path):
+def test_a_training_goes_on_where_it_was_stopped(slurm, tmp_path):
     """Two nodes train one run; TERM, the queue, and on to the last step."""
-    steps, run = 120, tmp_path / "run"
-    config = small.small_paella(num_steps=steps, checkpoint__every=10_000, mesh__data=2)
-    shutil.copytree(shared_runs.make("tokenizer", small.tokenizer_run), tmp_path / "vqgan")
-    settings = [*small.as_flags(config), f"--config.tokenizer={tmp_path}/vqgan"]
-    arguments = ["--config=paella:tiny", f"--workdir={run}", *settings]
+    run = prepare_workdir(tmp_path / "run", small.config_of("paella:tiny", **TRAINING))
+    small.carry_random_tokenizer(run)
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in TRAINING.items()]
+    arguments = ["--config=paella:tiny", f"--workdir={run}", *flags]
     environment = {"PYTHONPATH": str(small.ROOT), "JAX_PLATFORMS": "cpu"}
     job = submit(slurm, tmp_path, sys.executable, *arguments, **environment)
-    metrics = run / "metrics.jsonl"
 
-    def failed() -> bool:
-        return slurm.job(job)["JobState"] in ENDED
+    def reaches(true: Callable[[], object]) -> bool:
+        state = slurm.job(job)["JobState"]
+        logs = [file.read_text()[-3000:] for file in sorted((tmp_path / "logs").glob("rank-*"))]
+        assert state not in ENDED, "\n".join([state, *logs])
+        return bool(true())
 
-    def running() -> bool:
-        assert not failed(), (tmp_path / "logs" / "rank-0.log").read_text()
-        return metrics.is_file() and len(read_metrics(metrics)) >= 3
+    def steps() -> list[float]:
+        file = run / "metrics.jsonl"
+        return [row["step"] for row in read_metrics(file)] if file.is_file() else []
 
-    until(running, "the third step")
+    until(lambda: reaches(lambda: len(steps()) >= 3), "the third step")
     slurm.run("scancel", "--signal=TERM", job)
-    until(lambda: slurm.job(job)["Restarts"] == "1" or failed(), "the requeue")
-    assert not failed(), (tmp_path / "logs" / "rank-0.log").read_text()
-    (stopped,) = [int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
-    assert 3 <= stopped < steps
+    until(lambda: reaches(lambda: slurm.job(job)["Restarts"] == "1"), "the requeue")
+    (stopped,) = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 3 <= stopped < TRAINING["num_steps"]
     hurry(slurm, job)
     ended = slurm.wait(job, *ENDED)
-    assert ended["JobState"] == "COMPLETED", (tmp_path / "logs" / "rank-0.log").read_text()
-    assert [row["step"] for row in read_metrics(metrics)] == list(range(1, steps + 1))
+    log = (tmp_path / "logs" / "rank-0.log").read_text()
+    assert ended["JobState"] == "COMPLETED", log[-3000:]
+    assert log.count("2 processes (SLURM)") == 2
+    assert steps() == list(range(1, TRAINING["num_steps"] + 1))
