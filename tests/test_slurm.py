@@ -17,6 +17,7 @@ from paella_jax.runs.folder import prepare_workdir, read_metrics
 LACKING = missing()
 pytestmark = [
     pytest.mark.slurm,
+    pytest.mark.slow,  # tests/test_launch.py plays SLURM in the suite
     pytest.mark.skipif(bool(LACKING), reason=f"no SLURM to start: {', '.join(LACKING)} missing"),
 ]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
