@@ -59,6 +59,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.num_heads = 16  # a guess: not published
     config.transformer.feed_forward_width = 8192
     config.transformer.time_width = 0  # of the noise level's embedding; 0: not told, as MUSE
+    config.transformer.tied_head = False  # MaskGIT's head: a norm, the input's table and a bias
     config.transformer.dropout = 0.0
     config.transformer.remat = False
 
@@ -92,6 +93,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.feed_forward_width = 4096
     config.super_resolution.block_size = 8  # tokens per side of a local attention block
     config.super_resolution.time_width = 0
+    config.super_resolution.tied_head = False
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
 

@@ -50,8 +50,10 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.measure.main_steps = 12  # where guidance is chosen, and diversity and speed measured
     config.measure.images = 512  # per split and step count
     config.measure.batch_size = 64  # of sampling
-    config.measure.guidance = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    config.measure.guidance = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, (1.0, 3.0))  # a pair rises, as MUSE's
     config.measure.temperature = ((1.0, 1.0), (0.7, 0.3))  # first and last step's
+    # Noise on the confidences of masked cells: none to MaskGIT's 4.5 (for 256 tokens).
+    config.measure.choice_temperature = ((0.0, 0.0), (0.5, 0.0), (2.0, 0.0), (4.5, 0.0))
     config.measure.tuning_images = 256  # validation captions apart from the measured ones
     config.measure.diversity_prompts = 64
     config.measure.diversity_images = 4  # of each prompt
@@ -78,7 +80,8 @@ def _quick(config: ConfigDict) -> None:
     config.budget.seconds = 120.0
     config.measure.images = 96
     config.measure.batch_size = 48  # divides all numbers of images: one program per step count
-    config.measure.guidance = (1.0, 2.0, 4.0)
+    config.measure.guidance = (1.0, 2.0, 4.0, (1.0, 3.0))
+    config.measure.choice_temperature = ((0.5, 0.0), (2.0, 0.0))
     config.measure.tuning_images = 48
     config.measure.diversity_prompts = 12
     config.measure.token_images = 256
@@ -96,6 +99,7 @@ def _tiny(config: ConfigDict) -> None:
     config.measure.main_steps = 4
     config.measure.images = 16
     config.measure.guidance = (1.0, 2.0)
+    config.measure.choice_temperature = ((2.0, 0.0),)
     config.measure.temperature = ((0.7, 0.3),)
     config.measure.tuning_images = 8
     config.measure.diversity_prompts = 4

@@ -174,6 +174,7 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         measure__steps="(2,)",
         measure__main_steps=2,
         measure__guidance="(2.0,)",
+        measure__choice_temperature="((0.5, 0.0),)",
         measure__images=8,
         measure__batch_size=8,
         measure__classifier_steps=2,

@@ -7,6 +7,7 @@ import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_sc
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
+from paella_jax.sampling.schedule import first_and_last
+from paella_jax.sampling.token_sampler import PAIRS
 from paella_jax.training.metrics import report
 
 CAPTION_SEED = 101  # the same for every cell
@@ -164,8 +167,8 @@ def _row(
         "flops": trained.size.flops,
         "images_trained": trained.images,
         "train_seconds": trained.seconds,
-        "guidance": best["guidance_scale"],
-        "temperature": list(best["temperature"]),
+        "guidance": best["guidance_scale"][1],
+        **{name: list(pair) for name, pair in best.items()},
         "by_steps": by_steps,
     }
 
@@ -173,28 +176,30 @@ def _row(
 def _tune(
     config: ConfigDict, judge: Judge, pipeline: TokenPipeline, sampler: str
 ) -> dict[str, Any]:
-    """The temperature and guidance with the most exact matches on the tuning captions.
+    """The sampler's settings with the most exact matches on the tuning captions.
 
     Mean attributes decide between equal ones, then the smaller guidance.
     """
-    measure = config.measure
+    shared = {"num_steps": config.measure.main_steps, "batch_size": config.measure.batch_size}
 
-    def quality(temperature: tuple[float, float], guidance: float) -> tuple[float, ...]:
-        images = _draw(
-            pipeline,
-            judge.tuning,
-            num_steps=measure.main_steps,
-            temperature=temperature,
-            guidance_scale=guidance,
-            sampler=sampler,
-            batch_size=measure.batch_size,
-        )
+    def quality(settings: dict[str, Any]) -> tuple[float, ...]:
+        images = _draw(pipeline, judge.tuning, sampler=sampler, **shared, **settings)
         scores = _scores("seen", images, judge.tuning, judge.spec)
-        return scores["seen_exact"], scores["seen_attributes"], -guidance
+        return scores["seen_exact"], scores["seen_attributes"], -settings["guidance_scale"][1]
 
-    pairs = [(t, float(g)) for t in measure.temperature for g in measure.guidance]
-    temperature, guidance = max(pairs, key=lambda pair: quality(*pair))
-    return {"temperature": temperature, "guidance_scale": guidance}
+    corruption = pipeline.config.cell.corruption
+    return max(tried_settings(config.measure, corruption, sampler), key=quality)
+
+
+def tried_settings(measure: ConfigDict, corruption: str, sampler: str) -> list[dict[str, Any]]:
+    """Every combination of the settings that a cell's sampler has, as (first, last) pairs."""
+    tried: dict[str, Any] = {
+        "temperature": measure.temperature,
+        "guidance_scale": [first_and_last("guidance", weight) for weight in measure.guidance],
+    }
+    if (corruption, sampler) == ("mask", "confidence"):
+        tried["choice_temperature"] = measure.choice_temperature
+    return [dict(zip(tried, values, strict=True)) for values in product(*tried.values())]
 
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:
@@ -271,8 +276,7 @@ def measure_speed(
             captions,
             num_steps=measure.main_steps,
             sampler=row["sampler"],
-            temperature=tuple(row["temperature"]),
-            guidance_scale=row["guidance"],
+            **{name: tuple(row[name]) for name in PAIRS if name in row},
             batch_size=measure.batch_size,
         )
 

@@ -205,15 +205,18 @@ def weighted_token_loss(
     return per_image.mean(), metrics
 
 
-def with_bias(features: Array, predictor: Mapping[str, Array]) -> tuple[Array, Array]:
+def with_bias(features: Array, predictor: Tree) -> tuple[Array, Array]:
     """Features and classifier of a predictor's parameters, for a product without a bias.
 
-    A bias (only U-ViTs with `use_bias` have one) becomes the classifier's last row, with ones as
-    the features' last column.
+    A bias (of U-ViTs with `use_bias` and of tied heads) becomes the classifier's last row, with
+    ones as the features' last column. A tied head's classifier is the codes' embeddings.
     """
-    classifier = predictor["classifier"]
     bias = predictor.get("classifier_bias")
     if bias is None:
-        return features, classifier
+        return features, predictor["classifier"]
+    tied = "classifier" not in predictor
+    classifier = (
+        predictor["embedding"]["token_table"][: len(bias)].T if tied else predictor["classifier"]
+    )
     ones = jnp.ones((*features.shape[:-1], 1), features.dtype)
     return jnp.concatenate([features, ones], -1), jnp.concatenate([classifier, bias[None]])
