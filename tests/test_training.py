@@ -97,6 +97,11 @@ def test_resume_equals_an_uninterrupted_run_bitwise(finished, tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
+def test_a_run_of_no_steps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="num_steps must be at least 1, got 0"):
+        run(tmp_path, num_steps=0)
+
+
 def test_finished_run_does_nothing_more(finished):
     workdir, result = finished
     again = run(workdir)
