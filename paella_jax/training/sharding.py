@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
@@ -57,8 +57,10 @@ def make_mesh(mesh: ConfigDict, devices: list[Any] | None = None) -> Mesh:
             f"mesh ({shown}) does not fit {len(devices)} devices: the sizes must multiply to "
             f"{len(devices)}; set --config.mesh.data=-1 to take all the rest"
         )
-    types = (AxisType.Auto,) * 3
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    arranged = mesh_utils.create_device_mesh(
+        tuple(sizes), devices, allow_split_physical_axes=True
+    )
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
@@ -136,7 +138,7 @@ def shard_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 def abstract_batch(local: dict[str, np.ndarray], mesh: Mesh, processes: int) -> Tree:
     """Shapes and shardings of the global batch, for compiling before the first batch."""
     describe = lambda x: jax.ShapeDtypeStruct(
-        (x.shape[0] * processes, *x.shape[1:]), jnp.asarray(x).dtype, sharding=batch_sharding(mesh)
+        (x.shape[0] * processes, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=batch_sharding(mesh)
     )
     return jax.tree.map(describe, local)
 
