@@ -6,7 +6,7 @@ import jax
 import pytest
 import small
 
-from paella_jax.compile import compile_preset
+from paella_jax.compile.preset import compile_preset
 from paella_jax.config import ConfigError
 from paella_jax.families import abstract
 from paella_jax.registry import abstract_method

@@ -57,9 +57,7 @@ def make_mesh(mesh: ConfigDict, devices: list[Any] | None = None) -> Mesh:
             f"mesh ({shown}) does not fit {len(devices)} devices: the sizes must multiply to "
             f"{len(devices)}; set --config.mesh.data=-1 to take all the rest"
         )
-    arranged = mesh_utils.create_device_mesh(
-        tuple(sizes), devices, allow_split_physical_axes=True
-    )
+    arranged = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -138,7 +136,9 @@ def shard_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
 def abstract_batch(local: dict[str, np.ndarray], mesh: Mesh, processes: int) -> Tree:
     """Shapes and shardings of the global batch, for compiling before the first batch."""
     describe = lambda x: jax.ShapeDtypeStruct(
-        (x.shape[0] * processes, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype), sharding=batch_sharding(mesh)
+        (x.shape[0] * processes, *x.shape[1:]),
+        jax.dtypes.canonicalize_dtype(x.dtype),
+        sharding=batch_sharding(mesh),
     )
     return jax.tree.map(describe, local)
 

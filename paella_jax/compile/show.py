@@ -1,0 +1,63 @@
+"""The report of `compile` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A page of text from a report; what is unknown for its target is left out."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    seconds = ", ".join(f"{name} {value} s" for name, value in report["seconds"].items())
+    yield f"{report['preset']} {report['program']} on {report['target']}, mesh {mesh}"
+    yield f"  batch {report['batch_size']} in {report['micro_batches']} micro-batch(es); {seconds}"
+    yield (
+        f"  {report['trained_parameters']:,} trained and {report['frozen_parameters']:,} frozen "
+        f"parameters; {report['teraflops']} TFLOP a call"
+    )
+    yield "per device:"
+    names = ("arguments", "temporaries", "peak", "capacity")
+    memory = {name: report[f"{name}_mib"] for name in names if f"{name}_mib" in report}
+    yield "  MiB: " + ", ".join(f"{name} {value}" for name, value in memory.items())
+    if "verdict" in report:
+        yield f"  {report['verdict']}"
+    if "float32_share" in report:
+        yield f"  {report['float32_share']:.1%} of the products are of float32"
+    if "moved_mib" in report:
+        yield f"  moved to and from memory: {report['moved_mib']} MiB"
+        yield f"  collectives: {_counted(report)}"
+        types = report["collective_types"]
+        yield "  of types: " + (_pairs(types, " MiB") or "none")
+    yield "  held, MiB: " + _pairs(report["held_mib_of"])
+    yield "  whole on every device, MiB: " + (_pairs(report["replicated_mib_of"]) or "nothing")
+    for title in ("largest_arguments", "largest_arrays"):
+        if report.get(title):
+            yield f"  {title.replace('_', ' ')}:"
+            yield from (f"    {line}" for line in report[title])
+    if "estimate" in report:
+        yield from _time(report["estimate"])
+
+
+def _counted(report: dict[str, Any]) -> str:
+    sizes = report["collective_mib"]
+    kinds = report["collectives"].items()
+    return ", ".join(f"{kind} {count} x ({sizes[kind]} MiB)" for kind, count in kinds) or "none"
+
+
+def _pairs(values: dict[str, Any], unit: str = "") -> str:
+    return ", ".join(f"{name} {value}{unit}" for name, value in values.items())
+
+
+def _time(estimate: dict[str, Any]) -> Iterator[str]:
+    yield "time, estimated:"
+    yield "  seconds at peak: " + _pairs(estimate["seconds_at_peak"])
+    yield (
+        f"  at least {estimate['seconds_bound']} s a call ({estimate['bound_by']}), about "
+        f"{estimate['seconds_estimated']} s: {estimate['images_per_second']} images/s on all devices"
+    )
+    yield f"  ({estimate['assumptions']})"
