@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -54,8 +54,7 @@ def compile_preset(
         check_batch(images, 1, mesh)
         return _compile(config, target, mesh, program, images, say)
     mesh = _mesh(config, devices)
-    with jax.set_mesh(mesh):
-        return _compile(config, target, mesh, program, config.batch_size, say)
+    return _compile(config, target, mesh, program, config.batch_size, say)
 
 
 def _mesh(config: ConfigDict, devices: list[Any]) -> Mesh:
@@ -85,7 +84,8 @@ def _compile(
     with _timed("trace", seconds, say):
         is_train = name == "train"
         program = train_program(config, mesh) if is_train else sample_program(config, mesh, images)
-        traced = program.function.trace(*program.arguments)
+        with jax.set_mesh(mesh) if is_train else nullcontext():
+            traced = program.function.trace(*program.arguments)
     flops = flops_by_type(traced.jaxpr.jaxpr)
     with _timed("lower", seconds, say):
         lowered = traced.lower()

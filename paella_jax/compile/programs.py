@@ -30,6 +30,7 @@ from paella_jax.registry import abstract_method
 from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import first_batch, jitted_step
 from paella_jax.training.loop import abstract_state
+from paella_jax.training.method import Method
 from paella_jax.training.sharding import batch_sharding, replicated
 from paella_jax.typing import Tree
 
@@ -58,10 +59,14 @@ class Program:
 
 
 def train_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """One update. Must be called, and traced, under `jax.set_mesh(mesh)`."""
-    with jax.set_mesh(jax.sharding.Mesh(jax.devices()[:1], ("one",))):
-        method = abstract_method(config)  # makes a few small arrays, for which a device must exist
-        key_type = jax.random.key(0).dtype
+    """One update; to be traced under `jax.set_mesh(mesh)`."""
+    method = abstract_method(config)  # makes small arrays: not for devices that are not there
+    key_type = jax.random.key(0).dtype
+    with jax.set_mesh(mesh):
+        return _train_program(config, method, mesh, key_type)
+
+
+def _train_program(config: ConfigDict, method: Method, mesh: Mesh, key_type: Any) -> Program:
     state, _ = abstract_state(config, method, mesh)
     frozen = abstract.abstract_frozen(method.frozen, mesh)
     key = jax.ShapeDtypeStruct((), key_type, sharding=replicated(mesh))
@@ -108,7 +113,6 @@ def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tre
     settings: Any = token_settings(cell.corruption, cell.sampler, sampler_fields(config), {})
     no_images = lambda images: np.zeros((0,))
     inputs = build_inputs(networks, config, [Condition("")] * images, grid, no_images)
-    low = ()
     if networks.low_vqgan is not None:
         low = np.zeros((images, networks.low_grid, networks.low_grid), np.int32)
         inputs = dataclasses.replace(inputs, low_tokens=low)

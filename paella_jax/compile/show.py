@@ -57,7 +57,7 @@ def _time(estimate: dict[str, Any]) -> Iterator[str]:
     yield "time, estimated:"
     yield "  seconds at peak: " + _pairs(estimate["seconds_at_peak"])
     yield (
-        f"  at least {estimate['seconds_bound']} s a call ({estimate['bound_by']}), about "
-        f"{estimate['seconds_estimated']} s: {estimate['images_per_second']} images/s on all devices"
+        f"  a call: at least {estimate['seconds_bound']} s ({estimate['bound_by']}), about "
+        f"{estimate['seconds_estimated']} s, {estimate['images_per_second']} images/s together"
     )
     yield f"  ({estimate['assumptions']})"

@@ -95,14 +95,17 @@ def parse_target(text: str) -> Target:
     chip = CHIPS.get(f"{platform}:{name}")
     if platform == "tpu" and chip is not None and _is_slice(name, size):
         return Target(text, "tpu", chip, size, math.prod(map(int, size.split("x"))))
-    if platform == "gpu" and chip is not None and _is_count(size):
-        if int(size) <= chip.node or int(size) % chip.node == 0:
-            return Target(text, "gpu", chip, "", int(size))
+    if platform == "gpu" and chip is not None and _are_nodes(size, chip.node):
+        return Target(text, "gpu", chip, "", int(size))
     raise TargetError(f"there is no target {text!r}; there are {EXAMPLES}")
 
 
 def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and 0 < int(text) <= 65536
+
+
+def _are_nodes(text: str, node: int) -> bool:
+    return _is_count(text) and (int(text) <= node or int(text) % node == 0)
 
 
 def _is_slice(name: str, size: str) -> bool:
@@ -114,7 +117,7 @@ def _is_slice(name: str, size: str) -> bool:
 
 
 def set_environment(target: Target) -> None:
-    """What must be set before jax looks for devices: it runs on the CPU, whatever it compiles for."""
+    """Set before jax looks for devices: it runs on the CPU, whatever it compiles for."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     if target.platform == "cpu":
         flag = f"--xla_force_host_platform_device_count={target.count}"

@@ -34,7 +34,7 @@ def resize_antialiased(x: Array, height: int, width: int, method: str = "bicubic
 
 
 def apply_matrices(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
-    """rows [H, h] and columns [W, w] applied to x [batch, h, w, channels] -> [batch, H, W, channels].
+    """x [batch, h, w, C], rows [H, h], columns [W, w] -> [batch, H, W, C].
 
     In float32, whatever the default matmul precision.
     """
