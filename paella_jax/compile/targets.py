@@ -126,6 +126,7 @@ def set_environment(target: Target) -> None:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # none of them holds a device
 
 
 def check_installed(target: Target) -> None:
@@ -153,7 +154,7 @@ def devices_of(target: Target) -> list[Any]:
     chip = target.text.rpartition(":")[0]
     if target.platform == "tpu":
         options: dict[str, Any] = {}
-        if chip == "tpu:v4":  # both cores of a chip are one device
+        if chip in ("tpu:v4", "tpu:v5p"):  # both cores of a chip are one device
             options = {"chip_config_name": "megacore"}
         if target.count == 1:
             options["chips_per_host_bounds"] = [1, 1, 1]
