@@ -60,6 +60,10 @@ def traffic_report(compiled: Any, devices: int) -> dict[str, Any]:
         "collective_types": _sums(
             exchanges, lambda c: c.runs * c.bytes / MIB, lambda c: f"{c.kind} {c.dtype}"
         ),
+        "largest_collectives": [
+            f"{c.bytes / MIB:.0f} MiB {c.kind} {c.dtype} of {c.group} devices, {c.runs} x {c.label}"
+            for c in sorted(exchanges, key=lambda c: -c.bytes * c.runs)[:SHOWN]
+        ],
         "moved_mib": round(bytes_moved(program) / MIB),
         "largest_arrays": [
             f"{size / MIB:.0f} MiB {kind} {label}"

@@ -35,7 +35,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield "  of types: " + (_pairs(types, " MiB") or "none")
     yield "  held, MiB: " + _pairs(report["held_mib_of"])
     yield "  whole on every device, MiB: " + (_pairs(report["replicated_mib_of"]) or "nothing")
-    for title in ("largest_arguments", "largest_arrays"):
+    for title in ("largest_arguments", "largest_arrays", "largest_collectives"):
         if report.get(title):
             yield f"  {title.replace('_', ' ')}:"
             yield from (f"    {line}" for line in report[title])

@@ -180,7 +180,7 @@ class MusePredictor(nn.Module):
         classifier = self.param("classifier", linear_init, shape)
         if return_features:
             return features
-        return dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
+        return dense(features, classifier, precision_dtype=jnp.float32)
 
     def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
         """What cross-attention reads, [B, L, width], and its mask bool [B, L] (None: all)."""
