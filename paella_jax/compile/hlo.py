@@ -173,7 +173,7 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def collectives_of(program: dict[str, Computation], devices: int) -> list[Collective]:
-    """Every exchange once: a fusion that overlaps one with other work repeats it under its number.
+    """Every exchange once: fusions that overlap one with other work each repeat it, as one chain.
 
     Args:
       program: from `read_program`.
@@ -185,8 +185,9 @@ def collectives_of(program: dict[str, Computation], devices: int) -> list[Collec
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
-            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-            key = (kind, channel[1] if channel else f"{name}/{instruction.name}")
+            # A channel's number alone does not tell: a TPU's reduce-scatters all have the same.
+            chain = re.search(r'channel_id=(\d+).*chain_id="(\d+)"', instruction.attributes)
+            key = (kind, "/".join(chain.groups()) if chain else f"{name}/{instruction.name}")
             if key not in found:
                 found[key] = _collective(name, kind, instruction, computation, devices)
     return list(found.values())

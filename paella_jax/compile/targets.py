@@ -64,6 +64,7 @@ GPUS: dict[str, tuple[int, int, int, int, float, str, str]] = {
     "gpu:a100": (108, 167936, 166912, 41943040, 1.41, "8", "NVIDIA A100-SXM4-80GB"),
     "gpu:h100": (132, 233472, 232448, 52428800, 1.98, "9", "NVIDIA H100 80GB HBM3"),
 }
+SIMULATED = "--xla_force_host_platform_device_count="
 PLAN_MODULES = {"tpu": "libtpu", "gpu": "jax_plugins.xla_cuda13"}
 
 
@@ -120,7 +121,7 @@ def set_environment(target: Target) -> None:
     """Set before jax looks for devices: it runs on the CPU, whatever it compiles for."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     if target.platform == "cpu":
-        flag = f"--xla_force_host_platform_device_count={target.count}"
+        flag = f"{SIMULATED}{target.count}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if target.platform == "tpu":  # libtpu would ask the machine what it is, and wait for an answer
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -147,7 +148,13 @@ def devices_of(target: Target) -> list[Any]:
     import jax
 
     if target.platform == "cpu":
-        return jax.devices("cpu")[: target.count]
+        devices = jax.devices("cpu")
+        if len(devices) < target.count:
+            raise TargetError(
+                f"jax was started with {len(devices)} simulated devices, {target.text} asks for "
+                f"{target.count}: set XLA_FLAGS={SIMULATED}{target.count} before it starts"
+            )
+        return devices[: target.count]
     check_installed(target)
     from jax.experimental import topologies
 
