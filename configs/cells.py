@@ -61,6 +61,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.time_width = 0  # of the noise level's embedding; 0: not told, as MUSE
     config.transformer.dropout = 0.0
     config.transformer.remat = False
+    config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
 
     config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
     config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
@@ -94,6 +95,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.time_width = 0
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
+    config.super_resolution.loop = False
 
 
 def _add_conditions(config: ConfigDict) -> None:
