@@ -52,6 +52,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.model.dropout = 0.1
     config.model.self_attention = True
     config.model.remat = False  # recompute activations in the backward pass
+    config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
 
     config.transformer = ConfigDict()  # cell.network=transformer: MUSE's base model, here 3B
     config.transformer.width = 2048

@@ -28,7 +28,7 @@ from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.direct_decoder import decoding_method
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
-from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE
+from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE, frozen_form
 from paella_jax.families.stage_b import StageBNetworks, assemble_stage_b, stage_b_networks_method
 from paella_jax.families.stage_c import (
     StageCNetworks,
@@ -203,7 +203,7 @@ def _stage_text(config: ConfigDict, tower: ClipText, frozen: Tree) -> TextSide:
     if config.text.kind != "clip":
         return load_text(config, Path(), "", frozen)
     frozen[NAME] = TEXT.shapes(tower)
-    module = tower.clone(dtype=jnp.dtype(config.precision))
+    module = tower.clone(**frozen_form(config))
     return TextSide(module, _BlankTokenizer(), CLIP_LENGTH)
 
 
@@ -214,11 +214,12 @@ def _shapes_of(model: VQGAN | VQModel) -> Tree:
 
 def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
     """Encoders with blank or byte tokenizers; the frozen ones' shapes go into `frozen`."""
-    dtype = jnp.dtype(config.precision)
     clip = None
     clip_tokenizer: Any = None
     if "clip" in (config.text.kind, config.image_encoder.kind):
-        clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(dtype=dtype)
+        clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(
+            **frozen_form(config)
+        )
         clip_tokenizer = _BlankTokenizer()
         frozen["clip_text"] = TEXT.shapes(clip)
     if config.text.kind == "clip":
@@ -228,7 +229,7 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
     if encoder is None:
         encoder = joint_text_encoder(config.text, config.precision)
     else:
-        encoder, ids = encoder.clone(dtype=dtype), jnp.zeros((1, 4), jnp.int32)
+        encoder, ids = encoder.clone(**frozen_form(config)), jnp.zeros((1, 4), jnp.int32)
         frozen["text_encoder"] = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids))[
             "params"
         ]
@@ -238,8 +239,7 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
 
 def _image_encoder(config: ConfigDict) -> ImageEncoder | None:
     if config.image_encoder.kind == "clip":
-        dtype = jnp.dtype(config.precision)
-        return ImageEncoder(CLIP_VISION.clone(dtype=dtype), is_joint=False)
+        return ImageEncoder(CLIP_VISION.clone(**frozen_form(config)), is_joint=False)
     if config.image_encoder.kind == "joint":
         return joint_image_encoder(config.image_encoder, config.data.image_size, config.precision)
     return None

@@ -212,14 +212,11 @@ class MusePredictor(nn.Module):
         )
         names = [f"{name}_{index}" for index in range(depth)]
         if self.loop and depth > 1 and not self.is_initializing():
-            layer, dropout = (
-                MuseLayer(*options, parent=None),
-                self.dropout > 0 and not deterministic,
-            )
+            params = [self.variables["params"][own] for own in names]
+            key = None if deterministic or self.dropout == 0 else self.make_rng("dropout")
             given = (context, context_mask, deterministic)
-            return loop_over_layers(
-                self, layer, names, x, *given, remat=self.remat, dropout=dropout
-            )
+            layer = MuseLayer(*options, parent=None)
+            return loop_over_layers(layer, params, x, *given, key=key, remat=self.remat)
         make = nn.remat(MuseLayer, static_argnums=(4,)) if self.remat else MuseLayer
         for own in names:
             given = (context, context_mask, deterministic)

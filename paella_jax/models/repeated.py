@@ -14,34 +14,34 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.ops.batch_axis import constrain_batch
-from paella_jax.typing import Array
+from paella_jax.typing import Array, Tree
 
 
 def loop_over_layers(
-    module: nn.Module,
     layer: nn.Module,
-    names: Sequence[str],
+    params: Sequence[Tree],
     x: Array,
     *inputs: Any,
+    key: Array | None = None,
     remat: bool = False,
-    dropout: bool = False,
+    cast: Any = None,
 ) -> Array:
-    """x through `layer` once for each name, with the parameters that `module` has under it.
+    """x through `layer` once for each tree of parameters.
 
     Args:
-      module: bound, and not initialising: that makes the layers one by one.
       layer: unbound; `x -> x`, of one shape.
-      names: of its parameters in `module`, in the order of use.
+      params: of each layer, in the order of use; a module that initialises makes them one by one.
       x: [batch, ...].
       *inputs: what the layer reads besides, the same every time.
+      key: of the dropout; the numbers drawn are others than those of single layers.
       remat: recompute each layer in the backward pass.
-      dropout: give every layer a key; the numbers drawn are others than those of single layers.
+      cast: type to stack matrices in, where nothing is trained and they are used in it anyway.
 
     Returns:
       The last layer's output.
     """
-    params = [module.variables["params"][name] for name in names]
-    keys = jax.random.split(module.make_rng("dropout"), len(names)) if dropout else None
+    keys = None if key is None else jax.random.split(key, len(params))
+    narrow = lambda leaf: leaf if cast is None or leaf.ndim < 2 else leaf.astype(cast)
 
     def step(x: Array, given: tuple[Any, Any]) -> tuple[Array, None]:
         own, key = given
@@ -50,5 +50,5 @@ def loop_over_layers(
 
     if remat:
         step = jax.checkpoint(step, prevent_cse=False)  # a loop's body is not merged with others
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack([narrow(leaf) for leaf in leaves]), *params)
     return jax.lax.scan(step, x, (stacked, keys))[0]
