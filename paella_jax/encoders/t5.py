@@ -227,7 +227,8 @@ class T5Encoder(nn.Module):
         x = drop(jnp.take(embedding, ids, axis=0, mode="fill").astype(jnp.float32))
         states = [x]
         if self.loop and not (all_hidden or self.is_initializing()) and deterministic:
-            states.append(self._looped(x, bias))
+            x = self._looped(x, bias)
+            states.append(x)
         else:
             for i in range(self.num_layers):
                 x = self._block(f"block_{i}")(x, bias, deterministic=deterministic)
