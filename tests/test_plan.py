@@ -20,7 +20,6 @@ from paella_jax.compile.hlo import (
     size_of,
 )
 from paella_jax.compile.preset import compile_preset, possible_meshes
-from paella_jax.compile.show import as_text
 from paella_jax.compile.targets import TargetError, check_installed, parse_target
 from paella_jax.training.sharding import MeshError
 
@@ -188,15 +187,6 @@ def test_the_estimate_is_the_roofline_and_never_above_what_programs_reach():
     (exchange,) = (c for c in collectives_of(read_program(PROGRAM), 64) if c.kind == "all-reduce")
     inside = estimate(target, 0.0, 0.0, [exchange], 64)
     assert inside["seconds_bound"] == pytest.approx(exchange.sent / 450e9, rel=1e-2)
-
-
-@pytest.mark.devices(8)
-def test_report_of_a_cpu_and_its_page(request):
-    report = compile_preset(small.small_paella(mesh__data=-1), parse_target("cpu:8"))
-    page = as_text(report)
-    assert report["target"] == "cpu:8 (8 devices)" and "verdict" not in report
-    assert report["replicated_mib_of"].keys() <= report["held_mib_of"].keys()
-    assert f"peak {report['peak_mib']}" in page and "all-reduce" in page
 
 
 PLANS = [("tpu:v5e:2x4", "libtpu"), ("gpu:h100:8", "jax_plugins.xla_cuda13")]

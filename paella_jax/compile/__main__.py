@@ -35,7 +35,10 @@ def main() -> int:
         "python -m paella_jax.compile", description=__doc__, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
+    parser.add_argument("--config", help="configs/NAME.py:preset")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="FILE", help="prints a table of JSON files instead"
+    )
     parser.add_argument("--target", help=f"machine to compile for: {EXAMPLES}")
     parser.add_argument("--devices", type=int, help="the same as --target cpu:DEVICES")
     parser.add_argument(
@@ -45,6 +48,13 @@ def main() -> int:
     parser.add_argument("--images", type=int, help="drawn by --program sample; 8 per device")
     parser.add_argument("--json", type=Path, help="file for the JSON; text goes to stdout then")
     arguments, overrides = parser.parse_known_args()
+    if arguments.table:
+        from paella_jax.compile.show import as_table
+
+        print(as_table([json.loads(file.read_text()) for file in arguments.table]))
+        return 0
+    if arguments.config is None:
+        parser.error("the following arguments are required: --config")
     if arguments.devices is not None and arguments.target:
         parser.error("give either --target or --devices")
     if arguments.devices is not None and arguments.devices < 1:
@@ -64,7 +74,8 @@ def main() -> int:
 
     config = load_config(arguments.config, overrides)
     say = lambda line: print(line, file=sys.stderr, flush=True)
-    report = compile_preset(config, target, arguments.program, arguments.images, say)
+    report = {"config": arguments.config, "overrides": overrides}
+    report |= compile_preset(config, target, arguments.program, arguments.images, say)
     text = json.dumps(report, indent=2)
     if arguments.json is None:
         print(text)

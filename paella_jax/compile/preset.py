@@ -111,6 +111,9 @@ def _compile(
             per_device = sum(flops.values()) / target.count
             moved = report["moved_mib"] * MIB
             report["estimate"] = estimate(target, per_device, moved, exchanges, program.images)
+            if name == "train":
+                seconds_of_recipe = config.num_steps * report["estimate"]["seconds_estimated"]
+                report["estimate"]["days_of_recipe"] = round(seconds_of_recipe / 86400, 1)
     return report
 
 

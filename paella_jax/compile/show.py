@@ -11,6 +11,30 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(_lines(report))
 
 
+TITLES = ("preset", "target", "mesh", "batch", "GiB of", "verdict", "images/s", "days", "compiled")
+
+
+def as_table(reports: list[dict[str, Any]]) -> str:
+    """Markdown, a row for each report of a train step."""
+    rows = [TITLES, ("---",) * len(TITLES), *(_row(report) for report in reports)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _row(report: dict[str, Any]) -> tuple[Any, ...]:
+    time = report.get("estimate", {})
+    return (
+        f"`{report['config']}`",
+        report["target"].partition(" ")[0],
+        " x ".join(str(size) for size in report["mesh"].values()),
+        f"{report['batch_size']} in {report['micro_batches']}",
+        f"{report['peak_mib'] / 1024:.1f} of {report.get('capacity_mib', 0) / 1024:.1f}",
+        report.get("verdict", "").partition(":")[0],
+        time.get("images_per_second", ""),
+        time.get("days_of_recipe", ""),
+        f"{report['compile_seconds']:.0f} s",
+    )
+
+
 def _lines(report: dict[str, Any]) -> Iterator[str]:
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
     seconds = ", ".join(f"{name} {value} s" for name, value in report["seconds"].items())
@@ -60,4 +84,6 @@ def _time(estimate: dict[str, Any]) -> Iterator[str]:
         f"  a call: at least {estimate['seconds_bound']} s ({estimate['bound_by']}), about "
         f"{estimate['seconds_estimated']} s, {estimate['images_per_second']} images/s together"
     )
+    if "days_of_recipe" in estimate:
+        yield f"  {estimate['days_of_recipe']} days for all steps of the recipe"
     yield f"  ({estimate['assumptions']})"
