@@ -246,12 +246,12 @@ def _moved(
     for number, operand in enumerate(instruction.operands):
         source = computation.instructions.get(operand)
         whole = size_of(source.type, on_chip=False) if source else 0
-        read += min(whole, _read_inside(inner, number)) if inner else whole
+        read += int(min(whole, _read_inside(inner, number))) if inner else whole
     return read + written
 
 
 def _read_inside(fused: Computation, number: int) -> float:
-    """Bytes that a fusion reads of one operand, where it only cuts pieces out of it."""
+    """Bytes that a fusion reads of one operand, where it only cuts pieces out of it; else inf."""
     lines = fused.instructions.values()
     is_it = lambda i: i.opcode == "parameter" and i.arguments == str(number)
     name = next((i.name for i in lines if is_it(i)), None)

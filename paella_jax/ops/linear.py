@@ -69,8 +69,10 @@ def _multiply_backward(
 ) -> tuple[Array, Array]:
     x, narrow, like = saved
     grad = grad.astype(x.dtype)
-    grad_x = jnp.matmul(grad, narrow.T, preferred_element_type=x.dtype)
-    return grad_x, jnp.matmul(x.T, grad, preferred_element_type=like.dtype)
+    # Without transposing: else a sharded kernel would be gathered again for the way back.
+    over = lambda left, right: (((left,), (right,)), ((), ()))
+    grad_x = lax.dot_general(grad, narrow, over(1, 1), preferred_element_type=x.dtype)
+    return grad_x, lax.dot_general(x, grad, over(0, 0), preferred_element_type=like.dtype)
 
 
 _multiply.defvjp(_multiply_forward, _multiply_backward)
