@@ -52,6 +52,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.model.dropout = 0.1
     config.model.self_attention = True
     config.model.remat = False  # recompute activations in the backward pass
+    config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
 
     config.transformer = ConfigDict()  # cell.network=transformer: MUSE's base model, here 3B
     config.transformer.width = 2048
@@ -61,6 +62,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.time_width = 0  # of the noise level's embedding; 0: not told, as MUSE
     config.transformer.dropout = 0.0
     config.transformer.remat = False
+    config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
 
     config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
     config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
@@ -94,6 +96,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.time_width = 0
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
+    config.super_resolution.loop = False
 
 
 def _add_conditions(config: ConfigDict) -> None:

@@ -79,13 +79,13 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
 
 def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree, Any]:
     """Shapes with shardings of the whole train state, and the function that creates it."""
-    optimizer = make_optimizer(config.optim, config.num_steps)
     use_ema = config.optim.ema_decay > 0
 
     def init(key: jax.Array) -> TrainState:
+        optimizer = make_optimizer(config.optim, config.num_steps)
         return create_state(*method.init(key), optimizer, use_ema)
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     shardings = state_shardings(shapes, mesh)
     described = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
