@@ -52,6 +52,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.model.dropout = 0.1
     config.model.self_attention = True
     config.model.remat = False  # recompute activations in the backward pass
+    config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
 
     config.transformer = ConfigDict()  # cell.network=transformer: MUSE's base model, here 3B
     config.transformer.width = 2048
@@ -62,6 +63,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.tied_head = False  # MaskGIT's head: a norm, the input's table and a bias
     config.transformer.dropout = 0.0
     config.transformer.remat = False
+    config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
 
     config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
     config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
@@ -96,6 +98,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.tied_head = False
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
+    config.super_resolution.loop = False
 
 
 def _add_conditions(config: ConfigDict) -> None:

@@ -66,6 +66,8 @@ def _add_optimiser(config: ConfigDict) -> None:
     config.optim.decay_pattern = ""  # regex on paths: what decays; empty: all, as the reference
     config.optim.clip_norm = 1.0  # global norm; 0 switches clipping off
     config.optim.accumulation = 1  # micro-batches per update
+    # In which type the devices' gradients are added up: float32, or compute (config.precision).
+    config.optim.gradient_reduction = "float32"
     config.optim.ema_decay = 0.0  # 0: no moving average
     config.optim.ema_start = 0  # the average equals the parameters before this step
 

@@ -112,6 +112,7 @@ def _published(config: ConfigDict) -> None:
 def _3b(config: ConfigDict) -> None:
     _published(config)
     config.transformer.remat = True
+    config.transformer.loop = True
 
 
 def _632m(config: ConfigDict) -> None:
@@ -121,6 +122,7 @@ def _632m(config: ConfigDict) -> None:
     config.transformer.depth = 36
     config.transformer.feed_forward_width = 4096
     config.transformer.remat = True
+    config.transformer.loop = True
 
 
 def _super_resolution(config: ConfigDict) -> None:
@@ -130,6 +132,7 @@ def _super_resolution(config: ConfigDict) -> None:
     config.data.image_size = 512
     config.num_steps = 1_000_000
     config.super_resolution.remat = True
+    config.super_resolution.loop = True
     config.objective.loss_chunks = 16
     config.sampler.num_steps = 8
 

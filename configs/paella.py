@@ -98,6 +98,7 @@ def _1b(config: ConfigDict) -> None:
     config.num_steps = 1_500_000
     config.batch_size = 2048
     config.model.remat = True
+    config.model.loop = True
     config.objective.loss_chunks = 16
     config.objective.mask_padding = False
     config.image_encoder.kind = "clip"

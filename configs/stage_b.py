@@ -42,6 +42,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.dropout = 0.1
     config.model.self_attention = True
     config.model.remat = False
+    config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
 
     config.compressor = ConfigDict()
     config.compressor.variant = "s"  # or l
@@ -133,6 +134,7 @@ def _v2(config: ConfigDict) -> None:
     config.num_steps = 457_000
     config.batch_size = 512
     config.model.remat = True
+    config.model.loop = True
     config.optim.beta2 = 0.95
 
 

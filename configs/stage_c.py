@@ -44,6 +44,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.dropout = 0.1
     config.model.self_attention = True
     config.model.remat = False
+    config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
 
     common.add_text(config, kind="clip")
     common.add_diffusion(config)
@@ -89,6 +90,7 @@ def _v2(config: ConfigDict) -> None:
     config.num_steps = 500_000
     config.batch_size = 1536
     config.model.remat = True
+    config.model.loop = True
     # The script averages every 100 updates with 0.9; 0.9 ** (1 / 100) in every update is the same.
     config.optim.ema_decay = 0.99895
     config.optim.ema_start = 5000

@@ -22,9 +22,7 @@ install() { # the images have an older Python than is needed: uv brings one
 
 begin() { # the exit code goes to a file, since the connection may be gone by then
   rm -f logs/exit_code
-  # shellcheck disable=SC2016  # expanded by the inner shell
-  setsid nohup bash -c 'trap : TERM; "$@"; echo $? >logs/exit_code' \
-    train "$python" -m paella_jax.train "$@" >>logs/rank.log 2>&1 </dev/null &
+  setsid nohup launch/task.sh logs/exit_code "$python" -m paella_jax.train "$@" >>logs/rank.log 2>&1 </dev/null &
   echo $! >logs/pid
 }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import pytest
 import small
 
-from paella_jax.compile import compile_preset
+from paella_jax.compile.preset import compile_preset
+from paella_jax.compile.show import as_table, as_text
+from paella_jax.compile.targets import parse_target
 from paella_jax.config import ConfigError
-from paella_jax.families import abstract
+from paella_jax.families import abstract, networks
 from paella_jax.registry import abstract_method
 from paella_jax.training.sharding import LARGE_BYTES, MeshError, frozen_shardings, make_mesh
 
@@ -25,12 +29,24 @@ def shallow(monkeypatch):
         monkeypatch.setitem(abstract.FROZEN_TEXT, width, encoder.clone(num_layers=1))
 
 
+@pytest.fixture
+def narrow_tokenizers(monkeypatch):
+    """Tokenizers are most of a small program; these tests are not about them."""
+    vqgan = partial(networks.VQGAN, bottleneck_blocks=1, width=16)
+    f16 = partial(abstract.VQModel, widths=(8,) * 5, blocks_per_level=1, norm_groups=4)
+    monkeypatch.setattr(networks, "VQGAN", vqgan)
+    monkeypatch.setattr(abstract, "VQModel", f16)
+
+
 @pytest.mark.slow
-def test_the_released_width_compiles_for_eight_devices(shallow):
-    config = small.config_of("paella:1b", model__depths="(1,1,1)", batch_size=8)
-    report = compile_preset(config)
+def test_the_released_width_compiles_for_eight_devices(shallow, narrow_tokenizers):
+    """Two of its levels, of the full width."""
+    levels = {"widths": "(640,1280)", "depths": "(1,1)", "num_heads": "(0,20)",
+              "patterns": "('CT','CTA')"}  # fmt: skip
+    fields = {f"model__{name}": value for name, value in levels.items()}
+    report = compile_preset(small.config_of("paella:1b", batch_size=8, **fields))
     assert report["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert report["trained_parameters"] > 80_000_000
+    assert report["trained_parameters"] > 60_000_000
     # Parameters and both moments of the optimiser, float32, an eighth each, and little else.
     share = 3 * 4 * report["trained_parameters"] / 8 / MIB
     assert share < report["arguments_mib"] < 1.1 * share + 4 * report["frozen_parameters"] / MIB
@@ -42,6 +58,7 @@ def test_a_tensor_axis_holds_less_of_muse_than_whole_copies(shallow):
     sizes = {"width": 512, "depth": 2, "num_heads": 4, "feed_forward_width": 2048}
     fields = {f"transformer__{name}": value for name, value in sizes.items()}
     fields |= {"batch_size": 8, "data__image_size": 64, "transformer__remat": False}
+    fields["transformer__loop"] = False
     whole = compile_preset(small.config_of("muse:3b", mesh__data=-1, mesh__fsdp=1, **fields))
     cut = compile_preset(small.config_of("muse:3b", mesh__fsdp=-1, mesh__tensor=2, **fields))
     assert cut["mesh"] == {"data": 1, "fsdp": 4, "tensor": 2}
@@ -61,7 +78,7 @@ def test_a_tensor_axis_holds_less_of_muse_than_whole_copies(shallow):
     assert cut["collectives"].get("all-to-all", 0) <= 6
 
 
-def test_super_resolution_needs_no_tokenizer_of_small_pictures():
+def test_super_resolution_needs_no_tokenizer_of_small_pictures(narrow_tokenizers):
     layers = {"width": 64, "depth": 1, "num_heads": 4, "feed_forward_width": 128}
     enlarger = {f"super_resolution__{name}": value for name, value in layers.items()}
     shapes = small.config_of("muse:super_resolution_tiny", batch_size=8, **enlarger)
@@ -69,11 +86,17 @@ def test_super_resolution_needs_no_tokenizer_of_small_pictures():
     assert report["held_mib_of"].keys() >= {"frozen vqgan", "frozen low_vqgan"}
 
 
-def test_a_small_preset_compiles_with_every_axis():
+def test_a_small_preset_compiles_with_every_axis(narrow_tokenizers):
+    """And its report, told as a page and as a row."""
     config = small.small_paella(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
-    report = compile_preset(config)
+    report = compile_preset(config, parse_target("cpu:8"))
     assert report["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert report["collectives"]["all-reduce"] > 0
+    assert report["target"] == "cpu:8 (8 devices)" and "verdict" not in report
+    assert report["replicated_mib_of"].keys() <= report["held_mib_of"].keys()
+    page, table = as_text(report), as_table([{"config": "paella:tiny"} | report])
+    assert f"peak {report['peak_mib']}" in page and "all-reduce" in page
+    assert table.splitlines()[2].startswith("| `paella:tiny` | cpu:8 | 2 x 2 x 2 | 8 in 1 |")
     vqgan = compile_preset(small.small_vqgan())
     assert vqgan["trained_parameters"] > 10_000 and vqgan["frozen_parameters"] == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -253,3 +254,34 @@ def test_tpu_refuses_what_it_cannot_start(cloud, arguments, environment, message
     done = run_tpu(cloud, *arguments, **environment)
     assert done.returncode == 2 and message in done.stderr
     assert not cloud.note("gcloud")
+
+
+# One process
+
+
+def test_a_task_leaves_its_exit_code(tmp_path):
+    codes = {}
+    for name, script in {"own": "exit 7", "killed": "kill -9 $$"}.items():
+        done = subprocess.run([LAUNCH / "task.sh", tmp_path / name, "sh", "-c", script])
+        codes[name] = (done.returncode, (tmp_path / name).read_text())
+    assert codes == {"own": (7, "7\n"), "killed": (137, "137\n")}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_task_that_is_told_to_stop_waits_for_what_it_runs(tmp_path, early):
+    """The signal reaches the whole group; before the command is there, the script alone."""
+    ready, code = tmp_path / "ready", tmp_path / "code"
+    saves = f"trap 'sleep 0.2; exit 143' TERM; touch {ready}; while :; do sleep 0.02; done"
+    script = LAUNCH / "task.sh"
+    if early:  # as if it came right behind the trap
+        script = tmp_path / "task.sh"
+        text = (LAUNCH / "task.sh").read_text()
+        script.write_text(text.replace("file=", "kill -TERM $$\nfile="))
+        script.chmod(0o755)
+    task = subprocess.Popen([script, code, "sh", "-c", saves], start_new_session=True)
+    while not early and not ready.exists():
+        assert task.poll() is None
+    if not early:
+        os.killpg(task.pid, signal.SIGTERM)
+    assert task.wait(60) == 143
+    assert code.read_text() == "143\n"

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.ops.linear import dense, strided_conv, transposed_conv
+from paella_jax.ops.linear import (
+    add_bias,
+    dense,
+    strided_conv,
+    transposed_conv,
+    wide_gradients,
+)
 
 CONVOLUTIONS = (strided_conv, transposed_conv)
 # (kernel size, stride): the released models use (2, 2) and (4, 2).
@@ -115,3 +121,45 @@ def test_errors(conv):
 def test_an_image_the_stride_does_not_divide_is_refused(implementation):
     with pytest.raises(ValueError, match="5 x 4"):
         strided_conv(jnp.ones((1, 5, 4, 2)), jnp.ones((2, 2, 2, 3)), implementation=implementation)
+
+
+def layer_of(x, kernel, bias):
+    return add_bias(dense(x, kernel), bias)
+
+
+def gradients_of(x, kernel, bias, wide):
+    with wide_gradients(wide):
+        loss = lambda *given: (layer_of(*given).astype(jnp.float32) * jnp.cos(x[:, :1])).sum()
+        return jax.grad(loss, argnums=(0, 1, 2))(x, kernel, bias)
+
+
+def test_wide_gradients_are_not_rounded_to_the_type_of_the_product():
+    x, kernel, bias = random(1, 256, 8).astype(jnp.bfloat16), random(2, 8, 4), random(3, 4)
+    narrow, wide = (gradients_of(x, kernel, bias, on) for on in (False, True))
+    assert [g.dtype for g in wide] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    rounded = lambda g: bool((g == g.astype(jnp.bfloat16).astype(jnp.float32)).all())
+    assert rounded(narrow[1]) and rounded(narrow[2])
+    assert not rounded(wide[1]) and not rounded(wide[2])
+    np.testing.assert_array_equal(narrow[0], wide[0])
+    grad = jnp.broadcast_to(jnp.cos(x[:, :1]), (256, 4)).astype(jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_allclose(wide[1], x.astype(jnp.float32).T @ grad, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(wide[2], grad.sum(0), rtol=1e-5, atol=1e-4)
+
+
+def test_wide_gradients_change_no_program_of_float32():
+    given = random(1, 6, 8), random(2, 8, 4), random(3, 4)
+    programs = []
+    for on in (False, True):
+        with wide_gradients(on):
+            loss = lambda *given: layer_of(*given).sum()
+            programs.append(str(jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2)))(*given)))
+    assert programs[0] == programs[1] and "custom_vjp" not in programs[0]
+
+
+def test_the_way_back_from_wide_logits_multiplies_in_the_narrow_type():
+    x, kernel = random(1, 6, 8).astype(jnp.bfloat16), random(2, 8, 4)
+    loss = lambda *given: dense(*given, precision_dtype=jnp.float32).sum()
+    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(x, kernel)
+    products = [e for e in program.jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert len(products) >= 2
+    assert {v.aval.dtype.name for e in products for v in e.invars} == {"bfloat16"}

@@ -142,6 +142,21 @@ def test_recomputing_activations_changes_nothing(inputs):
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), plain, recomputed))
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_layers_as_one_loop_have_the_same_parameters_and_results(inputs, remat):
+    plain, looped = small(depth=3), small(depth=3, loop=True, remat=remat)
+    variables = started(plain, inputs)
+    shapes = lambda model: jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    assert jax.tree.map(jnp.shape, shapes(looped)) == jax.tree.map(jnp.shape, variables)
+    loss = lambda model: lambda v: jnp.square(model.apply(v, *inputs)).mean()
+    ours, theirs = (jax.jit(jax.value_and_grad(loss(m)))(variables) for m in (looped, plain))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-4)
+    jaxpr = str(jax.make_jaxpr(loss(looped))(variables))
+    assert "scan" in jaxpr and len(jaxpr) < 0.6 * len(str(jax.make_jaxpr(loss(plain))(variables)))
+
+
 def test_dropout_needs_training(inputs):
     model = small(dropout=0.5)
     variables = started(model, inputs)

@@ -136,6 +136,8 @@ def test_impossible_meshes(sizes, words):
 
 
 def test_batch_must_divide():
+    with pytest.raises(MeshError, match="batch_size must be at least 1, got 0"):
+        check_batch(0, 1, mesh_of((8, 1, 1)))
     with pytest.raises(MeshError, match="batch_size 12"):
         check_batch(12, 1, mesh_of((8, 1, 1)))
     with pytest.raises(MeshError, match="4 micro-batches"):

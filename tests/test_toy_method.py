@@ -10,7 +10,7 @@ import small
 
 import paella_jax
 from paella_jax import train
-from paella_jax.compile import compile_preset
+from paella_jax.compile.preset import compile_preset
 from paella_jax.config import ConfigError, load_config
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import image_transform

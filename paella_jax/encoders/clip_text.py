@@ -45,7 +45,7 @@ class ClipText(ClipTower):
         tokens = table("token_embedding", self.vocab_size, 0.02)
         positions = table("position_embedding", self.max_length, 0.01)[None, : ids.shape[1]]
         x = jnp.take(tokens, ids, axis=0, mode="fill").astype(jnp.float32)
-        states = self.run(x + positions.astype(jnp.float32), _hide(ids.shape[1], mask))
+        states = self.run(x + positions.astype(jnp.float32), _hide(ids.shape[1], mask), all_hidden)
         last = self.norm("final_norm")(states[-1])
         marks = ids if self.end_token is None else ids == self.end_token
         pooled = jnp.take_along_axis(last, jnp.argmax(marks, axis=1)[:, None, None], axis=1)[:, 0]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.models.layers import Dense, gelu
+from paella_jax.models.repeated import loop_over_layers
 from paella_jax.ops.attention import attend_heads_first
 from paella_jax.typing import Array
 
@@ -110,6 +111,7 @@ class Transformer(nn.Module):
     activation: str
     norm_epsilon: float
     dtype: Any = jnp.float32
+    loop: bool = False  # all blocks but the last as one loop, of whose states the last is given
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None = None) -> list[Array]:
@@ -118,18 +120,22 @@ class Transformer(nn.Module):
             raise ValueError(f"width {width} is not divisible by num_heads {self.num_heads}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation is {self.activation!r}, not in {sorted(ACTIVATIONS)}")
-        states = [x]
-        for i in range(self.num_layers):
-            block = Block(
-                self.num_heads,
-                self.hidden_dim,
-                self.activation,
-                out_std=(2 * width * self.num_layers) ** -0.5,
-                norm_epsilon=self.norm_epsilon,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )
-            states.append(block(states[-1], bias))
+        options = {
+            "num_heads": self.num_heads,
+            "hidden_dim": self.hidden_dim,
+            "activation": self.activation,
+            "out_std": (2 * width * self.num_layers) ** -0.5,
+            "norm_epsilon": self.norm_epsilon,
+            "dtype": self.dtype,
+        }
+        states, first = [x], 0
+        if self.loop and not self.is_initializing() and self.num_layers > 2:
+            first = self.num_layers - 1  # some read the state before the last block
+            params = [self.variables["params"][f"block_{i}"] for i in range(first)]
+            layer = Block(**options, parent=None)
+            states.append(loop_over_layers(layer, params, x, bias, cast=self.dtype))
+        for i in range(first, self.num_layers):
+            states.append(Block(**options, name=f"block_{i}")(states[-1], bias))
         return states
 
 
@@ -143,14 +149,18 @@ class ClipTower(nn.Module):
     projection: int | None = None  # width of the embedding; None has none
     activation: str = "gelu"  # or "quick_gelu"
     norm_epsilon: float = 1e-5
+    loop: bool = False  # blocks as one loop, where not all states are asked for
     dtype: Any = jnp.float32  # of the matrix products and the states
 
     def norm(self, name: str) -> nn.LayerNorm:
         """One of the tower's own layer norms."""
         return norm(self.norm_epsilon, name)
 
-    def run(self, x: Array, bias: Array | None = None) -> list[Array]:
-        """The blocks: float32 [batch, length, width] -> their input and every block's output."""
+    def run(self, x: Array, bias: Array | None, all_hidden: bool) -> list[Array]:
+        """The blocks: float32 [batch, length, width] -> their input and every block's output.
+
+        Without `all_hidden` only the last two are sure to be there, in the last places.
+        """
         return Transformer(
             self.num_layers,
             self.num_heads,
@@ -158,6 +168,7 @@ class ClipTower(nn.Module):
             self.activation,
             self.norm_epsilon,
             dtype=self.dtype,
+            loop=self.loop and not all_hidden,
             name="transformer",
         )(x, bias)
 

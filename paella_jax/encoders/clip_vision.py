@@ -53,7 +53,7 @@ class ClipVision(ClipTower):
         """
         self._check(images, interpolate)
         x = self._tokens(images, interpolate)
-        states = self.run(self.norm("pre_norm")(x))
+        states = self.run(self.norm("pre_norm")(x), None, all_hidden)
         pooled = self.norm("post_norm")(states[-1][:, 0])
         return self.output(states[-1], pooled, states, all_hidden)
 

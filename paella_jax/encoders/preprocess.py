@@ -6,10 +6,10 @@ The same numbers as torchvision's Resize(antialias=True), CenterCrop and Normali
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paella_jax.ops.resize import resize_antialiased
 from paella_jax.typing import Array
 
 Colour = tuple[float, float, float]
@@ -63,10 +63,9 @@ def resize_short_side(images: Array, size: int, method: str = "bicubic") -> Arra
         )
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, not in {METHODS}")
-    batch, height, width, colours = images.shape
+    height, width = images.shape[1:3]
     short = min(height, width)
-    shape = (batch, size * height // short, size * width // short, colours)
-    return jax.image.resize(images.astype(jnp.float32), shape, method, antialias=True)
+    return resize_antialiased(images, size * height // short, size * width // short, method)
 
 
 def centre_crop(images: Array, size: int) -> Array:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paella_jax.models.layers import Dense
+from paella_jax.models.repeated import loop_over_layers
 from paella_jax.ops.attention import attend_heads_first
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -156,7 +157,7 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, bias: jax.Array, *, deterministic: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
         drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)
         norm = lambda name: nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name=name)
         attention = Attention(
@@ -187,6 +188,7 @@ class T5Encoder(nn.Module):
     norm_epsilon: float = 1e-6
     dropout: float = 0.0
     local_start: bool = False  # start from heads that look at near bytes (`local_bias`)
+    loop: bool = False  # the blocks as one loop: compiles in a fraction of the time
     dtype: Any = jnp.float32  # of the matrix products and the result
 
     @nn.compact
@@ -224,17 +226,27 @@ class T5Encoder(nn.Module):
         bias = self._bias(ids.shape[1], mask)
         x = drop(jnp.take(embedding, ids, axis=0, mode="fill").astype(jnp.float32))
         states = [x]
-        for i in range(self.num_layers):
-            x = self._block(i)(x, bias, deterministic=deterministic)
+        if self.loop and not (all_hidden or self.is_initializing()) and deterministic:
+            x = self._looped(x, bias)
             states.append(x)
+        else:
+            for i in range(self.num_layers):
+                x = self._block(f"block_{i}")(x, bias, deterministic=deterministic)
+                states.append(x)
         norm = nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name="final_norm")
         states[-1] = drop(norm(x))
         return (
             [s.astype(self.dtype) for s in states] if all_hidden else states[-1].astype(self.dtype)
         )
 
-    def _block(self, i: int) -> Block:
+    def _looped(self, x: jax.Array, bias: jax.Array) -> jax.Array:
+        params = [self.variables["params"][f"block_{i}"] for i in range(self.num_layers)]
+        return loop_over_layers(self._block(None), params, x, bias, True, cast=self.dtype)
+
+    def _block(self, name: str | None) -> Block:
+        """One block; without a name it belongs to no module."""
         return Block(
+            parent=None if name is None else self,
             num_heads=self.num_heads,
             head_dim=self.head_dim,
             hidden_dim=self.hidden_dim,
@@ -243,7 +255,7 @@ class T5Encoder(nn.Module):
             norm_epsilon=self.norm_epsilon,
             dropout=self.dropout,
             dtype=self.dtype,
-            name=f"block_{i}",
+            name=name,
         )
 
     def _bias(self, length: int, mask: jax.Array | None) -> jax.Array:

@@ -8,7 +8,8 @@ own count is no help: it counts a scanned body once (docs/jax.md 1).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -36,30 +37,39 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     Raises:
       ValueError: a `while` loop, whose number of rounds is unknown, holds counted operations.
     """
-    return 2 * _multiply_adds(jax.make_jaxpr(function)(*args).jaxpr)
+    return sum(flops_by_type(jax.make_jaxpr(function)(*args).jaxpr).values())
 
 
-def _multiply_adds(jaxpr: Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def flops_by_type(jaxpr: Jaxpr) -> dict[str, int]:
+    """As `count_flops` of a traced program, by the type of what is multiplied ("bfloat16")."""
+    return {dtype: 2 * count for dtype, count in _multiply_adds(jaxpr).items()}
 
 
-def _of_equation(equation: Any) -> int:
+def _multiply_adds(jaxpr: Jaxpr) -> Counter[str]:
+    return _sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _sum(counts: Iterable[Counter[str]]) -> Counter[str]:
+    return sum(counts, Counter())
+
+
+def _of_equation(equation: Any) -> Counter[str]:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
-        return _of_dot(equation)
+        return Counter({str(equation.invars[0].aval.dtype): _of_dot(equation)})
     if name == "conv_general_dilated":
-        return _of_convolution(equation)
+        return Counter({str(equation.invars[0].aval.dtype): _of_convolution(equation)})
     inner = [_multiply_adds(jaxpr) for jaxpr in _jaxprs(params)]
     if name == "cond":
-        return max(inner)
+        return max(inner, key=lambda branch: branch.total())
     if name == "scan":
-        return params["length"] * sum(inner)
+        return Counter({dtype: params["length"] * n for dtype, n in _sum(inner).items()})
     if name == "while" and any(inner):
         raise ValueError(
             "cannot count the FLOPs of a while loop with matrix products: its number of rounds is "
             "unknown; use lax.scan, or lax.fori_loop with Python integers as bounds"
         )
-    return sum(inner)
+    return _sum(inner)
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:

@@ -28,10 +28,15 @@ from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.direct_decoder import decoding_method
 from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
-from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE
+from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE, frozen_form
 from paella_jax.families.stage_b import StageBNetworks, assemble_stage_b, stage_b_networks_method
-from paella_jax.families.stage_c import assemble_stage_c, stage_c_networks_method
+from paella_jax.families.stage_c import (
+    StageCNetworks,
+    assemble_stage_c,
+    stage_c_networks_method,
+)
 from paella_jax.families.text_side import CLIP_LENGTH, NAME, TextSide, load_text
+from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.token_training import networks_method
 from paella_jax.families.tokens import TextNetworks, assemble
 from paella_jax.families.vqgan_training import vqgan_method
@@ -102,6 +107,14 @@ def abstract_clip_prior(config: ConfigDict) -> Method:
 
 def abstract_tokens(config: ConfigDict) -> Method:
     """Training of a token predictor, with the released Paella's, MUSE's or aMUSEd's encoders."""
+    networks, frozen = token_networks(config)
+    side = config.data.image_size
+    conditions = {"label": np.int32(0), "segmentation": np.zeros((side, side), np.int32)}
+    return networks_method(config, networks, frozen, [_blank(config, **conditions)])
+
+
+def token_networks(config: ConfigDict) -> tuple[TokenNetworks, Tree]:
+    """The networks of `abstract_tokens`, and the shapes of the frozen ones' parameters."""
     network = NETWORKS[config.cell.network]
     vqgan, low = network.tokenizer(config), None
     frozen = {"vqgan": _shapes_of(vqgan)}
@@ -114,15 +127,12 @@ def abstract_tokens(config: ConfigDict) -> Method:
     encoder = _image_encoder(config)
     if config.image_encoder.kind == "clip":
         frozen["image_encoder"] = VISION.shapes(CLIP_VISION)
-    networks = assemble(config, vqgan, text, encoder, low)
-    side = config.data.image_size
-    conditions = {"label": np.int32(0), "segmentation": np.zeros((side, side), np.int32)}
-    return networks_method(config, networks, frozen, [_blank(config, **conditions)])
+    return assemble(config, vqgan, text, encoder, low), frozen
 
 
 def abstract_stage_b(config: ConfigDict) -> Method:
     """Training of a Stage B on the published Stage A."""
-    networks, frozen = _stage_b(config)
+    networks, frozen = stage_b_networks(config)
     if not networks.joint_compressor:
         frozen[COMPRESSOR] = _compressor_shapes(networks)
     return stage_b_networks_method(config, networks, frozen, [_blank(config)])
@@ -130,10 +140,16 @@ def abstract_stage_b(config: ConfigDict) -> Method:
 
 def abstract_stage_c(config: ConfigDict) -> Method:
     """Training of a Stage C on the published compressor, or on a small one."""
+    networks, stage_b, frozen = stage_c_networks(config)
+    return stage_c_networks_method(config, networks, stage_b, frozen, [_blank(config)])
+
+
+def stage_c_networks(config: ConfigDict) -> tuple[StageCNetworks, StageBNetworks, Tree]:
+    """Stage C, the Stage B it draws for, and the shapes of the frozen networks' parameters."""
     stage_b = _some_stage_b(config, config.model.channels)
     frozen = {COMPRESSOR: _compressor_shapes(stage_b)}
     networks = assemble_stage_c(config, stage_b, _stage_text(config, CLIP_BIG_TEXT, frozen))
-    return stage_c_networks_method(config, networks, stage_b, frozen, [_blank(config)])
+    return networks, stage_b, frozen
 
 
 def abstract_direct_decoder(config: ConfigDict) -> Method:
@@ -147,7 +163,8 @@ def abstract_direct_decoder(config: ConfigDict) -> Method:
 # --- their parts
 
 
-def _stage_b(config: ConfigDict) -> tuple[StageBNetworks, Tree]:
+def stage_b_networks(config: ConfigDict) -> tuple[StageBNetworks, Tree]:
+    """Stage B on the published Stage A, and the shapes of the frozen networks' parameters."""
     vqgan = VQGAN()
     frozen = {"vqgan": _shapes_of(vqgan)}
     return assemble_stage_b(config, vqgan, _stage_text(config, CLIP_TEXT, frozen)), frozen
@@ -160,7 +177,7 @@ def _some_stage_b(config: ConfigDict, channels: int | None = None) -> StageBNetw
     stage_b.data.image_size = config.data.image_size
     if channels is not None:
         stage_b.model.guide_channels = channels
-    return _stage_b(stage_b)[0]
+    return stage_b_networks(stage_b)[0]
 
 
 def _compressor_shapes(networks: StageBNetworks) -> Tree:
@@ -186,7 +203,7 @@ def _stage_text(config: ConfigDict, tower: ClipText, frozen: Tree) -> TextSide:
     if config.text.kind != "clip":
         return load_text(config, Path(), "", frozen)
     frozen[NAME] = TEXT.shapes(tower)
-    module = tower.clone(dtype=jnp.dtype(config.precision))
+    module = tower.clone(**frozen_form(config))
     return TextSide(module, _BlankTokenizer(), CLIP_LENGTH)
 
 
@@ -197,11 +214,12 @@ def _shapes_of(model: VQGAN | VQModel) -> Tree:
 
 def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
     """Encoders with blank or byte tokenizers; the frozen ones' shapes go into `frozen`."""
-    dtype = jnp.dtype(config.precision)
     clip = None
     clip_tokenizer: Any = None
     if "clip" in (config.text.kind, config.image_encoder.kind):
-        clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(dtype=dtype)
+        clip = (CLIP_L_TEXT if config.text.kind == "clip" else CLIP_TEXT).clone(
+            **frozen_form(config)
+        )
         clip_tokenizer = _BlankTokenizer()
         frozen["clip_text"] = TEXT.shapes(clip)
     if config.text.kind == "clip":
@@ -211,7 +229,7 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
     if encoder is None:
         encoder = joint_text_encoder(config.text, config.precision)
     else:
-        encoder, ids = encoder.clone(dtype=dtype), jnp.zeros((1, 4), jnp.int32)
+        encoder, ids = encoder.clone(**frozen_form(config)), jnp.zeros((1, 4), jnp.int32)
         frozen["text_encoder"] = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids))[
             "params"
         ]
@@ -221,8 +239,7 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
 
 def _image_encoder(config: ConfigDict) -> ImageEncoder | None:
     if config.image_encoder.kind == "clip":
-        dtype = jnp.dtype(config.precision)
-        return ImageEncoder(CLIP_VISION.clone(dtype=dtype), is_joint=False)
+        return ImageEncoder(CLIP_VISION.clone(**frozen_form(config)), is_joint=False)
     if config.image_encoder.kind == "joint":
         return joint_image_encoder(config.image_encoder, config.data.image_size, config.precision)
     return None

@@ -21,6 +21,7 @@ from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import ClipTokenizer, Tokenizer, joint_text_encoder, make_tokenizer
+from paella_jax.families.networks import frozen_form
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.runs.frozen import carry, load_carried, place_of
 from paella_jax.typing import Array, Tree
@@ -151,4 +152,4 @@ def load_text(config: ConfigDict, workdir: Path, part: str, frozen: Tree) -> Tex
         raise ConfigError(f"text.kind must be none, joint or clip, got {text.kind!r}")
     module, frozen[NAME] = load_carried(part, workdir)
     tokenizer = ClipTokenizer(place_of(part, workdir), CLIP_LENGTH, truncate=True)
-    return TextSide(module.clone(dtype=jnp.dtype(config.precision)), tokenizer, CLIP_LENGTH)
+    return TextSide(module.clone(**frozen_form(config)), tokenizer, CLIP_LENGTH)

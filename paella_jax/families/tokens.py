@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.sizes import check_sizes
 from paella_jax.encoders.text import ClipTokenizer, Tokenizer, joint_text_encoder, make_tokenizer
 from paella_jax.families.cells import make_predictor
-from paella_jax.families.networks import NETWORKS, Around, names_where
+from paella_jax.families.networks import NETWORKS, Around, frozen_form, names_where
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.vqgan import load_carried_tokenizer
 from paella_jax.runs.frozen import FROZEN, load_carried, place_of
@@ -102,14 +101,13 @@ def assemble(
 
 def _text_networks(config: ConfigDict, workdir: Path, frozen: Tree) -> TextNetworks:
     """Encoders and tokenizers of a prepared run folder; frozen weights go into `frozen`."""
-    dtype = jnp.dtype(config.precision)
     if config.text.kind not in ("t5", "clip"):
         raise ConfigError(f"text.kind must be t5 or clip, got {config.text.kind!r}")
     clip = clip_tokenizer = None
     folder = place_of(CLIP, workdir)
     if folder.is_dir():
         clip, frozen["clip_text"] = load_carried(CLIP, workdir)
-        clip = clip.clone(dtype=dtype)
+        clip = clip.clone(**frozen_form(config))
         clip_tokenizer = ClipTokenizer(folder)
     if config.text.kind == "clip":
         if clip is None:
@@ -123,7 +121,7 @@ def _text_networks(config: ConfigDict, workdir: Path, frozen: Tree) -> TextNetwo
         encoder = joint_text_encoder(config.text, config.precision)
     else:
         encoder, frozen["text_encoder"] = load_carried("text_encoder", workdir)
-        encoder = encoder.clone(dtype=dtype)
+        encoder = encoder.clone(**frozen_form(config))
     tokenizer = make_tokenizer(encoder.vocab_size, workdir / FROZEN, config.text.max_length)
     return TextNetworks(encoder, tokenizer, is_joint, clip, clip_tokenizer)
 
@@ -149,4 +147,4 @@ def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEnco
             "Hugging Face layout; or set --config.image_encoder.kind=none"
         )
     module, frozen["image_encoder"] = load_clip_vision_folder(folder)
-    return ImageEncoder(module.clone(dtype=jnp.dtype(config.precision)), is_joint=False)
+    return ImageEncoder(module.clone(**frozen_form(config)), is_joint=False)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from paella_jax.ops.resize import apply_matrices, keys_cubic
 from paella_jax.typing import Array
 
 
@@ -25,18 +24,11 @@ def resize_matrix(size_in: int, size_out: int) -> np.ndarray:
     taps = np.arange(size_in)[None, :]
     first = np.maximum(np.trunc(centre - support + 0.5), 0)
     last = np.minimum(np.trunc(centre + support + 0.5), size_in)
-    weights = _keys_cubic((taps - centre + 0.5) / stretch)
+    weights = keys_cubic((taps - centre + 0.5) / stretch)
     weights = np.where((taps >= first) & (taps < last), weights, 0.0)
     matrix = weights / weights.sum(1, keepdims=True)
     matrix.setflags(write=False)
     return matrix
-
-
-def _keys_cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
-    x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = a * (((x - 5) * x + 8) * x - 4)
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def antialias_resize(x: Array, height: int, width: int) -> Array:
@@ -50,8 +42,5 @@ def antialias_resize(x: Array, height: int, width: int) -> Array:
     Returns:
       float32 [batch, height, width, channels].
     """
-    rows = jnp.asarray(resize_matrix(x.shape[1], height), jnp.float32)
-    columns = jnp.asarray(resize_matrix(x.shape[2], width), jnp.float32)
-    exact = jax.lax.Precision.HIGHEST
-    x = jnp.einsum("yh,bhwc->bywc", rows, x.astype(jnp.float32), precision=exact)
-    return jnp.einsum("xw,bywc->byxc", columns, x, precision=exact)
+    rows, columns = resize_matrix(x.shape[1], height), resize_matrix(x.shape[2], width)
+    return apply_matrices(x, rows, columns)

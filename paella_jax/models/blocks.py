@@ -21,6 +21,7 @@ from paella_jax.models.layers import (
     layer_norm,
     scaled_xavier,
 )
+from paella_jax.models.repeated import loop_over_layers
 from paella_jax.typing import Array
 
 
@@ -188,6 +189,7 @@ def run_blocks(
     inputs: BlockInputs,
     skip: tuple[Array, ...] = (),
     maps: tuple[Array, ...] = (),
+    loop_in: nn.Module | None = None,
 ) -> Array:
     """Runs blocks named PREFIX_0, PREFIX_1, ... inside the calling module's compact `__call__`.
 
@@ -199,10 +201,52 @@ def run_blocks(
       inputs: what T and A read.
       skip: a map that the first block reads, if it is a C.
       maps: further ones, which all C blocks read.
+      loop_in: the calling module, where repetitions of the pattern's unit behind the first are to
+        be one loop; None runs all blocks one by one.
 
     Returns:
       [batch, h, w, C].
     """
+    unit = _unit(pattern)
+    if loop_in is None or loop_in.is_initializing() or len(pattern) < 3 * len(unit):
+        return _run(x, pattern, prefix, options, inputs, skip, maps)
+    x = _run(x, unit, prefix, options, inputs, skip, maps)
+    held = loop_in.variables["params"]
+    group = lambda at: {f"block_{j}": held[f"{prefix}_{at + j}"] for j in range(len(unit))}
+    params = [group(at) for at in range(len(unit), len(pattern), len(unit))]
+    key = None
+    if options.dropout and not inputs.deterministic:
+        key = loop_in.make_rng("dropout")
+    layer = BlockGroup(unit, options, parent=None)
+    return loop_over_layers(layer, params, x, inputs, maps, key=key)
+
+
+def _unit(pattern: str) -> str:
+    """The shortest text that a pattern repeats."""
+    sizes = (n for n in range(1, len(pattern) + 1) if pattern == pattern[:n] * (len(pattern) // n))
+    return pattern[: next(sizes, 0)]
+
+
+class BlockGroup(nn.Module):
+    """One repetition of a pattern: blocks named block_0, block_1, ..."""
+
+    pattern: str
+    options: BlockOptions
+
+    @nn.compact
+    def __call__(self, x: Array, inputs: BlockInputs, maps: tuple[Array, ...]) -> Array:
+        return _run(x, self.pattern, "block", self.options, inputs, (), maps)
+
+
+def _run(
+    x: Array,
+    pattern: str,
+    prefix: str,
+    options: BlockOptions,
+    inputs: BlockInputs,
+    skip: tuple[Array, ...],
+    maps: tuple[Array, ...],
+) -> Array:
     for index, kind in enumerate(pattern):
         block = _block(kind, options, f"{prefix}_{index}")
         if kind == "C":

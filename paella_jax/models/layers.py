@@ -16,7 +16,7 @@ from einops import rearrange
 
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.ops.depthwise import depthwise_conv
-from paella_jax.ops.linear import dense, strided_conv, transposed_conv
+from paella_jax.ops.linear import add_bias, dense, strided_conv, transposed_conv
 from paella_jax.typing import Array
 
 Dtype = jnp.dtype
@@ -86,10 +86,9 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        x = dense(x.astype(self.dtype), kernel)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            x = x + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+            x = add_bias(x, self.param("bias", nn.initializers.zeros, (self.features,)))
         return x
 
 
@@ -111,7 +110,7 @@ class GlobalResponseNorm(nn.Module):
         norm = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
         response = norm / (norm.mean(-1, keepdims=True) + 1e-6)
         scale = 1.0 + gamma.reshape(1, 1, 1, -1) * response
-        return x * scale.astype(x.dtype) + beta.astype(x.dtype).reshape(1, 1, 1, -1)
+        return add_bias(x * scale.astype(x.dtype), beta)
 
 
 class DepthwiseConv(nn.Module):
@@ -132,7 +131,7 @@ class DepthwiseConv(nn.Module):
         x = depthwise_conv(
             x.astype(self.dtype), kernel, padding=self.padding, implementation=self.implementation
         )
-        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return add_bias(x, bias)
 
 
 class Downsample(nn.Module):
@@ -148,7 +147,7 @@ class Downsample(nn.Module):
         kernel = self.param("kernel", xavier, shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = strided_conv(x.astype(self.dtype), kernel)
-        return x + bias.astype(self.dtype).reshape(1, 1, 1, -1)
+        return add_bias(x, bias)
 
 
 class Upsample(nn.Module):
@@ -165,8 +164,8 @@ class Upsample(nn.Module):
         bound = 1.0 / np.sqrt(self.features * self.kernel_size**2)
         init = lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
         kernel = self.param("kernel", init, shape).astype(self.dtype)
-        bias = self.param("bias", init, (self.features,)).astype(self.dtype)
-        return transposed_conv(x.astype(self.dtype), kernel) + bias.reshape(1, 1, 1, -1)
+        bias = self.param("bias", init, (self.features,))
+        return add_bias(transposed_conv(x.astype(self.dtype), kernel), bias)
 
 
 class MultiHeadAttention(nn.Module):
@@ -201,15 +200,15 @@ class MultiHeadAttention(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("in_kernel", xavier, (channels, 3 * channels))
         bias = self.param("in_bias", nn.initializers.zeros, (3 * channels,))
-        kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype).reshape(1, 1, -1)
+        x, context = x.astype(self.dtype), context.astype(self.dtype)
 
         if self.self_attention:
-            joint = dense(x, kernel) + bias
+            joint = add_bias(dense(x, kernel), bias)
             query, image_kv = joint[..., :channels], joint[..., channels:]
         else:
-            query = dense(x, kernel[:, :channels]) + bias[..., :channels]
+            query = add_bias(dense(x, kernel[:, :channels]), bias[:channels])
             image_kv = x[:, :0, :1].repeat(2 * channels, axis=-1)
-        context_kv = dense(context, kernel[:, channels:]) + bias[..., channels:]
+        context_kv = add_bias(dense(context, kernel[:, channels:]), bias[channels:])
         key_value = jnp.concatenate([image_kv, context_kv], axis=1)
         key, value = jnp.split(key_value, 2, axis=-1)
 

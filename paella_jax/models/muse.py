@@ -17,6 +17,7 @@ from einops import rearrange
 from paella_jax.models.conditioning import Conditioning, text_alone
 from paella_jax.models.layers import Dense, Dtype, gelu, timestep_embedding
 from paella_jax.models.multi_axis_attention import MultiAxisAttention
+from paella_jax.models.repeated import loop_over_layers
 from paella_jax.models.transformer_layers import (
     LearnedLayerNorm,
     SeparateAttention,
@@ -144,6 +145,7 @@ class MusePredictor(nn.Module):
     time_width: int = 0  # of the noise level's embedding; 0: the network does not read it, as MUSE
     dropout: float = 0.0
     remat: bool = False  # recompute layer activations in the backward pass
+    loop: bool = False  # the layers as one loop: compiles in a fraction of the time
     attention: str | None = None  # jax.nn.dot_product_attention implementation
     dtype: Dtype = jnp.float32
 
@@ -195,8 +197,12 @@ class MusePredictor(nn.Module):
         features = rearrange(x, "b (h w) c -> b h w c", h=self.grid)
         if return_features:
             return features
+<<<<<<< HEAD
         logits = dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
         return logits + bias[None, None, None] if self.tied_head else logits
+=======
+        return dense(features, classifier, precision_dtype=jnp.float32)
+>>>>>>> w_core
 
     def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
         """What cross-attention reads, [B, L, width], and its mask bool [B, L] (None: all)."""
@@ -215,18 +221,26 @@ class MusePredictor(nn.Module):
 
         Without a context they have full self-attention alone.
         """
-        layer = nn.remat(MuseLayer, static_argnums=(4,)) if self.remat else MuseLayer
-        for index in range(depth):
-            x = layer(
-                self.num_heads,
-                self.feed_forward_width,
-                self.dropout,
-                self.attention,
-                context is not None,
-                self.dtype,
-                0 if context is None else self.block_size,
-                name=f"{name}_{index}",
-            )(constrain_batch(x), context, context_mask, deterministic)
+        options = (
+            self.num_heads,
+            self.feed_forward_width,
+            self.dropout,
+            self.attention,
+            context is not None,
+            self.dtype,
+            0 if context is None else self.block_size,
+        )
+        names = [f"{name}_{index}" for index in range(depth)]
+        if self.loop and depth > 1 and not self.is_initializing():
+            params = [self.variables["params"][own] for own in names]
+            key = None if deterministic or self.dropout == 0 else self.make_rng("dropout")
+            given = (context, context_mask, deterministic)
+            layer = MuseLayer(*options, parent=None)
+            return loop_over_layers(layer, params, x, *given, key=key, remat=self.remat)
+        make = nn.remat(MuseLayer, static_argnums=(4,)) if self.remat else MuseLayer
+        for own in names:
+            given = (context, context_mask, deterministic)
+            x = make(*options, name=own)(constrain_batch(x), *given)
         return x
 
     @property

@@ -127,7 +127,7 @@ class Paella(UNet):
         )
         if return_features:
             return features
-        return dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
+        return dense(features, classifier, precision_dtype=jnp.float32)
 
     def _segments(self, segmentation: Array) -> Array:
         """What a segmentation map adds to the token embeddings: zero at first and where it is -1.

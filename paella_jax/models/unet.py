@@ -44,6 +44,7 @@ class UNet(nn.Module):
     dropout: tuple[float, ...] | float = 0.1  # of all levels, or one per level
     self_attention: bool = True
     remat: bool = False  # recompute block activations in the backward pass
+    loop: bool = False  # repeated blocks as one loop: compiles in a fraction of the time
     depthwise: str = "auto"  # implementation of ops/depthwise.py
     attention: str | None = None  # jax.nn.dot_product_attention implementation
     dtype: Dtype = jnp.float32
@@ -101,7 +102,8 @@ class UNet(nn.Module):
         )
         pattern = self.patterns[level] * self.depths[level]
         more = () if maps is None else maps(x, side, level)
-        return run_blocks(x, pattern, f"{side}_{level}_block", options, inputs, skip, more)
+        looped = self if self.loop else None
+        return run_blocks(x, pattern, f"{side}_{level}_block", options, inputs, skip, more, looped)
 
     @property
     def grid_divisor(self) -> int:

@@ -155,7 +155,7 @@ class UViT(nn.Module):
             bias = self.param("classifier_bias", zeros, (self.codebook_size,))
         if return_features:
             return features
-        logits = dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
+        logits = dense(features, classifier, precision_dtype=jnp.float32)
         return logits if bias is None else logits + bias.reshape(1, 1, 1, -1)
 
     @property

@@ -20,7 +20,7 @@ class TokenScores(NamedTuple):
 
 
 def _score(features: Array, kernel: Array, targets: Array, smoothing: float) -> TokenScores:
-    logits = dense(features, kernel.astype(features.dtype), precision_dtype=jnp.float32)
+    logits = dense(features, kernel, precision_dtype=jnp.float32)
     log_total = jax.nn.logsumexp(logits, axis=-1)
     target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     # torch's label smoothing: (1-s) on the target plus s spread evenly over every class.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections import Counter
 from typing import Any
 
 import jax
@@ -23,9 +21,6 @@ from paella_jax.typing import Tree
 MIB = 2**20
 # For a program that is only looked at: no machine code worth running, the same partitioning.
 FOR_LOOKING = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-COLLECTIVE = re.compile(
-    r" = .*? (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
 
 
 def compile_step(
@@ -109,27 +104,6 @@ def _shapes(batch: dict[str, Any]) -> Any:
 def first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
     """Shapes and shardings of the global batch, from the first sample."""
     return abstract_batch(method.transform(method.source[0]), config.batch_size, mesh)
-
-
-def describe(compiled: Any) -> dict[str, Any]:
-    """Memory per device in MiB, as XLA accounts for it, and how often each collective is called.
-
-    XLA:CPU's own peak leaves the temporaries out. There it is their sum with the arguments and with
-    the results that do not take a donated argument's place.
-    """
-    memory = compiled.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    peak = getattr(memory, "peak_memory_in_bytes", 0)
-    if jax.default_backend() == "cpu":
-        results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        peak = arguments + temporaries + max(results, 0)
-    text = "\n".join(module.to_string() for module in compiled.runtime_executable().hlo_modules())
-    return {
-        "arguments_mib": round(arguments / MIB),
-        "temporaries_mib": round(temporaries / MIB),
-        "peak_mib": round(peak / MIB),
-        "collectives": dict(sorted(Counter(COLLECTIVE.findall(text)).items())),
-    }
 
 
 def bytes_per_device(tree: Tree) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.config import UserError
+from paella_jax.config import ConfigError, UserError
 from paella_jax.data.loader import make_iterator
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
@@ -64,11 +64,13 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
       method: from `registry.build_method`.
 
     Raises:
-      MeshError, CheckpointError: before anything is compiled.
+      ConfigError, MeshError, CheckpointError: before anything is compiled.
       TrainingDiverged: with the step; the last saved checkpoint is from before it.
     """
     workdir = Path(workdir).absolute()
     began = time.perf_counter()
+    if config.num_steps < 1:
+        raise ConfigError(f"num_steps must be at least 1, got {config.num_steps}")
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.optim.accumulation, mesh)
     with jax.set_mesh(mesh):
@@ -77,13 +79,13 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
 
 def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree, Any]:
     """Shapes with shardings of the whole train state, and the function that creates it."""
-    optimizer = make_optimizer(config.optim, config.num_steps)
     use_ema = config.optim.ema_decay > 0
 
     def init(key: jax.Array) -> TrainState:
+        optimizer = make_optimizer(config.optim, config.num_steps)
         return create_state(*method.init(key), optimizer, use_ema)
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
     shardings = state_shardings(shapes, mesh)
     described = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings

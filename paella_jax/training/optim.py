@@ -16,6 +16,7 @@ from paella_jax.config import ConfigError
 from paella_jax.typing import Array, Tree
 
 KINDS = ("adamw", "adafactor")
+REDUCTIONS = ("float32", "compute")
 MIN_FACTORED_SIZE = 128  # matrices with a smaller side keep their full second moments
 MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
 
@@ -49,8 +50,11 @@ def _cosine_to_zero(peak: float, num_steps: int | Array) -> optax.Schedule:
 
 def check_optim(optim: ConfigDict) -> None:
     """Raises ConfigError for an optimiser, a beta or a pattern that cannot be."""
-    if optim.kind not in KINDS:
-        raise ConfigError(f"optim.kind must be one of {', '.join(KINDS)}, got {optim.kind!r}")
+    for name, known in (("kind", KINDS), ("gradient_reduction", REDUCTIONS)):
+        if optim.get(name, known[0]) not in known:
+            raise ConfigError(
+                f"optim.{name} must be one of {', '.join(known)}, got {optim[name]!r}"
+            )
     for name in ("beta1", "beta2"):
         if not 0.0 <= optim[name] < 1.0:
             raise ConfigError(f"optim.{name} must be at least 0 and below 1, got {optim[name]}")

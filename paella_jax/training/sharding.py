@@ -113,6 +113,9 @@ def _works(build: Callable[[], Any]) -> bool:
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises MeshError where a micro-batch cannot be spread evenly over the devices."""
+    for name, value in (("batch_size", batch_size), ("optim.accumulation", accumulation)):
+        if value < 1:
+            raise MeshError(f"{name} must be at least 1, got {value}")
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (shards * accumulation):
         raise MeshError(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import Objective, StepInputs
 from paella_jax.ops.batch_axis import constrain_batch
+from paella_jax.ops.linear import wide_gradients
 from paella_jax.training.optim import make_optimizer, make_schedule
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
@@ -88,9 +89,11 @@ def make_train_step(
         size = jax.tree.leaves(batch)[0].shape[0]
         keys = sample_keys(jax.random.fold_in(base_key, state.step), jnp.arange(size))
         inputs = StepInputs(batch, keys, state.step, state.model_state, frozen)
-        gradients, metrics, model_state = loss_and_gradients(
-            objective, state.params, inputs, optim.accumulation
-        )
+        # Runs from before there was a choice go on as they began.
+        with wide_gradients(optim.get("gradient_reduction", "compute") == "float32"):
+            gradients, metrics, model_state = loss_and_gradients(
+                objective, state.params, inputs, optim.accumulation
+            )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if after_update is not None:

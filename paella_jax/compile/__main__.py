@@ -1,0 +1,89 @@
+"""Compile any preset's train step or sampler, for machines that are not there, of no file:
+
+    python -m paella_jax.compile --config configs/paella.py:1b --target tpu:v5e:4x4
+    python -m paella_jax.compile --config configs/paella.py:1b --target gpu:h100:8
+    python -m paella_jax.compile --config configs/paella.py:1b --devices 8
+
+says what each device holds and whether it fits, which collectives there are, and about how long a
+call takes. JSON goes to stdout; with --json FILE it goes there, and a page of text to stdout. TPUs
+and GPUs need `pip install 'paella_jax[plan]'`, no device. `--devices N` is `--target cpu:N`,
+simulated on this CPU; without either the machine's own devices are used. Memory is XLA's account
+for the platform it compiles for: a CPU's arguments are those of any platform, its temporaries are
+not (it computes bfloat16 in float32 and saves no memory in its order of operations).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from paella_jax.cli import run
+from paella_jax.compile.targets import (
+    EXAMPLES,
+    Target,
+    check_installed,
+    parse_target,
+    set_environment,
+)
+
+
+def main() -> int:
+    """Parses the command line and compiles."""
+    parser = argparse.ArgumentParser(
+        "python -m paella_jax.compile", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", help="configs/NAME.py:preset")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="FILE", help="prints a table of JSON files instead"
+    )
+    parser.add_argument("--target", help=f"machine to compile for: {EXAMPLES}")
+    parser.add_argument("--devices", type=int, help="the same as --target cpu:DEVICES")
+    parser.add_argument(
+        "--program", default="train", choices=("train", "sample"),
+        help="the train step, or the preset's sampler as one program",
+    )  # fmt: skip
+    parser.add_argument("--images", type=int, help="drawn by --program sample; 8 per device")
+    parser.add_argument("--json", type=Path, help="file for the JSON; text goes to stdout then")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.table:
+        from paella_jax.compile.show import as_table
+
+        print(as_table([json.loads(file.read_text()) for file in arguments.table]))
+        return 0
+    if arguments.config is None:
+        parser.error("the following arguments are required: --config")
+    if arguments.devices is not None and arguments.target:
+        parser.error("give either --target or --devices")
+    if arguments.devices is not None and arguments.devices < 1:
+        parser.error(f"--devices must be at least 1, got {arguments.devices}")
+    if arguments.images is not None and arguments.images < 1:
+        parser.error(f"--images must be at least 1, got {arguments.images}")
+    asked = arguments.target or (arguments.devices and f"cpu:{arguments.devices}")
+    target: Target | None = None
+    if asked:
+        target = parse_target(asked)
+        check_installed(target)
+        set_environment(target)  # must come before jax looks for devices
+
+    from paella_jax.compile.preset import compile_preset
+    from paella_jax.compile.show import as_text
+    from paella_jax.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    say = lambda line: print(line, file=sys.stderr, flush=True)
+    report = {"config": arguments.config, "overrides": overrides}
+    report |= compile_preset(config, target, arguments.program, arguments.images, say)
+    text = json.dumps(report, indent=2)
+    if arguments.json is None:
+        print(text)
+    else:
+        arguments.json.write_text(text + "\n")
+        print(as_text(report))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

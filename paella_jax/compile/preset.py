@@ -1,0 +1,153 @@
+"""Compiling one preset: trace, lower, compile, account."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from paella_jax.compile.account import describe, estimate, held_report, too_large, verdict
+from paella_jax.compile.programs import Program, sample_program, train_program
+from paella_jax.compile.targets import Target, devices_of
+from paella_jax.evaluation.flops import flops_by_type
+from paella_jax.families.start import settle_config
+from paella_jax.training.compiled_step import FOR_LOOKING, MIB
+from paella_jax.training.sharding import MeshError, check_batch, make_mesh
+
+Say = Callable[[str], None]
+IMAGES_PER_DEVICE = 8  # that `--program sample` draws
+
+
+def compile_preset(
+    config: ConfigDict,
+    target: Target | None = None,
+    program: str = "train",
+    images: int | None = None,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Compiles one step, or the sampler, of a config; returns what `compile` prints.
+
+    Args:
+      config: a preset's.
+      target: the machine; None for this one's devices.
+      program: "train" or "sample".
+      images: that the sampler draws at once; 8 per device by default.
+      say: is told how far it is.
+
+    Raises:
+      MeshError, ConfigError, TargetError: what cannot be compiled, before anything is.
+    """
+    config = settle_config(config, None)
+    if target is None:
+        target = Target("this machine", jax.default_backend(), None, "", jax.device_count())
+        devices = jax.devices()
+    else:
+        devices = devices_of(target)
+    if program == "sample":
+        mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), devices)
+        images = images or IMAGES_PER_DEVICE * len(devices)
+        check_batch(images, 1, mesh)
+        return _compile(config, target, mesh, program, images, say)
+    mesh = _mesh(config, devices)
+    return _compile(config, target, mesh, program, config.batch_size, say)
+
+
+def _mesh(config: ConfigDict, devices: list[Any]) -> Mesh:
+    """The config's mesh. Raises MeshError with those that the devices and the batch allow."""
+    try:
+        mesh = make_mesh(config.mesh, devices)
+        check_batch(config.batch_size, config.optim.accumulation, mesh)
+    except MeshError as error:
+        able = possible_meshes(len(devices), config.batch_size // config.optim.accumulation)
+        shown = ", ".join(f"({d},{f},{t})" for d, f, t in able) or "none: change batch_size"
+        raise MeshError(f"{error}; possible (data,fsdp,tensor): {shown}") from error
+    return mesh
+
+
+def possible_meshes(devices: int, batch: int, most: int = 8) -> list[tuple[int, int, int]]:
+    """Meshes (data, fsdp, tensor) that a batch spreads over evenly, whole fsdp and tensor first."""
+    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
+    tensors = [n for n in divisors if n <= 8 and batch % (devices // n) == 0]
+    pairs = [(d, devices // n // d, n) for n in tensors for d in divisors if devices // n % d == 0]
+    return sorted(pairs, key=lambda mesh: (mesh[0], mesh[2]))[:most]
+
+
+def _compile(
+    config: ConfigDict, target: Target, mesh: Mesh, name: str, images: int, say: Say
+) -> dict[str, Any]:
+    seconds: dict[str, float] = {}
+    with _timed("trace", seconds, say):
+        is_train = name == "train"
+        program = train_program(config, mesh) if is_train else sample_program(config, mesh, images)
+        with jax.set_mesh(mesh) if is_train else nullcontext():
+            traced = program.function.trace(*program.arguments)
+    flops = flops_by_type(traced.jaxpr.jaxpr)
+    with _timed("lower", seconds, say):
+        lowered = traced.lower()
+    options = FOR_LOOKING if target.platform == "cpu" else None
+    told: dict[str, Any] = {}
+    with _timed("compile", seconds, say):
+        try:
+            compiled = lowered.compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            told = too_large(str(error)) or {}
+            if not told:
+                raise
+    report = _head(config, target, mesh, name, program, seconds, flops)
+    exchanges = None
+    if not told:
+        told = describe(compiled, target)
+        exchanges = told.pop("exchanges")
+    report |= told | held_report(program.held)
+    if target.chip is not None:
+        report.setdefault("capacity_mib", round(target.chip.memory / MIB))
+        report["verdict"] = verdict(report["peak_mib"], report["capacity_mib"])
+        if exchanges is not None:
+            per_device = sum(flops.values()) / target.count
+            moved = report["moved_mib"] * MIB
+            report["estimate"] = estimate(target, per_device, moved, exchanges, program.images)
+            if name == "train":
+                seconds_of_recipe = config.num_steps * report["estimate"]["seconds_estimated"]
+                report["estimate"]["days_of_recipe"] = round(seconds_of_recipe / 86400, 1)
+    return report
+
+
+def _head(
+    config: ConfigDict,
+    target: Target,
+    mesh: Mesh,
+    name: str,
+    program: Program,
+    seconds: dict[str, float],
+    flops: dict[str, int],
+) -> dict[str, Any]:
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    total = sum(flops.values())
+    return {
+        "preset": config.preset,
+        "target": target.describe(),
+        "program": name,
+        "mesh": dict(mesh.shape),
+        "batch_size": program.images,
+        "micro_batches": config.optim.accumulation if name == "train" else 1,
+        "trained_parameters": count(program.trained),
+        "frozen_parameters": count(program.frozen),
+        "seconds": seconds,
+        "compile_seconds": round(sum(seconds.values()), 1),
+        # Products and convolutions of one call, frozen networks and recomputation included.
+        "teraflops": round(total / 1e12, 3),
+        "float32_share": round(flops.get("float32", 0) / max(total, 1), 4),
+    }
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
+    began = time.perf_counter()
+    say(f"{stage} ... ({sum(seconds.values()):.0f} s so far)")
+    yield
+    seconds[stage] = round(time.perf_counter() - began, 1)

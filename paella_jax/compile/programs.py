@@ -1,0 +1,173 @@
+"""What is compiled: a preset's train step, or its sampler, as shapes with shardings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError
+from paella_jax.families import abstract
+from paella_jax.families.cells import sampler_fields
+from paella_jax.families.text_side import TextSide
+from paella_jax.pipelines.geometry import Sizes
+from paella_jax.pipelines.prompts import Condition, build_inputs
+from paella_jax.pipelines.request import Form, Request, draw_request
+from paella_jax.pipelines.wuerstchen_programs import (
+    draw_b,
+    draw_c,
+    stage_b_settings,
+    stage_c_settings,
+)
+from paella_jax.registry import abstract_method
+from paella_jax.sampling.token_sampler import token_settings
+from paella_jax.training.compiled_step import first_batch, jitted_step
+from paella_jax.training.loop import abstract_state
+from paella_jax.training.method import Method
+from paella_jax.training.placing import batch_sharding
+from paella_jax.training.sharding import replicated
+from paella_jax.typing import Tree
+
+PROGRAMS = ("train", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One call, ready to be traced.
+
+    Attributes:
+      function: under `jax.jit`.
+      arguments: shapes with shardings.
+      held: what a device holds meanwhile, by name, whether or not the program reads it.
+      images: made or learned from in one call, on all devices.
+      trained: the parameters that are trained; empty for a sampler.
+      frozen: those that are not.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    held: dict[str, Tree]
+    images: int
+    trained: Tree
+    frozen: Tree
+
+
+def train_program(config: ConfigDict, mesh: Mesh) -> Program:
+    """One update; to be traced under `jax.set_mesh(mesh)`."""
+    method = abstract_method(config)  # makes small arrays: not for devices that are not there
+    key_type = jax.random.key(0).dtype
+    with jax.set_mesh(mesh):
+        return _train_program(config, method, mesh, key_type)
+
+
+def _train_program(config: ConfigDict, method: Method, mesh: Mesh, key_type: Any) -> Program:
+    state, _ = abstract_state(config, method, mesh)
+    frozen = abstract.abstract_frozen(method.frozen, mesh)
+    key = jax.ShapeDtypeStruct((), key_type, sharding=replicated(mesh))
+    num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    batch = first_batch(config, method, mesh)
+    held = {
+        "parameters": state.params,
+        "averages": state.ema_params,
+        "optimizer": state.opt_state,
+        **{f"frozen {name}": tree for name, tree in frozen.items()},
+        "batch": batch,
+    }
+    arguments = (state, frozen, batch, key, num_steps)
+    function = jitted_step(config, method, state, mesh)
+    return Program(function, arguments, held, config.batch_size, state.params, frozen)
+
+
+def sample_program(config: ConfigDict, mesh: Mesh, images: int) -> Program:
+    """Drawing a batch as a pipeline does: whole weights on every device, images spread over them.
+
+    Raises:
+      ConfigError: the method draws nothing from a text.
+    """
+    samplers = {"tokens": _token_sampler, "stage_b": _stage_b_sampler, "stage_c": _stage_c_sampler}
+    if config.method not in samplers:
+        raise ConfigError(
+            f"--program sample draws with {', '.join(samplers)}; {config.method!r} has no sampler "
+            "of its own: give --program train"
+        )
+    draw, params, frozen, request = samplers[config.method](config, images)
+    place = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    params, frozen = jax.tree.map(place(replicated(mesh)), (params, frozen))
+    request = jax.tree.map(place(batch_sharding(mesh)), request)
+    held = {"parameters": params, "request": request}
+    held |= {f"frozen {name}": tree for name, tree in frozen.items()}
+    return Program(jax.jit(draw), (params, frozen, request), held, images, {}, {**params, **frozen})
+
+
+def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+    networks, frozen = abstract.token_networks(config)
+    grid = Sizes.of(networks, config).grid(None, None)
+    params = jax.eval_shape(lambda: networks.init(jax.random.key(0), grid[0]))
+    cell = config.cell
+    settings: Any = token_settings(cell.corruption, cell.sampler, sampler_fields(config), {})
+    no_images = lambda images: np.zeros((0,))
+    inputs = build_inputs(networks, config, [Condition("")] * images, grid, no_images)
+    if networks.low_vqgan is not None:
+        low = np.zeros((images, networks.low_grid, networks.low_grid), np.int32)
+        inputs = dataclasses.replace(inputs, low_tokens=low)
+    if "micro_conds" in networks.takes:
+        inputs = dataclasses.replace(inputs, micro_conds=np.zeros((images, 5), np.float32))
+    request = Request((inputs,), inputs, None, _keys(images))
+    joint = bool(config.sampler.get("joint_guidance", False))
+    form, ramps = Form(settings.without_ramps(), grid, joint, False), settings.ramps()
+    draw = lambda p, f, r: draw_request(networks, p, f, r, ramps, form)
+    return draw, params, frozen, _canonical(request)
+
+
+def _stage_b_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+    networks, frozen = abstract.stage_b_networks(config)
+    side = config.data.image_size
+    params, _ = jax.eval_shape(lambda: networks.init(jax.random.key(0), side))
+    latents = networks.latent_side(side)
+    shape = (latents, latents, networks.vqgan.latent_channels)
+    guide = networks.guide_side(side)
+    settings = stage_b_settings(config.sampler)
+    draw = partial(draw_b, networks, settings=settings, shape=shape)
+    latents_c = np.zeros((images, guide, guide, networks.stage_b.guide_channels), np.float32)
+    request = (_keys(images), latents_c, *_texts(networks.text, images))
+    texts = {name: tree for name, tree in frozen.items() if name != "vqgan"}
+    return (
+        lambda p, f, r: draw((p, f), r),
+        {"stage_b": params["stage_b"]},
+        texts,
+        _canonical(request),
+    )
+
+
+def _stage_c_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+    networks, stage_b, frozen = abstract.stage_c_networks(config)
+    side = stage_b.guide_side(config.data.image_size)
+    params = jax.eval_shape(lambda: networks.init(jax.random.key(0), side))
+    settings = stage_c_settings(config.sampler)
+    shape = (side, side, networks.stage_c.channels)
+    draw = partial(draw_c, networks, stage_b, settings=settings, shape=shape, trace=False)
+    request = (_keys(images), *_texts(networks.text, images), None)
+    texts = {name: tree for name, tree in frozen.items() if name != abstract.COMPRESSOR}
+    return lambda p, f, r: draw((p, f), r), params, texts, _canonical(request)
+
+
+def _texts(text: TextSide, images: int) -> tuple[Any, Any]:
+    ids = text.ids(["a"] * images)
+    return ids, ids
+
+
+def _keys(images: int) -> Any:
+    return jax.ShapeDtypeStruct((images,), jax.random.key(0).dtype)
+
+
+def _canonical(request: Any) -> Any:
+    """Shapes of host arrays, as JAX would hold them."""
+    dtype = lambda x: x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jnp.result_type(x)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x)), request)
