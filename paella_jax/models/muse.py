@@ -197,12 +197,8 @@ class MusePredictor(nn.Module):
         features = rearrange(x, "b (h w) c -> b h w c", h=self.grid)
         if return_features:
             return features
-<<<<<<< HEAD
-        logits = dense(features, classifier.astype(self.dtype), precision_dtype=jnp.float32)
+        logits = dense(features, classifier, precision_dtype=jnp.float32)
         return logits + bias[None, None, None] if self.tied_head else logits
-=======
-        return dense(features, classifier, precision_dtype=jnp.float32)
->>>>>>> w_core
 
     def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
         """What cross-attention reads, [B, L, width], and its mask bool [B, L] (None: all)."""
