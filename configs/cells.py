@@ -130,7 +130,10 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.objective.density = "uniform"  # of the corrupted fraction: uniform, or cosine (MUSE)
     config.objective.minimum_t = 0.001  # smallest fraction
     config.objective.label_smoothing = 0.1
-    config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0; 0 with masks
+    # Tokens that the loss is of: all (weighted as Paella's), corrupted, or None: all where they are
+    # random, corrupted where they are masks.
+    config.objective.loss_positions = None
+    config.objective.minimum_weight = 0.3  # of all: the weight of a clean token at t = 0
     # Shares of samples trained without a condition, each kind by its own draw per sample.
     config.objective.text_drop = 0.05
     config.objective.clip_text_drop = 0.9  # of CLIP's text beside the other; alone: text_drop

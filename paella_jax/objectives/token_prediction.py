@@ -104,8 +104,12 @@ def corrupt(
 def token_weight(
     noise_mask: Array, t: Array, settings: ConfigDict, mask_token: int | None
 ) -> Array:
-    """Loss weights float32 [batch, h, w]: masked tokens alone, or all by Paella's formula."""
-    if mask_token is None:
+    """Loss weights float32 [batch, h, w]: corrupted tokens alone, or all by Paella's formula.
+
+    `settings.loss_positions` chooses; None is what each corruption was published with.
+    """
+    published = "all" if mask_token is None else "corrupted"
+    if (settings.get("loss_positions") or published) == "all":
         return loss_weight(noise_mask, t, settings.minimum_weight)
     return noise_mask.astype(jnp.float32)
 
