@@ -113,11 +113,10 @@ def test_the_loss_is_of_the_positions_asked_for():
     everything, corrupted = weights["all", None], weights["corrupted", None]
     np.testing.assert_array_equal(corrupted, noised)
     assert everything.min() > 0.3 and everything[0, 0, 0] == 1.0
-    for positions, mask in weights:
-        expected = (
-            everything if (positions or ("corrupted", "all")[mask is None]) == "all" else corrupted
-        )
-        np.testing.assert_array_equal(weights[positions, mask], expected)
+    for (positions, mask), found in weights.items():
+        published = "all" if mask is None else "corrupted"
+        expected = {"all": everything, "corrupted": corrupted}[positions or published]
+        np.testing.assert_array_equal(found, expected)
     older = ConfigDict({"minimum_weight": 0.3})
     np.testing.assert_array_equal(token_weight(noised, level, older, None), everything)
 
