@@ -81,6 +81,7 @@ def test_the_cells_share_all_but_the_cell():
     assert runs[0].seed == runs[1].seed == 0 and runs[0].data.spec == "single"
 
 
+@pytest.mark.slow
 def test_equal_parameters():
     config = comparison("quick", budget__kind="parameters")
     unet = size_of(training_config(config, Training("mask", "unet", 0), "")).parameters
@@ -212,6 +213,7 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         compare(config, out)
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds(tokenizer, tmp_path):
     config = comparison(
         tokenizer=tokenizer, overrides=repr(TINY), budget__kind="seconds", budget__seconds=0.5

@@ -234,6 +234,7 @@ def test_strength_zero_makes_as_many_copies(pipe, picture):
     assert result.images.shape == (3, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
     """Small versions of what `evaluate --sweep` and `--tasks` draw."""
     for name, value in (

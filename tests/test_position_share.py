@@ -70,7 +70,7 @@ CASES = [
     ("muse:shapes", "transformer", {"transformer__tied_head": True}),
     ("muse:shapes", "unet", {"text__empty_is_absent": False}),
     ("muse:shapes", "uvit", {"text__empty_is_absent": False}),
-    ("muse:632m", "transformer", {"transformer__depth": 2, "transformer__remat": False}),
+    small.slow("muse:632m", "transformer", {"transformer__depth": 2, "transformer__loop": False}),
 ]
 
 
