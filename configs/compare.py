@@ -40,7 +40,13 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.budget.images = 166_400
     config.budget.seconds = 900.0  # of each training, for kind=seconds
 
-    config.learning_rate = ConfigDict()  # per network: peak, the best of a short search
+    # The same search for every network and corruption; no rates: learning_rate as it stands below.
+    config.search = ConfigDict()
+    config.search.rates = (5e-4, 1e-3, 2e-3, 4e-3)
+    config.search.seeds = (0, 1)
+    config.search.fraction = 0.25  # of each training's budget
+
+    config.learning_rate = ConfigDict()  # per network: peak, where nothing is searched
     config.learning_rate.unet = 2e-3
     config.learning_rate.transformer = 1e-3
     config.learning_rate.uvit = 2e-3
@@ -73,6 +79,7 @@ def _quick(config: ConfigDict) -> None:
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
     config.seeds = (0, 1)
+    config.search.fraction = 0.15
     config.budget.images = 38_400
     config.learning_rate.unet = 1e-3  # with the small batches: 0.74 exact, 2e-3 0.00
     config.learning_rate.transformer = 2e-3
@@ -93,6 +100,7 @@ def _tiny(config: ConfigDict) -> None:
     config.tokenizer_config = "configs/vqgan.py:tiny"
     config.training = "configs/paella.py:tiny"
     config.seeds = (0,)
+    config.search.rates = ()
     config.budget.images = 320
     config.budget.seconds = 2.0
     config.measure.steps = (2, 4)

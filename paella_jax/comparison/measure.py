@@ -41,6 +41,9 @@ ATTRIBUTES = ("color", "shape", "size", "position")
 TOKEN_BATCH = 64
 
 
+Clean = tuple[np.ndarray, list[str]]
+
+
 class Judge(NamedTuple):
     """What all cells are measured with.
 
@@ -60,7 +63,7 @@ class Judge(NamedTuple):
     seen: list[str]
     heldout: list[str]
     tuning: list[str]
-    clean: tuple[np.ndarray, list[str]]
+    clean: Clean
 
 
 def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
@@ -120,7 +123,7 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
                 if pipeline is None:
                     pipeline = loaded
                 pipeline.set_params(loaded.params, loaded.frozen)
-                scores = _token_scores(pipeline, judge)
+                scores = token_scores(pipeline, judge.clean)
             row = _row(config, judge, pipeline, trained, sampler) | scores
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(row, indent=2))
@@ -213,9 +216,14 @@ def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) 
     return {f"{split}_exact": scores["exact"], f"{split}_attributes": attributes}
 
 
-def _token_scores(pipeline: TokenPipeline, judge: Judge) -> dict[str, dict[str, float]]:
+def tuning_tokens(spec: str, count: int) -> Clean:
+    """Images and captions of the seen kind that nothing is measured on."""
+    return _samples(spec, "validation", count, for_tuning=True)
+
+
+def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, float]]:
     """Cross-entropy and accuracy of corrupted tokens at every level, given the captions."""
-    images, captions = judge.clean
+    images, captions = clean
     networks, tokens = pipeline.networks, jnp.asarray(pipeline.encode(images))
     keys = jax.vmap(jax.random.key)(jnp.arange(len(captions)))
     inputs = pipeline.condition_inputs(captions, (tokens.shape[1], tokens.shape[2]))

@@ -109,7 +109,8 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
     run.cell.corruption = training.corruption
     run.cell.network = training.network
     run.objective.density = config.cells[f"{training.corruption}_density"]
-    run.optim.learning_rate = config.learning_rate[training.network]
+    rates, pair = config.learning_rate, f"{training.network}_{training.corruption}"
+    run.optim.learning_rate = rates.get(pair, rates[training.network])
     run.log.preview_every = 0
     run.checkpoint.keep = 1
     for sampler in config.cells.samplers:
