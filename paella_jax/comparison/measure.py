@@ -141,11 +141,14 @@ def _row(
     training, measure = trained.training, config.measure
     best = _tune(config, judge, pipeline, sampler)
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
-    by_steps = {}
+    by_steps, exact_of = {}, {}
     for steps in measure.steps:
         options = shared | {"num_steps": steps}
         seen = _draw(pipeline, judge.seen, **options)
         heldout = _draw(pipeline, judge.heldout, **options)
+        if steps == measure.main_steps:
+            drawn_of = {"seen": (seen, judge.seen), "heldout": (heldout, judge.heldout)}
+            exact_of = {n: _exact_of(*both, judge.spec) for n, both in drawn_of.items()}
         drawn = feature_statistics(judge.classifier.features(seen))
         by_steps[steps] = {
             **_scores("seen", seen, judge.seen, judge.spec),
@@ -173,6 +176,7 @@ def _row(
         "guidance": best["guidance_scale"][1],
         **{name: list(pair) for name, pair in best.items()},
         "by_steps": by_steps,
+        "exact_of": exact_of,
     }
 
 
@@ -214,6 +218,15 @@ def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) 
     scores = summary(score_images(images, captions, spec))
     attributes = float(np.mean([scores[name] for name in ATTRIBUTES]))
     return {f"{split}_exact": scores["exact"], f"{split}_attributes": attributes}
+
+
+def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, list[bool]]:
+    """Caption -> whether each of its images is exact."""
+    found: dict[str, list[bool]] = {}
+    exact = score_images(images, captions, spec).exact_images.tolist()
+    for caption, right in zip(captions, exact, strict=True):
+        found.setdefault(caption, []).append(right)
+    return found
 
 
 def tuning_tokens(spec: str, count: int) -> Clean:
