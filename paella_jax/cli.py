@@ -1,4 +1,4 @@
-"""What every command-line entry shares: compilation cache, cluster start, short error messages."""
+"""What every command-line entry shares: compilation cache, short error messages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from paella_jax.config import UserError
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
-CLUSTER_HINTS = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE")
 
 
 def setup_jax() -> None:
-    """Turns on the persistent compilation cache, and joins the cluster where there is one."""
+    """Turns on the persistent compilation cache."""
     import jax
 
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "paella_jax" / "xla"
@@ -25,10 +24,6 @@ def setup_jax() -> None:
         "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    many = any(os.environ.get(hint, "1") not in ("", "1") for hint in CLUSTER_HINTS)
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    if many or "," in hosts:
-        jax.distributed.initialize()
 
 
 def _keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ from paella_jax.families.start import carry_frozen, fine_tuned
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.pipelines.load import LOADERS
 from paella_jax.reports import previews
+from paella_jax.training.distributed import first_alone
 from paella_jax.training.method import Method
 
 
@@ -106,8 +107,12 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
       ConfigError: unknown method, or parts that do not fit together.
     """
     family = family_of(config)
-    carry_frozen(config, workdir)
-    family.prepare(config, workdir)
+
+    def prepare() -> None:
+        carry_frozen(config, workdir)
+        family.prepare(config, workdir)
+
+    first_alone("frozen networks", prepare)
     method = family.build(config, workdir)
     if family.preview is not None:
         method = dataclasses.replace(method, preview=family.preview(config, workdir))

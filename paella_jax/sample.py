@@ -104,8 +104,13 @@ def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[A
     if arguments.segmentation:
         try:
             segmentation = np.load(arguments.segmentation, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ValueError(f"--segmentation {arguments.segmentation}: {error}") from None
+        except ValueError:  # numpy would advise to run what the file holds
+            raise ValueError(
+                f"--segmentation {arguments.segmentation} is no array of numbers: write it with "
+                "numpy.save, whole numbers [height, width]"
+            ) from None
     if not prompts and (arguments.like or arguments.label is not None or arguments.segmentation):
         prompts = [""]
     return [

@@ -1,11 +1,20 @@
-"""Train one method: `python -m paella_jax.train --config configs/NAME.py:preset --workdir DIR`."""
+"""Train one method: `python -m paella_jax.train --config configs/NAME.py:preset --workdir DIR`.
+
+Started on every host of a cluster, the processes find each other (docs/pods.md).
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paella_jax.cli import TERMINATED, run, setup_jax
+from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def main() -> int:
@@ -13,23 +22,51 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
     parser.add_argument("--workdir", required=True, help="run folder; an existing run resumes")
+    by_hand = parser.add_argument_group("several processes, where no scheduler tells of them")
+    for name, meaning in FLAGS.items():
+        by_hand.add_argument(f"--{name}", help=meaning)
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
     from paella_jax.families.start import settle_config
-    from paella_jax.runs.folder import prepare_workdir
 
+    cluster = find_cluster(vars(arguments))
     config = settle_config(load_config(arguments.config, overrides), arguments.workdir)
-    workdir = prepare_workdir(arguments.workdir, config)
     setup_jax()
 
+    from paella_jax.training.distributed import joined
+
+    with joined(cluster):
+        return train_together(cluster, config, Path(arguments.workdir).absolute())
+
+
+def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
+    """Trains in one process or, where JAX has joined them, in all of a cluster; the exit code.
+
+    Process 0 prepares the run folder, and alone writes to it but for checkpoints.
+    """
+    import jax
+
     from paella_jax.registry import build_method
+    from paella_jax.runs.folder import prepare_workdir
+    from paella_jax.training.distributed import (
+        check_same_config,
+        check_shared,
+        describe_processes,
+        first_alone,
+    )
     from paella_jax.training.loop import train
+    from paella_jax.training.sharding import make_mesh
     from paella_jax.training.timing import record_seconds
 
+    print(describe_processes(cluster, make_mesh(config.mesh)), flush=True)
+    check_same_config(config)
+    first_alone("run folder", lambda: prepare_workdir(workdir, config))
+    check_shared(workdir)
     result = train(config, workdir, build_method(config, workdir))
-    note = record_seconds(workdir, result)
-    print(f"{workdir}: {json.dumps(note)}" + (" (stopped by SIGTERM)" if result.stopped else ""))
+    if jax.process_index() == 0:
+        note = json.dumps(record_seconds(workdir, result))
+        print(f"{workdir}: {note}" + (" (stopped by SIGTERM)" if result.stopped else ""))
     return TERMINATED if result.stopped else 0
 
 

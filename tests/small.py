@@ -17,7 +17,6 @@ from paella_jax.registry import build_method
 from paella_jax.runs.folder import WEIGHTS_FILE, prepare_workdir
 from paella_jax.runs.weights import save_tree
 
-DEVICES = jax.devices()
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,10 +26,20 @@ def config_of(name: str, **overrides):
     return load_config(str(ROOT / "configs" / name.replace(":", ".py:")), texts)
 
 
+def slow(*values):
+    """Values of a parametrised test that the suite leaves out: it has others of the same kind."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@cache
+def _all_devices():
+    return jax.devices()
+
+
 @contextmanager
 def devices_shown(count: int = 1):
     """Lets `jax.devices()` be the first `count`, which is what meshes are made of."""
-    shown = DEVICES[:count]
+    shown = _all_devices()[:count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: shown)
         yield

@@ -62,7 +62,7 @@ def write_run(workdir, steps=STEPS, **overrides):
             "model_state": {"mean": np.float32([10 * step])},
             "opt_state": {"count": np.int32(step)},
         }
-        checkpointer.save(step, state, None)
+        checkpointer.save(step, state)
     checkpointer.close()
     return workdir
 
@@ -176,7 +176,7 @@ def test_samples_and_trains_on(tmp_path):
         shapes = jax.eval_shape(method.init, jax.random.key(0))
         params, model_state = small.random_values(shapes, seed=step)
         drawn.append(params)
-        checkpointer.save(step, create_state(params, model_state, optimizer, True), None)
+        checkpointer.save(step, create_state(params, model_state, optimizer, True))
     checkpointer.close()
 
     out = write_average(workdir, tmp_path / "average")

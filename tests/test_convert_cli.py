@@ -243,7 +243,7 @@ def trained(tmp_path_factory):
         "model_state": {"vqgan": variables["batch_stats"]},
     }  # fmt: skip
     checkpointer = Checkpointer(prepare_workdir(folder / "vqgan", config))
-    checkpointer.save(1, state, None)
+    checkpointer.save(1, state)
     checkpointer.close()
     return folder / "vqgan"
 
@@ -296,7 +296,7 @@ def test_fine_tuning_starts_with_the_converted_weights(complete, tmp_path):
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         abstract, _ = abstract_state(config, method, mesh)
-    state = checkpointer.restore(abstract, None)
+    state = checkpointer.restore(abstract)
     checkpointer.close()
     for leaf in jax.tree.leaves((state.params, state.ema_params)):
         assert leaf.dtype == np.float32
@@ -347,7 +347,7 @@ def test_an_averaged_training_run_is_exported(tmp_path, capsys):
         "ema_params": {"predictor": params, "text_encoder": {"x": np.ones(3, np.float32)}},
     }  # fmt: skip
     checkpointer = Checkpointer(prepare_workdir(tmp_path / "run", config))
-    checkpointer.save(1, state, None)
+    checkpointer.save(1, state)
     checkpointer.close()
     out = tmp_path / "back.safetensors"
     run("--export", "original", "--checkpoint", tmp_path / "run", "--out", out)

@@ -445,7 +445,7 @@ def test_interpolation_of_trained_runs_mixes_statistics(tmp_path):
                             "count": np.full(2, int(value), np.int32)},
         }  # fmt: skip
         checkpointer = Checkpointer(prepare_workdir(tmp_path / name, config))
-        checkpointer.save(1, state, None)
+        checkpointer.save(1, state)
         checkpointer.close()
     run("--interpolate", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "x")
     tree = restore_variables(tmp_path / "x")[1]
@@ -492,7 +492,7 @@ def test_merging_adapters(two_runs, tmp_path, capsys):
     save_tree(workdir / "frozen" / "base.safetensors", base)
     save_tree(workdir / "frozen" / "other.safetensors", {"x": np.ones(1, np.float32)})
     checkpointer = Checkpointer(workdir)
-    checkpointer.save(3, {"params": adapters, "ema_params": {}, "model_state": {}}, None)
+    checkpointer.save(3, {"params": adapters, "ema_params": {}, "model_state": {}})
     checkpointer.close()
     run("--merge", workdir, "--out", tmp_path / "merged")
     assert "adapters of rank 2 merged" in capsys.readouterr().out

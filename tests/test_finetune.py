@@ -215,7 +215,7 @@ def test_a_given_tokenizer_replaces_the_other_runs(base, photos, tmp_path):
         "model_state": {"vqgan": variables["batch_stats"]},
     }  # fmt: skip
     checkpointer = Checkpointer(vqgan)
-    checkpointer.save(1, state, None)
+    checkpointer.save(1, state)
     checkpointer.close()
     _, method = built(tmp_path / "run", base, photos, tokenizer=vqgan, **LORA)
     np.testing.assert_array_equal(method.frozen["vqgan"]["params"]["codebook"], codebook)
@@ -237,7 +237,7 @@ def test_super_resolution_runs_carry_the_small_pictures_tokenizer_along(tmp_path
     small.carry_random_tokenizer(base)
     small.carry_random_tokenizer(base / "frozen" / "low")
     write = Checkpointer(base)
-    write.save(1, {"params": {"a": np.zeros(1)}, "ema_params": {}, "model_state": {}}, None)
+    write.save(1, {"params": {"a": np.zeros(1)}, "ema_params": {}, "model_state": {}})
     write.close()
     files = lambda run: sorted(
         str(file.relative_to(run)) for file in run.rglob("*vqgan*") if file.is_file()

@@ -25,7 +25,7 @@ def started(workdir, config):
     params, model_state = small.random_values(shapes, seed=7)
     checkpointer = Checkpointer(workdir)
     state = {"params": params, "ema_params": {}, "model_state": model_state}
-    checkpointer.save(1, state, None)
+    checkpointer.save(1, state)
     checkpointer.close()
     return workdir
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+import small
 from jax import lax
 
 from paella_jax.evaluation.flops import count_flops
@@ -117,7 +118,9 @@ def test_unknown_number_of_rounds_is_refused():
     assert count_flops(harmless, shape()) == 0
 
 
-@pytest.mark.parametrize("grid, resampled, published", [(16, False, 213.5), (32, True, 227.4)])
+@pytest.mark.parametrize(
+    "grid, resampled, published", [(16, False, 213.5), small.slow(32, True, 227.4)]
+)
 def test_amused_agrees_with_the_published_table(grid, resampled, published):
     network = UViT(downsample=resampled, upsample=resampled)
     inputs = (shape(1, grid, grid, dtype=jnp.int32), shape(1, 77, 768), shape(1, 768), shape(1, 5))
@@ -125,7 +128,8 @@ def test_amused_agrees_with_the_published_table(grid, resampled, published):
 
 
 @pytest.mark.parametrize(
-    "grid, text, published", [(32, 128, 172.4), (64, 64, 501.8), (64, 128, 531.0)]
+    "grid, text, published",
+    [(32, 128, 172.4), small.slow(64, 64, 501.8), small.slow(64, 128, 531.0)],
 )
 def test_released_paella_agrees_with_the_published_table(grid, text, published):
     cond = Conditioning(

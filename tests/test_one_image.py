@@ -72,7 +72,7 @@ def test_micro_conditions_are_the_file_s_size_and_the_crop_s_corner(file):
 def test_the_stream_is_endless_and_repeatable(file):
     """One sample fills batches of any size; each place in the stream has its own crop."""
     source = make_source(data_of(file, resize=48, crop="random"), "train", 0)
-    batches = lambda seed: make_iterator(source, image_transform, global_batch_size=8, seed=seed)
+    batches = lambda seed: make_iterator(source, image_transform, batch_size=8, seed=seed)
     first, again = next(batches(0))["image"], next(batches(0))["image"]
     np.testing.assert_array_equal(first, again)
     assert len({x.tobytes() for x in first}) > 4

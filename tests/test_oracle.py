@@ -43,7 +43,7 @@ def test_clean_renders_are_read_exactly(name, count, split):
 
 
 def test_jitter_is_read_too_and_does_not_count():
-    images, scenes = samples("shapes64", "train", 200)
+    images, scenes = samples("shapes64", "train", 60)
     assert read_scenes(images, SPECS["shapes64"]) == list(scenes)
     assert score(images, [s.without_jitter() for s in scenes], SPECS["shapes64"]).exact == 1.0
 

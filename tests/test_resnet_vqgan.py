@@ -79,7 +79,7 @@ def untrained(workdir, config):
         lambda s: np.abs(draw.normal(size=s.shape, scale=0.3)).astype(s.dtype) + 0.01, shapes
     )
     checkpointer = Checkpointer(workdir)
-    checkpointer.save(1, {"params": params, "ema_params": {}, "model_state": state}, None)
+    checkpointer.save(1, {"params": params, "ema_params": {}, "model_state": state})
     checkpointer.close()
     return workdir
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
-from small import random_variables
+from small import random_variables, slow
 from test_sharding import mesh_of
 
 from paella_jax.models.conditioning import Conditioning
@@ -26,14 +26,14 @@ from paella_jax.objectives.token_prediction import weighted_token_loss
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.training.compiled_step import FOR_LOOKING
 from paella_jax.training.optim import make_optimizer
+from paella_jax.training.placing import batch_sharding
 from paella_jax.training.sharding import (
-    batch_sharding,
     spec_for,
     state_shardings,
 )
 
 pytestmark = pytest.mark.devices(8)
-MESHES = [(2, 2, 2), (1, 2, 4)]
+MESHES = [(2, 2, 2), slow((1, 2, 4))]
 CODES, BATCH, WIDTH = 128, 8, 128  # 128 x 128 is the smallest matrix that is cut
 GRID, TEXT_LENGTH = 4, 6
 LAYERS = {"width": WIDTH, "depth": 1, "num_heads": 4, "feed_forward_width": 256}

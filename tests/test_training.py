@@ -97,6 +97,11 @@ def test_resume_equals_an_uninterrupted_run_bitwise(finished, tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
+def test_a_run_of_no_steps_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="num_steps must be at least 1, got 0"):
+        run(tmp_path, num_steps=0)
+
+
 def test_finished_run_does_nothing_more(finished):
     workdir, result = finished
     again = run(workdir)
@@ -106,7 +111,11 @@ def test_finished_run_does_nothing_more(finished):
 
 @pytest.mark.devices(8)
 def test_accumulation_equals_one_big_batch(tmp_path):
-    settings = SHALLOW | {"num_steps": 1, "batch_size": 16, "mesh__data": 1, "mesh__fsdp": -1}
+    network = {"network": "transformer", "corruption": "mask"}
+    sizes = {"width": 128, "depth": 1, "num_heads": 2, "feed_forward_width": 128}
+    settings = {f"cell__{name}": value for name, value in network.items()}
+    settings |= {f"transformer__{name}": value for name, value in sizes.items()}
+    settings |= {"num_steps": 1, "batch_size": 16, "mesh__data": 1, "mesh__fsdp": -1}
     whole = run(tmp_path / "whole", **settings)
     cut = run(tmp_path / "cut", optim__accumulation=2, **settings)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)

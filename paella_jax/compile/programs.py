@@ -31,7 +31,8 @@ from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import first_batch, jitted_step
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.method import Method
-from paella_jax.training.sharding import batch_sharding, replicated
+from paella_jax.training.placing import batch_sharding
+from paella_jax.training.sharding import replicated
 from paella_jax.typing import Tree
 
 PROGRAMS = ("train", "sample")

@@ -1,12 +1,12 @@
-"""From a random-access source to batches: shuffled, endless, sharded by process, resumable.
+"""From a random-access source to batches: shuffled, endless, each process's own rows, resumable.
 
-The whole pipeline is a function of the step: its state is one number per process, which is saved
-with every checkpoint, so a resumed run sees exactly the batches it would have seen.
+A batch is a function of the seed and the step alone. So nothing of it is saved with a checkpoint,
+and a run resumed on another number of processes sees exactly the batches it would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import absl.flags
@@ -46,14 +46,14 @@ def make_iterator(
     source: Source,
     transform: Transform,
     *,
-    global_batch_size: int,
+    batch_size: int,
     seed: int,
+    start: int = 0,
+    rows: Sequence[int] | None = None,
     threads: int = 2,
     prefetch: int = 8,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator over this process's part of every global batch.
+    """An endless iterator over some rows of every global batch.
 
     Args:
       source: where samples come from; a `BatchwiseSource` is asked for each position of the stream,
@@ -61,40 +61,34 @@ def make_iterator(
         position in the endless stream, so that each epoch differs and neither threads, processes
         nor a resumed run change a sample.
       transform: applied to each sample.
-      global_batch_size: samples per step over all processes; divisible by `process_count`.
+      batch_size: samples per step over all processes.
       seed: order of the samples and their chance.
+      start: the step whose batch comes first.
+      rows: of the batch, those this process loads (`sharding.local_rows`); default all.
       threads: reading threads.
       prefetch: batches prepared ahead.
-      process_index: this process.
-      process_count: all processes.
 
     Returns:
-      An iterator of {name: array [local_batch, ...]} with `get_state` and `set_state`.
+      An iterator of {name: array [rows, ...]}.
     """
-    if global_batch_size % process_count:
-        raise ValueError(
-            f"batch_size {global_batch_size} must be divisible by the {process_count} processes"
-        )
     # grain reads absl flags, which a notebook, a test or our own command line never parsed.
     if not absl.flags.FLAGS.is_parsed():
         absl.flags.FLAGS.mark_as_parsed()
-    local = global_batch_size // process_count
     if isinstance(source, BatchwiseSource):
-        place = lambda position: source.draw_at(position, global_batch_size, seed)
+        place = lambda position: source.draw_at(position, batch_size, seed)
         samples = grain.MapDataset.range(ENDLESS).map(place)
     elif isinstance(source, RandomSource):
         order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-        # Before the slice: every process must number the stream's positions alike.
         samples = order.random_map(source.draw, seed=seed)
     else:
         samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    dataset = (
-        samples.slice(slice(process_index, None, process_count))
-        .map(transform)
-        .batch(local, drop_remainder=True)
-    )
+    rows = range(batch_size) if rows is None else rows
+    # Every process numbers the stream's positions alike and reads its own.
+    position = lambda i: samples[i // len(rows) * batch_size + rows[i % len(rows)]]
+    dataset = grain.MapDataset.range(start * len(rows), ENDLESS).map(position)
+    batches = dataset.map(transform).batch(len(rows), drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-    return iter(dataset.to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))
 
 
 def image_transform(sample: dict[str, Any]) -> dict[str, np.ndarray]:

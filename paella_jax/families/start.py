@@ -7,6 +7,7 @@ checkpoint of step 0 or, for LoRA, as `frozen/base.safetensors`. Resuming never 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, flatten_config
-from paella_jax.data.loader import make_iterator
 from paella_jax.families.vqgan import DECODER_FIELDS, architecture_of
 from paella_jax.families.vqgan_training import place_fixed
 from paella_jax.objectives.inputs import StepInputs
@@ -25,9 +25,11 @@ from paella_jax.runs.folder import CONFIG_FILE, has_progress, read_config
 from paella_jax.runs.frozen import FROZEN, copy_frozen, load_carried, place_of
 from paella_jax.runs.lora import BASE, check_lora, lora_init, lora_merge
 from paella_jax.runs.weights import save_tree
+from paella_jax.training.distributed import first_alone
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.method import Method
 from paella_jax.training.optim import check_optim, make_optimizer
+from paella_jax.training.placing import place
 from paella_jax.training.sharding import make_mesh
 from paella_jax.training.state import TrainState, create_state
 from paella_jax.typing import Array, Tree
@@ -181,14 +183,18 @@ def fine_tuned(config: ConfigDict, workdir: Path, method: Method) -> Method:
         return method
     if config.lora.rank:
         file = place_of("base", workdir)
-        if not file.is_file():
-            save_tree(file, _starting_params(config, method)[0])
+        first_alone("base", partial(_save_base, config, method, file))
         return lora_method(method, load_carried("base", workdir), config)
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     if checkpointer.latest_step() is None:
         _save_start(config, method, checkpointer)
     checkpointer.close()
     return method
+
+
+def _save_base(config: ConfigDict, method: Method, file: Path) -> None:
+    if not file.is_file():
+        save_tree(file, _starting_params(config, method)[0])
 
 
 def _starting_params(config: ConfigDict, method: Method) -> tuple[Tree, Tree]:
@@ -255,19 +261,10 @@ def _save_start(config: ConfigDict, method: Method, checkpointer: Checkpointer) 
             out_shardings=shardings,
         )
         state = create(
-            jax.device_put(params, shardings.params),
-            jax.device_put(model_state, shardings.model_state),
+            place(params, shardings.params),
+            place(model_state, shardings.model_state),
         )
-        data = make_iterator(
-            method.source,
-            method.transform,
-            global_batch_size=config.batch_size,
-            seed=config.seed,
-            threads=config.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        checkpointer.save(0, state, data)
+        checkpointer.save(0, state)
         checkpointer.wait()
 
 

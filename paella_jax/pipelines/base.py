@@ -15,7 +15,8 @@ from PIL import Image
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.images.write import to_uint8
-from paella_jax.training.sharding import batch_sharding, make_mesh
+from paella_jax.training.placing import batch_sharding, fetch, place
+from paella_jax.training.sharding import make_mesh, replicated
 from paella_jax.typing import Key, Tree
 
 
@@ -161,6 +162,13 @@ def all_devices() -> Mesh:
     return make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
 
 
+def on_mesh(weights: Tree, mesh: Mesh) -> Tree:
+    """Weights that lie on the mesh already stay as they are sharded; others are put there whole."""
+    lies_there = lambda x: isinstance(x, jax.Array) and getattr(x.sharding, "mesh", None) == mesh
+    put = lambda x: x if lies_there(x) else place(x, replicated(mesh))
+    return jax.tree.map(put, weights)
+
+
 def one_per_prompt(values: Any, count: int, name: str) -> list[Any]:
     """One value for all prompts, or one for each. Raises ValueError otherwise."""
     listed = list(values) if isinstance(values, list | tuple | np.ndarray) else [values]
@@ -207,19 +215,20 @@ def in_batches(
       request: arrays with `count` in front.
       count: number of images.
       batch_size: bounds a piece; it is rounded up to whole devices.
-      mesh: pieces are spread over its devices.
+      mesh: pieces are spread over its batch axes.
 
     Raises:
       ValueError: batch_size below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    size = -(-min(batch_size, count) // mesh.size) * mesh.size
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(batch_size, count) // shards) * shards
     parts = []
     for start in range(0, count, size):
         rows = np.arange(start, start + size) % count
         piece = jax.tree.map(lambda x, rows=rows: x[rows], request)
         with jax.set_mesh(mesh):  # a preview runs inside of training, on another mesh
-            outputs = run(jax.device_put(piece, batch_sharding(mesh)))
-        parts.append([np.asarray(x)[: count - start] for x in outputs])
+            outputs = run(place(piece, batch_sharding(mesh)))
+        parts.append([fetch(x)[: count - start] for x in outputs])
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.runs.derive import restore_trained
@@ -104,6 +105,7 @@ def load_stage_c_pipeline(
     workdir: Path,
     weights: tuple[Tree, Tree] | None = None,
     offload: bool = False,
+    mesh: Mesh | None = None,
 ) -> WuerstchenPipeline:
     """All three stages of a Stage C run's folder.
 
@@ -112,6 +114,7 @@ def load_stage_c_pipeline(
       workdir: its folder.
       weights: Stage C's parameters and frozen text encoder; None reads the newest checkpoint.
       offload: keep weights on the host and put one stage at a time on the device.
+      mesh: the one that given weights lie on.
     """
     from paella_jax.families.stage_b import load_stage_b
     from paella_jax.families.stage_c import make_stage_c
@@ -127,6 +130,7 @@ def load_stage_c_pipeline(
         _later_weights(params, frozen) | {"stage_c": weights},
         {"stage_b": config_b, "stage_c": config},
         offload,
+        mesh,
     )
 
 

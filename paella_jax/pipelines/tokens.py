@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.data.sizes import whole_image_conds
@@ -20,7 +21,14 @@ from paella_jax.families.tokens import load_networks
 from paella_jax.families.vqgan import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches
+from paella_jax.pipelines.base import (
+    Generation,
+    Job,
+    Pipeline,
+    all_devices,
+    in_batches,
+    on_mesh,
+)
 from paella_jax.pipelines.geometry import Scale, Sizes
 from paella_jax.pipelines.prompts import (
     Condition,
@@ -44,7 +52,7 @@ from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
-from paella_jax.training.sharding import replicated
+from paella_jax.training.placing import fetch
 from paella_jax.typing import Tree
 
 # A text, a Condition, a list with one of them per image, or a list of lists of conditions to mix.
@@ -62,10 +70,18 @@ class TokenPipeline(Pipeline):
       sizes: the images it draws.
     """
 
-    def __init__(self, networks: TokenNetworks, params: Tree, frozen: Tree, config: ConfigDict):
+    def __init__(
+        self,
+        networks: TokenNetworks,
+        params: Tree,
+        frozen: Tree,
+        config: ConfigDict,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """`mesh` is the one that the weights of a run in training lie on; default all devices."""
         self.networks = networks
         self.config = config
-        self.mesh = all_devices()
+        self.mesh = mesh or all_devices()
         self.set_params(params, frozen)
         self.sizes = Sizes.of(networks, config)
         # Made once: a new jit of a bound method at every call would trace and compile again.
@@ -78,7 +94,7 @@ class TokenPipeline(Pipeline):
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
-        self.params, self.frozen = jax.device_put((params, frozen), replicated(self.mesh))
+        self.params, self.frozen = on_mesh((params, frozen), self.mesh)
 
     @property
     def scales(self) -> list[Scale]:
@@ -199,7 +215,7 @@ class TokenPipeline(Pipeline):
 
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Tokens [count, h, w] -> images float32 [count, H, W, 3] in [0, 1]."""
-        return np.asarray(self._decode(self.frozen, jnp.asarray(tokens)))
+        return fetch(self._decode(self.frozen, jnp.asarray(tokens)))
 
     def strip(self, generation: Generation) -> np.ndarray:
         """The images after every step, of a generation with a trace.
@@ -216,11 +232,11 @@ class TokenPipeline(Pipeline):
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> tokens int32 [count, h, w]."""
-        return np.asarray(self._encode(self.frozen, jnp.asarray(read_images(images))))
+        return fetch(self._encode(self.frozen, jnp.asarray(read_images(images))))
 
     def encode_low(self, images: np.ndarray) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> what super-resolution enlarges."""
-        return np.asarray(self._encode_low(self.frozen, jnp.asarray(read_images(images))))
+        return fetch(self._encode_low(self.frozen, jnp.asarray(read_images(images))))
 
     def embed(self, images: np.ndarray) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> embeddings [count, width].
@@ -230,7 +246,7 @@ class TokenPipeline(Pipeline):
         """
         if self.networks.image_encoder is None:
             raise ValueError("this run has no image encoder (image_encoder.kind is none)")
-        return np.asarray(self._embed(self.params, self.frozen, jnp.asarray(read_images(images))))
+        return fetch(self._embed(self.params, self.frozen, jnp.asarray(read_images(images))))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Texts -> CLIP embeddings [count, width], what a CLIP prior takes.
@@ -241,7 +257,7 @@ class TokenPipeline(Pipeline):
         ids = clip_ids(self.networks, list(texts))
         if ids is None:
             raise ValueError("this run has no CLIP text tower (clip.folder was not given)")
-        return np.asarray(self._embed_texts(self.frozen, jnp.asarray(ids)))
+        return fetch(self._embed_texts(self.frozen, jnp.asarray(ids)))
 
     def keep_inside(
         self, pixels: np.ndarray, margins: tuple[tuple[int, int], tuple[int, int]]

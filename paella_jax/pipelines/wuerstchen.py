@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
@@ -26,6 +27,7 @@ from paella_jax.pipelines.base import (
     all_devices,
     in_batches,
     numbered_keys,
+    on_mesh,
     one_per_prompt,
 )
 from paella_jax.pipelines.geometry import check_side
@@ -38,7 +40,6 @@ from paella_jax.pipelines.wuerstchen_programs import (
     stage_c_settings,
 )
 from paella_jax.sampling.diffusion import DDPMSettings
-from paella_jax.training.sharding import replicated
 from paella_jax.typing import Tree
 
 LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
@@ -70,6 +71,7 @@ class WuerstchenPipeline(Pipeline):
         weights: dict[str, Tree],
         configs: dict[str, ConfigDict],
         offload: bool = False,
+        mesh: Mesh | None = None,
     ) -> None:
         """Puts loaded stages together (load.py).
 
@@ -79,12 +81,13 @@ class WuerstchenPipeline(Pipeline):
           weights: "stage_c", "stage_b" as (params, frozen); "vqgan" and "compressor".
           configs: of "stage_b", and of "stage_c" if there is one.
           offload: keep weights on the host and put one stage at a time on the device.
+          mesh: the one that the weights of a run in training lie on; default all devices.
         """
         self.stage_b, self.stage_c = stage_b, stage_c
         self.configs = configs
         self.config = configs.get("stage_c", configs["stage_b"])
         self.offload = offload
-        self.mesh = all_devices()
+        self.mesh = mesh or all_devices()
         self._weights: dict[str, Tree] = {}
         for name, tree in weights.items():
             self.set_weights(name, tree)
@@ -103,7 +106,7 @@ class WuerstchenPipeline(Pipeline):
         self._weights[name] = placed
 
     def _on_device(self, tree: Tree) -> Tree:
-        return jax.device_put(tree, replicated(self.mesh))
+        return on_mesh(tree, self.mesh)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[Tree]:

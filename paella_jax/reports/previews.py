@@ -1,4 +1,7 @@
-"""Images and scores that a run writes while it trains: samples of validation captions."""
+"""Images and scores that a run writes while it trains: samples of validation captions.
+
+They are drawn on the mesh that the weights lie on, by all processes together.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
@@ -24,6 +28,7 @@ from paella_jax.pipelines.load import load_stage_c_pipeline
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 from paella_jax.runs.frozen import COMPRESSOR, load_carried, variables_of
+from paella_jax.training.placing import fetch
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
 
@@ -38,7 +43,8 @@ def token_preview(config: ConfigDict, workdir: Path) -> Preview:
     def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:
         if not pipelines:
             networks, _ = load_networks(config, workdir)
-            pipelines.append(TokenPipeline(networks, state.eval_params, frozen, config))
+            weights = (state.eval_params, frozen)
+            pipelines.append(TokenPipeline(networks, *weights, config, mesh_of(state)))
         pipelines[0].set_params(state.eval_params, frozen)
         low: dict[str, Any] = {}
         if "low_tokens" in pipelines[0].networks.takes:
@@ -57,7 +63,8 @@ def stage_c_preview(config: ConfigDict, workdir: Path) -> Preview:
         texts = {name: tree for name, tree in frozen.items() if name != COMPRESSOR}
         weights = (state.eval_params, texts)
         if not pipelines:
-            pipelines.append(load_stage_c_pipeline(config, workdir, weights))
+            mesh = mesh_of(state)
+            pipelines.append(load_stage_c_pipeline(config, workdir, weights, mesh=mesh))
         pipelines[0].set_weights("stage_c", weights)
         return pipelines[0].generate(captions, seed=list(range(len(captions)))).images
 
@@ -98,7 +105,8 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
         if not pipelines:
             networks, _ = make_stage_b(config, workdir)
             start = weights | {"vqgan": load_carried("tokenizer", workdir)[1]}
-            pipelines.append(WuerstchenPipeline(networks, None, start, {"stage_b": config}))
+            configs, mesh = {"stage_b": config}, mesh_of(state)
+            pipelines.append(WuerstchenPipeline(networks, None, start, configs, mesh=mesh))
         for name, tree in weights.items():
             pipelines[0].set_weights(name, tree)
         images = np.stack([sample["image"] for sample in samples]).astype(np.float32) / 255.0
@@ -123,10 +131,10 @@ def vqgan_preview(config: ConfigDict, workdir: Path) -> Preview:
         return model.apply(variables, tokens, method="decode_tokens")
 
     def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        images = images_from_batch({"image": jnp.asarray(samples)})
-        rebuilt = round_trip(variables_of(state.eval_params, state.model_state), images)
-        save_grid(file, np.concatenate([np.asarray(images), np.asarray(rebuilt)], axis=2))
-        return {"validation_mse": float(jnp.square(rebuilt - images).mean())}
+        images = np.asarray(images_from_batch({"image": jnp.asarray(samples)}))
+        rebuilt = fetch(round_trip(variables_of(state.eval_params, state.model_state), images))
+        _write_grid(file, np.concatenate([images, rebuilt], axis=2))
+        return {"validation_mse": float(np.square(rebuilt - images).mean())}
 
     return preview
 
@@ -143,9 +151,22 @@ def clip_prior_preview(config: ConfigDict, workdir: Path) -> Preview:
         samplers[0].set_params(state.eval_params)
         texts, images = (np.stack([pair[name] for pair in pairs]) for name in pairs[0])
         drawn = samplers[0](texts, jax.random.key(0))
-        return {"preview_cosine": mean_cosine(np.asarray(drawn), images)}
+        return {"preview_cosine": mean_cosine(fetch(drawn), images)}
 
     return preview
+
+
+def mesh_of(state: TrainState) -> Mesh:
+    """The mesh that a state in training lies on."""
+    sharding = state.step.sharding
+    assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
+    return sharding.mesh
+
+
+def _write_grid(file: Path, images: np.ndarray, *labels: Any) -> None:
+    """Of several processes, which all have the images, the first writes them."""
+    if jax.process_index() == 0:
+        save_grid(file, images, *labels)
 
 
 def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
@@ -165,9 +186,9 @@ def _show(
     config: ConfigDict, images: np.ndarray, captions: list[str], file: Path
 ) -> dict[str, float]:
     if config.data.source != "shapes":
-        save_grid(file, images[:SHOWN], captions[:SHOWN])
+        _write_grid(file, images[:SHOWN], captions[:SHOWN])
         return {}
     score = score_images(images, captions, config.data.spec)
     ticks = np.asarray(score.exact_images)[:SHOWN].tolist()
-    save_grid(file, images[:SHOWN], captions[:SHOWN], ticks)
+    _write_grid(file, images[:SHOWN], captions[:SHOWN], ticks)
     return {"preview_exact": float(score.exact)}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
-from paella_jax.runs.checkpoint import read_arrays
+from paella_jax.runs.checkpoint import complete_steps, read_arrays
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.typing import Tree
 
@@ -62,9 +62,7 @@ def steps_to_average(workdir: str | Path, wanted: Sequence[int] = ()) -> list[in
             f"{workdir} holds LoRA adapters, whose factors cannot be averaged one by one; merge "
             f"its newest instead: python -m paella_jax.convert --merge {workdir} --out DIR"
         )
-    # Unfinished checkpoints have a suffix behind the step.
-    folders = (Path(workdir) / "checkpoints").glob("*")
-    kept = sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+    kept = complete_steps(workdir)
     absent = sorted(set(wanted) - set(kept))
     if absent:
         raise ConfigError(f"{workdir} has no checkpoint of step {absent}; it keeps {kept}")

@@ -1,16 +1,16 @@
 """Saving and restoring runs with orbax; a failing restore is an error, never a fresh start.
 
-A run folder holds `config.json` and `checkpoints/<step>` with three items: the state, the data
-iterator of every process, and a small JSON note. A folder of converted weights has
-`weights.safetensors` in their place.
+A run folder holds `config.json` and `checkpoints/<step>` with two items: the state, and a small
+JSON note (older ones also say where the data stood, which is the step). A folder of converted
+weights has `weights.safetensors` in their place.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,6 +19,46 @@ from paella_jax.config import ConfigError
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
 from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
+
+# Where one of these is missing a folder was copied in part, or lost files.
+NEEDED = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt")
+INCOMPLETE = "incomplete"  # beside `checkpoints`
+
+
+def complete_steps(workdir: str | Path) -> list[int]:
+    """The steps of a run whose checkpoints have all their parts, oldest first."""
+    folders = _step_folders(workdir)
+    return sorted(int(f.name) for f in folders if all((f / part).is_file() for part in NEEDED))
+
+
+def set_aside_incomplete(workdir: str | Path) -> str:
+    """Moves checkpoints that lack a part out of the way, so that the one before is used.
+
+    Returns:
+      What was moved, for the person watching; empty if nothing.
+
+    Raises:
+      CheckpointError: there is no whole one.
+    """
+    whole = complete_steps(workdir)
+    broken = sorted((f for f in _step_folders(workdir) if int(f.name) not in whole), key=str)
+    if broken and not whole:
+        raise CheckpointError(
+            f"no checkpoint in {broken[0].parent} is whole: {', '.join(f.name for f in broken)} "
+            "lack files. Copy them again, or delete them to start over"
+        )
+    for folder in broken:
+        place = Path(workdir) / INCOMPLETE / folder.name
+        place.parent.mkdir(exist_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+    moved = ", ".join(folder.name for folder in broken)
+    return f"checkpoint {moved} lacks files: moved to {INCOMPLETE}/" if broken else ""
+
+
+def _step_folders(workdir: str | Path) -> list[Path]:
+    # Those that were being written have a suffix behind the step.
+    return [f for f in (Path(workdir) / "checkpoints").glob("*") if f.name.isdigit()]
 
 
 class Checkpointer:
@@ -35,7 +75,7 @@ class Checkpointer:
         """The newest finished checkpoint's step."""
         return self.manager.latest_step()
 
-    def save(self, step: int, state: Tree, iterator: grain.DatasetIterator | None) -> None:
+    def save(self, step: int, state: Tree) -> None:
         """Starts writing; the arrays may be donated as soon as this returns."""
         if step == self.manager.latest_step():
             return
@@ -43,14 +83,12 @@ class Checkpointer:
             "state": ocp.args.StandardSave(state),
             "note": ocp.args.JsonSave({"step": step, "processes": jax.process_count()}),
         }
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(iterator)
         self.manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def restore(self, abstract: Tree, iterator: grain.DatasetIterator | None) -> Tree:
+    def restore(self, abstract: Tree) -> Tree:
         """Restores the newest checkpoint into `abstract`'s shapes, dtypes and shardings.
 
-        The iterator is moved to where it stood.
+        The processes and devices that saved it may have been others.
 
         Raises:
           CheckpointError: nothing to restore, or the files are damaged or of another model.
@@ -59,8 +97,6 @@ class Checkpointer:
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.directory}; train first")
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
-        if iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(iterator)
         try:
             return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
         except Exception as error:
@@ -103,10 +139,10 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
         return 0, _sampling_weights(load_tree(file))
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")
-    manager = ocp.CheckpointManager(directory)
-    step = manager.latest_step()
-    if step is None:
+    steps = complete_steps(workdir)
+    if not steps:
         raise CheckpointError(f"no finished checkpoint in {directory}; train first")
+    step = steps[-1]
     try:
         restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
@@ -114,8 +150,6 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
             f"checkpoint {directory / str(step)} cannot be read: {_reason(error)}. Delete that "
             "step's folder to use the one before, or train again"
         ) from error
-    finally:
-        manager.close()
     return step, _sampling_weights(restored)
 
 

@@ -111,6 +111,6 @@ def write_run(
     copy_frozen(workdir, out, leave_out=["base"])
     checkpointer = Checkpointer(out)
     state = {"params": params, "ema_params": {}, "model_state": model_state}
-    checkpointer.save(step, state, None)
+    checkpointer.save(step, state)
     checkpointer.close()
     return out

@@ -28,7 +28,8 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
-       "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset")  # fmt: skip
+       "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset",
+       "optim.gradient_reduction")  # fmt: skip
 # ... and where the networks it carries once came from.
 SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
            "compressor.run", "init_from")  # fmt: skip

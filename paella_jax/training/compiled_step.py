@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import report
-from paella_jax.training.sharding import abstract_batch, replicated
+from paella_jax.training.placing import abstract_batch, place
+from paella_jax.training.sharding import replicated
 from paella_jax.training.step import make_train_step
 from paella_jax.typing import Tree
 
@@ -71,7 +72,7 @@ class StepPrograms:
             config, method, state, frozen, key, mesh, batch=batch
         )
         batch = first_batch(config, method, mesh)
-        self._num_steps = jax.device_put(np.int32(config.num_steps), replicated(mesh))
+        self._num_steps = place(np.int32(config.num_steps), replicated(mesh))
         self.seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._add(batch)
@@ -102,17 +103,10 @@ def _shapes(batch: dict[str, Any]) -> Any:
 
 def first_batch(config: ConfigDict, method: Method, mesh: Mesh) -> Tree:
     """Shapes and shardings of the global batch, from the first sample."""
-    sample = method.transform(method.source[0])
-    processes = jax.process_count()
-    local = config.batch_size // processes
-    return abstract_batch(jax.tree.map(lambda x: _repeat_shape(x, local), sample), mesh, processes)
+    return abstract_batch(method.transform(method.source[0]), config.batch_size, mesh)
 
 
 def bytes_per_device(tree: Tree) -> int:
     """Bytes that one device holds of shapes with shardings."""
     size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(size(x) for x in jax.tree.leaves(tree))
-
-
-def _repeat_shape(x: Any, count: int) -> Any:
-    return np.broadcast_to(np.asarray(x)[None], (count, *np.shape(x)))

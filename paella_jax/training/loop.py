@@ -15,24 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.config import UserError
+from paella_jax.config import ConfigError, UserError
 from paella_jax.data.loader import make_iterator
-from paella_jax.runs.checkpoint import Checkpointer
+from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
+from paella_jax.training.distributed import first_alone
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
+from paella_jax.training.placing import local_rows, place, shard_batch
 from paella_jax.training.sharding import (
     check_batch,
     frozen_shardings,
     make_mesh,
     replicated,
-    shard_batch,
     state_shardings,
 )
 from paella_jax.training.state import TrainState, create_state
@@ -63,11 +64,13 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
       method: from `registry.build_method`.
 
     Raises:
-      MeshError, CheckpointError: before anything is compiled.
+      ConfigError, MeshError, CheckpointError: before anything is compiled.
       TrainingDiverged: with the step; the last saved checkpoint is from before it.
     """
     workdir = Path(workdir).absolute()
     began = time.perf_counter()
+    if config.num_steps < 1:
+        raise ConfigError(f"num_steps must be at least 1, got {config.num_steps}")
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.optim.accumulation, mesh)
     with jax.set_mesh(mesh):
@@ -93,20 +96,11 @@ def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree
 def _train(
     config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
 ) -> RunResult:
-    data = make_iterator(
-        method.source,
-        method.transform,
-        global_batch_size=config.batch_size,
-        seed=config.seed,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     abstract, init = abstract_state(config, method, mesh)
+    first_alone("checkpoints", lambda: _set_aside(workdir))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     if checkpointer.latest_step() is not None:
-        state = checkpointer.restore(abstract, data)
+        state = checkpointer.restore(abstract)
         report(f"resuming {workdir} at step {int(state.step)}")
     else:
         state = init(jax.random.key(config.seed))
@@ -115,8 +109,19 @@ def _train(
         checkpointer.close()
         return RunResult(state, start, time.perf_counter() - began, 0.0, False)
 
-    frozen = jax.device_put(method.frozen, frozen_shardings(method.frozen, mesh))
-    base_key = jax.device_put(jax.random.key(config.seed + 1), replicated(mesh))
+    data = make_iterator(
+        method.source,
+        method.transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start=start,
+        rows=local_rows(config.batch_size, mesh),
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+    )
+    frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
+    make_key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=replicated(mesh))
+    base_key = make_key()
     step_fn = StepPrograms(config, method, abstract, frozen, base_key, mesh)
     writer = MetricWriter(workdir, config.log, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
@@ -130,10 +135,22 @@ def _train(
     return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
 
 
+def _set_aside(workdir: Path) -> None:
+    moved = set_aside_incomplete(workdir)
+    if moved:
+        report(moved)
+
+
 @contextmanager
 def _termination_flag() -> Iterator[list[bool]]:
-    """A list that turns [True] on SIGTERM (preemption, job limit) instead of the process dying."""
+    """A list that turns [True] on SIGTERM (preemption, job limit) instead of the process dying.
+
+    Where there are several processes the signal is left to JAX, which agrees on a step for all.
+    """
     flag = [False]
+    if jax.process_count() > 1:
+        yield flag
+        return
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: flag.__setitem__(0, True))
     except ValueError:  # not in the main thread (a notebook server, some tests)
@@ -153,7 +170,7 @@ class _Run:
     workdir: Path
     method: Method
     checkpointer: Checkpointer
-    data: grain.DatasetIterator
+    data: Iterator[dict[str, np.ndarray]]
     writer: MetricWriter
     progress: Progress
 
@@ -168,11 +185,11 @@ class _Run:
                 if stop or (step > start and step % config.checkpoint.every == 0):
                     self._look_at(pending, step - 1)  # never save a broken state
                     pending = None
-                    self.checkpointer.save(step, state, self.data)
+                    self.checkpointer.save(step, state)
                 if stop:
                     report(f"SIGTERM: saved step {step}, stopping")
                     return state, True
-                batch = shard_batch(next(self.data), mesh)
+                batch = shard_batch(next(self.data), config.batch_size, mesh)
                 state, metrics = step_fn(state, frozen, batch, key)
                 self._look_at(pending, step - 1)
                 pending = metrics
@@ -180,7 +197,7 @@ class _Run:
                 if step + 1 < config.num_steps:
                     self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
-            self.checkpointer.save(config.num_steps, state, self.data)
+            self.checkpointer.save(config.num_steps, state)
             if not terminated[0]:
                 self._preview(state, frozen, config.num_steps)
         return state, terminated[0]
@@ -189,8 +206,6 @@ class _Run:
         every = self.config.log.preview_every
         last = step == self.config.num_steps
         if self.method.preview is None or not (last or (every and step % every == 0)):
-            return
-        if jax.process_count() > 1:  # a pipeline draws on one process's devices only
             return
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)

@@ -1,10 +1,11 @@
-"""Device mesh and sharding rules; the batch's own axes are in ops/batch_axis.py."""
+"""Device mesh and sharding rules; what is placed by them is in placing.py."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from paella_jax.config import UserError
-from paella_jax.ops.batch_axis import BATCH
 from paella_jax.runs.lora import BASE
 from paella_jax.typing import Tree
 
@@ -38,7 +38,7 @@ class MeshError(UserError, ValueError):
     """The mesh does not fit the devices or the batch."""
 
 
-def make_mesh(mesh: ConfigDict, devices: list[Any] | None = None) -> Mesh:
+def make_mesh(mesh: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """The ("data", "fsdp", "tensor") mesh; one axis may be -1 for all the remaining devices.
 
     Raises:
@@ -57,12 +57,65 @@ def make_mesh(mesh: ConfigDict, devices: list[Any] | None = None) -> Mesh:
             f"mesh ({shown}) does not fit {len(devices)} devices: the sizes must multiply to "
             f"{len(devices)}; set --config.mesh.data=-1 to take all the rest"
         )
-    arranged = mesh_utils.create_device_mesh(tuple(sizes), devices, allow_split_physical_axes=True)
-    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(_laid_out(tuple(sizes), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _laid_out(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as an array of these sizes, neighbours of the last axes near each other.
+
+    An axis of the mesh may take a part of an axis of the machine's torus: an 8x8 slice has meshes
+    of 4 x 16, too.
+
+    Raises:
+      MeshError: with sizes that the machine allows.
+    """
+    try:
+        return _device_mesh(sizes, devices)
+    except (NotImplementedError, ValueError, AssertionError) as error:
+        works = lambda shape: _works(partial(_device_mesh, shape, devices))
+        possible = [shape for shape in _factored(len(devices)) if works(shape)]
+        far = lambda shape: np.abs(np.log(np.divide(shape, sizes))).sum()
+        near = [dict(zip(AXES, shape, strict=True)) for shape in sorted(possible, key=far)[:4]]
+        shown = "; ".join(" ".join(f"{axis}={n}" for axis, n in mesh.items()) for mesh in near)
+        raise MeshError(
+            f"these {len(devices)} devices ({devices[0].device_kind}) cannot be laid out as "
+            f"{sizes}: {error}. Meshes that can: {shown}"
+        ) from error
+
+
+def _device_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Several TPU slices are joined along "data", or "fsdp": the network between them is slow."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    between = (slices, 1, 1) if sizes[0] % slices == 0 else (1, slices, 1)
+    if sizes[1] % between[1]:
+        raise ValueError(f"neither data nor fsdp divides by the {slices} slices")
+    within = tuple(size // n for size, n in zip(sizes, between, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+    )
+
+
+def _factored(count: int) -> list[tuple[int, int, int]]:
+    """All the ways to write a number as a product of three."""
+    divisors = [n for n in range(1, count + 1) if count % n == 0]
+    return [(a, b, count // a // b) for a in divisors for b in divisors if count // a % b == 0]
+
+
+def _works(build: Callable[[], Any]) -> bool:
+    try:
+        build()
+    except (NotImplementedError, ValueError, AssertionError):
+        return False
+    return True
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises MeshError where a micro-batch cannot be spread evenly over the devices."""
+    for name, value in (("batch_size", batch_size), ("optim.accumulation", accumulation)):
+        if value < 1:
+            raise MeshError(f"{name} must be at least 1, got {value}")
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (shards * accumulation):
         raise MeshError(
@@ -119,28 +172,6 @@ def _check_replicated(abstract: Tree, shardings: Tree) -> None:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, P())
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The batch axis over ("fsdp", "data")."""
-    return NamedSharding(mesh, BATCH)
-
-
-def shard_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's samples -> global arrays sharded over the mesh."""
-    sharding = batch_sharding(mesh)
-    put = lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x))
-    return jax.tree.map(put, local)
-
-
-def abstract_batch(local: dict[str, np.ndarray], mesh: Mesh, processes: int) -> Tree:
-    """Shapes and shardings of the global batch, for compiling before the first batch."""
-    describe = lambda x: jax.ShapeDtypeStruct(
-        (x.shape[0] * processes, *x.shape[1:]),
-        jax.dtypes.canonicalize_dtype(x.dtype),
-        sharding=batch_sharding(mesh),
-    )
-    return jax.tree.map(describe, local)
 
 
 # Frozen networks above this size are sharded over "fsdp": gathering them costs less than holding

@@ -182,6 +182,7 @@ def test_padded_text_with_mask_equals_short_text(case):
     np.testing.assert_allclose(run(Conditioning(text=padded, text_mask=mask)), short, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_gradients(case, recipe):
     _, model, params, arrays = case
     grads = [

@@ -1,0 +1,95 @@
+"""One process of tests/test_processes.py: `python process_of_a_run.py NAME ARGUMENTS`.
+
+`trained` trains cases to their last step, with all the processes that the environment tells of.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import small
+from programs import remember_programs
+
+from paella_jax.registry import build_method
+from paella_jax.runs.folder import prepare_workdir
+from paella_jax.training import sharding
+from paella_jax.training.cluster import find_cluster
+from paella_jax.training.distributed import check_same_config, check_shared, first_alone, joined
+from paella_jax.training.loop import train
+from paella_jax.training.placing import fetch
+
+FIELDS = {
+    "cell__network": "transformer",
+    "cell__corruption": "mask",
+    "transformer__width": 16,
+    "transformer__depth": 1,
+    "transformer__num_heads": 2,
+    "transformer__feed_forward_width": 32,
+    "text__width": 16,
+    "text__num_heads": 2,
+    "text__hidden_dim": 32,
+    "sampler__num_steps": 2,
+    "checkpoint__every": 100,
+    # Without a memory, Adam's first moment is the last step's gradient.
+    "optim__beta1": 0.0,
+    "optim__ema_decay": 0.0,
+    "optim__learning_rate": 0.01,
+    "optim__warmup_steps": 0,
+}
+
+
+def trained(folder: Path, mesh, steps=3, preview=False):
+    """The last state: {path: numpy} of parameters and of the last gradient."""
+    sharding.MIN_SHARD_SIZE = 64  # the small matrices of these tests are to be cut, too
+    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    config = small.small_paella(**(FIELDS | axes | {"num_steps": steps}))
+
+    def prepare():
+        prepare_workdir(folder, config)
+        if not (folder / "frozen").exists():
+            small.carry_random_tokenizer(folder)
+
+    first_alone("folder", prepare)
+    method = build_method(config, folder)
+    if not preview:
+        object.__setattr__(method, "preview", None)
+    state = train(config, folder, method).state
+    trees = {"params": state.params, "gradient": state.opt_state[1][0].mu}
+    cut = [not x.is_fully_replicated for x in jax.tree.leaves(state.params)]
+    leaves = jax.tree_util.tree_leaves_with_path(trees)
+    found = {jax.tree_util.keystr(path): fetch(x) for path, x in leaves}
+    return found | {"cut": np.asarray(sum(cut))}
+
+
+def train_cases(folder, cases):
+    remember_programs()
+    for name, case in json.loads(cases).items():
+        found = trained(Path(folder) / name, **case)
+        if jax.process_index() == 0:
+            np.savez(Path(folder) / f"{name}.npz", **found)
+
+
+def wait():
+    if jax.process_index() == 0:
+        print("all are there", flush=True)
+    time.sleep(300)
+
+
+def start_with_own_seed():
+    check_same_config(small.small_paella(seed=jax.process_index()))
+
+
+def start_in_own_folder(folder):
+    own = Path(folder) / str(jax.process_index())
+    own.mkdir()
+    check_shared(own)
+
+
+if __name__ == "__main__":
+    with joined(find_cluster({})):
+        globals()[sys.argv[1]](*sys.argv[2:])
