@@ -15,6 +15,7 @@ from paella_jax.compile.hlo import (
     bytes_moved,
     collectives_of,
     group_size,
+    group_span,
     largest_arrays,
     read_program,
     size_of,
@@ -176,6 +177,11 @@ def test_sizes_and_groups():
     assert group_size("replica_groups=[2,16]<=[4,8]T(1,0)", 32) == 16
     assert group_size("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8) == 8
     assert group_size("to_apply=%add", 8) == 8
+    assert group_span("replica_groups={{0,8},{1,9}}", 16) == 9
+    assert group_span("replica_groups=[2,8]<=[16]", 16) == 8
+    assert group_span("replica_groups=[8,2]<=[2,8]T(1,0)", 16) == 16
+    assert group_span("replica_groups=mesh['a'=8,'b'=2,'c'=4] {'b'}", 64) == 8
+    assert group_span("replica_groups=mesh['a'=8,'b'=8] {'a'}", 64) == 64
 
 
 def test_the_estimate_is_the_roofline_and_never_above_what_programs_reach():

@@ -64,12 +64,23 @@ class Computation:
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange between devices: the whole array's bytes, its type, and its group's devices."""
+    """One exchange between devices.
+
+    Attributes:
+      kind: one of KINDS.
+      bytes: of the whole array.
+      dtype: of most of it.
+      group: how many devices exchange with each other.
+      span: how far they lie apart, in the order of the devices: more than a node leaves the node.
+      runs: how often.
+      label: where it comes from.
+    """
 
     kind: str
     bytes: int
     dtype: str
     group: int
+    span: int
     runs: int
     label: str
 
@@ -206,7 +217,8 @@ def _collective(
     for dtype, shape, _ in ARRAY.findall(" ".join(types)):
         weights[dtype] += _bytes(dtype, shape)
     dtype = weights.most_common(1)[0][0] if weights else ""
-    return Collective(kind, size, dtype, group, computation.runs, instruction.label)
+    span = group_span(instruction.attributes, devices)
+    return Collective(kind, size, dtype, group, span, computation.runs, instruction.label)
 
 
 def group_size(attributes: str, devices: int) -> int:
@@ -219,6 +231,21 @@ def group_size(attributes: str, devices: int) -> int:
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         return math.prod(sizes.get(axis, 1) for axis in re.findall(r"'(\w+)'", mesh[2]))
     return devices
+
+
+def group_span(attributes: str, devices: int) -> int:
+    """Devices from a group's first to its last, as `group_size` reads them."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        members = [int(member) for member in listed[1].split(",") if member]
+        return max(members, default=0) - min(members, default=0) + 1
+    if mesh := re.search(r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+        axes = re.findall(r"'(\w+)'=(\d+)", mesh[1])
+        used = re.findall(r"'(\w+)'", mesh[2])
+        first = min((n for n, (axis, size) in enumerate(axes) if axis in used and int(size) > 1),
+                    default=len(axes))  # fmt: skip
+        return math.prod(int(size) for _, size in axes[first:])
+    transposed = re.search(r"replica_groups=\[\d+,\d+\]<=\[[\d,]*\]T", attributes)
+    return devices if transposed else group_size(attributes, devices)
 
 
 def bytes_moved(program: dict[str, Computation]) -> int:
