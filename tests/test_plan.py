@@ -113,13 +113,21 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={()->f32[]}
   ROOT %piece = f32[1,8]{1,0} dynamic-slice(%param_0.4, %param_1.4, %param_1.4), dynamic_slice_sizes={1,8}
 }
 
+%put (param_0.6: f32[64,8], param_1.6: f32[1,8], param_2.6: s32[]) -> f32[64,8] {
+  %param_0.6 = f32[64,8]{1,0} parameter(0)
+  %param_1.6 = f32[1,8]{1,0} parameter(1)
+  %param_2.6 = s32[] parameter(2)
+  ROOT %changed = f32[64,8]{1,0} dynamic-update-slice(%param_0.6, %param_1.6, %param_2.6, %param_2.6)
+}
+
 %body (state: (s32[], f32[64,8])) -> (s32[], f32[64,8]) {
   %state = (s32[], f32[64,8]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%state), index=0
   %all = f32[64,8]{1,0} get-tuple-element(%state), index=1
   %one = f32[1,8]{1,0} fusion(%all, %i), kind=kLoop, calls=%cut
+  %kept = f32[64,8]{1,0} fusion(%all, %one, %i), kind=kLoop, calls=%put
   %reduced = f32[1,8]{1,0} all-reduce(%one), channel_id=11, replica_groups=[4,2]<=[8], to_apply=%add
-  ROOT %next = (s32[], f32[64,8]{1,0}) tuple(%i, %all)
+  ROOT %next = (s32[], f32[64,8]{1,0}) tuple(%i, %kept)
 }
 
 %condition (state.2: (s32[], f32[64,8])) -> pred[] {
@@ -132,7 +140,7 @@ ENTRY %main (p: bf16[4,8], q: f32[32,8], r: f32[64,8]) -> f32[] {
   %p = bf16[4,8]{1,0} parameter(0)
   %q = f32[32,8]{1,0} parameter(1)
   %r = f32[64,8]{1,0} parameter(2)
-  %begun = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) fusion(%p), kind=kCustom, calls=%fused_gather.1
+  %begun = bf16[32,8]{1,0} fusion(%p), kind=kCustom, calls=%fused_gather.1
   %ended = bf16[32,8]{1,0:S(1)} fusion(%p), kind=kCustom, calls=%fused_gather.2
   %scattered = f32[4,8]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.3
   %scattered.2 = f32[4,8]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.4
@@ -162,9 +170,10 @@ def test_asynchronous_collectives_count_once_and_loops_as_often_as_they_run():
 
 def test_bytes_moved_leave_out_views_vector_memory_and_what_is_cut_away():
     program = read_program(PROGRAM)
-    gathers = (64 + 64 + 512) + (64 + 0) + (64 + 64 + 512)  # the second result is on the chip
+    gathers = (64 + 512) + (64 + 0) + (64 + 64 + 512)  # the second result is on the chip
     scatter = 2 * (1024 + 128)
-    each = (32 + 4 + 32) + (32 + 32)  # a row of the 64 and its index in, a row out; the all-reduce
+    # A row of the 64 and its index in, a row out; the row and its index in, in place; all-reduce.
+    each = (32 + 4 + 32) + (32 + 4 + 32) + (32 + 32)
     assert bytes_moved(program) == gathers + scatter + 70 * each
     kind, size, _ = next(largest_arrays(program, 1))
     assert (kind, size) == ("bf16[32,8]", 512)
