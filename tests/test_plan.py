@@ -176,7 +176,7 @@ def test_bytes_moved_leave_out_views_vector_memory_and_what_is_cut_away():
     each = (32 + 4 + 32) + (32 + 4 + 32) + (32 + 32)
     assert bytes_moved(program) == gathers + scatter + 70 * each
     kind, size, _ = next(largest_arrays(program, 1))
-    assert (kind, size) == ("bf16[32,8]", 512)
+    assert (kind, size) == ("f32[64,8]", 2048)
 
 
 def test_sizes_and_groups():
