@@ -60,6 +60,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.num_heads = 16  # a guess: not published
     config.transformer.feed_forward_width = 8192
     config.transformer.time_width = 0  # of the noise level's embedding; 0: not told, as MUSE
+    config.transformer.tied_head = False  # MaskGIT's head: a norm, the input's table and a bias
     config.transformer.dropout = 0.0
     config.transformer.remat = False
     config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
@@ -94,6 +95,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.feed_forward_width = 4096
     config.super_resolution.block_size = 8  # tokens per side of a local attention block
     config.super_resolution.time_width = 0
+    config.super_resolution.tied_head = False
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
     config.super_resolution.loop = False
@@ -128,7 +130,10 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.objective.density = "uniform"  # of the corrupted fraction: uniform, or cosine (MUSE)
     config.objective.minimum_t = 0.001  # smallest fraction
     config.objective.label_smoothing = 0.1
-    config.objective.minimum_weight = 0.3  # loss weight of a clean token at t = 0; 0 with masks
+    # Tokens that the loss is of: all (weighted as Paella's), corrupted, or None: all where they are
+    # random, corrupted where they are masks.
+    config.objective.loss_positions = None
+    config.objective.minimum_weight = 0.3  # of all: the weight of a clean token at t = 0
     # Shares of samples trained without a condition, each kind by its own draw per sample.
     config.objective.text_drop = 0.05
     config.objective.clip_text_drop = 0.9  # of CLIP's text beside the other; alone: text_drop

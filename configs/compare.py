@@ -40,7 +40,13 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.budget.images = 166_400
     config.budget.seconds = 900.0  # of each training, for kind=seconds
 
-    config.learning_rate = ConfigDict()  # per network: peak, the best of a short search
+    # The same search for every network and corruption; no rates: learning_rate as it stands below.
+    config.search = ConfigDict()
+    config.search.rates = (5e-4, 1e-3, 2e-3, 4e-3)
+    config.search.seeds = (0, 1)
+    config.search.fraction = 0.25  # of each training's budget
+
+    config.learning_rate = ConfigDict()  # per network: peak, where nothing is searched
     config.learning_rate.unet = 2e-3
     config.learning_rate.transformer = 1e-3
     config.learning_rate.uvit = 2e-3
@@ -50,8 +56,10 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.measure.main_steps = 12  # where guidance is chosen, and diversity and speed measured
     config.measure.images = 512  # per split and step count
     config.measure.batch_size = 64  # of sampling
-    config.measure.guidance = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+    config.measure.guidance = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, (1.0, 3.0))  # a pair rises, as MUSE's
     config.measure.temperature = ((1.0, 1.0), (0.7, 0.3))  # first and last step's
+    # Noise on the confidences of masked cells: none to MaskGIT's 4.5 (for 256 tokens).
+    config.measure.choice_temperature = ((0.0, 0.0), (0.5, 0.0), (2.0, 0.0), (4.5, 0.0))
     config.measure.tuning_images = 256  # validation captions apart from the measured ones
     config.measure.diversity_prompts = 64
     config.measure.diversity_images = 4  # of each prompt
@@ -71,6 +79,7 @@ def _quick(config: ConfigDict) -> None:
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
     config.seeds = (0, 1)
+    config.search.fraction = 0.15
     config.budget.images = 38_400
     config.learning_rate.unet = 1e-3  # with the small batches: 0.74 exact, 2e-3 0.00
     config.learning_rate.transformer = 2e-3
@@ -78,7 +87,8 @@ def _quick(config: ConfigDict) -> None:
     config.budget.seconds = 120.0
     config.measure.images = 96
     config.measure.batch_size = 48  # divides all numbers of images: one program per step count
-    config.measure.guidance = (1.0, 2.0, 4.0)
+    config.measure.guidance = (1.0, 2.0, 4.0, (1.0, 3.0))
+    config.measure.choice_temperature = ((0.5, 0.0), (2.0, 0.0))
     config.measure.tuning_images = 48
     config.measure.diversity_prompts = 12
     config.measure.token_images = 256
@@ -90,12 +100,14 @@ def _tiny(config: ConfigDict) -> None:
     config.tokenizer_config = "configs/vqgan.py:tiny"
     config.training = "configs/paella.py:tiny"
     config.seeds = (0,)
+    config.search.rates = ()
     config.budget.images = 320
     config.budget.seconds = 2.0
     config.measure.steps = (2, 4)
     config.measure.main_steps = 4
     config.measure.images = 16
     config.measure.guidance = (1.0, 2.0)
+    config.measure.choice_temperature = ((2.0, 0.0),)
     config.measure.temperature = ((0.7, 0.3),)
     config.measure.tuning_images = 8
     config.measure.diversity_prompts = 4

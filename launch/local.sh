@@ -4,10 +4,11 @@
 # The terminal shows rank 0; LOGS=FOLDER keeps rank-0.log, rank-1.log, ... (default: a new folder).
 # DEVICES_PER_PROCESS=4 simulates 4 CPU devices in each process; GPUS_PER_PROCESS=1 gives each
 # process GPUs of its own. PORT=N fixes the coordinator's port, else a free one is taken.
-# SIGTERM and SIGINT reach every process. When one fails, the others get SIGTERM, and SIGKILL after
-# GRACE=60 seconds. The exit code is the first that was not 0 (143: stopped and saved).
+# SIGTERM and SIGINT reach every process. When one fails, the others have PATIENCE=10 seconds to tell
+# why and end; then they get SIGTERM, and GRACE=60 seconds later SIGKILL. The exit code is the first
+# that was not 0 (143: stopped and saved).
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,9s/^# //p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,10s/^# //p' "$0"; exit 0 ;; esac
 fail() {
   echo "error: $*" >&2
   exit 2
@@ -16,7 +17,7 @@ fail() {
 [ $# -ge 2 ] || fail "usage: launch/local.sh N COMMAND...: no command"
 [ -z "${DEVICES_PER_PROCESS:-}" ] || [ -z "${GPUS_PER_PROCESS:-}" ] ||
   fail "DEVICES_PER_PROCESS simulates devices on CPU, GPUS_PER_PROCESS shares real ones: set one of them"
-for name in DEVICES_PER_PROCESS GPUS_PER_PROCESS GRACE PORT; do
+for name in DEVICES_PER_PROCESS GPUS_PER_PROCESS PATIENCE GRACE PORT; do
   [[ "${!name:-1}" =~ ^[1-9][0-9]*$ ]] || fail "$name must be a number of at least 1, not '${!name}'"
 done
 count="$1"
@@ -97,20 +98,31 @@ note_ended() { # writes down the exit codes of those that have ended
 }
 
 timer=""
-killed=""
+stage=0 # of the end of those that are left
+rung() { [ -z "$timer" ] || ! kill -0 "$timer" 2>/dev/null; }
 while note_ended && [ "${#codes[@]}" -lt "$count" ]; do
-  if [ "$result" != 0 ] && [ -z "$timer" ]; then
-    [ -n "$told" ] || signal_all TERM
-    sleep "${GRACE:-60}" &
-    timer=$!
-  elif [ -n "$timer" ] && [ -z "$killed" ] && ! kill -0 "$timer" 2>/dev/null; then
-    echo "some processes did not end within ${GRACE:-60} seconds: SIGKILL" >&2
-    signal_all KILL
-    killed=yes
+  if [ "$result" != 0 ] && rung; then
+    stage=$((stage + 1))
+    seconds=""
+    case "$stage" in
+      1) seconds="${PATIENCE:-10}" ;;
+      2)
+        [ -n "$told" ] || signal_all TERM
+        seconds="${GRACE:-60}"
+        ;;
+      3)
+        echo "some processes did not end within ${GRACE:-60} seconds: SIGKILL" >&2
+        signal_all KILL
+        ;;
+    esac
+    if [ -n "$seconds" ]; then
+      sleep "$seconds" &
+      timer=$!
+    fi
   fi
   wait -n 2>/dev/null || true
 done
-[ -z "$timer" ] || kill "$timer" 2>/dev/null || true
+[ -z "$timer" ] || { kill "$timer" && wait "$timer"; } 2>/dev/null || true
 codes=()
 signal_all KILL # what the processes started and left behind
 wait "$screen" 2>/dev/null || true

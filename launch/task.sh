@@ -4,17 +4,19 @@
 # SIGTERM goes to the whole process group or step, so the command gets it without this script, which
 # waits for the end. Only a signal that came before the command was there is handed on.
 set -uo pipefail
-told=""
-trap 'told=yes' TERM
+told=0
+trap 'told=$((told + 1))' TERM
 file="$1"
 "${@:2}" &
 command=$!
-[ -z "$told" ] || kill -TERM "$command"
-wait "$command"
-while kill -0 "$command" 2>/dev/null; do # a signal ends the waiting, not the command
+[ "$told" = 0 ] || kill -TERM "$command"
+while
+  before="$told"
   wait "$command"
-done
-wait "$command"
-code=$?
+  code=$?
+  [ "$told" != "$before" ] # the signal ended the waiting, not the command
+do :; done
+# Bash forgets the code of a command that ends while the trap runs: it ended by that signal.
+if [ "$told" != 0 ] && { [ "$code" -lt 0 ] || [ "$code" = 127 ]; }; then code=143; fi
 echo "$code" >"$file"
 exit "$code"

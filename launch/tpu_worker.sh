@@ -22,6 +22,7 @@ install() { # the images have an older Python than is needed: uv brings one
 
 begin() { # the exit code goes to a file, since the connection may be gone by then
   rm -f logs/exit_code
+  touch logs/rank.log # for who follows it before it is written to
   setsid nohup launch/task.sh logs/exit_code "$python" -m paella_jax.train "$@" >>logs/rank.log 2>&1 </dev/null &
   echo $! >logs/pid
 }

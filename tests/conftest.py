@@ -81,7 +81,7 @@ def _devices_of(node):
 
 # One test each that runs for a minute or more: begun first, so that no process waits for it at the
 # end.
-LONG_FILES = ("test_end_to_end.py", "test_compare.py", "test_compile.py")
+LONG_FILES = ("test_processes.py", "test_end_to_end.py", "test_compare.py", "test_compile.py")
 
 
 def pytest_collection_modifyitems(items):

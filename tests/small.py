@@ -18,6 +18,9 @@ from paella_jax.runs.folder import WEIGHTS_FILE, prepare_workdir
 from paella_jax.runs.weights import save_tree
 
 ROOT = Path(__file__).resolve().parent.parent
+# For the environment of commands that tests start; the tests' own process: conftest.py.
+CHEAP_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+COMPILE_CHEAPLY = {"XLA_FLAGS": CHEAP_FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def config_of(name: str, **overrides):

@@ -165,6 +165,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         write_average(broken, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_samples_and_trains_on(tmp_path):
     """Checkpoints as the loop saves them: their average draws images and starts another run."""
     config = small.small_paella(sampler__num_steps=2)

@@ -80,6 +80,7 @@ def test_rotated_and_broken_files(photos, tmp_path):
     assert source.broken == {7} and source.fractions.tolist() == [0, 1, 0]
 
 
+@pytest.mark.slow
 def test_training_compiles_each_size_once(photos, tmp_path, capsys):
     """A stage that takes any size trains on batches of several."""
     stage_b = small.config_of(

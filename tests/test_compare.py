@@ -34,6 +34,7 @@ from paella_jax.comparison.train import (
 )
 from paella_jax.config import ConfigError, load_config
 from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.folder import read_config
 from paella_jax.training.loop import RunResult
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
@@ -81,6 +82,7 @@ def test_the_cells_share_all_but_the_cell():
     assert runs[0].seed == runs[1].seed == 0 and runs[0].data.spec == "single"
 
 
+@pytest.mark.slow
 def test_equal_parameters():
     config = comparison("quick", budget__kind="parameters")
     unet = size_of(training_config(config, Training("mask", "unet", 0), "")).parameters
@@ -111,6 +113,9 @@ def test_equal_parameters():
         ({"overrides": "('nonsense=1',)"}, "unknown config field"),
         ({"tokenizer": "nowhere"}, "is not a run folder"),
         ({"seeds": "(0, 0)"}, "has one twice"),
+        ({"search__rates": "(1e-3, 2e-3)", "budget__kind": "seconds"}, "a budget of images"),
+        ({"search__rates": "(1e-3,)"}, "at least two different positive rates"),
+        ({"search__rates": "(1e-3, 2e-3)", "search__fraction": 1.5}, r"fraction of the budget in"),
         ({"budget__images": -5}, "budget.images must be positive"),
         ({"measure__images": 1}, "measure.images must be at least 2"),
         ({"measure__speed_rounds": 0}, "at least 1"),
@@ -171,9 +176,13 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         budget__reference="transformer",
         cells__corruptions="('mask',)",
         budget__images=16,
+        search__rates="(1e-3, 1e-2)",
+        search__seeds="(0,)",
+        search__fraction=0.5,
         measure__steps="(2,)",
         measure__main_steps=2,
         measure__guidance="(2.0,)",
+        measure__choice_temperature="((0.5, 0.0),)",
         measure__images=8,
         measure__batch_size=8,
         measure__classifier_steps=2,
@@ -189,6 +198,13 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         assert scores["seconds_per_image"] > 0 and scores["diversity"] >= 0
         assert set(row["cross_entropy"]) == {"10", "30", "50", "70", "90"}
         assert row["images_trained"] >= 8
+    searched = json.loads((out / "search.json").read_text())
+    ((pair, by_rate),) = searched["tried"].items()
+    assert pair == "transformer_mask" and set(by_rate) == {"0.001", "0.01"}
+    assert searched["chosen"][pair] == float(min(by_rate, key=lambda r: by_rate[r][0]))
+    rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
+    assert rates == [searched["chosen"][pair]] * 2
+    assert "Chosen: transformer_mask" in (out / "comparison.md").read_text()
     assert {"comparison.md", "comparison.json", "comparison.png"} <= {f.name for f in out.iterdir()}
 
     lost = out / "cells" / "transformer_mask_0_random.json"
@@ -211,6 +227,7 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         compare(config, out)
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds(tokenizer, tmp_path):
     config = comparison(
         tokenizer=tokenizer, overrides=repr(TINY), budget__kind="seconds", budget__seconds=0.5

@@ -53,6 +53,7 @@ def test_the_released_width_compiles_for_eight_devices(shallow, narrow_tokenizer
     assert report["collectives"]["all-gather"] > 50
 
 
+@pytest.mark.slow
 def test_a_tensor_axis_holds_less_of_muse_than_whole_copies(shallow):
     """The 3B preset's recipe and text width with two narrow layers."""
     sizes = {"width": 512, "depth": 2, "num_heads": 4, "feed_forward_width": 2048}
@@ -117,7 +118,10 @@ FROZEN = {"stage_b:tiny": {"vqgan", "compressor"}, "stage_c:tiny": {"compressor"
           "direct_decoder:tiny": {"compressor"}}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHERS)
+SLOW = ("resnet_vqgan:tiny", "direct_decoder:tiny")
+
+
+@pytest.mark.parametrize("name", [small.slow(n) if n in SLOW else n for n in OTHERS])
 def test_every_method_compiles_without_files(name):
     report = compile_preset(small.config_of(name, batch_size=8, **OTHERS[name]))
     frozen = {held.removeprefix("frozen ") for held in report["held_mib_of"] if "frozen" in held}

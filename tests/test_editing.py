@@ -234,6 +234,7 @@ def test_strength_zero_makes_as_many_copies(pipe, picture):
     assert result.images.shape == (3, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
     """Small versions of what `evaluate --sweep` and `--tasks` draw."""
     for name, value in (
@@ -243,13 +244,9 @@ def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(sweep_module, name, value)
     rows = sweep_module.sweep(pipe, tmp_path / "sweep", 4)
-    assert [len(rows[name]) for name in ("steps_guidance", "temperature", "renoise_choice")] == [
-        4,
-        1,
-        4,
-    ]
+    assert [len(rows[name]) for name in ("steps_guidance", "temperature", "sampler")] == [4, 1, 4]
     assert (tmp_path / "sweep" / "sweep.png").is_file()
-    assert "renoise choice" in sweep_module.show_sweep(rows)
+    assert "sampler" in sweep_module.show_sweep(rows)
     short = {"RED": RED, "BLUE": BLUE, "TWO": f"{RED} and a cross"}
     for name, text in short.items():
         monkeypatch.setattr(task_examples, name, text)

@@ -61,7 +61,7 @@ def test_tokenizer_parameters():
 # docs/models/paella.md 7: GFLOP of one forward pass, matrix products and convolutions alone.
 @pytest.mark.parametrize(
     "side, text_length, reference",
-    [small.slow(32, 128, 172.4), (64, 64, 501.8), small.slow(128, 128, 2088.9)],
+    [small.slow(32, 128, 172.4), small.slow(64, 64, 501.8), small.slow(128, 128, 2088.9)],
 )
 def test_predictor_flops(side, text_length, reference):
     model, params, inputs = released(side, text_length)
@@ -102,7 +102,7 @@ def test_prior_flops():
 # docs/models/wuerstchen.md 7: GFLOP at 384 and 768 px.
 @pytest.mark.parametrize(
     "variant, backbone, references",
-    [("s", 20_177_488, (16.7, 66.9)), small.slow("l", 117_234_272, (71.8, 287.1))],
+    [small.slow("s", 20_177_488, (16.7, 66.9)), small.slow("l", 117_234_272, (71.8, 287.1))],
 )
 def test_compressor_size(variant, backbone, references):
     model = Compressor(variant=variant)
@@ -179,7 +179,7 @@ def test_stages_are_told_from_their_files(stage, model, text_width, names):
 # XLA also counts norms and activations: 0.9 % more for Stage C, 1.3 % for Stage B.
 @pytest.mark.parametrize(
     "height, width, reference",
-    [(24, 24, 1153.8), small.slow(24, 36, 1761.8)],
+    [small.slow(24, 24, 1153.8), small.slow(24, 36, 1761.8)],
 )
 def test_stage_c_flops(height, width, reference):
     model = StageC()
@@ -192,7 +192,7 @@ def test_stage_c_flops(height, width, reference):
     assert 0.97 * reference < ours < 1.03 * reference
 
 
-@pytest.mark.parametrize("side, reference", [(128, 641.9), small.slow(256, 2857.9)])
+@pytest.mark.parametrize("side, reference", [small.slow(128, 641.9), small.slow(256, 2857.9)])
 def test_stage_b_flops(side, reference):
     model = StageB()
     params = STAGE_B.names.shapes(model, 1024)
@@ -234,7 +234,7 @@ def test_amused_tokenizer():
 
 # docs/models/muse.md 5: GFLOP of one forward pass with 77 text positions.
 @pytest.mark.parametrize(
-    "side, resampled, reference", [(16, False, 213.5), small.slow(32, True, 227.4)]
+    "side, resampled, reference", [small.slow(16, False, 213.5), small.slow(32, True, 227.4)]
 )
 def test_amused_transformer_flops(side, resampled, reference):
     model = UViT(downsample=resampled, upsample=resampled)

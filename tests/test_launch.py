@@ -261,10 +261,16 @@ def test_tpu_refuses_what_it_cannot_start(cloud, arguments, environment, message
 
 def test_a_task_leaves_its_exit_code(tmp_path):
     codes = {}
-    for name, script in {"own": "exit 7", "killed": "kill -9 $$"}.items():
-        done = subprocess.run([LAUNCH / "task.sh", tmp_path / name, "sh", "-c", script])
+    for name, script in {"own": "exit 7", "killed": "kill -9 $$", "missing": "no_command"}.items():
+        done = subprocess.run(
+            [LAUNCH / "task.sh", tmp_path / name, "sh", "-c", script], capture_output=True
+        )
         codes[name] = (done.returncode, (tmp_path / name).read_text())
-    assert codes == {"own": (7, "7\n"), "killed": (137, "137\n")}
+    assert codes == {
+        "own": (7, "7\n"),
+        "killed": (137, "137\n"),
+        "missing": (127, "127\n"),
+    }
 
 
 @pytest.mark.parametrize("early", [True, False])

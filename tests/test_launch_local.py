@@ -24,7 +24,7 @@ def start(folder: Path, count: object, *command: str, **environment: str) -> sub
     return subprocess.Popen(
         [LOCAL, str(count), *command],
         cwd=folder,
-        env=kept | {"LOGS": str(folder / "logs")} | environment,
+        env=kept | {"LOGS": str(folder / "logs"), "PATIENCE": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -101,6 +101,16 @@ def test_the_death_of_one_ends_the_others(tmp_path):
     assert code == 7  # not the 143 of those that it took with it
     assert "rank 1 ended with exit code 7" in err
     assert "SIGKILL" not in err
+
+
+def test_the_others_may_tell_why_they_end(tmp_path):
+    """They notice the loss themselves, and their message and exit code say more than a signal's."""
+    script = (
+        "if [ $JAX_PROCESS_ID = 1 ]; then exit 7; fi; sleep 0.2; echo process 1 is lost; exit 1"
+    )
+    code, out, err = finish(start(tmp_path, 2, "sh", "-c", script, PATIENCE="60"))
+    assert code == 7 and out == "process 1 is lost\n"
+    assert "rank 0 ended with exit code 1" in err
 
 
 def test_the_deaf_are_killed(tmp_path):

@@ -12,6 +12,7 @@ from small import random_variables
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.muse import MuseTransformer
+from paella_jax.objectives.token_prediction import with_bias
 
 Shape = jax.ShapeDtypeStruct
 TEXT_WIDTH = 12
@@ -46,11 +47,11 @@ def started(model, inputs, seed=2):
 @pytest.mark.parametrize(
     "depth, width, feed_forward, published, ours",
     [
-        (48, 2048, 8192, 3268, 3_268_188_160),
-        (36, 1024, 4096, 626, 626_375_680),
-        (24, 1280, 5120, 657, 657_422_080),
-        (24, 1248, 4992, 626, 625_611_168),
-        (16, 1536, 6144, 638, 638_267_904),
+        (48, 2048, 8192, 3268, 3_268_190_208),
+        (36, 1024, 4096, 626, 626_376_704),
+        (24, 1280, 5120, 657, 657_423_360),
+        (24, 1248, 4992, 626, 625_612_416),
+        (16, 1536, 6144, 638, 638_269_440),
     ],
 )
 def test_parameters(depth, width, feed_forward, published, ours):
@@ -110,14 +111,18 @@ def test_positions_are_told_apart(inputs):
     assert np.abs(logits - logits[:, :1, :1]).max() > 1e-2
 
 
-def test_features_times_the_classifier_are_the_logits(inputs):
-    model = small()
+@pytest.mark.parametrize("tied", [False, True])
+def test_features_times_the_classifier_are_the_logits(inputs, tied):
+    model = small(tied_head=tied)
     variables = started(model, inputs)
     features = compiled(model, return_features=True)(variables, *inputs)
     assert features.shape == (2, 4, 4, 32)
     logits = compiled(model)(variables, *inputs)
     assert logits.shape == (2, 4, 4, 20) and logits.dtype == jnp.float32
-    np.testing.assert_allclose(features @ variables["params"]["classifier"], logits, atol=1e-4)
+    features, classifier = with_bias(features, variables["params"])
+    np.testing.assert_allclose(features @ classifier, logits, atol=1e-4)
+    own = {"classifier", "classifier_bias", "head_norm"} & variables["params"].keys()
+    assert own == ({"classifier_bias", "head_norm"} if tied else {"classifier"})
 
 
 def test_half_precision_is_close(inputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -198,8 +199,10 @@ def test_report(run_folder, tmp_path):
 
 
 def entry(*arguments):
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=False)
+    command, environment = [sys.executable, "-m", *arguments], os.environ | small.COMPILE_CHEAPLY
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=small.ROOT, env=environment, check=False
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from paella_jax.training import lifeline, sharding
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import Lifeline
 
-CHEAP = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # Meshes over (data, fsdp, tensor), by the number of processes and of each one's devices.
 RUNS = {
     (2, 1): [(2, 1, 1), (1, 2, 1), (1, 1, 2)],
@@ -50,7 +49,7 @@ def start(folder, processes, devices, *command):
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_PROCESS_ID": str(number),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": f"{CHEAP} --xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{small.CHEAP_FLAGS} --xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": f"{small.ROOT}:{small.ROOT / 'tests'}",
             "PAELLA_JAX_START_SECONDS": "100",
         }

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 
 from paella_jax.encoders.clip_transformer import Transformer
 from paella_jax.encoders.t5 import T5Encoder
@@ -28,7 +29,7 @@ def program_of(function, *given):
     return str(jax.make_jaxpr(function)(*given))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [small.slow(False), True])
 def test_a_unet_s_levels(remat):
     plain, looped = Paella(**SIZES), Paella(**SIZES, loop=True, remat=remat)
     tokens = jax.random.randint(jax.random.key(1), (2, 8, 8), 0, 20)

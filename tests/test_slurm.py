@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def test_a_stopped_job_comes_back_and_ends(slurm, fakes, tmp_path):
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0")
     for rank in (0, 1):
         log = (tmp_path / "logs" / f"rank-{rank}.log").read_text()
-        first = f"rank {rank} of 2, 2 cpus: -m paella_jax.train --config=x"
+        first = f"rank {rank} of 2, {os.cpu_count()} cpus: -m paella_jax.train --config=x"
         assert log.count("saved") == 1 and log.count(first) == 2, log
     assert (tmp_path / "job.log").read_text().count("stopped and saved: back into the queue") == 1
 

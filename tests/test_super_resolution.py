@@ -193,7 +193,7 @@ def test_attributes():
 # docs/models/muse.md 1.3. Table 6 gives about 768 M without the 5 M of high-resolution positions
 # and output layer; the 268 M partner of the 632 M base is a guess at its width.
 @pytest.mark.parametrize(
-    "width, published, ours", [(1024, 768, 773_197_824), (592, 268, 266_705_472)]
+    "width, published, ours", [(1024, 768, 773_199_872), (592, 268, 266_706_656)]
 )
 def test_parameters(width, published, ours):
     model = SuperResolution(width=width, feed_forward_width=4 * width)

@@ -13,7 +13,11 @@ from small import random_variables
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys, sample_noise_level
-from paella_jax.objectives.token_prediction import drop_conditions, unmasked_padding
+from paella_jax.objectives.token_prediction import (
+    drop_conditions,
+    token_weight,
+    unmasked_padding,
+)
 
 COUNT = 4000
 SHARES = {"text": 0.05, "clip_text": 0.9, "image": 0.7, "label": 0.5, "segmentation": 0.3}
@@ -93,6 +97,28 @@ def test_noise_levels():
     np.testing.assert_allclose(t, (np.arange(COUNT) + 0.5) / COUNT, atol=0.03)  # uniform
     stretched = np.asarray(sample_noise_level(keys(), 0.001, 1.08))
     assert abs((stretched == 1.0).mean() - 0.081 / 1.08) < 0.015
+
+
+def test_the_loss_is_of_the_positions_asked_for():
+    """Whatever the corruption: what each was published with is only the default."""
+    noised = np.array([[[True, False], [False, False]]])
+    level = jnp.array([0.25])
+    weights = {
+        (positions, mask): token_weight(
+            noised, level, ConfigDict({"minimum_weight": 0.3, "loss_positions": positions}), mask
+        )
+        for positions in (None, "all", "corrupted")
+        for mask in (None, 32)
+    }
+    everything, corrupted = weights["all", None], weights["corrupted", None]
+    np.testing.assert_array_equal(corrupted, noised)
+    assert everything.min() > 0.3 and everything[0, 0, 0] == 1.0
+    for (positions, mask), found in weights.items():
+        published = "all" if mask is None else "corrupted"
+        expected = {"all": everything, "corrupted": corrupted}[positions or published]
+        np.testing.assert_array_equal(found, expected)
+    older = ConfigDict({"minimum_weight": 0.3})
+    np.testing.assert_array_equal(token_weight(noised, level, older, None), everything)
 
 
 def test_padding_seen_like_text():

@@ -21,7 +21,7 @@ from paella_jax.config import ConfigError
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
-from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.checkpoint import CheckpointError, complete_steps, restore_variables
 from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training.loop import TrainingDiverged, train
 from paella_jax.training.metrics import MetricWriter
@@ -168,6 +168,27 @@ def copy_of(finished, tmp_path):
     target = tmp_path / "copy"
     shutil.copytree(finished[0], target)
     return target
+
+
+@pytest.mark.parametrize("lost", ["state/manifest.ocdbt", "_CHECKPOINT_METADATA"])
+def test_a_checkpoint_that_lacks_files_is_passed_over(finished, tmp_path, capsys, lost):
+    """As a copy that was cut off leaves it: the one before is used, and nothing is deleted."""
+    workdir = copy_of(finished, tmp_path)
+    (workdir / "checkpoints" / "4" / lost).unlink()
+    assert restore_variables(workdir)[0] == 2
+    resumed = run(workdir)
+    assert "checkpoint 4 lacks files: moved to incomplete/" in capsys.readouterr().out
+    assert resumed.step == 4 and complete_steps(workdir) == [2, 4]
+    assert [folder.name for folder in (workdir / "incomplete").iterdir()] == ["4"]
+    assert_same_state(resumed.state, finished[1].state)
+
+
+def test_checkpoints_of_which_none_is_whole_end_the_start(finished, tmp_path):
+    workdir = copy_of(finished, tmp_path)
+    for step in ("2", "4"):
+        (workdir / "checkpoints" / step / "state" / "_METADATA").unlink()
+    with pytest.raises(CheckpointError, match=r"2, 4 lack files\. Copy them again"):
+        run(workdir)
 
 
 def test_truncated_checkpoint_is_refused(finished, tmp_path):

@@ -154,6 +154,7 @@ def test_small_picture_and_settings_of_both_scales_count(pipe, enlarger):
     assert (enlarged[0] != enlarged[1]).any()
 
 
+@pytest.mark.slow
 def test_mixing(pipe):
     """All the weight on one condition is that condition, in both scales; so is a map of ones."""
     single = pipe.generate(RED, seed=4)

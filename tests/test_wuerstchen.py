@@ -239,6 +239,7 @@ def test_a_frozen_compressor_stays_as_it_was(stage_b, tmp_path):
     jax.tree.map(same, first._weights["compressor"], second._weights["compressor"])
 
 
+@pytest.mark.slow
 def test_the_direct_decoder(stage_b, stage_c, tmp_path):
     """It learns to decode the compressor's latents, and both decoders are scored."""
     config = small.config_of(

@@ -7,6 +7,7 @@ import statistics
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_sc
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
+from paella_jax.sampling.schedule import first_and_last
+from paella_jax.sampling.token_sampler import PAIRS
 from paella_jax.training.metrics import report
 
 CAPTION_SEED = 101  # the same for every cell
@@ -36,6 +39,9 @@ TUNING_PARTS = 3  # one part in so many of the validation captions is for tuning
 SEARCHED = 100  # samples looked at for each one wanted
 ATTRIBUTES = ("color", "shape", "size", "position")
 TOKEN_BATCH = 64
+
+
+Clean = tuple[np.ndarray, list[str]]
 
 
 class Judge(NamedTuple):
@@ -57,7 +63,7 @@ class Judge(NamedTuple):
     seen: list[str]
     heldout: list[str]
     tuning: list[str]
-    clean: tuple[np.ndarray, list[str]]
+    clean: Clean
 
 
 def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
@@ -117,7 +123,7 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
                 if pipeline is None:
                     pipeline = loaded
                 pipeline.set_params(loaded.params, loaded.frozen)
-                scores = _token_scores(pipeline, judge)
+                scores = token_scores(pipeline, judge.clean)
             row = _row(config, judge, pipeline, trained, sampler) | scores
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(row, indent=2))
@@ -135,11 +141,14 @@ def _row(
     training, measure = trained.training, config.measure
     best = _tune(config, judge, pipeline, sampler)
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
-    by_steps = {}
+    by_steps, exact_of = {}, {}
     for steps in measure.steps:
         options = shared | {"num_steps": steps}
         seen = _draw(pipeline, judge.seen, **options)
         heldout = _draw(pipeline, judge.heldout, **options)
+        if steps == measure.main_steps:
+            drawn_of = {"seen": (seen, judge.seen), "heldout": (heldout, judge.heldout)}
+            exact_of = {n: _exact_of(*both, judge.spec) for n, both in drawn_of.items()}
         drawn = feature_statistics(judge.classifier.features(seen))
         by_steps[steps] = {
             **_scores("seen", seen, judge.seen, judge.spec),
@@ -164,37 +173,40 @@ def _row(
         "flops": trained.size.flops,
         "images_trained": trained.images,
         "train_seconds": trained.seconds,
-        "guidance": best["guidance_scale"],
-        "temperature": list(best["temperature"]),
+        "guidance": best["guidance_scale"][1],
+        **{name: list(pair) for name, pair in best.items()},
         "by_steps": by_steps,
+        "exact_of": exact_of,
     }
 
 
 def _tune(
     config: ConfigDict, judge: Judge, pipeline: TokenPipeline, sampler: str
 ) -> dict[str, Any]:
-    """The temperature and guidance with the most exact matches on the tuning captions.
+    """The sampler's settings with the most exact matches on the tuning captions.
 
     Mean attributes decide between equal ones, then the smaller guidance.
     """
-    measure = config.measure
+    shared = {"num_steps": config.measure.main_steps, "batch_size": config.measure.batch_size}
 
-    def quality(temperature: tuple[float, float], guidance: float) -> tuple[float, ...]:
-        images = _draw(
-            pipeline,
-            judge.tuning,
-            num_steps=measure.main_steps,
-            temperature=temperature,
-            guidance_scale=guidance,
-            sampler=sampler,
-            batch_size=measure.batch_size,
-        )
+    def quality(settings: dict[str, Any]) -> tuple[float, ...]:
+        images = _draw(pipeline, judge.tuning, sampler=sampler, **shared, **settings)
         scores = _scores("seen", images, judge.tuning, judge.spec)
-        return scores["seen_exact"], scores["seen_attributes"], -guidance
+        return scores["seen_exact"], scores["seen_attributes"], -settings["guidance_scale"][1]
 
-    pairs = [(t, float(g)) for t in measure.temperature for g in measure.guidance]
-    temperature, guidance = max(pairs, key=lambda pair: quality(*pair))
-    return {"temperature": temperature, "guidance_scale": guidance}
+    corruption = pipeline.config.cell.corruption
+    return max(tried_settings(config.measure, corruption, sampler), key=quality)
+
+
+def tried_settings(measure: ConfigDict, corruption: str, sampler: str) -> list[dict[str, Any]]:
+    """Every combination of the settings that a cell's sampler has, as (first, last) pairs."""
+    tried: dict[str, Any] = {
+        "temperature": measure.temperature,
+        "guidance_scale": [first_and_last("guidance", weight) for weight in measure.guidance],
+    }
+    if (corruption, sampler) == ("mask", "confidence"):
+        tried["choice_temperature"] = measure.choice_temperature
+    return [dict(zip(tried, values, strict=True)) for values in product(*tried.values())]
 
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:
@@ -208,9 +220,23 @@ def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) 
     return {f"{split}_exact": scores["exact"], f"{split}_attributes": attributes}
 
 
-def _token_scores(pipeline: TokenPipeline, judge: Judge) -> dict[str, dict[str, float]]:
+def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, list[bool]]:
+    """Caption -> whether each of its images is exact."""
+    found: dict[str, list[bool]] = {}
+    exact = score_images(images, captions, spec).exact_images.tolist()
+    for caption, right in zip(captions, exact, strict=True):
+        found.setdefault(caption, []).append(right)
+    return found
+
+
+def tuning_tokens(spec: str, count: int) -> Clean:
+    """Images and captions of the seen kind that nothing is measured on."""
+    return _samples(spec, "validation", count, for_tuning=True)
+
+
+def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, float]]:
     """Cross-entropy and accuracy of corrupted tokens at every level, given the captions."""
-    images, captions = judge.clean
+    images, captions = clean
     networks, tokens = pipeline.networks, jnp.asarray(pipeline.encode(images))
     keys = jax.vmap(jax.random.key)(jnp.arange(len(captions)))
     inputs = pipeline.condition_inputs(captions, (tokens.shape[1], tokens.shape[2]))
@@ -271,8 +297,7 @@ def measure_speed(
             captions,
             num_steps=measure.main_steps,
             sampler=row["sampler"],
-            temperature=tuple(row["temperature"]),
-            guidance_scale=row["guidance"],
+            **{name: tuple(row[name]) for name in PAIRS if name in row},
             batch_size=measure.batch_size,
         )
 

@@ -109,7 +109,8 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
     run.cell.corruption = training.corruption
     run.cell.network = training.network
     run.objective.density = config.cells[f"{training.corruption}_density"]
-    run.optim.learning_rate = config.learning_rate[training.network]
+    rates, pair = config.learning_rate, f"{training.network}_{training.corruption}"
+    run.optim.learning_rate = rates.get(pair, rates[training.network])
     run.log.preview_every = 0
     run.checkpoint.keep = 1
     for sampler in config.cells.samplers:
@@ -208,11 +209,13 @@ def check_measure(config: ConfigDict) -> None:
             raise ConfigError(f"measure.{name} must be at least {smallest}, got {measure[name]}")
     if min(measure.steps) < 1 or len(set(measure.steps)) < len(measure.steps):
         raise ConfigError(f"measure.steps {measure.steps} must be different and at least 1")
-    if not measure.guidance or not measure.temperature:
-        raise ConfigError("measure.guidance and measure.temperature must not be empty")
-    for pair in measure.temperature:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise ConfigError(f"measure.temperature has {pair!r}; give pairs (first, last step)")
+    for name in ("guidance", "temperature", "choice_temperature"):
+        if not measure[name]:
+            raise ConfigError(f"measure.{name} must not be empty")
+        for pair in measure[name]:
+            is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+            if not is_pair and not (name == "guidance" and isinstance(pair, int | float)):
+                raise ConfigError(f"measure.{name} has {pair!r}; give pairs (first, last step)")
 
 
 def describe(rows: Iterable[tuple[Training, ConfigDict, Size]]) -> str:

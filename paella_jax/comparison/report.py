@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.comparison.curves import draw_comparison
+from paella_jax.comparison.intervals import SPLITS, interval
 from paella_jax.comparison.rows import (
     STEP_METRICS,
     Row,
@@ -78,6 +79,7 @@ def markdown(
         "\n".join(f"- {sentence}" for sentence in verdict(clean, main_steps)),
         f"## Every cell at {steps} steps",
         _table(_score_columns(), {n: _scores(own, steps) for n, own in cells.items()}),
+        _intervals(cells, steps),
         "## Every cell at its best number of steps (by seen exact match)",
         _table(
             ["steps", *_score_columns()],
@@ -96,6 +98,17 @@ def markdown(
         ),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _intervals(cells: Mapping[str, Sequence[Row]], steps: str) -> str:
+    """95 % intervals of the exact matches; empty where images were not scored one by one."""
+    found = {name: [interval(own, metric) for metric in SPLITS] for name, own in cells.items()}
+    if any(None in own for own in found.values()):
+        return ""
+    shown = {name: [one.show() for one in own if one is not None] for name, own in found.items()}
+    columns = [STEP_METRICS[metric].title for metric in SPLITS]
+    title = f"### 95 % intervals at {steps} steps, resampling captions and seeds"
+    return f"{title}\n\n{_table(columns, shown)}"
 
 
 def _score_columns() -> list[str]:

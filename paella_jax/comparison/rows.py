@@ -5,6 +5,7 @@ A row holds
 - `seed`: of the training; `parameters`; `flops`: of one forward pass of one image;
 - `images_trained`, `train_seconds`, and `guidance`: the weight chosen for this cell;
 - `by_steps`: number of sampling steps -> the measurements of `STEP_METRICS`;
+- `exact_of`, optional: split -> caption -> whether its images at the main step count are exact;
 - `cross_entropy` (nats) and `token_accuracy`: corruption level in percent -> value.
 A measurement may be None (or nan) where it was not taken.
 """

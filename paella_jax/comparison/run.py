@@ -23,6 +23,7 @@ from paella_jax.comparison.measure import (
 from paella_jax.comparison.plan import Training, check_measure, describe, training_config, trainings
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
+from paella_jax.comparison.search import check_search, read_search, with_searched_rates
 from paella_jax.comparison.train import (
     Trained,
     check_finished,
@@ -62,6 +63,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     if "measure" not in config:
         raise ConfigError("this is no config of a comparison; give --config compare:quick")
     check_measure(config)
+    check_search(config)
     todo = trainings(config)
     spec = _check_all(config, todo)
     _claim(config, out)
@@ -72,6 +74,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     do_together(
         [*_tokenizer_task(config, out), Task("classifier", file.is_file, get_classifier)], out
     )
+    config = with_searched_rates(config, spec, tokenizer_folder(config, out), out)
     trained = _train_all(config, todo, out)
     classifier = get_classifier()
     judge = make_judge(config, spec, classifier)
@@ -83,7 +86,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     do_together([Task("speed", speed.is_file, time_all)], out)
     steps = config.measure.main_steps
     rows = with_speed(rows, json.loads(speed.read_text()), steps)
-    return write_report(rows, out, _notes(config, judge), steps)
+    return write_report(rows, out, [*_notes(config, judge), *_search_notes(config, out)], steps)
 
 
 def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
@@ -171,6 +174,21 @@ def _groups(trained: list[Trained]) -> list[list[Trained]]:
     for one in trained:
         groups.setdefault((one.training.network, one.training.corruption), []).append(one)
     return list(groups.values())
+
+
+def _search_notes(config: ConfigDict, out: Path) -> list[str]:
+    chosen = read_search(out).get("chosen", {})
+    if not chosen:
+        rates = ", ".join(f"{name} {rate:g}" for name, rate in config.learning_rate.items())
+        return [f"Learning rates as given, one per network, without a search: {rates}."]
+    search = config.search
+    tried = ", ".join(f"{rate:g}" for rate in search.rates)
+    found = ", ".join(f"{pair} {rate:g}" for pair, rate in chosen.items())
+    return [
+        f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds at "
+        f"{search.fraction:.0%} of the budget, by cross-entropy on images that are not measured "
+        f"(search.json). Chosen: {found}."
+    ]
 
 
 def _notes(config: ConfigDict, judge: Judge) -> list[str]:

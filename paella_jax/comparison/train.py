@@ -94,7 +94,7 @@ def train_tokenizer(config: ConfigDict, out: Path) -> None:
     Raises:
       Stopped: by SIGTERM.
     """
-    _train(load_config(shipped(config.tokenizer_config)), tokenizer_folder(config, out))
+    train_run(load_config(shipped(config.tokenizer_config)), tokenizer_folder(config, out))
 
 
 def is_trained(workdir: Path) -> bool:
@@ -127,7 +127,7 @@ def train_network(config: ConfigDict, training: Training, run: ConfigDict, out: 
     workdir = run_folder(training, out)
     if config.budget.kind == "seconds":
         set_seconds(run, config, _seconds_per_step(run, workdir))
-    _train(run, workdir)
+    train_run(run, workdir)
 
 
 def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
@@ -149,7 +149,12 @@ def read_trained(training: Training, size: Size, out: Path) -> Trained:
     return Trained(training, workdir, size, done["images"], done["seconds"])
 
 
-def _train(run: ConfigDict, workdir: Path) -> None:
+def train_run(run: ConfigDict, workdir: Path) -> None:
+    """Trains a config to its end in a folder, or resumes it.
+
+    Raises:
+      Stopped: by SIGTERM.
+    """
     workdir = prepare_workdir(workdir, run)
     report(f"training {workdir}, {run.num_steps} steps")
     # No preview at the end: compiling its sampler would add to every training's time.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from paella_jax.comparison.intervals import Interval, interval
 from paella_jax.comparison.rows import (
     FACTORS,
     METRICS,
@@ -28,9 +29,10 @@ PAIRED = ("seen_exact", "heldout_attributes", "frechet", "diversity", "seconds_p
 def verdict(rows: Sequence[Mapping[str, Any]], main_steps: int | None = None) -> list[str]:
     """Plain sentences: first the winners, then the average effect of each factor.
 
-    A margin counts only if it exceeds the larger of the two cells' standard deviations over
-    seeds. That is a rule of thumb and not a test: few seeds estimate it badly, and the best of
-    many cells is lucky on average.
+    An exact match is ahead only if the interval of the difference leaves zero out (intervals.py).
+    Other margins count if they exceed the larger of the two cells' standard deviations over seeds.
+    That is a rule of thumb: few seeds estimate it badly. The best of many cells is lucky on average
+    either way.
 
     Raises:
       ValueError: as `check_rows`.
@@ -45,7 +47,7 @@ def _winners(rows: Sequence[Row], steps: str) -> list[str]:
     fewest = next(iter(rows[0]["by_steps"]))
     sentences = []
     for name in ("seen_exact", "heldout_exact", "heldout_attributes", "frechet", "diversity"):
-        sentences.append(_winner(cells, name, steps, f"at {steps} steps"))
+        sentences.append(_winner(cells, name, steps, f"at {steps} steps", steps))
     sentences.append(_winner(cells, "seconds_per_image", steps, f"at {steps} steps"))
     if fewest != steps:
         where = f"with the fewest steps ({fewest})"
@@ -58,7 +60,13 @@ def _winners(rows: Sequence[Row], steps: str) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, where: str) -> str:
+def _winner(
+    groups: Mapping[str, Sequence[Row]],
+    name: str,
+    steps: str | None,
+    where: str,
+    main_steps: str | None = None,
+) -> str:
     """One sentence about the best and the second best; empty if fewer than two were measured."""
     metric = METRICS[name]
     found = {group: over_seeds(rows, name, steps) for group, rows in groups.items()}
@@ -72,6 +80,7 @@ def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, w
     (first, best), (second, next_best) = ranked[:2]
     title = metric.title[0].upper() + metric.title[1:]
     margin = abs(best.mean - next_best.mean)
+    sure = interval(groups[first], name, groups[second]) if steps == main_steps else None
     shown = [e.show(metric.digits) for e in (best, next_best)]
     if margin == 0.0:
         tied = [group for group, e in ranked if e.mean == best.mean]
@@ -79,8 +88,16 @@ def _winner(groups: Mapping[str, Sequence[Row]], name: str, steps: str | None, w
         return f"{title} {where}: {names} tie at {shown[0]}."
     return (
         f"{title} {where}: {first} is {word} with {shown[0]}, {margin:.{metric.digits}f} ahead of "
-        f"{second} ({shown[1]}); {_weight(margin, best, next_best, metric.digits)}."
+        f"{second} ({shown[1]}); {_sure(sure) or _weight(margin, best, next_best, metric.digits)}."
     )
+
+
+def _sure(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    decided = found.low > 0 or found.high < 0
+    shown = f"95 % interval of the difference {found.show()}"
+    return f"{shown}" if decided else f"{shown}, so undecided"
 
 
 def _weight(margin: float, first: Estimate, second: Estimate, digits: int) -> str:

@@ -50,6 +50,9 @@ class Conversion(NamedTuple):
         return sum(array.size for array in flatten_dict(self.tree["params"]).values())
 
 
+LOOP = "loop"  # spares a pod's training minutes of compiling; sampling would hold weights twice
+
+
 def plan_conversion(
     parts: Parts, overrides: Sequence[str] = (), dtype: np.dtype | None = None
 ) -> Conversion:
@@ -67,7 +70,10 @@ def plan_conversion(
     """
     record, weights, folder = parts.record, parts.weights, parts.folder
     beside, config = record.beside, load_config(record.preset)
-    origins = {f"{record.block}.{name}": DEFAULT for name in config[record.block]}
+    block = config[record.block]
+    if LOOP in block:
+        block[LOOP] = False
+    origins = {f"{record.block}.{name}": DEFAULT for name in block if name != LOOP}
     name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {name_of(override) for override in overrides}
     found = _found(weights, record, config)

@@ -50,6 +50,9 @@ def check_cell(config: ConfigDict) -> None:
     network.check(config)
     _check_conditions(config, network)
     _choice("objective.density", config.objective.density, MASK_DENSITIES)
+    positions = config.objective.get("loss_positions")  # which older runs do not name
+    if positions is not None:
+        _choice("objective.loss_positions", positions, ("all", "corrupted"))
     try:
         token_settings(cell.corruption, cell.sampler, sampler_fields(config), {})
     except ValueError as error:

@@ -137,10 +137,16 @@ def _check_uvit(config: ConfigDict) -> None:
         )
 
 
-def _check_time(config: ConfigDict) -> None:
-    """Refuses a width that is no embedding of the noise level."""
+def _check_muse(config: ConfigDict) -> None:
+    """Refuses a width that is no embedding of the noise level, and runs of an older network."""
     block = NETWORKS[config.cell.network].block
     width = config[block].time_width
+    if "tied_head" not in config[block]:
+        raise ConfigError(
+            f"this run's {config.cell.network} is older than the norm behind its embeddings, "
+            "without which it hardly saw positions (docs/results.md 5): its weights do not fit "
+            "the network of today. Train it again in a new folder"
+        )
     if width and width < 4:
         raise ConfigError(
             f"{block}.time_width {width} is no embedding of the noise level; give 0 (not "
@@ -186,7 +192,7 @@ NETWORKS: dict[str, Network] = {
         fixed_grid=True,
         widths=("width", "feed_forward_width"),
         tokenizer=_f16,
-        check=_check_time,
+        check=_check_muse,
     ),
     "uvit": Network(
         block="uvit",
@@ -206,7 +212,7 @@ NETWORKS: dict[str, Network] = {
         fixed_grid=True,
         widths=("width", "feed_forward_width"),
         tokenizer=_f8,
-        check=_check_time,
+        check=_check_muse,
     ),
 }
 

@@ -1,8 +1,9 @@
 """MUSE's base transformer over the token grid (docs/models/muse.md 1.2), and its parts.
 
 The paper leaves open the heads, norms, activation, position form and what an absent text is. Here:
-layer norms before each part, exact GELU, no biases, one learned vector per position, and a learned
-null position beside the text, so that attention is defined where there is no text at all.
+layer norms before each part and behind the embedding, exact GELU, no biases, one learned vector per
+position, and a learned null position beside the text, so that attention is defined where there is
+no text at all.
 """
 
 from __future__ import annotations
@@ -104,18 +105,25 @@ class TextContext(nn.Module):
 
 
 class TokenEmbedding(nn.Module):
-    """Tokens [B, grid, grid] -> float32 [B, grid * grid, width] with learned positions."""
+    """Tokens [B, grid, grid] -> float32 [B, grid * grid, width] with learned positions.
+
+    The norm lifts both to the size of what the layers add. Without it an all-masked map, whose
+    positions differ in 0.02 alone, stays the same everywhere (docs/models/muse.md 1.2).
+    """
 
     vocabulary_size: int
     grid: int
     width: int
 
-    @nn.compact
+    def setup(self) -> None:
+        """Makes the parameters."""
+        self.token_table = self.param("token_table", normal, (self.vocabulary_size, self.width))
+        self.positions = self.param("positions", normal, (self.grid, self.grid, self.width))
+        self.norm = LearnedLayerNorm()
+
     def __call__(self, tokens: Array) -> Array:
-        table = self.param("token_table", normal, (self.vocabulary_size, self.width))
-        positions = self.param("positions", normal, (self.grid, self.grid, self.width))
-        x = jnp.take(table, tokens, axis=0) + positions[None]
-        return rearrange(x, "b h w c -> b (h w) c")
+        x = jnp.take(self.token_table, tokens, axis=0) + self.positions[None]
+        return self.norm(rearrange(x, "b h w c -> b (h w) c"))
 
 
 class MusePredictor(nn.Module):
@@ -132,6 +140,8 @@ class MusePredictor(nn.Module):
     num_heads: int = 16  # a guess: 128 channels each
     feed_forward_width: int = 8192
     block_size: int = 0  # tokens per side of multi-axis self-attention's blocks; 0: full attention
+    # MaskGIT's head: a norm, then the input's table and a bias; False: a matrix of its own.
+    tied_head: bool = False
     time_width: int = 0  # of the noise level's embedding; 0: the network does not read it, as MUSE
     dropout: float = 0.0
     remat: bool = False  # recompute layer activations in the backward pass
@@ -168,21 +178,27 @@ class MusePredictor(nn.Module):
         """
         self.check(tokens.shape)
         context, mask = self.context(cond, deterministic)
-        x = TokenEmbedding(self.vocabulary_size, self.grid, self.width, name="embedding")(tokens)
-        x = x.astype(self.dtype)
-        project = partial(Dense, self.width, False, linear_init, self.dtype)
+        embedding = TokenEmbedding(self.vocabulary_size, self.grid, self.width, name="embedding")
+        x = embedding(tokens).astype(self.dtype)
+        project = partial(Dense, self.width, False, dtype=self.dtype)
         if self.time_width:
-            level = project(name="noise_level")(timestep_embedding(t, self.time_width))
-            x = x + level[:, None, :]
+            # From zero, as the timestep blocks of Paella: it is the same at all positions.
+            level = project(kernel_init=nn.initializers.zeros, name="noise_level")
+            x = x + level(timestep_embedding(t, self.time_width))[:, None, :]
         x = self.layers("layer", self.depth, x, context, mask, deterministic)
         x = LearnedLayerNorm(name="output_norm")(x)
-        x = gelu(project(name="output")(x))
+        x = gelu(project(kernel_init=linear_init, name="output")(x))
+        if self.tied_head:
+            x = LearnedLayerNorm(use_bias=True, name="head_norm")(x)
+            classifier = embedding.token_table[: self.codebook_size].T
+            bias = self.param("classifier_bias", nn.initializers.zeros, (self.codebook_size,))
+        else:
+            classifier = self.param("classifier", linear_init, (self.width, self.codebook_size))
         features = rearrange(x, "b (h w) c -> b h w c", h=self.grid)
-        shape = (self.width, self.codebook_size)
-        classifier = self.param("classifier", linear_init, shape)
         if return_features:
             return features
-        return dense(features, classifier, precision_dtype=jnp.float32)
+        logits = dense(features, classifier, precision_dtype=jnp.float32)
+        return logits + bias[None, None, None] if self.tied_head else logits
 
     def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
         """What cross-attention reads, [B, L, width], and its mask bool [B, L] (None: all)."""

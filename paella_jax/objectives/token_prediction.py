@@ -104,8 +104,12 @@ def corrupt(
 def token_weight(
     noise_mask: Array, t: Array, settings: ConfigDict, mask_token: int | None
 ) -> Array:
-    """Loss weights float32 [batch, h, w]: masked tokens alone, or all by Paella's formula."""
-    if mask_token is None:
+    """Loss weights float32 [batch, h, w]: corrupted tokens alone, or all by Paella's formula.
+
+    `settings.loss_positions` chooses; None is what each corruption was published with.
+    """
+    published = "all" if mask_token is None else "corrupted"
+    if (settings.get("loss_positions") or published) == "all":
         return loss_weight(noise_mask, t, settings.minimum_weight)
     return noise_mask.astype(jnp.float32)
 
@@ -205,15 +209,18 @@ def weighted_token_loss(
     return per_image.mean(), metrics
 
 
-def with_bias(features: Array, predictor: Mapping[str, Array]) -> tuple[Array, Array]:
+def with_bias(features: Array, predictor: Tree) -> tuple[Array, Array]:
     """Features and classifier of a predictor's parameters, for a product without a bias.
 
-    A bias (only U-ViTs with `use_bias` have one) becomes the classifier's last row, with ones as
-    the features' last column.
+    A bias (of U-ViTs with `use_bias` and of tied heads) becomes the classifier's last row, with
+    ones as the features' last column. A tied head's classifier is the codes' embeddings.
     """
-    classifier = predictor["classifier"]
     bias = predictor.get("classifier_bias")
     if bias is None:
-        return features, classifier
+        return features, predictor["classifier"]
+    tied = "classifier" not in predictor
+    classifier = (
+        predictor["embedding"]["token_table"][: len(bias)].T if tied else predictor["classifier"]
+    )
     ones = jnp.ones((*features.shape[:-1], 1), features.dtype)
     return jnp.concatenate([features, ones], -1), jnp.concatenate([classifier, bias[None]])

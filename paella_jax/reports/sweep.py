@@ -15,10 +15,13 @@ from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.files.atomic import write_atomically
 from paella_jax.images.write import save_curves
 from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.sampling.token_sampler import SAMPLERS
 
 STEPS = (4, 8, 12, 16, 24)
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
-TEMPERATURES = ((0.3, 0.3), (0.7, 0.3), (1.0, 0.5), (1.0, 1.0))
+TEMPERATURES = ((0.3, 0.3), (0.5, 0.5), (0.7, 0.3), (1.0, 0.5), (1.0, 1.0))
+# Noise on the confidences of a masked run: aMUSEd's 2, MaskGIT's 4.5, and less for small maps.
+CHOICE_TEMPERATURES = ((0.0, 0.0), (0.5, 0.0), (2.0, 0.0), (4.5, 0.0))
 Row = dict[str, Any]
 
 
@@ -26,7 +29,8 @@ def sweep(pipeline: TokenPipeline, out: Path, num_images: int = 64) -> dict[str,
     """Scores every setting on the same captions and seeds, and writes sweep.json and sweep.png.
 
     Steps are swept with each guidance weight, temperatures at the run's own step count and
-    guidance; random against lowest-confidence renoising at every step count.
+    guidance; random against least confident positions at every step count. For masks the noise on
+    the confidences is swept too.
 
     Args:
       pipeline: a run trained on the embedded data.
@@ -34,15 +38,20 @@ def sweep(pipeline: TokenPipeline, out: Path, num_images: int = 64) -> dict[str,
       num_images: captions per split.
     """
     captions = {name: _captions(pipeline, split, num_images) for name, split in SCORED.items()}
-    figure5, temperatures, figure4 = [], [], []
+    figure5, temperatures, figure4, choices = [], [], [], []
     for steps in STEPS:
         for scale in GUIDANCE:
             figure5.append(_row(pipeline, captions, num_steps=steps, guidance_scale=scale))
-        for choice in ("random", "confidence"):
-            figure4.append(_row(pipeline, captions, num_steps=steps, renoise_choice=choice))
+        for sampler in SAMPLERS:
+            figure4.append(_row(pipeline, captions, num_steps=steps, sampler=sampler))
     for pair in TEMPERATURES:
         temperatures.append(_row(pipeline, captions, temperature=pair))
-    result = {"steps_guidance": figure5, "temperature": temperatures, "renoise_choice": figure4}
+    if pipeline.config.cell.corruption == "mask":
+        for pair in CHOICE_TEMPERATURES:
+            options = {"sampler": "confidence", "choice_temperature": pair}
+            choices.append(_row(pipeline, captions, **options))
+    result = {"steps_guidance": figure5, "temperature": temperatures, "sampler": figure4}
+    result |= {"choice_temperature": choices} if choices else {}
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "sweep.json", json.dumps(result, indent=2))
     _draw(result, out / "sweep.png")
@@ -85,12 +94,16 @@ def _draw(result: Mapping[str, Sequence[Row]], file: Path) -> None:
         "held-out: attributes against steps": lines(
             "steps_guidance", "guidance_scale", "heldout_attributes"
         ),
-        "which tokens are renoised (seen)": lines("renoise_choice", "renoise_choice", "seen"),
+        "which tokens are corrupted again (seen)": lines("sampler", "sampler", "seen"),
         "temperature " + ", ".join(str(tuple(r["temperature"])) for r in temperature): {
             "seen exact": (places, [r["seen"] for r in temperature]),
             "held-out attributes": (places, [r["heldout_attributes"] for r in temperature]),
         },
     }
+    choices = result.get("choice_temperature", [])
+    if choices:
+        title = "choice temperature " + ", ".join(str(r["choice_temperature"][0]) for r in choices)
+        panels[title] = {"seen exact": (list(range(len(choices))), [r["seen"] for r in choices])}
     save_curves(file, panels)
 
 

@@ -24,7 +24,7 @@ RECIPE = {
 }  # fmt: skip
 # ... but for these, which only say how the networks train or how text is cut.
 FREE = {"cell.sampler", "text.max_length", "text.pad_to"}
-FREE_OF_ALL = {"dropout", "attention_dropout", "remat"}
+FREE_OF_ALL = {"dropout", "attention_dropout", "remat", "loop"}
 
 
 def describes_networks(name: str) -> bool:

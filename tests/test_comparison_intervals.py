@@ -1,0 +1,77 @@
+"""Intervals of a comparison's exact matches, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from test_comparison_report import make_row, one
+
+from paella_jax.comparison.intervals import interval
+from paella_jax.comparison.report import markdown
+from paella_jax.comparison.verdict import verdict
+
+MASK = ("mask", "unet", "random")
+
+
+def rows_of(right, cell=("uniform", "unet", "random")):
+    """One row per seed: right [seeds, captions, images] bool."""
+    right = np.asarray(right, bool)
+    made = []
+    for seed, own in enumerate(right):
+        by_caption = {f"caption {i}": images.tolist() for i, images in enumerate(own)}
+        made.append(
+            make_row(cell, seed, exact=float(own.mean()))
+            | {"exact_of": {"seen": by_caption, "heldout": by_caption}}
+        )
+    return made
+
+
+def draw(rate, captions, images=1, seeds=1, key=0):
+    return np.random.default_rng(key).random((seeds, captions, images)) < rate
+
+
+def width(found):
+    return found.high - found.low
+
+
+def test_the_width_is_that_of_a_binomial():
+    found = interval(rows_of(draw(0.5, 400)), "seen_exact")
+    assert width(found) == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 400), rel=0.1)
+    assert found.low < 0.5 < found.high
+
+
+def test_images_of_one_caption_are_one_observation():
+    """Sixteen images of 25 captions, which are right or wrong together, are 25, not 400."""
+    together = np.repeat(draw(0.5, 25), 16, axis=2)
+    few = interval(rows_of(together), "seen_exact")
+    many = interval(rows_of(draw(0.5, 25, 16)), "seen_exact")
+    assert width(few) > 3 * width(many)
+
+
+def test_seeds_that_differ_widen_it():
+    same = interval(rows_of(np.repeat(draw(0.5, 400), 3, axis=0)), "seen_exact")
+    differ = interval(rows_of(np.stack([draw(p, 400)[0] for p in (0.2, 0.5, 0.8)])), "seen_exact")
+    assert width(differ) > 3 * width(same)
+
+
+def test_a_difference_is_on_the_same_captions():
+    """Both fail on the same hard half: the difference is sure, the two scores are not."""
+    hard = draw(0.5, 60)
+    better, worse = rows_of(hard | draw(0.3, 60, key=1), MASK), rows_of(hard)
+    difference = interval(better, "seen_exact", worse)
+    assert difference.low > 0
+    assert width(difference) < width(interval(worse, "seen_exact"))
+
+
+def test_the_verdict_goes_by_the_interval():
+    clear = verdict([*rows_of(draw(0.9, 200, seeds=2), MASK), *rows_of(draw(0.5, 200, seeds=2))])
+    assert one(clear, "Seen exact match at 12 steps").endswith("].")
+    close = verdict([*rows_of(draw(0.52, 50), MASK), *rows_of(draw(0.5, 50, key=3))])
+    assert one(close, "Seen exact match at 12 steps").endswith("so undecided.")
+    page = markdown([*rows_of(draw(0.9, 200, seeds=2), MASK), *rows_of(draw(0.5, 200, seeds=2))])
+    assert "95 % intervals at 12 steps" in page
+
+
+def test_rows_without_single_images_have_none():
+    assert interval([make_row()], "seen_exact") is None
+    assert interval(rows_of(draw(0.5, 20)), "frechet") is None
