@@ -15,6 +15,7 @@ from paella_jax.compile.hlo import (
     bytes_moved,
     collectives_of,
     group_size,
+    group_span,
     largest_arrays,
     read_program,
     size_of,
@@ -112,13 +113,21 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={()->f32[]}
   ROOT %piece = f32[1,8]{1,0} dynamic-slice(%param_0.4, %param_1.4, %param_1.4), dynamic_slice_sizes={1,8}
 }
 
+%put (param_0.6: f32[64,8], param_1.6: f32[1,8], param_2.6: s32[]) -> f32[64,8] {
+  %param_0.6 = f32[64,8]{1,0} parameter(0)
+  %param_1.6 = f32[1,8]{1,0} parameter(1)
+  %param_2.6 = s32[] parameter(2)
+  ROOT %changed = f32[64,8]{1,0} dynamic-update-slice(%param_0.6, %param_1.6, %param_2.6, %param_2.6)
+}
+
 %body (state: (s32[], f32[64,8])) -> (s32[], f32[64,8]) {
   %state = (s32[], f32[64,8]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%state), index=0
   %all = f32[64,8]{1,0} get-tuple-element(%state), index=1
   %one = f32[1,8]{1,0} fusion(%all, %i), kind=kLoop, calls=%cut
+  %kept = f32[64,8]{1,0} fusion(%all, %one, %i), kind=kLoop, calls=%put
   %reduced = f32[1,8]{1,0} all-reduce(%one), channel_id=11, replica_groups=[4,2]<=[8], to_apply=%add
-  ROOT %next = (s32[], f32[64,8]{1,0}) tuple(%i, %all)
+  ROOT %next = (s32[], f32[64,8]{1,0}) tuple(%i, %kept)
 }
 
 %condition (state.2: (s32[], f32[64,8])) -> pred[] {
@@ -131,7 +140,7 @@ ENTRY %main (p: bf16[4,8], q: f32[32,8], r: f32[64,8]) -> f32[] {
   %p = bf16[4,8]{1,0} parameter(0)
   %q = f32[32,8]{1,0} parameter(1)
   %r = f32[64,8]{1,0} parameter(2)
-  %begun = (bf16[4,8]{1,0}, bf16[32,8]{1,0}) fusion(%p), kind=kCustom, calls=%fused_gather.1
+  %begun = bf16[32,8]{1,0} fusion(%p), kind=kCustom, calls=%fused_gather.1
   %ended = bf16[32,8]{1,0:S(1)} fusion(%p), kind=kCustom, calls=%fused_gather.2
   %scattered = f32[4,8]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.3
   %scattered.2 = f32[4,8]{1,0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.4
@@ -161,12 +170,13 @@ def test_asynchronous_collectives_count_once_and_loops_as_often_as_they_run():
 
 def test_bytes_moved_leave_out_views_vector_memory_and_what_is_cut_away():
     program = read_program(PROGRAM)
-    gathers = (64 + 64 + 512) + (64 + 0) + (64 + 64 + 512)  # the second result is on the chip
+    gathers = (64 + 512) + (64 + 0) + (64 + 64 + 512)  # the second result is on the chip
     scatter = 2 * (1024 + 128)
-    each = (32 + 4 + 32) + (32 + 32)  # a row of the 64 and its index in, a row out; the all-reduce
+    # A row of the 64 and its index in, a row out; the row and its index in, in place; all-reduce.
+    each = (32 + 4 + 32) + (32 + 4 + 32) + (32 + 32)
     assert bytes_moved(program) == gathers + scatter + 70 * each
     kind, size, _ = next(largest_arrays(program, 1))
-    assert (kind, size) == ("bf16[32,8]", 512)
+    assert (kind, size) == ("f32[64,8]", 2048)
 
 
 def test_sizes_and_groups():
@@ -176,6 +186,11 @@ def test_sizes_and_groups():
     assert group_size("replica_groups=[2,16]<=[4,8]T(1,0)", 32) == 16
     assert group_size("replica_groups=mesh['a'=4,'b'=2] {'a','b'}", 8) == 8
     assert group_size("to_apply=%add", 8) == 8
+    assert group_span("replica_groups={{0,8},{1,9}}", 16) == 9
+    assert group_span("replica_groups=[2,8]<=[16]", 16) == 8
+    assert group_span("replica_groups=[8,2]<=[2,8]T(1,0)", 16) == 16
+    assert group_span("replica_groups=mesh['a'=8,'b'=2,'c'=4] {'b'}", 64) == 8
+    assert group_span("replica_groups=mesh['a'=8,'b'=8] {'a'}", 64) == 64
 
 
 def test_the_estimate_is_the_roofline_and_never_above_what_programs_reach():

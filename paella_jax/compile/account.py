@@ -155,7 +155,7 @@ def estimate(
     assert chip is not None
     exchanged = 0.0
     for exchange in exchanges:
-        leaves_node = chip.node and exchange.group > chip.node
+        leaves_node = chip.node and exchange.span > chip.node
         # Across nodes the slow part: what all devices of a node send, over all of its adapters.
         exchanged += exchange.sent / (chip.network if leaves_node else chip.link)
     parts = {"products": flops / chip.flops, "memory": moved / chip.bandwidth, "links": exchanged}

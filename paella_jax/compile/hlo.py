@@ -23,6 +23,8 @@ INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 CALLED = re.compile(r"(?:calls|to_apply|body|branch_computations|true_computation"
                     r"|false_computation)=\{?(%?[\w.\-]+(?:, ?%?[\w.\-]+)*)\}?")  # fmt: skip
 TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+CUTS = ("dynamic-slice", "slice", "gather")
+UPDATE = "dynamic-update-slice"
 ON_CHIP = "S(1)"  # a TPU's vector memory: no traffic of the large one
 # Views, and what only points to other computations or ends what another instruction began.
 MOVES_NOTHING = {
@@ -64,12 +66,23 @@ class Computation:
 
 @dataclass(frozen=True)
 class Collective:
-    """One exchange between devices: the whole array's bytes, its type, and its group's devices."""
+    """One exchange between devices.
+
+    Attributes:
+      kind: one of KINDS.
+      bytes: of the whole array.
+      dtype: of most of it.
+      group: how many devices exchange with each other.
+      span: how far they lie apart, in the order of the devices: more than a node leaves the node.
+      runs: how often.
+      label: where it comes from.
+    """
 
     kind: str
     bytes: int
     dtype: str
     group: int
+    span: int
     runs: int
     label: str
 
@@ -206,7 +219,8 @@ def _collective(
     for dtype, shape, _ in ARRAY.findall(" ".join(types)):
         weights[dtype] += _bytes(dtype, shape)
     dtype = weights.most_common(1)[0][0] if weights else ""
-    return Collective(kind, size, dtype, group, computation.runs, instruction.label)
+    span = group_span(instruction.attributes, devices)
+    return Collective(kind, size, dtype, group, span, computation.runs, instruction.label)
 
 
 def group_size(attributes: str, devices: int) -> int:
@@ -219,6 +233,21 @@ def group_size(attributes: str, devices: int) -> int:
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         return math.prod(sizes.get(axis, 1) for axis in re.findall(r"'(\w+)'", mesh[2]))
     return devices
+
+
+def group_span(attributes: str, devices: int) -> int:
+    """Devices from a group's first to its last, as `group_size` reads them."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        members = [int(member) for member in listed[1].split(",") if member]
+        return max(members, default=0) - min(members, default=0) + 1
+    if mesh := re.search(r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\] ?\{([^}]*)\}", attributes):
+        axes = re.findall(r"'(\w+)'=(\d+)", mesh[1])
+        used = re.findall(r"'(\w+)'", mesh[2])
+        first = min((n for n, (axis, size) in enumerate(axes) if axis in used and int(size) > 1),
+                    default=len(axes))  # fmt: skip
+        return math.prod(int(size) for _, size in axes[first:])
+    transposed = re.search(r"replica_groups=\[\d+,\d+\]<=\[[\d,]*\]T", attributes)
+    return devices if transposed else group_size(attributes, devices)
 
 
 def bytes_moved(program: dict[str, Computation]) -> int:
@@ -238,27 +267,45 @@ def _moved(
     if opcode in MOVES_NOTHING or opcode.endswith("-done"):
         return 0
     written = size_of(instruction.type, on_chip=False)
-    if opcode in ("dynamic-slice", "slice", "gather"):
+    if opcode in CUTS:
         return 2 * written
+    if opcode == UPDATE:
+        return 2 * _size_of_operand(instruction, 1, computation)
     called = re.search(r"calls=%?([\w.\-]+)", instruction.attributes)
     inner = program.get(called[1]) if called and opcode == "fusion" else None
+    if inner is not None:
+        written = min(written, _written_inside(inner))
     read = 0
-    for number, operand in enumerate(instruction.operands):
-        source = computation.instructions.get(operand)
-        whole = size_of(source.type, on_chip=False) if source else 0
+    for number in range(len(instruction.operands)):
+        whole = _size_of_operand(instruction, number, computation)
         read += int(min(whole, _read_inside(inner, number))) if inner else whole
     return read + written
 
 
+def _size_of_operand(instruction: Instruction, number: int, computation: Computation) -> int:
+    source = computation.instructions.get(instruction.operands[number])
+    return size_of(source.type, on_chip=False) if source else 0
+
+
+def _written_inside(fused: Computation) -> int:
+    """Bytes that a fusion writes: of an array that it changes in place only the piece."""
+    lines = fused.instructions
+    root = list(lines.values())[-1]  # what is printed last
+    results = [lines[o] for o in root.operands if o in lines] if root.opcode == "tuple" else [root]
+    piece = lambda i: _size_of_operand(i, 1, fused) if i.opcode == UPDATE else size_of(i.type)
+    return sum(piece(result) for result in results)
+
+
 def _read_inside(fused: Computation, number: int) -> float:
-    """Bytes that a fusion reads of one operand, where it only cuts pieces out of it; else inf."""
+    """Bytes that a fusion reads of one operand where it only cuts or changes pieces, else inf."""
     lines = fused.instructions.values()
     is_it = lambda i: i.opcode == "parameter" and i.arguments == str(number)
     name = next((i.name for i in lines if is_it(i)), None)
     users = [i for i in lines if name in i.operands]
-    if not users or any(i.opcode not in ("dynamic-slice", "slice", "gather") for i in users):
+    changed = lambda i: i.opcode == UPDATE and i.operands[0] == name and name not in i.operands[1:]
+    if not users or any(i.opcode not in CUTS and not changed(i) for i in users):
         return math.inf
-    return sum(size_of(i.type) for i in users)
+    return sum(0 if changed(i) else size_of(i.type) for i in users)
 
 
 def largest_arrays(program: dict[str, Computation], count: int) -> Iterator[tuple[str, int, str]]:

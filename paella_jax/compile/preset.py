@@ -20,6 +20,9 @@ from paella_jax.training.compiled_step import FOR_LOOKING, MIB
 from paella_jax.training.sharding import MeshError, check_batch, make_mesh
 
 Say = Callable[[str], None]
+# Without a GPU to try them on, XLA finds no tiles for some products ("Couldn't find output tile
+# sizes"): all of them are left to cuBLAS.
+OPTIONS = {"cpu": FOR_LOOKING, "gpu": {"xla_gpu_enable_triton_gemm": False}}
 IMAGES_PER_DEVICE = 8  # that `--program sample` draws
 
 
@@ -89,7 +92,7 @@ def _compile(
     flops = flops_by_type(traced.jaxpr.jaxpr)
     with _timed("lower", seconds, say):
         lowered = traced.lower()
-    options = FOR_LOOKING if target.platform == "cpu" else None
+    options = OPTIONS.get(target.platform)
     told: dict[str, Any] = {}
     with _timed("compile", seconds, say):
         try:

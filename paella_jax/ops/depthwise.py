@@ -72,6 +72,14 @@ def _by_shifts(x: Array, kernel: Array, pad: int) -> Array:
 
 
 def _by_convolution(x: Array, kernel: Array, pad: int) -> Array:
+    """One convolution for each input of a group: of groups wider than one XLA gathers the whole
+    batch on every GPU (docs/plans.md 3)."""
+    inputs = kernel.shape[2]
+    parts = (_convolve(x[..., i::inputs], kernel[:, :, i : i + 1], pad) for i in range(inputs))
+    return reduce(jnp.add, parts)
+
+
+def _convolve(x: Array, kernel: Array, pad: int) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
