@@ -65,12 +65,17 @@ def shares(preset, network, **overrides):
     return {name: share_that_differs(x) for name, x in layers(jax.random.key(0)).items()}
 
 
+SHALLOW = {"depth": 2, "loop": False, "remat": False}
 CASES = [
     ("muse:shapes", "transformer", {}),
     ("muse:shapes", "transformer", {"transformer__tied_head": True}),
     ("muse:shapes", "unet", {"text__empty_is_absent": False}),
     ("muse:shapes", "uvit", {"text__empty_is_absent": False}),
-    small.slow("muse:632m", "transformer", {"transformer__depth": 2, "transformer__loop": False}),
+    small.slow(
+        "muse:632m",
+        "transformer",
+        {f"transformer__{name}": value for name, value in SHALLOW.items()},
+    ),
 ]
 
 
