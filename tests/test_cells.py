@@ -12,8 +12,9 @@ import pytest
 import small
 
 import paella_jax
-from paella_jax.config import ConfigError
+from paella_jax.config import ConfigError, to_json
 from paella_jax.families.cells import check_cell
+from paella_jax.families.start import settle_config
 from paella_jax.families.tokens import load_networks
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys
@@ -226,6 +227,7 @@ REFUSED = {
         "cell__network": "uvit", "uvit__downsample": True},
     "uvit.micro_conds must be 5, or 6": {"cell__network": "uvit", "uvit__micro_conds": 7},
     "objective.density must be one of cosine, uniform": {"objective__density": "normal"},
+    "objective.loss_positions must be one of all": {"objective__loss_positions": "masked"},
     "sampler: .*num_steps=0": {"sampler__num_steps": 0},
 }  # fmt: skip
 
@@ -234,6 +236,17 @@ REFUSED = {
 def test_cells_that_make_no_sense(words):
     with pytest.raises(ConfigError, match=words):
         check_cell(config_of(**REFUSED[words]))
+
+
+def test_a_transformer_from_before_its_norm_is_refused(tmp_path):
+    config = config_of()
+    del config.unlock().transformer.tied_head
+    with pytest.raises(ConfigError, match="older than the norm behind its embeddings"):
+        check_cell(config)
+    run = small.untrained(tmp_path / "run", config_of())
+    (run / "config.json").write_text(to_json(config))
+    with pytest.raises(ConfigError, match="Train it again"):
+        settle_config(config_of(), run)
 
 
 def test_cells_that_make_sense():

@@ -240,6 +240,18 @@ def test_a_failed_start_does_not_block_its_folder(tmp_path):
         prepare_workdir(workdir, small.small_paella())
 
 
+def test_runs_from_before_a_choice_go_on(finished, tmp_path):
+    """Fields that say how a run is carried out and that its config does not have yet."""
+    workdir = copy_of(finished, tmp_path)
+    config = json.loads((workdir / "config.json").read_text())
+    del config["optim"]["gradient_reduction"], config["objective"]["loss_positions"]
+    for block in ("model", "transformer", "super_resolution"):
+        for name in ("loop", "tied_head"):
+            config[block].pop(name, None)
+    (workdir / "config.json").write_text(json.dumps(config))
+    prepare_workdir(workdir, small.small_paella())
+
+
 def test_where_things_came_from_may_change(finished, tmp_path):
     workdir = copy_of(finished, tmp_path)
     moved = {"data__folder": "/moved", "tokenizer": "/moved", "init_from": "/moved"}

@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, flatten_config
+from paella_jax.families.networks import NETWORKS
 from paella_jax.families.vqgan import DECODER_FIELDS, architecture_of
 from paella_jax.families.vqgan_training import place_fixed
 from paella_jax.objectives.inputs import StepInputs
@@ -58,7 +59,8 @@ def settle_config(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
       The config unchanged where neither is given, else a filled copy.
 
     Raises:
-      ConfigError: fields are left open, or `init_from` is unfit (`source_config`).
+      ConfigError: fields are left open, `init_from` is unfit (`source_config`), or the run to
+        resume is of a network that is no more.
     """
     if "method" not in config:
         raise ConfigError(
@@ -67,6 +69,8 @@ def settle_config(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if workdir is not None and (Path(workdir) / CONFIG_FILE).is_file() and has_progress(workdir):
         known = read_config(workdir)
+        if "cell" in known:
+            NETWORKS[known.cell.network].check(known)
         with config.unlocked():
             config.init_from = config.init_from or known.get("init_from", "")
     elif config.init_from:
