@@ -108,9 +108,9 @@ def list_images(
     files = list_files(folder, left_out)
     used = lambda file: file.suffix.lower() in CAPTION_SUFFIXES or file.name in TABLES
     count_others(files, used, left_out)
-    splits = {}
-    if split_column and find_table(folder):
-        splits = {s.image: s.split for s in _from_table(find_table(folder), split_column, False)}
+    table = find_table(folder) if split_column else None
+    rows = _from_table(table, split_column, captions=False) if table else []
+    splits = {row.image: row.split for row in rows if row.split}
     return [CaptionedFile(f, ("",), splits.get(f, "")) for f in files if is_image(f)]
 
 
@@ -144,8 +144,7 @@ def _from_text_files(folder: Path, left_out: Counter[str], lines: bool) -> list[
 
 def _from_table(table: Path, split_column: str, captions: bool = True) -> list[CaptionedFile]:
     samples: dict[str, CaptionedFile] = {}
-    count = 0
-    for count, (where, row) in enumerate(read_rows(table), 1):
+    for where, row in read_rows(table):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where}: no file_name; found {sorted(map(str, row))}")
@@ -159,7 +158,8 @@ def _from_table(table: Path, split_column: str, captions: bool = True) -> list[C
         samples[name] = CaptionedFile(table.parent / name, texts or None, split)
     if captions and all(sample.caption is None for sample in samples.values()):
         raise ValueError(
-            f"{table} has no captions in its {count} rows; it needs a column named text or caption"
+            f"{table} has no captions for its {len(samples)} images; it needs a column named text "
+            "or caption"
         )
     return list(samples.values())
 

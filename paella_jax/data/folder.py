@@ -37,8 +37,8 @@ class BrokenDataError(UserError, RuntimeError, ValueError):
 class FolderSource:
     """Images whose short side becomes `resize` pixels, cropped to `image_size` pixels.
 
-    `source[i]` is always cropped at the centre, with an image's first caption; `source.draw(i, rng)`
-    is what training reads: any of its captions, and the random crop and flip that were asked for.
+    `source[i]` is always cropped at the centre, with its first caption; `source.draw(i, rng)` is
+    what training reads: any of its captions, and the random crop and flip that were asked for.
 
     What belongs to the folder and what was left out is told. An unreadable sample is replaced by
     the next readable one, counted and reported; when more than one in ten is broken, the run stops.
@@ -71,7 +71,7 @@ class FolderSource:
     captions: bool = True
     caption_lines: bool = False
     background: str = WHITE
-    held: Held = Held()
+    held: Held = field(default_factory=Held)
     broken: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -182,7 +182,8 @@ class FolderSource:
             crop_rng = rng if self.crop == "random" else None
             flip_rng = rng if self.flip else None
             # Only where there is a choice: the chance of other samples stays as it is.
-            choice = int(rng.integers(len(captions))) if rng and len(captions) > 1 else 0
+            chance = rng if len(captions) > 1 else None
+            choice = 0 if chance is None else int(chance.integers(len(captions)))
             cropped = crop_and_flip(image, original.size, (height, width), crop_rng, flip_rng)
             return {"caption": captions[choice], "index": index} | cropped
         raise BrokenDataError(f"no readable sample in {self.folder}")

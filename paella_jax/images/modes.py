@@ -27,15 +27,14 @@ Colour = tuple[int, int, int]
 
 def parse_colour(background: str) -> Colour:
     """A colour's name or "#rrggbb" -> red, green and blue. Raises ValueError for others."""
+    wrong = f"background {background!r} is no colour; give a name such as white, or #rrggbb"
     try:
-        colour = ImageColor.getrgb(background)
+        red, green, blue, *alpha = ImageColor.getrgb(background)
     except (ValueError, AttributeError):
-        colour = ()
-    if len(colour) != 3:
-        raise ValueError(
-            f"background {background!r} is no colour; give a name such as white, or #rrggbb"
-        )
-    return colour
+        raise ValueError(wrong) from None
+    if alpha:
+        raise ValueError(wrong)
+    return red, green, blue
 
 
 def to_rgb(image: Image.Image, background: Colour, name: object, notes: Notes) -> Image.Image:
@@ -94,7 +93,7 @@ def to_eight_bits(image: Image.Image, name: object, notes: Notes) -> Image.Image
     if not is_deep(image):
         return image
     short = image.mode.startswith("I;")
-    values = np.asarray(image.convert("I") if short else image)
+    values: np.ndarray = np.asarray(image.convert("I") if short else image)
     if short or (image.mode == "I" and image.format in SIXTEEN_BIT_FORMATS):
         low, high, rule = 0.0, float(SIXTEEN_BITS), "is 16-bit grey: 65535 is white"
     else:
@@ -102,7 +101,8 @@ def to_eight_bits(image: Image.Image, name: object, notes: Notes) -> Image.Image
     notes.add(name, rule)
     # The largest images come here too: float32 holds 16 bits exactly and half of float64's bytes.
     scale = 255.0 / (high - low) if high > low else 0.0
-    scaled = (values.astype(np.float32 if short else np.float64) - low) * scale
+    values_as_floats: np.ndarray = values.astype(np.float32 if short else np.float64)
+    scaled = (values_as_floats - low) * scale
     grey = Image.fromarray(np.rint(scaled).astype(np.uint8))
     key = image.info.get("transparency")
     if isinstance(key, int):

@@ -28,8 +28,8 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
-       "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "cell.sampler", "preset",
-       "optim.gradient_reduction")  # fmt: skip
+       "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "cell.sampler",
+       "preset", "optim.gradient_reduction")  # fmt: skip
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
     "data.background": "white",
