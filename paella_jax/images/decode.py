@@ -47,7 +47,7 @@ def decode(file: Path, notes: Notes, deep: bool = False) -> Image.Image:
     Raises:
       ImageError: no such file, not an image, damaged, cut off, or too large.
     """
-    with readable(file), Image.open(file) as opened:
+    with _opened(file) as opened:
         if _has_several(opened):
             notes.add(file, "holds several images: its first one is used")
         opened.load()
@@ -62,11 +62,19 @@ def shown_size(file: Path, notes: Notes) -> tuple[int, int]:
     Raises:
       ImageError: as `decode`.
     """
-    with readable(file), Image.open(file) as opened:
+    with _opened(file) as opened:
         if opened.format in DECODED_FIRST:
             opened.load()
         lying = _orientation(opened, file, notes) in LYING
         return opened.size[::-1] if lying else opened.size
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """The open image; every error while it is open is an `ImageError`."""
+    # Not by its path: PIL maps uncompressed files, and gets the sides of turned TIFFs wrong then.
+    with readable(file), file.open("rb") as data, Image.open(data) as opened:
+        yield opened
 
 
 @contextmanager
