@@ -37,7 +37,7 @@ def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 yield from enumerate(reader, 1)
             except csv.Error as error:
-                raise ValueError(f"{table}, line {reader.line_num}: {error}") from error
+                raise ValueError(f"{table}, line {reader.reader.line_num}: {error}") from error
     finally:
         csv.field_size_limit(usual)
 
