@@ -20,7 +20,6 @@ from paella_jax.images.modes import WHITE, parse_colour
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb
 
-VALIDATION_EVERY = 20  # one image in twenty is kept for validation
 MAX_BROKEN_FRACTION = 0.1
 CROPS = ("center", "random")
 MOST_PIXELS = 2**27  # of an image that is resized to cover a crop
