@@ -261,7 +261,7 @@ def test_any_damage_is_an_image_error(tmp_path, monkeypatch):
     for suffix in (".png", ".jpg", ".gif", ".bmp", ".webp", ".tif"):
         file = saved(Image.fromarray(noise), tmp_path, suffix)
         whole = np.frombuffer(file.read_bytes(), np.uint8)
-        for _ in range(40):
+        for _ in range(25):
             damaged = whole.copy()
             damaged[rng.integers(0, len(whole), 6)] = rng.integers(0, 256, 6)
             file.write_bytes(damaged.tobytes())
@@ -270,7 +270,7 @@ def test_any_damage_is_an_image_error(tmp_path, monkeypatch):
                     read(file)
                 except ImageError:
                     refused += 1
-    assert refused > 100
+    assert refused > 60
 
 
 def bomb(width, height):

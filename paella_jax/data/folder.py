@@ -191,11 +191,12 @@ class FolderSource:
         """Counts a broken sample; `of` as many as were looked at, by default all."""
         self.broken.add(position)
         file = self.samples[position].image
-        print(f"skipping broken sample {file}: {error}", flush=True)
+        reason = str(error).removeprefix(f"{file} ")  # which image errors begin with
+        print(f"skipping broken sample {file}: {reason}", flush=True)
         if self._too_many(of):
             raise BrokenDataError(
                 f"{len(self.broken)} of {of or len(self.samples)} samples in {self.folder} are "
-                f"broken, the last: {file} ({error}); clean the folder"
+                f"broken, the last: {file} ({reason}); clean the folder"
             ) from error
 
 

@@ -47,7 +47,8 @@ def to_rgb(image: Image.Image, background: Colour, name: object, notes: Notes) -
     if image.mode == "CMYK":
         notes.add(name, "has CMYK colours: converted by the plain formula, without its profile")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        image.load()  # else a damaged file would be found where nobody expects it
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = _with_alpha(image)
     alpha = rgba.getchannel("A")
     colours = rgba.convert("RGB")

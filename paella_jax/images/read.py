@@ -70,7 +70,9 @@ def read_images(images: np.ndarray) -> np.ndarray:
 def unit_range(array: np.ndarray) -> np.ndarray:
     """uint8, or float in [0, 1] -> float32 in [0, 1]. Raises ImageError for other values."""
     if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255.0
+        scaled = array.astype(np.float32)
+        scaled /= 255.0  # in place: images may be large
+        return scaled
     array = array.astype(np.float32)
     if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
         raise ImageError(
