@@ -268,6 +268,10 @@ def test_a_split_column(tmp_path, capsys):
     assert both(tmp_path, captions=False) == expected
     assert len(both(tmp_path, column="")[0]) == 6
     assert len(both(tmp_path, column="part", fraction=0.5)[1]) == 3
+    drawn = both(tmp_path, column="part", fraction=0.5, seed=1)
+    moved = tmp_path.rename(tmp_path.with_name("moved"))
+    assert both(moved, column="part", fraction=0.5, seed=1) == drawn
+    moved.rename(tmp_path)
     with pytest.raises(ValueError, match="no split in a column 'fold'"):
         source_of(tmp_path, column="fold")
     write_rows(tmp_path, [*rows, rows[0] | {"split": "val"}])

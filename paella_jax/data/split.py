@@ -90,7 +90,9 @@ def choose(
         samples = rest
     labels = _labels(samples, folder, held)
     if labels:
-        return _by_label(samples, labels, held, training, left_out)
+        samples, other = _by_label(samples, labels, left_out)
+        if other or held.folder:
+            return Chosen(samples if training else other, "by the table's splits")
     if held.folder:
         return Chosen(samples, "validation has its own folder")
     return _by_fraction(samples, folder, held, training)
@@ -141,9 +143,9 @@ def _labels(samples: Samples, folder: Path, held: Held) -> list[str]:
 
 
 def _by_label(
-    samples: Samples, labels: list[str], held: Held, training: bool, left_out: Counter[str]
-) -> Chosen:
-    """Those whose label is of the split that is asked for; without a label they are to train."""
+    samples: Samples, labels: list[str], left_out: Counter[str]
+) -> tuple[Samples, Samples]:
+    """Those labelled for training, or not at all, and those for validation."""
     known = VALIDATION if any(label in VALIDATION for label in labels) else TEST
     train = [s for s, label in zip(samples, labels, strict=True) if label in ("", *TRAIN)]
     other = [s for s, label in zip(samples, labels, strict=True) if label in known]
@@ -152,9 +154,7 @@ def _by_label(
             left_out[f"of split {label!r}"] += 1
     if not train:
         raise ValueError(f"no image is in split {TRAIN[0]!r}; found {sorted(set(labels))}")
-    if other or held.folder:
-        return Chosen(train if training else other, "by the table's splits")
-    return _by_fraction(train, Path(), held, training)
+    return train, other
 
 
 def _by_fraction(samples: Samples, folder: Path, held: Held, training: bool) -> Chosen:
