@@ -17,9 +17,14 @@ def base() -> ConfigDict:
     config.precision = "float32"  # compute dtype: float32 or bfloat16 (slower on CPU)
 
     config.data = ConfigDict()
-    config.data.source = "shapes"  # shapes (embedded), folder (captioned images) or one_image
+    config.data.source = "shapes"  # shapes (embedded), folder (captioned images) or one_image; the
+    # last two are implied by folder and image_file
     config.data.spec = "shapes"  # tiny, single, shapes or shapes64
     config.data.folder = ""  # for source=folder; layouts: paella_jax/data/captions.py
+    config.data.validation_folder = ""  # empty: held back from the folder, as data/split.py says
+    config.data.split = 0.05  # fraction held back where neither folders nor a table say which
+    config.data.split_seed = -1  # at least 0: chosen by names; -1: evenly spaced in their order
+    config.data.split_column = "split"  # of a table with captions, if it has one
     config.data.image_file = ""  # for source=one_image, with its caption: the same every step
     config.data.caption = ""
     config.data.image_size = 32  # pixels, square; folder images are resized and cropped to it
@@ -28,6 +33,8 @@ def base() -> ConfigDict:
     config.data.resize = 0  # pixels of their short side before the crop; 0: image_size
     config.data.flip = False  # mirror half of them (not where captions say left and right)
     config.data.captions = True  # False: images alone, for a tokenizer
+    config.data.caption_lines = False  # True: every line of a caption's text file is one of several
+    config.data.background = "white"  # behind transparent images: a colour's name or #rrggbb
     config.data.size = 1_000_000  # index range of the embedded source
     config.data.prefetch = 8  # batches prepared ahead
     config.data.threads = 2  # reading threads per process

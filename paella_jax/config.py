@@ -32,6 +32,9 @@ class ConfigError(UserError, ValueError):
     """A configuration is wrong; the message names the field, its value and the fix."""
 
 
+# Fields that say where images are, and the source that reads them.
+IMPLIED = {"data.folder": "folder", "data.image_file": "one_image"}
+
 # Beside the package in a checkout, inside of it where the package is installed.
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
@@ -53,9 +56,22 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     path, _, preset = spec.partition(":")
     module = load_module(_config_file(path))
     config = module.get_config(preset) if preset else module.get_config()
+    overrides = list(overrides)
     for override in overrides:
         apply_override(config, override)
+    _imply_source(config, {o.removeprefix("--config.").partition("=")[0] for o in overrides})
     return config.lock()
+
+
+def _imply_source(config: ConfigDict, given: set[str]) -> None:
+    """Images that are given are the data: they take the embedded source's place."""
+    if "data" not in config or "data.source" in given or config.data.get("source") != "shapes":
+        return
+    sources = [s for name, s in IMPLIED.items() if name in given and flatten_config(config)[name]]
+    if len(sources) > 1:
+        raise ConfigError(f"{' and '.join(IMPLIED)} are both given; leave one out")
+    if sources:
+        config.data.source = sources[0]
 
 
 def _config_file(path: str) -> Path:

@@ -11,7 +11,7 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --between FILE --between FILE            a strip from one image to another by their embeddings
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
-and --emphasis "PHRASE=1.5", --label N, --segmentation FILE.npy add conditions to the prompt.
+and --emphasis "PHRASE=1.5", --label N, --segmentation FILE add conditions to the prompt.
 --strip writes the intermediate steps as well: a row per image, or a .gif.
 --super_resolution RUN enlarges what is drawn (text-to-image, --mix, --mask, --outpaint, --edit).
 """
@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     tasks.add_argument("--prior", help="run folder of configs/clip_prior.py")
     tasks.add_argument("--emphasis", action="append", default=[], metavar="PHRASE=FACTOR")
     tasks.add_argument("--label", type=int)
-    tasks.add_argument("--segmentation", metavar="FILE.npy")
+    tasks.add_argument("--segmentation", metavar="FILE", help="classes as .npy or grey image")
     stages = parser.add_argument_group("Würstchen")
     stages.add_argument("--stepper", help="of Stage C: ddpm, ddim or dpm++")
     stages.add_argument("--offload", action="store_true", help="one stage on the device at a time")
@@ -89,8 +89,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
 
 def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[Any]:
     """One condition per prompt, with the flags that add to a prompt."""
-    import numpy as np
-
+    from paella_jax.images.read import read_classes
     from paella_jax.pipelines.prompts import Condition
     from paella_jax.pipelines.tasks import numbers
 
@@ -100,17 +99,8 @@ def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[A
         if not equals:
             raise ValueError(f"--emphasis {text!r} must be PHRASE=FACTOR, e.g. 'red circle=1.5'")
         emphasis[phrase] = numbers(factor, "emphasis")[0]
-    segmentation = None
-    if arguments.segmentation:
-        try:
-            segmentation = np.load(arguments.segmentation, allow_pickle=False)
-        except OSError as error:
-            raise ValueError(f"--segmentation {arguments.segmentation}: {error}") from None
-        except ValueError:  # numpy would advise to run what the file holds
-            raise ValueError(
-                f"--segmentation {arguments.segmentation} is no array of numbers: write it with "
-                "numpy.save, whole numbers [height, width]"
-            ) from None
+    given = arguments.segmentation
+    segmentation = read_classes(given) if given else None
     if not prompts and (arguments.like or arguments.label is not None or arguments.segmentation):
         prompts = [""]
     return [
@@ -145,7 +135,6 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 def draw_wuerstchen(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
-    from paella_jax.images.read import read_image
     from paella_jax.pipelines.tasks import CONDITIONS, TASKS, refuse
 
     others = [name for name in TASKS if name not in ("image", "strength")]
@@ -153,7 +142,7 @@ def draw_wuerstchen(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list
     why = "is a task of token predictors; this is a Würstchen run"
     refuse(arguments, (*others, *CONDITIONS, *own, "sampler", "strip"), why)
     prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
-    image = None if arguments.image is None else read_image(arguments.image)
+    image = None if arguments.image is None else pipe.read(arguments.image)
     if image is not None and not prompts:
         return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
     if image is not None:

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from paella_jax.data.folder import UNREADABLE, FolderSource
+from paella_jax.images.decode import shown_size
 
 Size = tuple[int, int]
-UPRIGHT = 274  # the EXIF tag of orientation; 5 to 8 swap width and height
 
 
 class BucketedFolderSource(FolderSource):
@@ -42,7 +41,8 @@ class BucketedFolderSource(FolderSource):
             if position in self.broken:
                 continue
             try:
-                self.members[self._nearest(_aspect(sample.image))].append(position)
+                width, height = shown_size(sample.image, self.notes)
+                self.members[self._nearest(width / height)].append(position)
             except UNREADABLE as error:
                 self._skip(position, error)
         counts = np.array([len(members) for members in self.members], float)
@@ -65,11 +65,3 @@ class BucketedFolderSource(FolderSource):
         rng = np.random.default_rng((seed, position, 1))
         index = self.members[bucket][int(rng.integers(len(self.members[bucket])))]
         return self._sample(index, rng, self.buckets[bucket])
-
-
-def _aspect(file: Any) -> float:
-    """Width / height of an image as it is shown; only its header is read."""
-    with Image.open(file) as opened:
-        width, height = opened.size
-        turned = opened.getexif().get(UPRIGHT, 1) >= 5
-    return height / width if turned else width / height

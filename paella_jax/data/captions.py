@@ -1,64 +1,138 @@
 """Which images a folder offers and where their captions are.
 
-Two layouts: `NAME.txt` beside every image, or one `metadata.jsonl` or `metadata.csv` in the folder
-with the columns `file_name` and `text` (or `caption`), as the Hugging Face imagefolder has it.
+Two layouts: `NAME.txt` (or `NAME.caption`) beside every image, or one `metadata.jsonl` or
+`metadata.csv` in the folder with the columns `file_name` and `text` (or `caption`), as the Hugging
+Face imagefolder has it. An image has several captions where the table names it in several rows or
+its text is a list, or, with `lines`, where its text file has several lines.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-TABLES = ("metadata.jsonl", "metadata.csv")
-CAPTION_COLUMNS = ("text", "caption")
+from paella_jax.data.listing import count_others, is_image, list_files
+from paella_jax.data.tables import TABLES, read_rows
+
+CAPTION_COLUMNS = ("text", "caption", "captions", "texts")
+CAPTION_SUFFIXES = (".txt", ".caption")
 
 
 class CaptionedFile(NamedTuple):
-    """An image and its caption: the text itself, the file that holds it, or None where missing."""
+    """An image and where its captions are.
+
+    Attributes:
+      image: its file.
+      caption: the texts themselves, the file that holds them, or None where missing.
+      split: what the table's split column says of it; empty without.
+      lines: every line of the caption's file is a caption.
+    """
 
     image: Path
-    caption: str | Path | None
+    caption: tuple[str, ...] | Path | None
+    split: str = ""
+    lines: bool = False
+
+    def read_captions(self) -> list[str]:
+        """Its captions, stripped, at least one. Raises ValueError or OSError where there is none.
+
+        With `captions=False` the only one is empty.
+        """
+        if self.texts:
+            return list(self.texts)
+        if not isinstance(self.caption, Path):
+            raise ValueError("no caption")
+        text = read_text(self.caption)
+        texts = [line.strip() for line in text.splitlines()] if self.lines else [text.strip()]
+        texts = [text for text in texts if text]
+        if not texts:
+            raise ValueError(f"no caption: {self.caption.name} is empty")
+        return texts
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions that are known without reading a file."""
+        return self.caption if isinstance(self.caption, tuple) else ()
 
     def read_caption(self) -> str:
-        """The text, stripped. Raises ValueError or OSError where there is none."""
-        if self.caption is None:
-            raise ValueError("no caption")
-        text = self.caption
-        return (text.read_text(encoding="utf-8") if isinstance(text, Path) else text).strip()
+        """The first of its captions."""
+        return self.read_captions()[0]
 
 
-def list_captioned(folder: Path) -> list[CaptionedFile]:
-    """Every sample of a folder: the table's rows in their order, else all images below it, sorted.
+def read_text(file: Path) -> str:
+    """A text file in UTF-8, without its byte order mark.
+
+    Raises:
+      ValueError: another encoding; OSError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8: {error.reason}; save it as UTF-8") from None
+
+
+def list_captioned(
+    folder: Path, left_out: Counter[str], split_column: str = "", lines: bool = False
+) -> list[CaptionedFile]:
+    """Every sample of a folder: the table's images in their order, else all below it, sorted.
+
+    Args:
+      folder: laid out as above.
+      left_out: gets the number of what does not belong to it, by kind.
+      split_column: of a table; empty for none.
+      lines: every line of a text file is a caption of its own.
 
     Raises:
       ValueError: two tables, a damaged one, or one without file names or captions.
     """
+    table = find_table(folder)
+    if table:
+        return _from_table(table, split_column)
+    return _from_text_files(folder, left_out, lines)
+
+
+def list_images(
+    folder: Path, left_out: Counter[str], split_column: str = ""
+) -> list[CaptionedFile]:
+    """All images of a folder with empty captions (tokenizer training): no table chooses them.
+
+    Args:
+      folder: laid out as above.
+      left_out: gets the number of what does not belong to it, by kind.
+      split_column: of a table, where there is one that says of images which split they are in.
+
+    Raises:
+      ValueError: a damaged table, where it says that.
+    """
+    files = list_files(folder, left_out)
+    used = lambda file: file.suffix.lower() in CAPTION_SUFFIXES or file.name in TABLES
+    count_others(files, used, left_out)
+    table = find_table(folder) if split_column else None
+    rows = _from_table(table, split_column, captions=False) if table else []
+    splits = {row.image: row.split for row in rows if row.split}
+    return [CaptionedFile(f, ("",), splits.get(f, "")) for f in files if is_image(f)]
+
+
+def find_table(folder: Path) -> Path | None:
+    """The folder's table of captions. Raises ValueError where there are two."""
     tables = [folder / name for name in TABLES if (folder / name).is_file()]
     if len(tables) > 1:
         raise ValueError(f"data.folder {folder} has both {' and '.join(TABLES)}; keep one")
-    return _from_table(tables[0]) if tables else _from_text_files(folder)
+    return tables[0] if tables else None
 
 
-def list_images(folder: Path) -> list[CaptionedFile]:
-    """All images below a folder, sorted, with empty captions (tokenizer training)."""
-    return [CaptionedFile(file, "") for file in sorted(folder.rglob("*")) if _is_image(file)]
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES
-
-
-def _from_text_files(folder: Path) -> list[CaptionedFile]:
-    files = sorted(folder.rglob("*"))
+def _from_text_files(folder: Path, left_out: Counter[str], lines: bool) -> list[CaptionedFile]:
+    files = list_files(folder, left_out)
     known = set(files)  # one listing instead of a look at the disk per caption
-    text_of = lambda image: image.with_suffix(".txt")
-    samples = [
-        CaptionedFile(f, text_of(f) if text_of(f) in known else None) for f in files if _is_image(f)
-    ]
+    samples, texts = [], set()
+    for file in files:
+        if is_image(file):
+            beside = [file.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+            text = next((text for text in beside if text in known), None)
+            samples.append(CaptionedFile(file, text, lines=lines))
+            texts.add(text)
+    count_others(files, texts.__contains__, left_out)
     if samples and all(sample.caption is None for sample in samples):
         raise ValueError(
             f"data.folder {folder} has {len(samples)} images without captions: put NAME.txt beside "
@@ -68,35 +142,34 @@ def _from_text_files(folder: Path) -> list[CaptionedFile]:
     return samples
 
 
-def _from_table(table: Path) -> list[CaptionedFile]:
-    samples = []
-    for number, row in _rows(table):
+def _from_table(table: Path, split_column: str, captions: bool = True) -> list[CaptionedFile]:
+    samples: dict[str, CaptionedFile] = {}
+    for where, row in read_rows(table):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{table}, row {number}: no file_name; found {sorted(map(str, row))}")
-        texts = [row[c] for c in CAPTION_COLUMNS if isinstance(row.get(c), str)]
-        samples.append(CaptionedFile(table.parent / name, texts[0] if texts else None))
-    if all(sample.caption is None for sample in samples):
+            raise ValueError(f"{where}: no file_name; found {sorted(map(str, row))}")
+        split = str(row.get(split_column) or "").strip().lower() if split_column else ""
+        before = samples.get(name)
+        texts = _captions_of(row)
+        if before is not None:
+            if before.split != split:
+                raise ValueError(f"{where}: {name} is in split {split!r} and in {before.split!r}")
+            texts = (*before.texts, *texts)
+        samples[name] = CaptionedFile(table.parent / name, texts or None, split)
+    if captions and all(sample.caption is None for sample in samples.values()):
         raise ValueError(
-            f"{table} has no captions in its {len(samples)} rows; it needs a column named "
-            + " or ".join(CAPTION_COLUMNS)
+            f"{table} has no captions for its {len(samples)} images; it needs a column named text "
+            "or caption"
         )
-    return samples
+    return list(samples.values())
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered rows, from 1; lines without content are skipped."""
-    with table.open(encoding="utf-8-sig", newline="") as opened:
-        if table.suffix == ".csv":
-            yield from enumerate(csv.DictReader(opened), 1)
-            return
-        for number, line in enumerate(opened, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{table}, row {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{table}, row {number} is not a JSON object: {line.strip()[:80]}")
-            yield number, row
+def _captions_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """The texts of a row's first column that has any; blank ones are none."""
+    for column in CAPTION_COLUMNS:
+        value = row.get(column)
+        values = value if isinstance(value, list) else [value]
+        texts = tuple(v.strip() for v in values if isinstance(v, str) and v.strip())
+        if texts:
+            return texts
+    return ()

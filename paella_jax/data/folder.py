@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from paella_jax.data.captions import SUFFIXES, CaptionedFile, list_captioned, list_images
+from paella_jax.config import UserError
+from paella_jax.data.captions import CaptionedFile, list_captioned, list_images
+from paella_jax.data.listing import suffixes
 from paella_jax.data.sizes import AESTHETIC_SCORE
+from paella_jax.data.split import Chosen, Held, choose
+from paella_jax.images.decode import ImageError, shown_size
+from paella_jax.images.modes import WHITE, parse_colour
+from paella_jax.images.notes import Notes
+from paella_jax.images.read import read_rgb
 
-VALIDATION_EVERY = 20  # one image in twenty is kept for validation
 MAX_BROKEN_FRACTION = 0.1
 CROPS = ("center", "random")
-# What PIL raises for damaged files, and what a caption that is no text raises.
-UNREADABLE = (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError)
+MOST_PIXELS = 2**27  # of an image that is resized to cover a crop
+PROBED = 256  # samples whose captions and headers are read before the first step
+# What a damaged image raises, and what a caption that is no text raises.
+UNREADABLE = (OSError, ValueError)
+
+
+class BrokenDataError(UserError, RuntimeError, ValueError):
+    """Too many samples cannot be read; the message names the last one and the reason."""
 
 
 @dataclass
 class FolderSource:
     """Images whose short side becomes `resize` pixels, cropped to `image_size` pixels.
 
-    `source[i]` is always cropped at the centre; `source.draw(i, rng)` is what training reads, with
-    the random crop and flip that were asked for.
+    `source[i]` is always cropped at the centre, with its first caption; `source.draw(i, rng)` is
+    what training reads: any of its captions, and the random crop and flip that were asked for.
 
-    An unreadable sample is replaced by the next readable one, counted and reported; when more than
-    one in ten is broken, the run stops. A missing file or caption counts as broken.
+    What belongs to the folder and what was left out is told. An unreadable sample is replaced by
+    the next readable one, counted and reported; when more than one in ten is broken, the run stops.
+    A missing file and a missing or empty caption count as broken.
 
     Attributes:
       folder: laid out as captions.py describes.
@@ -38,11 +51,14 @@ class FolderSource:
       resize: pixels of the short side before the crop; 0 means `image_size`.
       flip: mirror half of the drawn samples left to right.
       captions: False reads no captions and needs none; they are then empty.
+      caption_lines: every line of a caption's text file is a caption of its own.
+      background: the colour behind transparent images.
+      held: which images are held back for validation.
       broken: positions of the samples found broken so far.
 
     Raises:
-      ValueError: no such folder, no images or captions in it, too many missing files, an unknown
-        crop, or a `resize` below `image_size`.
+      ValueError: no such folder, no images or captions in it, too many missing or unreadable files,
+        an unknown crop or colour, or a `resize` below `image_size`.
     """
 
     folder: str
@@ -52,6 +68,9 @@ class FolderSource:
     resize: int = 0
     flip: bool = False
     captions: bool = True
+    caption_lines: bool = False
+    background: str = WHITE
+    held: Held = field(default_factory=Held)
     broken: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -59,13 +78,32 @@ class FolderSource:
         if not self.folder or not root.is_dir():
             raise ValueError(f"data.folder {self.folder!r} is not a folder of images with captions")
         check_cropping(self.crop, self.resize, self.image_size)
-        found = list_captioned(root) if self.captions else list_images(root)
-        if not found:
-            raise ValueError(f"data.folder {self.folder} has no images ({sorted(SUFFIXES)})")
-        held = lambda i: i % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        chosen = [s for i, s in enumerate(found) if held(i) == (self.split != "train")]
-        self.samples = chosen or found
+        check_background(self.background)
+        self.notes = Notes(f"data.folder {self.folder}")
+        self.left_out: Counter[str] = Counter()
+        chosen = choose(root, self._list, self.held, self.split == "train", self.left_out)
+        self.samples = chosen.samples
+        if not self.samples:
+            raise ValueError(f"data.folder {self.folder} has no images ({sorted(suffixes())})")
+        self._tell(chosen)
         self._find_missing()
+        self._probe()
+
+    def _list(self, folder: Path) -> list[CaptionedFile]:
+        column = self.held.column
+        if self.captions:
+            return list_captioned(folder, self.left_out, column, self.caption_lines)
+        return list_images(folder, self.left_out, column)
+
+    def _tell(self, chosen: Chosen) -> None:
+        """One line: how many images, why these, and what else was there."""
+        use = "training" if self.split == "train" else "validation"
+        others = ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
+        print(
+            f"data.folder {self.folder}: {len(chosen.samples)} images for {use} ({chosen.how})"
+            + (f"; left out: {others}" if others else ""),
+            flush=True,
+        )
 
     def _find_missing(self) -> None:
         """Counts what is known to be missing before anything is read."""
@@ -82,8 +120,26 @@ class FolderSource:
                     f"{sample.image} ({reason}); clean the folder"
                 )
 
-    def _too_many(self) -> bool:
-        limit = max(MAX_BROKEN_FRACTION * len(self.samples), 3)
+    def _probe(self) -> None:
+        """Reads some captions and headers, so that a folder of unreadable ones ends here."""
+        places = np.linspace(0, len(self.samples) - 1, min(PROBED, len(self.samples)))
+        several = 0
+        for position in sorted(set(places.round().astype(int).tolist()) - self.broken):
+            sample = self.samples[position]
+            try:
+                several += not self.caption_lines and "\n" in sample.read_caption()
+                shown_size(sample.image, self.notes)
+            except UNREADABLE as error:
+                self._skip(position, error, of=len(places))
+        if several:
+            print(
+                f"{self.notes.owner}: {several} of {len(places)} captions have several lines, each "
+                "text is one caption; --config.data.caption_lines=True makes each line one",
+                flush=True,
+            )
+
+    def _too_many(self, of: int = 0) -> bool:
+        limit = max(MAX_BROKEN_FRACTION * (of or len(self.samples)), 3)
         return len(self.broken) > limit or len(self.broken) == len(self.samples)
 
     @property
@@ -116,45 +172,71 @@ class FolderSource:
                 continue
             sample = self.samples[position]
             try:
-                caption = sample.read_caption()
-                original = open_upright(sample.image)
+                captions = sample.read_captions()
+                original = read_rgb(sample.image, self.background, self.notes)
+                image = cover(original, round(height * enlarge), round(width * enlarge))
             except UNREADABLE as error:
                 self._skip(position, error)
                 continue
-            image = cover(original, round(height * enlarge), round(width * enlarge))
             crop_rng = rng if self.crop == "random" else None
             flip_rng = rng if self.flip else None
+            # Only where there is a choice: the chance of other samples stays as it is.
+            chance = rng if len(captions) > 1 else None
+            choice = 0 if chance is None else int(chance.integers(len(captions)))
             cropped = crop_and_flip(image, original.size, (height, width), crop_rng, flip_rng)
-            return {"caption": caption, "index": index} | cropped
-        raise RuntimeError(f"no readable sample in {self.folder}")
+            return {"caption": captions[choice], "index": index} | cropped
+        raise BrokenDataError(f"no readable sample in {self.folder}")
 
-    def _skip(self, position: int, error: Exception) -> None:
+    def _skip(self, position: int, error: Exception, of: int = 0) -> None:
+        """Counts a broken sample; `of` as many as were looked at, by default all."""
         self.broken.add(position)
         file = self.samples[position].image
-        print(f"skipping broken sample {file}: {error}", flush=True)
-        if self._too_many():
-            raise RuntimeError(
-                f"{len(self.broken)} of {len(self.samples)} samples in {self.folder} are "
-                f"broken, the last: {file} ({error}); clean the folder"
+        reason = str(error).removeprefix(f"{file} ")  # which image errors begin with
+        print(f"skipping broken sample {file}: {reason}", flush=True)
+        if self._too_many(of):
+            raise BrokenDataError(
+                f"{len(self.broken)} of {of or len(self.samples)} samples in {self.folder} are "
+                f"broken, the last: {file} ({reason}); clean the folder"
             ) from error
 
 
 def _missing(sample: CaptionedFile) -> str | None:
     if sample.caption is None:
         return "no caption"
+    if isinstance(sample.caption, Path) and _is_empty(sample.caption):
+        return f"no caption: {sample.caption.name} is empty"
     return None if sample.image.is_file() else "no such file"
 
 
-def open_upright(file: Path) -> Image.Image:
-    """RGB in the file's own size, turned as its camera says."""
-    with Image.open(file) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+def _is_empty(file: Path) -> bool:
+    """Whether a text file is empty but for line ends; longer ones are found when they are read."""
+    try:
+        return file.stat().st_size <= 4 and not file.read_bytes().strip(b"\xef\xbb\xbf \r\n\t")
+    except OSError:
+        return False  # reading it says why
+
+
+def check_background(background: str) -> None:
+    """Raises ValueError for what is no colour, naming the setting."""
+    try:
+        parse_colour(background)
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
 
 
 def cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resized (bicubic, antialiased) to just cover height x width pixels."""
+    """Resized (bicubic, antialiased) to just cover height x width pixels.
+
+    Raises:
+      ImageError: it is so long and narrow that it would become too large.
+    """
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    if size[0] * size[1] > max(MOST_PIXELS, image.width * image.height):
+        raise ImageError(
+            f"an image of {image.width}x{image.height} pixels is too narrow: covering "
+            f"{width}x{height} it would have {size[0]}x{size[1]}"
+        )
     return image.resize(size, Image.Resampling.BICUBIC)
 
 

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paella_jax.data.folder import UNREADABLE, check_cropping, cover, crop_and_flip, open_upright
+from paella_jax.data.folder import (
+    UNREADABLE,
+    check_background,
+    check_cropping,
+    cover,
+    crop_and_flip,
+)
+from paella_jax.images.modes import WHITE
+from paella_jax.images.notes import Notes
+from paella_jax.images.read import read_rgb
 
 
 @dataclass
@@ -27,10 +36,11 @@ class OneImageSource:
       crop: "center" or "random".
       resize: pixels of the short side before the crop; 0 means `image_size`.
       flip: mirror half of the drawn samples left to right.
+      background: the colour behind a transparent image.
 
     Raises:
       ValueError: no such file, no readable image, one that would have to be enlarged, an empty
-        caption, an unknown crop, or a `resize` below `image_size`.
+        caption, an unknown crop or colour, or a `resize` below `image_size`.
     """
 
     file: str
@@ -39,6 +49,7 @@ class OneImageSource:
     crop: str = "center"
     resize: int = 0
     flip: bool = False
+    background: str = WHITE
 
     def __post_init__(self) -> None:
         self.caption = self.caption.strip()
@@ -50,13 +61,14 @@ class OneImageSource:
                 '--config.data.caption="a fox in the style of [V]"'
             )
         check_cropping(self.crop, self.resize, self.image_size)
+        check_background(self.background)
         original, self.image = self._read(self.resize or self.image_size)
         self.original_size = original.size
 
     def _read(self, short_side: int) -> tuple[Image.Image, Image.Image]:
         """The upright image, and the same resized."""
         try:
-            original = open_upright(Path(self.file))
+            original = read_rgb(self.file, self.background, Notes())
             width, height = original.size
             if min(width, height) < short_side:
                 raise ValueError(

@@ -1,31 +1,54 @@
-"""Images and masks as users give them -> arrays, checked."""
+"""Images, masks and maps as users give them -> arrays, checked.
+
+Every image of the project is read by `read_rgb`: training, previews, prompts, image tasks and
+evaluation. `modes.py` says what becomes of each mode, `decode.py` what is refused.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from paella_jax.config import UserError
+from paella_jax.images.decode import ImageError, decode, readable
+from paella_jax.images.modes import WHITE, parse_colour, to_marked, to_rgb
+from paella_jax.images.notes import SINGLE, Notes
 
 ImageLike = str | Path | Image.Image | np.ndarray
+GIVEN = "an image given"  # one without a name, in messages
 
 
-class ImageError(UserError, ValueError):
-    """An image or mask cannot be used; the message says what is wrong and what to do."""
+def read_rgb(
+    image: str | Path | Image.Image, background: str = WHITE, notes: Notes = SINGLE
+) -> Image.Image:
+    """A file or a PIL image of any mode -> an upright RGB image of its own size.
+
+    Args:
+      image: of a file that holds several images, the first is taken.
+      background: the colour behind transparent images; a name, or "#rrggbb".
+      notes: is told of the first image of each kind that is not plain.
+
+    Raises:
+      ImageError: no such file, not an image, damaged, cut off, or too large.
+      ValueError: no such colour.
+    """
+    colour, name = parse_colour(background), GIVEN
+    if isinstance(image, str | Path):
+        name = str(image)
+        image = decode(Path(image), notes)
+    with readable(name):
+        return to_rgb(image, colour, name, notes)
 
 
-def read_image(image: ImageLike) -> np.ndarray:
+def read_image(image: ImageLike, background: str = WHITE) -> np.ndarray:
     """A file, a PIL image or an array -> float32 [height, width, 3] in [0, 1].
 
     Raises:
-      ImageError: not an image, or an array of another shape or range.
+      ImageError: as `read_rgb`, or an array of another shape or range.
     """
-    if isinstance(image, str | Path):
-        image = _open(Path(image))
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"), np.float32) / 255.0
+    if isinstance(image, str | Path | Image.Image):
+        return unit_range(np.asarray(read_rgb(image, background)))
     array = np.asarray(image)
     if array.ndim != 3 or array.shape[-1] != 3:
         raise ImageError(f"an image array has shape {array.shape}; give [height, width, 3]")
@@ -47,7 +70,9 @@ def read_images(images: np.ndarray) -> np.ndarray:
 def unit_range(array: np.ndarray) -> np.ndarray:
     """uint8, or float in [0, 1] -> float32 in [0, 1]. Raises ImageError for other values."""
     if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255.0
+        scaled = array.astype(np.float32)
+        scaled /= 255.0  # in place: images may be large
+        return scaled
     array = array.astype(np.float32)
     if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
         raise ImageError(
@@ -58,23 +83,67 @@ def unit_range(array: np.ndarray) -> np.ndarray:
 
 
 def read_mask(mask: ImageLike) -> np.ndarray:
-    """A file, a PIL image or an array -> bool [height, width]; white or True is drawn anew."""
+    """A file, a PIL image or an array -> bool [height, width]; what is True is drawn anew.
+
+    Of images that is what `modes.to_marked` says: white, or opaque paint on a transparent layer.
+
+    Raises:
+      ImageError: as `read_rgb`, or an array of another shape.
+    """
     if isinstance(mask, str | Path):
-        mask = _open(Path(mask))
+        mask = decode(Path(mask), SINGLE, deep=True)
     if isinstance(mask, Image.Image):
-        return np.asarray(mask.convert("L")) >= 128
+        with readable(GIVEN):
+            return to_marked(mask)
     array = np.asarray(mask)
     if array.ndim != 2:
         raise ImageError(f"a mask array has shape {array.shape}; give [height, width]")
     return array if array.dtype == bool else array > array.max() / 2
 
 
-def _open(file: Path) -> Image.Image:
-    """The image as it is shown: turned as its camera says."""
+def read_classes(file: str | Path) -> np.ndarray:
+    """A segmentation map -> whole numbers [height, width], one class for each pixel or token.
+
+    Args:
+      file: an array that numpy saved (.npy), or an image: grey whose values are the classes, or
+        one with a palette, whose entries' numbers are.
+
+    Raises:
+      ImageError: no such file, damaged, or neither of the two.
+    """
+    file = Path(file)
+    if file.suffix.lower() == ".npy" or _starts_as_array(file):
+        return _read_array(file)
+    image = decode(file, SINGLE, deep=True)
+    if image.mode.startswith("I;"):
+        image = image.convert("I")
+    if image.mode not in ("1", "L", "P", "I"):
+        raise ImageError(
+            f"{file} is a map in mode {image.mode}; save it in grey or with a palette, so that "
+            "every pixel holds the number of a class"
+        )
+    return np.asarray(image).astype(np.int32)
+
+
+def _starts_as_array(file: Path) -> bool:
     try:
-        with Image.open(file) as opened:
-            return ImageOps.exif_transpose(opened)
-    except FileNotFoundError:
-        raise ImageError(f"there is no image {file}") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{file} is not a readable image: {error}; convert it to PNG") from error
+        with file.open("rb") as opened:
+            return opened.read(6) == b"\x93NUMPY"
+    except OSError:
+        return False  # the reader of images says why
+
+
+def _read_array(file: Path) -> np.ndarray:
+    """Whole numbers that numpy saved. Raises ImageError; nothing in the file is run."""
+    try:
+        array = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise ImageError(f"the map {file} cannot be read: {error}") from None
+    except Exception:  # numpy raises nearly anything at a damaged header, or gives bad advice
+        array = None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim != 2:
+        raise ImageError(
+            f"{file} is no array of numbers: write it with numpy.save, whole numbers "
+            "[height, width]"
+        )
+    return array

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
+from paella_jax.images.modes import WHITE
+from paella_jax.images.read import ImageLike, read_image
 from paella_jax.images.write import to_uint8
 from paella_jax.training.placing import batch_sharding, fetch, place
 from paella_jax.training.sharding import make_mesh, replicated
@@ -88,6 +90,10 @@ class Pipeline:
 
     config: ConfigDict
 
+    def read(self, image: ImageLike) -> np.ndarray:
+        """An image for a task, as the training images were read; `read_image` says of what kind."""
+        return read_image(image, background_of(self.config))
+
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Draws; the result has `images`, and `trace` where asked for."""
         raise NotImplementedError
@@ -155,6 +161,11 @@ class Pipeline:
         if output_type == "array":
             return result.images
         return [Image.fromarray(image) for image in to_uint8(result.images)]
+
+
+def background_of(config: ConfigDict) -> str:
+    """The colour behind transparent images of a run; runs older than the setting have white."""
+    return config.data.get("background", WHITE)
 
 
 def all_devices() -> Mesh:

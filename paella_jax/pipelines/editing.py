@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.images.read import ImageLike, read_image
+from paella_jax.images.read import ImageLike
 from paella_jax.pipelines.base import Generation, image_keys
 from paella_jax.pipelines.geometry import keep_unmasked
 from paella_jax.pipelines.prompts import Condition
@@ -40,7 +40,7 @@ def encode_image(pipe: AnyScale, image: ImageLike) -> tuple[np.ndarray, dict[str
     Raises:
       ImageError: unusable image, or sides that do not fit.
     """
-    pixels = read_image(image)
+    pixels = pipe.read(image)
     height, width = pixels.shape[:2]
     pipe.sizes.check_image(height, width)
     return pipe.scales[0].encode(pixels[None]), pipe.sizes.options(height, width)
@@ -134,7 +134,7 @@ def outpaint(
             raise ValueError(f"{name} is {margin} pixels; give {rule}at least 0")
     if not any((top, bottom, left, right)):
         raise ValueError("outpainting needs at least one of top, bottom, left and right")
-    pixels = read_image(image)
+    pixels = pipe.read(image)
     height, width = pixels.shape[:2]
     canvas = (height + top + bottom, width + left + right)
     pipe.sizes.check_canvas((height, width), canvas)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.families.token_networks import TokenNetworks
-from paella_jax.images.read import ImageError, ImageLike, read_image, read_mask
+from paella_jax.images.read import ImageError, ImageLike, read_mask
 from paella_jax.sampling.token_loop import Known
 
 
@@ -169,7 +169,7 @@ def keep_unmasked(pipe: Any, image: ImageLike, mask: ImageLike) -> dict[str, Any
     Raises:
       ImageError: unusable image, a mask of another size, one that marks nothing or everything.
     """
-    pixels, marked = read_masked(image, mask)
+    pixels, marked = read_masked(pipe, image, mask)
     pipe.sizes.check_image(*marked.shape)
     own = lambda scale: tuple(side // scale.pixels for side in marked.shape)
     generate = [touched(marked, (s.grid, s.grid) if s.grid else own(s)) for s in pipe.scales]
@@ -186,13 +186,13 @@ def keep_unmasked(pipe: Any, image: ImageLike, mask: ImageLike) -> dict[str, Any
     return {**known, **pipe.sizes.options(*marked.shape)}
 
 
-def read_masked(image: ImageLike, mask: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+def read_masked(pipe: Any, image: ImageLike, mask: ImageLike) -> tuple[np.ndarray, np.ndarray]:
     """Image float32 [height, width, 3] in [0, 1] and mask bool [height, width].
 
     Raises:
       ImageError: unusable image, a mask of another size, or one that marks nothing.
     """
-    pixels, marked = read_image(image), read_mask(mask)
+    pixels, marked = pipe.read(image), read_mask(mask)
     if marked.shape != pixels.shape[:2]:
         raise ImageError(
             f"the mask is {marked.shape[0]}x{marked.shape[1]} pixels, the image "

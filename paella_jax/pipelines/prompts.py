@@ -14,8 +14,10 @@ from paella_jax.encoders.byte_tokenizer import PromptError, bucket_length, check
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
+from paella_jax.pipelines.base import background_of
 
 EmbedImages = Callable[[np.ndarray], np.ndarray]
+EmbedImage = Callable[[ImageLike], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def build_inputs(
             for c in conditions
         ]
         weights = np.stack(each)
-    image_pooled, image_mask = _images(networks, conditions, embed_images)
+    read_and_embed = lambda image: embed_images(read_image(image, background_of(config))[None])[0]
+    image_pooled, image_mask = _images(networks, conditions, read_and_embed)
     return ConditionInputs(
         text_ids=ids,
         text_mask=mask,
@@ -149,7 +152,7 @@ def clip_ids(networks: TokenNetworks, texts: Sequence[str]) -> np.ndarray | None
 
 
 def _images(
-    networks: TokenNetworks, conditions: Sequence[Condition], embed_images: EmbedImages
+    networks: TokenNetworks, conditions: Sequence[Condition], embed: EmbedImage
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     most = max(len(c.images) for c in conditions)
     if most == 0:
@@ -163,19 +166,19 @@ def _images(
     mask = np.zeros((len(conditions), most), bool)
     for row, condition in enumerate(conditions):
         for column, image in enumerate(condition.images):
-            pooled[row, column] = _embedding(image, width, embed_images)
+            pooled[row, column] = _embedding(image, width, embed)
             mask[row, column] = True
     return pooled, mask
 
 
-def _embedding(image: ImageLike, width: int, embed_images: EmbedImages) -> np.ndarray:
+def _embedding(image: ImageLike, width: int, embed: EmbedImage) -> np.ndarray:
     if isinstance(image, np.ndarray) and image.ndim == 1:
         if image.shape != (width,):
             raise ValueError(
                 f"an image embedding has shape {image.shape}, this run needs [{width}]"
             )
         return image.astype(np.float32)
-    return embed_images(read_image(image)[None])[0]
+    return embed(image)
 
 
 def _labels(networks: TokenNetworks, conditions: Sequence[Condition]) -> np.ndarray | None:
@@ -212,6 +215,8 @@ def _segmentation(
                 f"a segmentation map has shape {given.shape}, the picture {full} pixels or {grid} "
                 "tokens; resize the map"
             )
+        if given.dtype.kind == "f" and (given != np.floor(given)).any():
+            raise ValueError("a segmentation map holds fractions; classes are whole numbers")
         maps[row] = given if given.shape == grid else at_tokens(given, pixels)
         if maps[row].min() < -1 or maps[row].max() >= count:
             raise ValueError(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
-from paella_jax.images.read import ImageLike, read_image, read_images
+from paella_jax.images.read import ImageLike, read_images
 from paella_jax.pipelines.base import (
     Job,
     Pipeline,
@@ -158,7 +158,7 @@ class WuerstchenPipeline(Pipeline):
         negatives, keys = job.negatives(len(texts), LONGEST_TEXT), job.keys(len(texts))
         texts, negatives = job.repeat(texts), job.repeat(negatives)
         if image is not None:
-            image = read_image(image)
+            image = self.read(image)
         size = self._size(image, job.height, job.width)
         settings_b = stage_b_settings(self._sampler("stage_b"), **stage_b_options(of_stage_b))
         if image is not None and not 0.0 < strength <= 1.0:

@@ -28,16 +28,22 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
-       "data.prefetch", "data.folder", "data.image_file", "cell.sampler", "preset",
-       "optim.gradient_reduction", "model.loop", "transformer.loop",
+       "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "cell.sampler",
+       "preset", "optim.gradient_reduction", "model.loop", "transformer.loop",
        "super_resolution.loop")  # fmt: skip
+# ... what it may lack, as it is older than the field: what was done then ...
+BEFORE = {
+    "data.background": "white",
+    "data.caption_lines": False,
+    "data.split": 0.05,
+    "data.split_column": "split",
+    "data.split_seed": -1,
+    "transformer.tied_head": False,
+    "super_resolution.tied_head": False,
+}
 # ... and where the networks it carries once came from.
 SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
            "compressor.run", "init_from")  # fmt: skip
-
-
-# Fields that older runs do not have, and that say nothing of them where they are absent.
-ADDED = ("transformer.tied_head", "super_resolution.tied_head")
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -100,8 +106,9 @@ def _changes(old: ConfigDict, new: ConfigDict, ignore: tuple[str, ...]) -> list[
         for name in (*HOW, *SOURCES, *ignore)
         if not (name in ("text.folder", "clip.folder") and before.get(name) == "")
     ]
-    kept += [name for name in ADDED if name not in before]
-    return differing_fields(old, new, ignore=kept)
+    after = flatten_config(new)
+    same = [name for name in BEFORE if name not in before and after.get(name) == BEFORE[name]]
+    return differing_fields(old, new, ignore=[*kept, *same])
 
 
 def read_config(workdir: str | Path) -> ConfigDict:

@@ -1,0 +1,187 @@
+"""Which images of a folder are for training and which are held back for validation.
+
+The first of these that there is: `data.validation_folder`; subfolders named train and validation
+(or valid, val, dev, test), also as the first part of a table's file names; a split column of the
+table; else a fraction of the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from paella_jax.data.captions import CaptionedFile, find_table
+from paella_jax.data.listing import is_image, list_files
+
+TRAIN = ("train", "training")
+VALIDATION = ("validation", "valid", "val", "dev")
+TEST = ("test",)  # validates where nothing else is there to do so
+USUAL_COLUMN = "split"
+
+Samples = list[CaptionedFile]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is held back for validation.
+
+    Attributes:
+      folder: of the validation images; empty for a part of the training folder's.
+      fraction: of the images, where nothing else says which; 0 holds none back.
+      seed: chooses them by their names, so that one stays where it is when others come; below 0
+        they are evenly spaced in the order of the folder.
+      column: of a table, that says of every image which split it is in.
+    """
+
+    folder: str = ""
+    fraction: float = 0.05
+    seed: int = -1
+    column: str = USUAL_COLUMN
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.fraction < 1.0:
+            raise ValueError(f"data.split must be at least 0 and below 1, got {self.fraction}")
+        if self.folder and not Path(self.folder).is_dir():
+            raise ValueError(f"data.validation_folder {self.folder!r} is not a folder")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The samples of a split, and in words how they were chosen."""
+
+    samples: Samples
+    how: str
+
+
+def choose(
+    folder: Path,
+    read: Callable[[Path], Samples],
+    held: Held,
+    training: bool,
+    left_out: Counter[str],
+) -> Chosen:
+    """The samples of a folder that are for training, or for validation.
+
+    Args:
+      folder: of the training images.
+      read: lists all samples of a folder.
+      held: what is held back.
+      training: which of the two is asked for.
+      left_out: gets the number of images that are in neither.
+
+    Raises:
+      ValueError: folders that contain each other, a column that is not there, or as `read`.
+    """
+    inside = _place_of(held.folder, folder) if held.folder else None
+    if held.folder and not training:
+        return Chosen(read(Path(held.folder)), "data.validation_folder")
+    pair = None if find_table(folder) else find_pair(folder)
+    if pair:
+        own = pair[0] if training else pair[1]
+        _count_outside(folder, pair, left_out)
+        return Chosen(read(folder / own), f"its folder {own}/")
+    samples = read(folder)
+    if inside is not None:
+        rest = [s for s in samples if not s.image.is_relative_to(folder / inside)]
+        left_out["in data.validation_folder"] += len(samples) - len(rest)
+        samples = rest
+    labels = _labels(samples, folder, held)
+    if labels:
+        samples, other = _by_label(samples, labels, left_out)
+        if other or held.folder:
+            return Chosen(samples if training else other, "by the table's splits")
+    if held.folder:
+        return Chosen(samples, "validation has its own folder")
+    return _by_fraction(samples, folder, held, training)
+
+
+def find_pair(folder: Path) -> tuple[str, str] | None:
+    """The names of its subfolders for training and validation, where it has both, with images."""
+    train = next((name for name in TRAIN if (folder / name).is_dir()), None)
+    other = next((name for name in (*VALIDATION, *TEST) if (folder / name).is_dir()), None)
+    if train is None or other is None:
+        return None
+    filled = all(any(map(is_image, (folder / n).rglob("*"))) for n in (train, other))
+    return (train, other) if filled else None
+
+
+def _place_of(inner: str, folder: Path) -> Path | None:
+    """Where in a folder the validation folder lies; None where it is elsewhere."""
+    place, root = Path(inner).resolve(), folder.resolve()
+    if root.is_relative_to(place):
+        raise ValueError(
+            f"data.validation_folder {inner} contains data.folder {folder}; give a folder of other "
+            "images"
+        )
+    return place.relative_to(root) if place.is_relative_to(root) else None
+
+
+def _count_outside(folder: Path, pair: tuple[str, str], left_out: Counter[str]) -> None:
+    counts: Counter[str] = Counter()
+    for file in list_files(folder, Counter()):
+        top = file.relative_to(folder).parts[0]
+        if is_image(file) and top not in pair:
+            counts[f"outside of {pair[0]}/ and {pair[1]}/"] += 1
+    left_out.update(counts)
+
+
+def _labels(samples: Samples, folder: Path, held: Held) -> list[str]:
+    """A split's name for every sample, by column or first folder; empty where there are none."""
+    if any(sample.split for sample in samples):
+        return [sample.split for sample in samples]
+    if held.column not in ("", USUAL_COLUMN):
+        raise ValueError(f"the table of {folder} has no split in a column {held.column!r}")
+    if not find_table(folder):
+        return []
+    first = lambda image: image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
+    tops = [first(sample.image) for sample in samples]
+    both = any(t in TRAIN for t in tops) and any(t in (*VALIDATION, *TEST) for t in tops)
+    return tops if both else []
+
+
+def _by_label(
+    samples: Samples, labels: list[str], left_out: Counter[str]
+) -> tuple[Samples, Samples]:
+    """Those labelled for training, or not at all, and those for validation."""
+    known = VALIDATION if any(label in VALIDATION for label in labels) else TEST
+    train = [s for s, label in zip(samples, labels, strict=True) if label in ("", *TRAIN)]
+    other = [s for s, label in zip(samples, labels, strict=True) if label in known]
+    for label in labels:
+        if label not in ("", *TRAIN, *known):
+            left_out[f"of split {label!r}"] += 1
+    if not train:
+        raise ValueError(f"no image is in split {TRAIN[0]!r}; found {sorted(set(labels))}")
+    return train, other
+
+
+def _by_fraction(samples: Samples, folder: Path, held: Held, training: bool) -> Chosen:
+    count = len(samples)
+    chosen = _evenly(count, held.fraction) if held.seed < 0 else _drawn(samples, folder, held)
+    if not chosen or len(chosen) == count:
+        return Chosen(samples, "none is held back: validation shows images of the training")
+    part = [s for i, s in enumerate(samples) if (i in chosen) != training]
+    way = "evenly spaced" if held.seed < 0 else f"by data.split_seed {held.seed}"
+    return Chosen(part, f"{len(chosen)} of {count} are held back, {way}")
+
+
+def _evenly(count: int, fraction: float) -> set[int]:
+    """Every twentieth index, from 19 on, for 0.05."""
+    up_to = lambda index: int(index * fraction + 1e-9)
+    return {i for i in range(count) if up_to(i + 1) > up_to(i)}
+
+
+def _drawn(samples: Samples, folder: Path, held: Held) -> set[int]:
+    """The indices whose names come first in an order that the seed makes of them."""
+
+    def place(index: int) -> bytes:
+        image = samples[index].image
+        name = image.relative_to(folder) if image.is_relative_to(folder) else image
+        return hashlib.sha256(f"{held.seed}:{name.as_posix()}".encode()).digest()
+
+    wanted = round(len(samples) * held.fraction)
+    if held.fraction > 0 and len(samples) > 1:
+        wanted = min(max(wanted, 1), len(samples) - 1)
+    return set(sorted(range(len(samples)), key=place)[:wanted])

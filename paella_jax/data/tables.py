@@ -1,0 +1,56 @@
+"""Rows of a table of captions, as JSON lines or CSV; every error names the file and the row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+LONGEST_FIELD = 2**24  # characters in CSV: tables may hold more than captions, such as thumbnails
+
+
+def read_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row is, "TABLE, row N" from 1, and the row; lines without content are skipped.
+
+    Raises:
+      ValueError: the table cannot be read, is not UTF-8, or a row is damaged.
+    """
+    read = _csv_rows if table.suffix == ".csv" else _json_rows
+    try:
+        for number, row in read(table):
+            yield f"{table}, row {number}", row
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{table} is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{table} cannot be read: {error}") from error
+
+
+def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    usual = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened)
+            try:
+                yield from enumerate(reader, 1)
+            except csv.Error as error:
+                raise ValueError(f"{table}, line {reader.reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with table.open(encoding="utf-8-sig", newline="") as opened:
+        for number, line in enumerate(opened, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{table}, row {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{table}, row {number} is not a JSON object: {line.strip()[:80]}")
+            yield number, row

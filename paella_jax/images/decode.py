@@ -1,0 +1,113 @@
+"""Image files -> decoded images, upright: the only place that opens them.
+
+Files come from anywhere. Whatever is wrong with one is an `ImageError` that names it; an image of
+more pixels than PIL's limit (`PIL.Image.MAX_IMAGE_PIXELS`, twice) is refused by its header, so that
+a small file cannot fill the memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from paella_jax.config import UserError
+from paella_jax.images.modes import to_eight_bits
+from paella_jax.images.notes import Notes
+
+ORIENTATION = 0x0112  # the EXIF tag: how the camera was held
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LYING = (5, 6, 7, 8)  # width and height change places
+# Formats that may hold the orientation behind the pixels, or turn the image while decoding it.
+DECODED_FIRST = ("PNG", "TIFF")
+
+
+class ImageError(UserError, ValueError):
+    """An image or mask cannot be used; the message says what is wrong and what to do."""
+
+
+def decode(file: Path, notes: Notes, deep: bool = False) -> Image.Image:
+    """The first image of a file, decoded and turned as its camera says.
+
+    Args:
+      file: in any format that PIL reads.
+      notes: is told of files of several images and of unreadable EXIF.
+      deep: keep grey of 16 and 32 bits as it is; else it becomes 8 bits (modes.py).
+
+    Raises:
+      ImageError: no such file, not an image, damaged, cut off, or too large.
+    """
+    with _opened(file) as opened:
+        if _has_several(opened):
+            notes.add(file, "holds several images: its first one is used")
+        opened.load()
+        image = opened if deep else to_eight_bits(opened, file, notes)
+        turn = TURNS.get(_orientation(opened, file, notes))
+        return image.copy() if turn is None else image.transpose(turn)
+
+
+def shown_size(file: Path, notes: Notes) -> tuple[int, int]:
+    """Width and height of an image as it is shown, from its header where that is enough.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    with _opened(file) as opened:
+        if opened.format in DECODED_FIRST:
+            opened.load()
+        lying = _orientation(opened, file, notes) in LYING
+        return opened.size[::-1] if lying else opened.size
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """The open image; every error while it is open is an `ImageError`."""
+    # Not by its path: PIL maps uncompressed files, and gets the sides of turned TIFFs wrong then.
+    with readable(file), file.open("rb") as data, Image.open(data) as opened:
+        yield opened
+
+
+@contextmanager
+def readable(name: object) -> Iterator[None]:
+    """Turns every error of reading an image into an `ImageError` with the image's name."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"there is no image {name}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = str(error).partition(", could be")[0]
+        raise ImageError(f"{name} is too large: {size}; make it smaller") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a readable image; convert it to PNG") from error
+    except Exception as error:  # decoders raise nearly anything at damaged files
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name} is not a readable image: {reason}; convert it to PNG") from error
+
+
+def _has_several(opened: Image.Image) -> bool:
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except Exception:  # what follows the first image is damaged, which does not matter
+        return False
+
+
+def _orientation(opened: Image.Image, file: Path, notes: Notes) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    try:
+        value = opened.getexif().get(ORIENTATION, 1)
+    except Exception:  # readers of EXIF raise nearly anything too
+        notes.add(file, "has EXIF data that cannot be read: it is shown as it is stored")
+        return 1
+    return value if isinstance(value, int) else 1
