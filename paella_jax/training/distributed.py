@@ -29,7 +29,13 @@ HEARTBEAT_SECONDS = 60  # until jax takes a host that went silent for lost
 MISTAKE, INTERRUPTED = 2, 130
 FAILED = "failed: "  # in front of an error that process 0 tells
 # How a process reads its data may differ from host to host.
-PER_HOST = ("data.folder", "data.image_file", "data.threads", "data.prefetch")
+PER_HOST = (
+    "data.folder",
+    "data.validation_folder",
+    "data.image_file",
+    "data.threads",
+    "data.prefetch",
+)
 _numbers = itertools.count()  # all processes wait in the same order
 
 
