@@ -141,6 +141,15 @@ def test_headers_are_looked_at_before_the_first_step(tmp_path):
         source_of(tmp_path)
 
 
+def test_missing_captions_elsewhere_do_not_count_among_those_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "PROBED", 10)
+    fill(tmp_path, 60)
+    for number in (5, 6, 7, 8):
+        (tmp_path / f"{number:03d}.txt").unlink()
+    (tmp_path / "000.png").write_bytes(b"no image")
+    assert source_of(tmp_path).broken == {0, 5, 6, 7, 8}
+
+
 def test_tables_of_other_encodings_and_long_fields(tmp_path):
     fill(tmp_path, 1)
     table = tmp_path / "metadata.csv"
@@ -229,13 +238,14 @@ def test_too_few_images_or_none_held_back_is_told(tmp_path, capsys):
     assert len(both(tmp_path, fraction=0.05, seed=3)[1]) == 1
 
 
-def test_a_validation_folder(tmp_path):
+def test_a_validation_folder(tmp_path, capsys):
     train, held = fill(tmp_path / "a", 3), fill(tmp_path / "b", 2, start=50)
     assert len(source_of(train, validation=held)) == 3
     assert captions(source_of(train, "rest", validation=held)) == ["caption 50", "caption 51"]
     # Inside of the training folder it is taken out of it.
     inner = fill(train / "kept back", 2)
     assert names(source_of(train, validation=inner), train) == ["000.png", "001.png", "002.png"]
+    assert "2 in data.validation_folder" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"contains data\.folder"):
         source_of(train, validation=tmp_path)
     with pytest.raises(ValueError, match=r"data\.validation_folder .* is not a folder"):

@@ -98,7 +98,7 @@ class FolderSource:
     def _tell(self, chosen: Chosen) -> None:
         """One line: how many images, why these, and what else was there."""
         use = "training" if self.split == "train" else "validation"
-        others = ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()))
+        others = ", ".join(f"{count} {kind}" for kind, count in sorted((+self.left_out).items()))
         print(
             f"data.folder {self.folder}: {len(chosen.samples)} images for {use} ({chosen.how})"
             + (f"; left out: {others}" if others else ""),
@@ -123,14 +123,18 @@ class FolderSource:
     def _probe(self) -> None:
         """Reads some captions and headers, so that a folder of unreadable ones ends here."""
         places = np.linspace(0, len(self.samples) - 1, min(PROBED, len(self.samples)))
-        several = 0
+        several = failed = 0
         for position in sorted(set(places.round().astype(int).tolist()) - self.broken):
             sample = self.samples[position]
             try:
                 several += not self.caption_lines and "\n" in sample.read_caption()
                 shown_size(sample.image, self.notes)
             except UNREADABLE as error:
-                self._skip(position, error, of=len(places))
+                failed += 1
+                self._skip(position, error)
+                if failed > most_broken(len(places)):
+                    last = f"{sample.image} ({error})"
+                    raise self._broken(failed, len(places), last) from error
         if several:
             print(
                 f"{self.notes.owner}: {several} of {len(places)} captions have several lines, each "
@@ -138,9 +142,9 @@ class FolderSource:
                 flush=True,
             )
 
-    def _too_many(self, of: int = 0) -> bool:
-        limit = max(MAX_BROKEN_FRACTION * (of or len(self.samples)), 3)
-        return len(self.broken) > limit or len(self.broken) == len(self.samples)
+    def _too_many(self) -> bool:
+        count, of = len(self.broken), len(self.samples)
+        return count > most_broken(of) or count == of
 
     @property
     def files(self) -> list[Path]:
@@ -187,17 +191,25 @@ class FolderSource:
             return {"caption": captions[choice], "index": index} | cropped
         raise BrokenDataError(f"no readable sample in {self.folder}")
 
-    def _skip(self, position: int, error: Exception, of: int = 0) -> None:
-        """Counts a broken sample; `of` as many as were looked at, by default all."""
+    def _skip(self, position: int, error: Exception) -> None:
+        """Counts a broken sample. Raises BrokenDataError where there are too many."""
         self.broken.add(position)
         file = self.samples[position].image
         reason = str(error).removeprefix(f"{file} ")  # which image errors begin with
         print(f"skipping broken sample {file}: {reason}", flush=True)
-        if self._too_many(of):
-            raise BrokenDataError(
-                f"{len(self.broken)} of {of or len(self.samples)} samples in {self.folder} are "
-                f"broken, the last: {file} ({reason}); clean the folder"
-            ) from error
+        if self._too_many():
+            raise self._broken(len(self.broken), len(self.samples), f"{file} ({reason})") from error
+
+    def _broken(self, count: int, of: int, last: str) -> BrokenDataError:
+        return BrokenDataError(
+            f"{count} of {of} samples in {self.folder} are broken, the last: {last}; clean the "
+            "folder"
+        )
+
+
+def most_broken(of: int) -> float:
+    """How many of so many samples may be broken."""
+    return max(MAX_BROKEN_FRACTION * of, 3)
 
 
 def _missing(sample: CaptionedFile) -> str | None:
