@@ -85,8 +85,13 @@ def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):
         Image.new("RGB", (32, 32)).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(caption)
     config = small.small_paella(data__source="folder", data__folder=tmp_path)
+    cut = "a" * (config.text.max_length - 1)
     texts = [sample["caption"] for sample in previews._validation_samples(config)]
-    assert texts == ["a" * (config.text.max_length - 1), "a red circle"]
+    # A folder puts another image in the place of one without a caption.
+    assert texts == [cut, cut]
+    config.log.preview_images = 3
+    shown = [sample["caption"] for sample in previews._validation_samples(config)]
+    assert shown == [cut, cut, "a red circle"]
 
 
 def test_resume_equals_an_uninterrupted_run_bitwise(finished, tmp_path):
@@ -228,7 +233,7 @@ def test_a_failed_start_does_not_block_its_folder(tmp_path):
     """Nothing was trained: another config is welcome, and what the first one carried is gone."""
     workdir = prepare_workdir(tmp_path, small.small_paella())
     small.carry_random_tokenizer(workdir)
-    prepare_workdir(workdir, small.small_paella(num_steps=9, data__folder="/photos"))
+    prepare_workdir(workdir, small.small_paella(num_steps=9, data__threads=3))
     assert (workdir / "frozen" / "vqgan.json").is_file()  # still what this run would carry
     (workdir / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
     other = small.small_paella(model__codebook_size=64, tokenizer="/vqgan")
@@ -254,7 +259,7 @@ def test_runs_from_before_a_choice_go_on(finished, tmp_path):
 
 def test_where_things_came_from_may_change(finished, tmp_path):
     workdir = copy_of(finished, tmp_path)
-    moved = {"data__folder": "/moved", "tokenizer": "/moved", "init_from": "/moved"}
+    moved = {"data__validation_folder": "/moved", "tokenizer": "/moved", "init_from": "/moved"}
     prepare_workdir(workdir, small.small_paella(**moved))
     assert (workdir / "frozen" / "vqgan.json").is_file()
     assert read_config(workdir).tokenizer == "/moved"
