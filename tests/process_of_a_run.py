@@ -23,16 +23,7 @@ from paella_jax.training.distributed import check_same_config, check_shared, fir
 from paella_jax.training.loop import train
 from paella_jax.training.placing import fetch
 
-FIELDS = {
-    "cell__network": "transformer",
-    "cell__corruption": "mask",
-    "transformer__width": 16,
-    "transformer__depth": 1,
-    "transformer__num_heads": 2,
-    "transformer__feed_forward_width": 32,
-    "text__width": 16,
-    "text__num_heads": 2,
-    "text__hidden_dim": 32,
+FIELDS = small.TINY_TRANSFORMER | {
     "sampler__num_steps": 2,
     "checkpoint__every": 100,
     # Without a memory, Adam's first moment is the last step's gradient.
@@ -77,6 +68,12 @@ def train_cases(folder, cases):
 def wait():
     if jax.process_index() == 0:
         print("all are there", flush=True)
+    time.sleep(300)
+
+
+def fail_in_the_second():
+    if jax.process_index() == 1:
+        raise ValueError("a disk that failed")
     time.sleep(300)
 
 

@@ -23,6 +23,19 @@ CHEAP_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_sp
 COMPILE_CHEAPLY = {"XLA_FLAGS": CHEAP_FLAGS, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
+TINY_TRANSFORMER = {
+    "cell__network": "transformer",
+    "cell__corruption": "mask",
+    "transformer__width": 16,
+    "transformer__depth": 1,
+    "transformer__num_heads": 2,
+    "transformer__feed_forward_width": 32,
+    "text__width": 16,
+    "text__num_heads": 2,
+    "text__hidden_dim": 32,
+}
+
+
 def config_of(name: str, **overrides):
     """configs/NAME with overrides given as a__b=value."""
     texts = [f"--config.{k.replace('__', '.')}={v}" for k, v in overrides.items()]

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -212,6 +213,14 @@ def test_starts_that_do_not_fit_are_refused_by_all(tmp_path, function, words):
     assert all(words in log for log in logs(tmp_path))
 
 
+def test_an_error_in_one_process_is_a_crash_of_all(tmp_path):
+    """With its traceback where it is, and exit code 1, so that a launcher tries again."""
+    assert ended(start_function(tmp_path, 2, 1, "fail_in_the_second")) == [1, 1]
+    first, second = logs(tmp_path)
+    assert "Traceback" in second and "ValueError: a disk that failed" in second
+    assert "process 0 of 2 stops: process 1" in first and "a disk that failed" in first
+
+
 # --- the roll call, of threads
 
 
@@ -233,8 +242,22 @@ def roll_call(*hellos, seconds=0.5):
 def test_the_roll_is_called():
     first, *others = roll_call((0, 3), (1, 3), (2, 3), seconds=20)
     assert len(first) == 2 and all(list(peers) == ["process 0"] for peers in others)
+    assert first["process 1 on " + socket.gethostname()].getsockopt(
+        socket.SOL_SOCKET, socket.SO_KEEPALIVE
+    )
     for connection in (*first.values(), *others[0].values(), *others[1].values()):
         connection.close()
+
+
+def test_a_line_is_read_alone():
+    """What was sent right behind it is the next one's, as a failure behind the start."""
+    here, there = socket.socketpair()
+    with here, there:
+        here.sendall(b'{"go": true}\n{"failed": "x", "code": 1}\n')
+        assert lifeline._receive(there) == {"go": True}
+        assert lifeline._receive(there) == {"failed": "x", "code": 1}
+        here.sendall(b"GET / HTTP/1.1\r\n")
+        assert lifeline._receive(there) is None
 
 
 @pytest.fixture

@@ -22,21 +22,12 @@ pytestmark = [
     pytest.mark.skipif(bool(LACKING), reason=f"no SLURM to start: {', '.join(LACKING)} missing"),
 ]
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
-TRAINING = {
+TRAINING = small.TINY_TRANSFORMER | {
     "num_steps": 150,
     "batch_size": 4,
     "checkpoint__every": 10_000,
     "log__every": 1,
     "log__preview_images": 0,
-    "cell__network": "transformer",
-    "cell__corruption": "mask",
-    "transformer__width": 16,
-    "transformer__depth": 1,
-    "transformer__num_heads": 2,
-    "transformer__feed_forward_width": 32,
-    "text__width": 16,
-    "text__num_heads": 2,
-    "text__hidden_dim": 32,
     "text__num_layers": 1,
     "model__codebook_size": 32,
     "model__token_width": 16,

@@ -254,7 +254,10 @@ def test_runs_from_before_a_choice_go_on(finished, tmp_path):
         for name in ("loop", "tied_head"):
             config[block].pop(name, None)
     (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"tied_head: '\(absent\)' -> True"):
+        prepare_workdir(workdir, small.small_paella(transformer__tied_head=True))
     prepare_workdir(workdir, small.small_paella())
+    assert read_config(workdir).transformer.tied_head is False
 
 
 def test_where_things_came_from_may_change(finished, tmp_path):

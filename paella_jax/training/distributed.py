@@ -87,7 +87,9 @@ def _initialize(cluster: Cluster) -> None:
 
 def _end(error: BaseException, cluster: Cluster, lifeline: Lifeline | None) -> NoReturn:
     """Ends this process at once: JAX's orderly end would wait for the others for minutes."""
-    mistake = isinstance(error, UserError | ValueError | FileNotFoundError)
+    # Only what we name so: a launcher does not try again after a mistake, and a ValueError may come
+    # from anywhere, as from a file system that failed for a moment.
+    mistake = isinstance(error, UserError)
     code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED
     if mistake and not isinstance(error, LateError):
         code = MISTAKE
@@ -96,7 +98,7 @@ def _end(error: BaseException, cluster: Cluster, lifeline: Lifeline | None) -> N
         lifeline.fail(first_line, code)
     if not mistake:
         traceback.print_exception(error)
-    number = cluster.process_id
+    number = jax.process_index() if jax.distributed.is_initialized() else cluster.process_id
     shown = f"error: {error}" if number == 0 else f"error on process {number}: {first_line[:300]}"
     sys.stdout.flush()
     print(shown, file=sys.stderr, flush=True)

@@ -20,6 +20,10 @@ from paella_jax.training.cluster import Cluster, ClusterError, LateError
 
 RETRY_SECONDS = 0.3
 HELLO_SECONDS = 5.0  # for a connection that says nothing, as a port scanner's
+LONGEST = 2**16  # bytes of a message
+# Firewalls forget connections on which nothing is sent for some minutes; and a host that went
+# silent is noticed after 60 + 8 * 15 seconds.
+KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 8))
 NEWS_SECONDS = 5.0  # longer than process 0 waits, to hear from it who was late
 CRASHED = 1
 
@@ -42,6 +46,8 @@ class Lifeline:
         self.ending = threading.Event()
         first = cluster.process_id == 0
         self.peers = _call_roll(cluster, seconds) if first else _answer(cluster, seconds)
+        for connection in self.peers.values():
+            _keep_alive(connection)
 
     def watch(self) -> None:
         """From now on this process ends, with one line, when another one fails or is lost."""
@@ -177,6 +183,13 @@ def _answer(cluster: Cluster, seconds: float) -> dict[str, socket.socket]:
     )
 
 
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE:
+        if hasattr(socket, name):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _send(connection: socket.socket, news: dict[str, Any]) -> None:
     connection.sendall(json.dumps(news).encode() + b"\n")
 
@@ -185,8 +198,9 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
     """One line; None where the other end is closed, silent or says something else."""
     data = b""
     try:
-        while not data.endswith(b"\n") and len(data) < 2**16:
-            part = connection.recv(4096)
+        # Byte by byte: what follows the line belongs to the next call.
+        while not data.endswith(b"\n") and len(data) < LONGEST:
+            part = connection.recv(1)
             if not part:
                 return None
             data += part
