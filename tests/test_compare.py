@@ -26,6 +26,7 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
+from paella_jax.comparison.search import best_rate
 from paella_jax.comparison.train import (
     check_finished,
     planned,
@@ -327,3 +328,8 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path):
     finally:
         other.kill()
         other.wait()
+
+
+def test_the_best_rate_is_the_lowest_mean_of_runs_that_did_not_diverge():
+    tried = {"0.001": [1.0, 1.2], "0.002": [0.5, float("nan")], "0.004": [0.9, 1.1]}
+    assert best_rate(tried) == 0.004
