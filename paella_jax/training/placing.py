@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ def shard_batch(local: dict[str, np.ndarray], batch_size: int, mesh: Mesh) -> di
       mesh: a process may hold any of its rows, those of other processes too (a tensor axis).
     """
     sharding = batch_sharding(mesh)
-    position = {row: i for i, row in enumerate(local_rows(batch_size, mesh))}
+    position = _positions(batch_size, mesh)
     size = sharding.shard_shape((batch_size,))[0]
 
     def put(x: np.ndarray) -> jax.Array:
@@ -38,6 +39,12 @@ def shard_batch(local: dict[str, np.ndarray], batch_size: int, mesh: Mesh) -> di
     # To jax an array from a callback is an implicit transfer where there are several processes.
     with jax.transfer_guard("allow"):
         return jax.tree.map(put, local)
+
+
+@cache  # asked for at every step
+def _positions(batch_size: int, mesh: Mesh) -> dict[int, int]:
+    """Row of the global batch -> its place among this process's rows."""
+    return {row: i for i, row in enumerate(local_rows(batch_size, mesh))}
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
