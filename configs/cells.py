@@ -48,6 +48,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.model.clip_tokens = 4
     config.model.num_classes = 0  # condition on class labels (data must have them)
     config.model.num_segments = 0  # condition on segmentation maps (data must have them)
+    config.model.positions = False  # position vectors, for small maps
     config.model.kernel_size = 3
     config.model.dropout = 0.1
     config.model.self_attention = True
@@ -79,6 +80,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.uvit.micro_conds = 5  # 6: it is also told the noise level
     config.uvit.downsample = False
     config.uvit.upsample = False
+    config.uvit.positions = False  # position vectors, for small maps
     config.uvit.use_bias = False
     config.uvit.learned_norms = True
     config.uvit.norm_epsilon = 1e-6
@@ -109,6 +111,7 @@ def _add_conditions(config: ConfigDict) -> None:
     config.text.pad_to = 256  # static length of training batches
     config.text.empty_is_absent = False  # an empty text is invisible (MUSE), not its end token
     config.text.width = 1536  # the fields below describe a jointly trained encoder
+    config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words
     config.text.num_layers = 2
     config.text.num_heads = 4
     config.text.hidden_dim = 256

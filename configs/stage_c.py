@@ -43,6 +43,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.kernel_size = 3
     config.model.dropout = 0.1
     config.model.self_attention = True
+    config.model.positions = False  # position vectors and latents of their size, for small maps
     config.model.remat = False
     config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from paella_jax.encoders.byte_tokenizer import ByteTokenizer, PromptError
+from paella_jax.encoders.words import WordTokenizer
 
 
 def text_weights(
@@ -48,6 +49,8 @@ def _token_starts(tokenizer: Any, text: str) -> np.ndarray:
     if isinstance(tokenizer, ByteTokenizer):
         owners = [i for i, letter in enumerate(text) for _ in letter.encode("utf-8")]
         return np.array([*owners, len(text)])
+    if isinstance(tokenizer, WordTokenizer):
+        return np.array(tokenizer.starts(text))
     offsets = tokenizer.inner(text, return_offsets_mapping=True)["offset_mapping"]
     # Special tokens have an empty span; they belong to no phrase.
     return np.array([start if end > start else len(text) for start, end in offsets])

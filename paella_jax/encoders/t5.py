@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paella_jax.encoders.words import word_vectors
 from paella_jax.models.layers import Dense
 from paella_jax.models.repeated import loop_over_layers
 from paella_jax.ops.attention import attend_heads_first
@@ -175,9 +176,9 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """Ids to one vector per token. With a mask, padding changes nothing at the real positions."""
 
-    vocab_size: int
+    vocab_size: int  # 0: ids are words with fixed vectors (`encoders/words.py`), not a table's rows
     width: int
-    num_layers: int
+    num_layers: int  # 0: the embeddings, normed
     num_heads: int
     head_dim: int  # num_heads * head_dim need not be width
     hidden_dim: int  # of the feed-forward layers
@@ -203,7 +204,7 @@ class T5Encoder(nn.Module):
         """Encodes a batch of texts.
 
         Args:
-          ids: [batch, length] integers below `vocab_size`; others give nan.
+          ids: [batch, length] integers below `vocab_size`, where it is not 0; others give nan.
           mask: [batch, length], True (or non-zero) at real tokens; None attends to padding too,
             as the Paella reference does. Rows at padding are defined: they see the real tokens.
           deterministic: False draws dropout from the "dropout" key.
@@ -220,11 +221,8 @@ class T5Encoder(nn.Module):
         """
         self._check(ids, mask)
         drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)
-        init = nn.initializers.normal(1.0)
-        shape = (self.vocab_size, self.width)
-        embedding = self.param("embedding", init, shape)
-        bias = self._bias(ids.shape[1], mask)
-        x = drop(jnp.take(embedding, ids, axis=0, mode="fill").astype(jnp.float32))
+        bias = self._bias(ids.shape[1], mask) if self.num_layers else None
+        x = drop(self._embed(ids))
         states = [x]
         if self.loop and not (all_hidden or self.is_initializing()) and deterministic:
             x = self._looped(x, bias)
@@ -238,6 +236,13 @@ class T5Encoder(nn.Module):
         return (
             [s.astype(self.dtype) for s in states] if all_hidden else states[-1].astype(self.dtype)
         )
+
+    def _embed(self, ids: jax.Array) -> jax.Array:
+        if not self.vocab_size:
+            return word_vectors(ids, self.width)
+        shape = (self.vocab_size, self.width)
+        table = self.param("embedding", nn.initializers.normal(1.0), shape)
+        return jnp.take(table, ids, axis=0, mode="fill").astype(jnp.float32)
 
     def _looped(self, x: jax.Array, bias: jax.Array) -> jax.Array:
         params = [self.variables["params"][f"block_{i}"] for i in range(self.num_layers)]

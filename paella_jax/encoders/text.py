@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import (
     VOCAB_SIZE,
     ByteTokenizer,
@@ -27,6 +28,10 @@ from paella_jax.encoders.byte_tokenizer import (
     pad_rows,
 )
 from paella_jax.encoders.t5 import T5Encoder
+from paella_jax.encoders.words import WordTokenizer
+
+
+UNITS = {"bytes": VOCAB_SIZE, "words": 0}  # of the encoder that trains along: its table's rows
 
 
 class Tokenizer(Protocol):
@@ -149,9 +154,19 @@ class ClipTokenizer:
 
 
 def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
-    """A small byte-level T5 encoder that trains with the image model."""
+    """A small T5 encoder of bytes or words that trains with the image model.
+
+    Raises:
+      ConfigError: `text.units` is neither, or bytes without a layer.
+    """
+    if text.units not in UNITS:
+        raise ConfigError(f"text.units must be bytes or words, got {text.units!r}")
+    if text.units == "bytes" and text.num_layers < 1:
+        raise ConfigError(
+            "text.num_layers is 0, but single bytes say nothing; use text.units=words"
+        )
     return T5Encoder(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=UNITS[text.units],
         width=text.width,
         num_layers=text.num_layers,
         num_heads=text.num_heads,
@@ -175,7 +190,9 @@ def truncating(tokenizer: Any, length: int) -> Any:
 def make_tokenizer(
     vocab_size: int, folder: str | Path, max_length: int, **options: Any
 ) -> Tokenizer:
-    """Bytes for a ByT5-sized vocabulary, otherwise the tokenizer files in `folder`."""
+    """Words without a vocabulary, bytes for ByT5's, otherwise the tokenizer files in `folder`."""
+    if not vocab_size:
+        return WordTokenizer(max_length, **options)
     if vocab_size == VOCAB_SIZE:
         return ByteTokenizer(max_length, **options)
     return HubTokenizer(folder, max_length, **options)

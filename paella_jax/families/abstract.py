@@ -233,7 +233,8 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
         frozen["text_encoder"] = jax.eval_shape(lambda: encoder.init(jax.random.key(0), ids))[
             "params"
         ]
-    tokenizer = make_tokenizer(BYT5_XL.vocab_size, "", config.text.max_length)
+    rows = encoder.vocab_size if is_joint else BYT5_XL.vocab_size
+    tokenizer = make_tokenizer(rows, "", config.text.max_length)
     return TextNetworks(encoder, tokenizer, is_joint, clip, clip_tokenizer)
 
 

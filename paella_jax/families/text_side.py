@@ -17,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.encoders.byte_tokenizer import VOCAB_SIZE
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import ClipTokenizer, Tokenizer, joint_text_encoder, make_tokenizer
@@ -146,8 +145,9 @@ def load_text(config: ConfigDict, workdir: Path, part: str, frozen: Tree) -> Tex
         return TextSide(None, None, 0)
     if text.kind == "joint":
         length = min(text.pad_to, text.max_length)
-        tokenizer = make_tokenizer(VOCAB_SIZE, "", length, truncate=True)
-        return TextSide(joint_text_encoder(text, config.precision), tokenizer, length)
+        encoder = joint_text_encoder(text, config.precision)
+        tokenizer = make_tokenizer(encoder.vocab_size, "", length, truncate=True)
+        return TextSide(encoder, tokenizer, length)
     if text.kind != "clip":
         raise ConfigError(f"text.kind must be none, joint or clip, got {text.kind!r}")
     module, frozen[NAME] = load_carried(part, workdir)

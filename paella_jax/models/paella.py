@@ -11,6 +11,7 @@ from einops import rearrange, repeat
 from paella_jax.models.blocks import BlockInputs
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
+from paella_jax.models.positions import position_map
 from paella_jax.models.unet import PatchEmbedding, PatchOutput, UNet
 from paella_jax.ops.linear import dense
 from paella_jax.typing import Array
@@ -76,6 +77,7 @@ class Paella(UNet):
     clip_tokens: int = 4  # sequence positions made from one pooled vector
     num_classes: int = 0  # class labels; not in the released model
     num_segments: int = 0  # classes of a segmentation map; not in the released model
+    positions: bool = False  # position vectors beside the tokens'; not in the released model
 
     @nn.compact
     def __call__(
@@ -118,6 +120,8 @@ class Paella(UNet):
             rest = sequence.shape[1] - cond.text_weights.shape[1]  # what follows the text
             attention_weights = jnp.pad(cond.text_weights, ((0, 0), (0, rest)), constant_values=1.0)
         x = layer_norm(jnp.take(table, tokens, axis=0)).astype(self.dtype)
+        if self.positions:
+            x = x + position_map(*tokens.shape[1:], self.token_width).astype(self.dtype)
         if cond.segmentation is not None:
             x = x + self._segments(cond.segmentation).astype(self.dtype)
         x = PatchEmbedding(self.widths[0], self.patch_size, self.dtype, name="embedding")(x)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from paella_jax.models.blocks import BlockInputs, BlockOptions, run_blocks
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
+from paella_jax.models.positions import position_map
 from paella_jax.typing import Array
 
 
@@ -27,6 +28,8 @@ class StageC(nn.Module):
     kernel_size: int = 3  # depthwise convolution
     dropout: float = 0.1
     self_attention: bool = True
+    # For maps of a few positions: position vectors, and latents of their size; not in the released.
+    positions: bool = False
     remat: bool = False  # recompute block activations in the backward pass
     loop: bool = False  # repeated blocks as one loop: compiles in a fraction of the time
     depthwise: str = "auto"  # implementation of ops/depthwise.py
@@ -63,7 +66,7 @@ class StageC(nn.Module):
         project = lambda name: Dense(self.width, kernel_init=normal, dtype=self.dtype, name=name)
         sequence = project("text_out")(nn.leaky_relu(project("text_in")(text), 0.2))
         time = timestep_embedding(t, self.time_width)
-        hidden = project("projection")(x)
+        hidden = self._embedded(x)
         inputs = BlockInputs(time, sequence, cond.text_mask, cond.text_weights, deterministic)
         looped = self if self.loop else None
         pattern, options = "CTA" * self.depth, self._block_options()
@@ -72,6 +75,15 @@ class StageC(nn.Module):
         head = Dense(2 * self.channels, kernel_init=nn.initializers.zeros, name="output")
         a, b = jnp.split(head(layer_norm(hidden.astype(jnp.float32))), 2, axis=-1)
         return (a, b) if return_parts else (x.astype(jnp.float32) - a) / (jnp.abs(1.0 - b) + 1e-5)
+
+    def _embedded(self, x: Array) -> Array:
+        """Latents [B, h, w, channels] -> [B, h, w, width]."""
+        deviation = 1.0 / math.sqrt(self.channels) if self.positions else 0.02
+        init = nn.initializers.normal(deviation)
+        hidden = Dense(self.width, kernel_init=init, dtype=self.dtype, name="projection")(x)
+        if not self.positions:
+            return hidden
+        return hidden + position_map(*x.shape[1:3], self.width).astype(self.dtype)
 
     def _block_options(self) -> BlockOptions:
         return BlockOptions(

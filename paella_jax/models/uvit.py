@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 
 from paella_jax.models.layers import Dense, Dtype, Initializer, scaled_xavier
+from paella_jax.models.positions import position_map
 from paella_jax.models.transformer_layers import RootMeanSquareNorm, linear_init, zeros
 from paella_jax.models.uvit_blocks import (
     ConvStageBlock,
@@ -67,6 +68,7 @@ class UViT(nn.Module):
     micro_conds: int = 5  # width, height, crop top, crop left, aesthetic score
     downsample: bool = False
     upsample: bool = False
+    positions: bool = False  # position vectors beside the tokens'; not in the released models
     use_bias: bool = False
     learned_norms: bool = True
     norm_epsilon: float = 1e-6
@@ -122,6 +124,8 @@ class UViT(nn.Module):
         condition = self._dense(self.width, "condition_out")(condition)
 
         x = self._norm("embedding_norm")(jnp.take(table, tokens, axis=0)).astype(self.dtype)
+        if self.positions:
+            x = x + position_map(*tokens.shape[1:], self.token_width).astype(self.dtype)
         x = self._dense(self.conv_width, "embedding", scaled_xavier(0.02))(x)
         if self.downsample:
             x = self._resample("down")(x)

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.encoders.byte_tokenizer import PromptError, bucket_length, check_prompts
+from paella_jax.encoders.byte_tokenizer import (
+    ByteTokenizer,
+    PromptError,
+    bucket_length,
+    check_prompts,
+)
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
@@ -139,9 +144,9 @@ def tokenize(
 
 
 def text_limit(networks: TokenNetworks) -> int:
-    """The longest prompt; without limit where CLIP alone reads it, which cuts texts."""
+    """Bytes of the longest prompt. Other tokenizers count their own units, when they are called."""
     tokenizer = networks.text_tokenizer
-    return sys.maxsize if tokenizer is None else tokenizer.max_length
+    return tokenizer.max_length if isinstance(tokenizer, ByteTokenizer) else sys.maxsize
 
 
 def clip_ids(networks: TokenNetworks, texts: Sequence[str]) -> np.ndarray | None:

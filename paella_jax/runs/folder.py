@@ -38,8 +38,11 @@ BEFORE = {
     "data.split": 0.05,
     "data.split_column": "split",
     "data.split_seed": -1,
+    "model.positions": False,
+    "text.units": "bytes",
     "transformer.tied_head": False,
     "super_resolution.tied_head": False,
+    "uvit.positions": False,
 }
 # ... and where the networks it carries once came from.
 SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
