@@ -30,7 +30,6 @@ from paella_jax.encoders.byte_tokenizer import (
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.words import WordTokenizer
 
-
 UNITS = {"bytes": VOCAB_SIZE, "words": 0}  # of the encoder that trains along: its table's rows
 
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-LONGEST = 64.0  # positions: of the slowest wave, in radians
+LONGEST = 16.0  # positions: of the slowest wave, in radians
 
 
 def position_map(height: int, width: int, channels: int) -> np.ndarray:
