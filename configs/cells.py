@@ -175,6 +175,7 @@ def shapes_networks(config: ConfigDict) -> None:
     config.model.depths = (2,)
     config.model.num_heads = (4,)
     config.model.patterns = ("CTA",)
+    config.model.positions = True
     config.model.dropout = 0.0
     config.transformer.width = 96
     config.transformer.depth = 3
@@ -191,6 +192,7 @@ def shapes_networks(config: ConfigDict) -> None:
     config.uvit.feed_forward_width = 352
     config.uvit.micro_width = 32
     config.uvit.micro_conds = 6
+    config.uvit.positions = True
     config.uvit.downsample = True
     config.uvit.upsample = True
     config.super_resolution.low_grid = 4

@@ -83,5 +83,5 @@ CASES = [
 def test_positions_are_told_apart(preset, network, overrides):
     found = shares(preset, network, **overrides)
     print({name: round(float(share), 4) for name, share in found.items()})
-    least = LEAST if network == "transformer" else LEAST_BY_PADDING
+    least = LEAST
     assert len(found) >= 2 and list(found.values())[-1] > least

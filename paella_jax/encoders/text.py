@@ -158,14 +158,15 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
     Raises:
       ConfigError: `text.units` is neither, or bytes without a layer.
     """
-    if text.units not in UNITS:
-        raise ConfigError(f"text.units must be bytes or words, got {text.units!r}")
-    if text.units == "bytes" and text.num_layers < 1:
+    units = text.get("units", "bytes")  # runs may be older than the field
+    if units not in UNITS:
+        raise ConfigError(f"text.units must be bytes or words, got {units!r}")
+    if units == "bytes" and text.num_layers < 1:
         raise ConfigError(
             "text.num_layers is 0, but single bytes say nothing; use text.units=words"
         )
     return T5Encoder(
-        vocab_size=UNITS[text.units],
+        vocab_size=UNITS[units],
         width=text.width,
         num_layers=text.num_layers,
         num_heads=text.num_heads,

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from paella_jax.typing import Array
 
-LOSS_WEIGHTS = ("none", "p2", "p2_paper")
+LOSS_WEIGHTS = ("none", "p2", "p2_paper", "clean")
+MOST_CLEAN_WEIGHT = 20.0  # reached where 5 % of the variance is signal
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def loss_weight(kind: str, alpha_bar: Array) -> Array:
 
     Args:
       kind: "none" is 1; "p2" is 1 - alpha_bar, what the released code does; "p2_paper" is
-        (1 - alpha_bar) / (1 + alpha_bar), what the Würstchen paper writes.
+        (1 - alpha_bar) / (1 + alpha_bar), what the Würstchen paper writes; "clean" is
+        (1 - alpha_bar) / alpha_bar up to a bound: the squared error of the noise is then that of
+        the clean values (Salimans and Ho 2022, section 4).
       alpha_bar: float32.
 
     Raises:
@@ -105,6 +108,8 @@ def loss_weight(kind: str, alpha_bar: Array) -> Array:
         return p2_weight(alpha_bar)
     if kind == "p2_paper":
         return (1.0 - alpha_bar) / (1.0 + alpha_bar)
+    if kind == "clean":
+        return jnp.minimum((1.0 - alpha_bar) / alpha_bar, MOST_CLEAN_WEIGHT)
     raise ValueError(f"objective.loss_weight must be one of {LOSS_WEIGHTS}, got {kind!r}")
 
 
