@@ -176,7 +176,7 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """Ids to one vector per token. With a mask, padding changes nothing at the real positions."""
 
-    vocab_size: int  # 0: ids are words with fixed vectors (`encoders/words.py`), not a table's rows
+    vocab_size: int  # 0: ids are words, whose fixed vectors are mapped (encoders/words.py)
     width: int
     num_layers: int  # 0: the embeddings, normed
     num_heads: int
@@ -239,7 +239,9 @@ class T5Encoder(nn.Module):
 
     def _embed(self, ids: jax.Array) -> jax.Array:
         if not self.vocab_size:
-            return word_vectors(ids, self.width)
+            vectors = word_vectors(ids)
+            std = vectors.shape[-1] ** -0.5
+            return dense(self.width, std, jnp.float32, "embedding")(vectors)
         shape = (self.vocab_size, self.width)
         table = self.param("embedding", nn.initializers.normal(1.0), shape)
         return jnp.take(table, ids, axis=0, mode="fill").astype(jnp.float32)

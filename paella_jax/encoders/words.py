@@ -1,8 +1,8 @@
-"""Whole words as text: their ids and a fixed vector for each, without a vocabulary or weights.
+"""Whole words as text: their ids and a fixed vector for each, without a vocabulary.
 
 An id is a hash of the word; its vector is drawn with the id as the key. Vectors of different words
-are then as good as orthogonal, and any word has one. It is the small runs' frozen text encoder:
-nothing has to be read letter by letter before an image can be learned.
+are then as good as orthogonal, so that a linear map of them is a table of all words there are: a
+small encoder has nothing to read letter by letter before an image can be learned.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from paella_jax.typing import Array
 # A run of letters, digits and what joins them; any other mark alone. Spaces part.
 WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 FIRST_ID = 3  # below are the end mark, padding and one that is unused, as in the byte tokenizer
+WIDTH = 512  # of a word's vector: cosines between words stay below about 0.2
 LENGTH_STEP = 8  # padded lengths are multiples of it
 
 
@@ -29,14 +30,16 @@ def word_id(word: str) -> int:
     return FIRST_ID + zlib.crc32(word.lower().encode("utf-8")) % (2**31 - FIRST_ID)
 
 
-def word_vectors(ids: Array, width: int) -> Array:
-    """Fixed vectors of ids int32 [batch, length] -> float32 [batch, length, width], normal (0, 1).
+def word_vectors(ids: Array) -> Array:
+    """Fixed vectors of ids int32 [batch, length] -> float32 [batch, length, 512], of -1 and 1.
 
     They are the same on every device and in every run.
     """
     key = jax.random.key(0, impl="threefry2x32")
-    vector = lambda one: jax.random.normal(jax.random.fold_in(key, one), (width,), jnp.float32)
-    return jax.vmap(jax.vmap(vector))(ids)
+    draw = lambda one: jax.random.bits(jax.random.fold_in(key, one), (WIDTH // 32,))
+    bits = jax.vmap(jax.vmap(draw))(ids)
+    signs = [2.0 * ((bits >> place) & 1).astype(jnp.float32) - 1.0 for place in range(32)]
+    return jnp.concatenate(signs, axis=-1)
 
 
 class WordTokenizer:
