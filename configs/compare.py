@@ -2,7 +2,7 @@
 
     python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
 
-Presets: `shapes` (the full setting, overnight), `quick` (57 minutes with `--workers 2` on two
+Presets: `shapes` (the full setting, overnight), `quick` (under 90 minutes with `--workers 2` on two
 cores) and `tiny` (for continuous integration: no quality to speak of).
 """
 
@@ -23,7 +23,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.tokenizer_config = "configs/vqgan.py:shapes"
     config.training = "configs/paella.py:shapes"  # recipe that all cells share
     config.overrides = ()  # of that recipe, "a.b=value"
-    config.seeds = (0, 1, 2)
+    config.seeds = (0, 1, 2, 3, 4)
 
     config.cells = ConfigDict()  # every combination is a cell
     config.cells.corruptions = ("uniform", "mask")
@@ -32,6 +32,23 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.cells.mask_density = "cosine"  # each corruption with the density it was published with
     config.cells.uniform_density = "uniform"
 
+    # Cells trained otherwise in one respect: (network, corruption, sampler, overrides).
+    config.variants = ConfigDict()
+    config.variants.uniform_density = (
+        "transformer",
+        "mask",
+        "confidence",
+        ("objective.density=uniform",),
+    )
+    config.variants.corrupted_loss = (
+        "unet",
+        "uniform",
+        "random",
+        ("objective.loss_positions=corrupted",),
+    )
+    config.variants.no_level = ("transformer", "mask", "confidence", ("transformer.time_width=0",))
+    config.variants.without_level = ("unet", "uniform", "random", ("model.patterns=('CA',)",))
+
     config.budget = ConfigDict()
     # flops: equal forward FLOPs x images; seconds: equal time of training on this machine;
     # parameters: equal images, and widths changed to the reference's number of parameters.
@@ -39,6 +56,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.budget.reference = "unet"  # network that sees `images`
     config.budget.images = 166_400
     config.budget.seconds = 900.0  # of each training, for kind=seconds
+    config.budget.multiples = (2.0, 4.0)  # every cell is trained on such budgets too
 
     # The same search for every network and corruption; no rates: learning_rate as it stands below.
     config.search = ConfigDict()
@@ -55,6 +73,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.measure.steps = (4, 8, 12, 18, 24)
     config.measure.main_steps = 12  # where guidance is chosen, and diversity and speed measured
     config.measure.images = 512  # per split and step count
+    config.measure.distinct = True  # captions: none twice
     config.measure.batch_size = 64  # of sampling
     config.measure.guidance = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0, (1.0, 3.0))  # a pair rises, as MUSE's
     config.measure.temperature = ((1.0, 1.0), (0.7, 0.3))  # first and last step's
@@ -68,32 +87,30 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.measure.classifier_steps = 500
     config.measure.speed_rounds = 5
     config.measure.speed_images = 64
+    config.measure.speed_guidance = 2.0  # for all cells alike
     fill(config)
     return config
 
 
 def _quick(config: ConfigDict) -> None:
-    """Images of one object, so that little training shows something."""
+    """Captions as whole words and less of everything, so that it fits into 90 minutes."""
     config.overrides = (
-        "data.spec=single", "text.max_length=80", "text.pad_to=72",
+        "text.units=words", "text.max_length=24", "text.pad_to=24",
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
-    config.seeds = (0, 1)
+    config.seeds = (0, 1, 2)
     config.search.fraction = 0.15
     config.budget.images = 38_400
-    config.learning_rate.unet = 1e-3  # with the small batches: 0.74 exact, 2e-3 0.00
-    config.learning_rate.transformer = 2e-3
-    config.learning_rate.uvit = 1e-3  # 0.75, 2e-3 0.21
+    config.budget.multiples = ()
     config.budget.seconds = 120.0
-    config.measure.images = 96
-    config.measure.batch_size = 48  # divides all numbers of images: one program per step count
+    config.measure.steps = (4, 8, 12, 24)
+    config.measure.images = 256
     config.measure.guidance = (1.0, 2.0, 4.0, (1.0, 3.0))
-    config.measure.choice_temperature = ((0.5, 0.0), (2.0, 0.0))
-    config.measure.tuning_images = 48
-    config.measure.diversity_prompts = 12
+    config.measure.choice_temperature = ((0.0, 0.0), (0.5, 0.0), (2.0, 0.0))
+    config.measure.tuning_images = 64
+    config.measure.diversity_prompts = 16
     config.measure.token_images = 256
     config.measure.speed_rounds = 3
-    config.measure.speed_images = 48
 
 
 def _tiny(config: ConfigDict) -> None:
@@ -101,11 +118,14 @@ def _tiny(config: ConfigDict) -> None:
     config.training = "configs/paella.py:tiny"
     config.seeds = (0,)
     config.search.rates = ()
+    config.variants = ConfigDict()
+    config.budget.multiples = ()
     config.budget.images = 320
     config.budget.seconds = 2.0
     config.measure.steps = (2, 4)
     config.measure.main_steps = 4
     config.measure.images = 16
+    config.measure.distinct = False  # there are 48 scenes in all
     config.measure.guidance = (1.0, 2.0)
     config.measure.choice_temperature = ((2.0, 0.0),)
     config.measure.temperature = ((0.7, 0.3),)

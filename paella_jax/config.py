@@ -63,6 +63,14 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     return config.lock()
 
 
+def with_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """A copy with other values, given as "a.b=value". Raises ConfigError as `load_config`."""
+    config = config.copy_and_resolve_references()
+    for override in overrides:
+        apply_override(config, f"--config.{override}")
+    return config
+
+
 def _imply_source(config: ConfigDict, given: set[str]) -> None:
     """Images that are given are the data: they take the embedded source's place."""
     if "data" not in config or "data.source" in given or config.data.get("source") != "shapes":

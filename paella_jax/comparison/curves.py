@@ -13,6 +13,7 @@ from paella_jax.comparison.rows import (
     at_level,
     by_cell,
     by_training,
+    cells_alone,
     over_seeds,
 )
 from paella_jax.images.write import save_figure
@@ -36,6 +37,7 @@ def draw_comparison(file: str | Path, rows: Sequence[Row]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    rows = cells_alone(rows)
     figure, axes = pyplot.subplots(2, 2, figsize=(13.5, 9))
     cells, styles = by_cell(rows), _styles(rows)
     for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=False):

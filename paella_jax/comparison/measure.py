@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,14 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.comparison.plan import Training, cell_name
+from paella_jax.comparison.plan import cell_name
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import Trained
+from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.classifier import ClassifierFeatures
 from paella_jax.evaluation.diversity import diversity
 from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from paella_jax.evaluation.kernel_distance import kernel_distance
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
@@ -31,7 +33,6 @@ from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
 from paella_jax.sampling.schedule import first_and_last
-from paella_jax.sampling.token_sampler import PAIRS
 from paella_jax.training.metrics import report
 
 CAPTION_SEED = 101  # the same for every cell
@@ -51,59 +52,84 @@ class Judge(NamedTuple):
       spec: variant of the embedded data.
       classifier: trained on real images.
       real: statistics of real images' features.
+      real_features: the features themselves, float [images, features].
       seen: captions with combinations that training has.
       heldout: captions with combinations that training never has.
       tuning: captions for choosing guidance, of the seen kind; none of them is in `seen`.
       clean: images uint8 and captions whose tokens are corrupted.
+      real_against_real: what the true images of the seen captions get, by name of the distance.
     """
 
     spec: str
     classifier: ClassifierFeatures
     real: FeatureStatistics
+    real_features: np.ndarray
     seen: list[str]
     heldout: list[str]
     tuning: list[str]
     clean: Clean
+    real_against_real: dict[str, float]
 
 
 def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
     """Captions and real images of a comparison."""
     measure = config.measure
     images, _ = _samples(spec, "validation", measure.real_images, for_tuning=False)
-    real = feature_statistics(classifier.features(images))
+    features = classifier.features(images)
     seen, heldout, tuning = measured_captions(config, spec)
+    true, _ = _samples(spec, "validation", measure.images, False, measure.distinct)
     clean = _samples(spec, "validation", measure.token_images, for_tuning=False)
-    return Judge(spec, classifier, real, seen, heldout, tuning, clean)
+    judge = Judge(
+        spec, classifier, feature_statistics(features), features, seen, heldout, tuning, clean, {}
+    )
+    return judge._replace(real_against_real=_distances(judge, true))
+
+
+def _distances(judge: Judge, images: np.ndarray) -> dict[str, float]:
+    """How far images are from real ones, by their features."""
+    features = judge.classifier.features(images)
+    return {
+        "frechet": frechet_distance(judge.real, feature_statistics(features)),
+        "kernel": kernel_distance(judge.real_features, features),
+    }
 
 
 def measured_captions(config: ConfigDict, spec: str) -> tuple[list[str], list[str], list[str]]:
-    """Captions seen, held out and for tuning. A caption may come several times, in one list only.
+    """Captions seen, held out and for tuning: all different, where `measure.distinct` is set.
 
     Raises:
-      ConfigError: the data has no captions for one of them.
+      ConfigError: the data has too few captions for one of them.
     """
     measure = config.measure
+    draw = partial(_samples, spec, distinct=measure.distinct)
     return (
-        _samples(spec, "validation", measure.images, for_tuning=False)[1],
-        _samples(spec, "heldout", measure.images)[1],
-        _samples(spec, "validation", measure.tuning_images, for_tuning=True)[1],
+        draw("validation", measure.images, for_tuning=False)[1],
+        draw("heldout", measure.images)[1],
+        draw("validation", measure.tuning_images, for_tuning=True)[1],
     )
 
 
 def _samples(
-    spec: str, split: str, count: int, for_tuning: bool | None = None
+    spec: str, split: str, count: int, for_tuning: bool | None = None, distinct: bool = False
 ) -> tuple[np.ndarray, list[str]]:
     """The first `count` images and captions of a split, or of its part (not) for tuning."""
     source = ShapesSource(spec, split, SEARCHED * count, CAPTION_SEED)
-    images, captions = [], []
+    images, captions, known = [], [], set()
     for sample in map(source.__getitem__, range(len(source))):
-        own_part = zlib.crc32(sample["caption"].encode()) % TUNING_PARTS == 0
-        if for_tuning in (None, own_part):
+        caption = sample["caption"]
+        own_part = zlib.crc32(caption.encode()) % TUNING_PARTS == 0
+        if for_tuning in (None, own_part) and not (distinct and caption in known):
+            known.add(caption)
             images.append(sample["image"])
-            captions.append(sample["caption"])
+            captions.append(caption)
         if len(captions) == count:
             return np.stack(images), captions
-    raise ConfigError(f"data.spec={spec} has too few captions in its {split} split to compare with")
+    kind = "different captions" if distinct else "captions"
+    raise ConfigError(
+        f"data.spec={spec} has {len(captions)} {kind} for this part of its {split} split, but "
+        f"{count} are to be measured: lower measure.images and measure.tuning_images, or set "
+        "measure.distinct=False and read the intervals with care"
+    )
 
 
 def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
@@ -114,7 +140,7 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
     pipeline: TokenPipeline | None = None
     for trained in group:
         scores: dict[str, Any] | None = None
-        for sampler in config.cells.samplers:
+        for sampler in samplers_of(config, trained.training):
             file = row_file(out, trained, sampler)
             if file.is_file():
                 continue
@@ -149,11 +175,10 @@ def _row(
         if steps == measure.main_steps:
             drawn_of = {"seen": (seen, judge.seen), "heldout": (heldout, judge.heldout)}
             exact_of = {n: _exact_of(*both, judge.spec) for n, both in drawn_of.items()}
-        drawn = feature_statistics(judge.classifier.features(seen))
         by_steps[steps] = {
             **_scores("seen", seen, judge.seen, judge.spec),
             **_scores("heldout", heldout, judge.heldout, judge.spec),
-            "frechet": frechet_distance(judge.real, drawn),
+            **_distances(judge, seen),
             "diversity": None,
             "seconds_per_image": None,
         }
@@ -164,10 +189,11 @@ def _row(
     spread = diversity(images, judge.classifier.features)
     by_steps[measure.main_steps]["diversity"] = spread.features
     return {
-        "cell": cell_name(training.corruption, training.network, sampler),
+        "cell": cell_name(training, sampler),
         "corruption": training.corruption,
         "network": training.network,
         "sampler": sampler,
+        "variant": training.variant,
         "seed": training.seed,
         "parameters": trained.size.parameters,
         "flops": trained.size.flops,
@@ -271,49 +297,39 @@ def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, f
     }
 
 
-def measure_speed(
-    config: ConfigDict, judge: Judge, rows: Sequence[Row], trained: Sequence[Trained]
-) -> dict[str, float]:
-    """Seconds per image of every row at its main steps: one interleaved run, medians.
+def measure_speed(config: ConfigDict, judge: Judge, trained: Sequence[Trained]) -> dict[str, float]:
+    """Seconds per image of every cell at the main steps: one interleaved run, medians.
 
-    Seeds may have chosen other guidance, which costs another time: each is timed. They use one
-    pipeline, so that its programs are compiled once.
+    All are drawn at equal guidance, whatever each has chosen, as its price is that of a second
+    network's call. A training's seed does not matter: the first one's weights are used.
     """
     measure = config.measure
     captions = [judge.seen[i % len(judge.seen)] for i in range(measure.speed_images)]
-    weights: dict[Training, tuple[Any, Any]] = {}
-    pipelines: dict[tuple[str, str], TokenPipeline] = {}
+    cells: dict[str, Callable[[], Any]] = {}
     for one in trained:
+        training = one.training
+        if training.variant or training.seed != config.seeds[0]:
+            continue
         pipeline = load_tokens(one.workdir)
-        weights[one.training] = (pipeline.params, pipeline.frozen)
-        pipelines.setdefault((one.training.corruption, one.training.network), pipeline)
-
-    def draw(row: Row) -> None:
-        pipeline = pipelines[row["corruption"], row["network"]]
-        training = Training(row["corruption"], row["network"], row["seed"])
-        pipeline.set_params(*weights[training])
-        _draw(
-            pipeline,
-            captions,
-            num_steps=measure.main_steps,
-            sampler=row["sampler"],
-            **{name: tuple(row[name]) for name in PAIRS if name in row},
-            batch_size=measure.batch_size,
-        )
-
-    times = interleaved({_row_name(row): partial(draw, row) for row in rows}, measure.speed_rounds)
+        for sampler in config.cells.samplers:
+            cells[cell_name(training, sampler)] = partial(
+                _draw,
+                pipeline,
+                captions,
+                num_steps=measure.main_steps,
+                sampler=sampler,
+                guidance_scale=measure.speed_guidance,
+                batch_size=measure.batch_size,
+            )
+    times = interleaved(cells, measure.speed_rounds)
     return {name: statistics.median(seconds) / len(captions) for name, seconds in times.items()}
 
 
-def _row_name(row: Row) -> str:
-    return f"{row['cell']}, seed {row['seed']}"
-
-
 def with_speed(rows: Sequence[Row], speed: Mapping[str, float], steps: int) -> list[Row]:
-    """The rows with their seconds per image."""
-    timed = []
+    """The rows with their cells' seconds per image, each cell's in its first row."""
+    timed, left = [], dict(speed)
     for row in rows:
         by_steps = {int(s): dict(one) for s, one in row["by_steps"].items()}
-        by_steps[steps]["seconds_per_image"] = speed[_row_name(row)]
+        by_steps[steps]["seconds_per_image"] = left.pop(row["cell"], None)
         timed.append(row | {"by_steps": by_steps})
     return timed

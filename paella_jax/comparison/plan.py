@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, load_config, shipped
+from paella_jax.comparison.variants import samplers_of, variant_of, variants_of
+from paella_jax.config import ConfigError, differing_fields, load_config, shipped, with_overrides
 from paella_jax.evaluation.flops import count_flops
 from paella_jax.families.abstract import abstract_tokens
 from paella_jax.families.cells import check_cell
@@ -20,6 +21,9 @@ from paella_jax.objectives.inputs import StepInputs
 from paella_jax.typing import Tree
 
 BUDGETS = ("flops", "seconds", "parameters")
+# What makes two trainings different cells, with the rate and number of updates that follow.
+OF_A_CELL = ("cell.", "seed", "objective.density", "optim.learning_rate", "optim.warmup_steps",
+             "num_steps", "checkpoint.every")  # fmt: skip
 SCALES = tuple(1.0 + step / 16 for step in range(-12, 52))
 
 
@@ -31,16 +35,23 @@ class Training:
       corruption: "uniform" or "mask".
       network: a key of `NETWORKS`.
       seed: decides the initial parameters and the order of the data.
+      variant: a key of the comparison's variants; empty: the cell as it is compared.
     """
 
     corruption: str
     network: str
     seed: int
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """The name of its run folder."""
-        return f"{self.network}_{self.corruption}_{self.seed}"
+        return f"{self.group}_{self.seed}"
+
+    @property
+    def group(self) -> str:
+        """The name that it shares with the other seeds."""
+        return "_".join(filter(None, (self.network, self.corruption, self.variant)))
 
 
 @dataclass(frozen=True)
@@ -86,11 +97,16 @@ def trainings(config: ConfigDict) -> list[Training]:
     for name in ("images", "seconds"):
         if config.budget[name] <= 0:
             raise ConfigError(f"budget.{name} must be positive, got {config.budget[name]}")
-    return [
+    grid = [
         Training(corruption, network, seed)
         for seed in config.seeds
         for network in cells.networks
         for corruption in cells.corruptions
+    ]
+    return grid + [
+        Training(corruption, network, seed, name)
+        for seed in config.seeds
+        for network, corruption, name in variants_of(config)
     ]
 
 
@@ -109,11 +125,13 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
     run.cell.corruption = training.corruption
     run.cell.network = training.network
     run.objective.density = config.cells[f"{training.corruption}_density"]
+    if training.variant:
+        run = with_overrides(run, variant_of(config, training).overrides)
     rates, pair = config.learning_rate, f"{training.network}_{training.corruption}"
     run.optim.learning_rate = rates.get(pair, rates[training.network])
     run.log.preview_every = 0
     run.checkpoint.keep = 1
-    for sampler in config.cells.samplers:
+    for sampler in samplers_of(config, training):
         run.cell.sampler = sampler
         check_cell(run)
     if config.budget.kind == "parameters" and training.network != config.budget.reference:
@@ -168,9 +186,11 @@ def size_of(run: ConfigDict) -> Size:
     return Size(count, count_flops(forward, params, tokens))
 
 
-def set_budget(run: ConfigDict, config: ConfigDict, size: Size, reference: Size) -> None:
+def set_budget(
+    run: ConfigDict, config: ConfigDict, size: Size, reference: Size, multiple: float = 1.0
+) -> None:
     """Sets `num_steps` so that the training costs what the reference's does (flops, parameters)."""
-    images = float(config.budget.images)
+    images = float(config.budget.images) * multiple
     if config.budget.kind == "flops":
         images *= reference.flops / size.flops
     _set_steps(run, round(images / run.batch_size))
@@ -187,9 +207,28 @@ def _set_steps(run: ConfigDict, steps: int) -> None:
     run.checkpoint.every = max(run.num_steps // 3, 1)
 
 
-def cell_name(corruption: str, network: str, sampler: str) -> str:
+def check_equal(plans: Iterable[tuple[Training, ConfigDict]]) -> None:
+    """Checks that the cells differ in nothing but what makes them cells; variants may.
+
+    Raises:
+      ConfigError: they do; the message names the first two and the fields.
+    """
+    cells = [(training, run) for training, run in plans if not training.variant]
+    first, reference = cells[0]
+    own = tuple(f"{NETWORKS[name].block}." for name in {t.network for t, _ in cells})
+    for training, run in cells[1:]:
+        differing = differing_fields(reference, run, ignore=(*OF_A_CELL, *own))
+        if differing:
+            raise ConfigError(
+                f"{first.name} and {training.name} differ in what should be equal:\n  "
+                + "\n  ".join(differing)
+            )
+
+
+def cell_name(training: Training, sampler: str) -> str:
     """A cell's name in tables and rows."""
-    return f"{network} / {corruption} / {sampler}"
+    names = (training.network, training.corruption, sampler, training.variant)
+    return " / ".join(filter(None, names))
 
 
 def check_measure(config: ConfigDict) -> None:

@@ -16,6 +16,7 @@ from paella_jax.comparison.rows import (
     best_steps,
     by_cell,
     by_training,
+    cells_alone,
     check_rows,
     over_seeds,
     reference_steps,
@@ -69,7 +70,8 @@ def markdown(
     """The page: cells at equal steps and at their best, cross-entropies, and the verdict."""
     clean = check_rows(rows)
     steps = reference_steps(clean, main_steps)
-    cells = by_cell(clean)
+    cells = by_cell(cells_alone(clean))
+    variants = {name: own for name, own in by_cell(clean).items() if own[0]["variant"]}
     parts = [
         "# Comparison of token predictors",
         "\n".join(f"- {note}" for note in notes),
@@ -80,6 +82,9 @@ def markdown(
         f"## Every cell at {steps} steps",
         _table(_score_columns(), {n: _scores(own, steps) for n, own in cells.items()}),
         _intervals(cells, steps),
+        variants and f"## Variants at {steps} steps: ablations and larger budgets",
+        variants
+        and _table(_score_columns(), {n: _scores(own, steps) for n, own in variants.items()}),
         "## Every cell at its best number of steps (by seen exact match)",
         _table(
             ["steps", *_score_columns()],
@@ -89,7 +94,7 @@ def markdown(
         _table(
             ["seeds", "parameters", "MFLOP per forward", "images trained", "train seconds",
              "guidance"],
-            {name: _costs(own) for name, own in cells.items()},
+            {name: _costs(own) for name, own in by_cell(clean).items()},
         ),
         "## Cross-entropy of corrupted tokens in nats (accuracy), by share corrupted",
         _table(

@@ -2,6 +2,7 @@
 
 A row holds
 - `cell`: its name, and `corruption`, `network`, `sampler`: the three factors it stands for;
+- `variant`, optional: how its training differs from the cell's (comparison/variants.py);
 - `seed`: of the training; `parameters`; `flops`: of one forward pass of one image;
 - `images_trained`, `train_seconds`, and `guidance`: the weight chosen for this cell;
 - `by_steps`: number of sampling steps -> the measurements of `STEP_METRICS`;
@@ -39,9 +40,11 @@ STEP_METRICS = {
     "heldout_exact": Metric("held-out exact match", True, 3),
     "heldout_attributes": Metric("held-out attributes", True, 3),
     "frechet": Metric("Fréchet distance", False, 2),
+    "kernel": Metric("kernel distance", False, 2),
     "diversity": Metric("diversity", None, 3),
     "seconds_per_image": Metric("seconds per image", False, 4),
 }
+LATER = ("kernel",)  # of STEP_METRICS: older rows have none
 METRICS = STEP_METRICS | {"cross_entropy": Metric("cross-entropy", False, 3)}
 
 
@@ -86,7 +89,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         if name in seen:
             raise ValueError(f"cell {name[0]} has two rows for seed {name[1]}")
         seen.add(name)
-        own = tuple(row[factor] for factor in FACTORS)
+        own = (*(row[factor] for factor in FACTORS), row["variant"])
         if factors.setdefault(row["cell"], own) != own:
             raise ValueError(f"cell {row['cell']} stands for {factors[row['cell']]} and for {own}")
         for curve in ("by_steps", *CURVES):
@@ -107,14 +110,14 @@ def _clean(row: Mapping[str, Any]) -> Row:
         f"by_steps[{steps}].{name}"
         for steps, measured in row.get("by_steps", {}).items()
         for name in STEP_METRICS
-        if name not in measured
+        if name not in measured and name not in LATER
     ]
     if missing:
         raise ValueError(f"row of {row.get('cell', 'an unnamed cell')} lacks {', '.join(missing)}")
-    clean: Row = dict(row) | {"seed": int(row["seed"])}
+    clean: Row = {"variant": ""} | dict(row) | {"seed": int(row["seed"])}
     clean |= {name: _number(row[name]) for name in NUMBERS}
     clean["by_steps"] = {
-        str(steps): {name: _number(measured[name]) for name in STEP_METRICS}
+        str(steps): {name: _number(measured.get(name)) for name in STEP_METRICS}
         for steps, measured in sorted(row["by_steps"].items(), key=lambda item: int(item[0]))
     }
     for curve in CURVES:
@@ -158,11 +161,16 @@ def by_cell(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return cells
 
 
+def cells_alone(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the cells that are compared, without variants."""
+    return [row for row in rows if not row["variant"]]
+
+
 def by_training(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """One row per trained network and seed, whatever samples from it: "mask, unet" -> rows."""
     trained: dict[str, dict[int, Row]] = {}
     for row in rows:
-        name = f"{row['corruption']}, {row['network']}"
+        name = ", ".join(filter(None, (row["corruption"], row["network"], row["variant"])))
         trained.setdefault(name, {}).setdefault(row["seed"], row)
     return {name: list(of_seed.values()) for name, of_seed in trained.items()}
 

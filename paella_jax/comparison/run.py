@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,7 +21,14 @@ from paella_jax.comparison.measure import (
     row_file,
     with_speed,
 )
-from paella_jax.comparison.plan import Training, check_measure, describe, training_config, trainings
+from paella_jax.comparison.plan import (
+    Training,
+    check_equal,
+    check_measure,
+    describe,
+    training_config,
+    trainings,
+)
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.search import check_search, read_search, with_searched_rates
@@ -36,8 +44,10 @@ from paella_jax.comparison.train import (
     train_network,
     train_tokenizer,
 )
+from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
 from paella_jax.data.build import make_source
+from paella_jax.encoders.text import UNITS, make_tokenizer
 from paella_jax.evaluation.classifier import load_or_train_classifier
 from paella_jax.files.atomic import write_atomically
 from paella_jax.training.metrics import report
@@ -81,7 +91,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     rows = _measure_all(config, judge, trained, out)
     speed = out / "speed.json"
     time_all = lambda: write_atomically(
-        speed, json.dumps(measure_speed(config, judge, rows, trained), indent=2)
+        speed, json.dumps(measure_speed(config, judge, trained), indent=2)
     )
     do_together([Task("speed", speed.is_file, time_all)], out)
     steps = config.measure.main_steps
@@ -100,6 +110,7 @@ def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
 def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trained]:
     tokenizer = tokenizer_folder(config, out)
     plans = [(training, *planned(config, training, tokenizer)) for training in todo]
+    check_equal([(training, run) for training, run, _ in plans])
     report(describe(plans))
     for training, run, _ in plans:
         check_finished(config, training, run, out)
@@ -116,14 +127,15 @@ def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trai
 
 
 def _measure_all(config: ConfigDict, judge: Judge, trained: list[Trained], out: Path) -> list[Row]:
-    samplers, tasks = config.cells.samplers, []
+    tasks, found = [], []
     for group in _groups(trained):
-        files = [row_file(out, one, sampler) for one in group for sampler in samplers]
-        name = "measure_" + "_".join(group[0].training.name.split("_")[:-1])
+        files = [row_file(out, t, s) for t in group for s in samplers_of(config, t.training)]
+        name = f"measure_{group[0].training.group}"
         work = partial(measure_network, config, judge, group, out)
         tasks.append(Task(name, partial(_all_there, files), work))
+        found += files
     do_together(tasks, out)
-    return [json.loads(row_file(out, t, s).read_text()) for t in trained for s in samplers]
+    return [json.loads(file.read_text()) for file in found]
 
 
 def _all_there(files: list[Path]) -> bool:
@@ -141,12 +153,16 @@ def _check_all(config: ConfigDict, todo: list[Training]) -> str:
             )
     make_source(run.data, "train", 0)
     check_tokenizer(config, run)
-    longest = max(len(text.encode()) for text in chain(*measured_captions(config, run.data.spec)))
-    if not run.text.folder and longest >= run.text.max_length:
-        raise ConfigError(
-            f"a caption to be measured has {longest} bytes and an end token, text.max_length is "
-            f'{run.text.max_length}; change it by "text.max_length={longest + 1}" in `overrides`'
-        )
+    captions = list(chain(*measured_captions(config, run.data.spec)))
+    if not run.text.folder:
+        tokenizer = make_tokenizer(UNITS[run.text.units], "", sys.maxsize)
+        longest = int(tokenizer(captions)[1].sum(1).max())
+        if longest > run.text.max_length:
+            raise ConfigError(
+                f"a caption to be measured has {longest} {run.text.units} with its end, "
+                f"text.max_length is {run.text.max_length}; change it by "
+                f'"text.max_length={longest}" in `overrides`'
+            )
     return run.data.spec
 
 
@@ -169,10 +185,10 @@ def _claim(config: ConfigDict, out: Path) -> None:
 
 
 def _groups(trained: list[Trained]) -> list[list[Trained]]:
-    """The trainings of one network and corruption together."""
-    groups: dict[tuple[str, str], list[Trained]] = {}
+    """The trainings that differ in their seeds alone."""
+    groups: dict[str, list[Trained]] = {}
     for one in trained:
-        groups.setdefault((one.training.network, one.training.corruption), []).append(one)
+        groups.setdefault(one.training.group, []).append(one)
     return list(groups.values())
 
 
@@ -199,12 +215,17 @@ def _notes(config: ConfigDict, judge: Judge) -> list[str]:
         "parameters": f"equal images, widths changed to about equal parameters; {images}",
     }[config.budget.kind]
     seen = judge.classifier.accuracy.get("validation", {}).get("exact")
+    real = judge.real_against_real
     count = lambda captions: f"{len(captions)} ({len(set(captions))} different)"
     return [
         f"Budget: {budget}.",
         f"Seeds: {', '.join(str(seed) for seed in config.seeds)}. Scores are on "
         f"{count(judge.seen)} seen and {count(judge.heldout)} held-out captions; temperature and "
         f"guidance were chosen on {count(judge.tuning)} others.",
-        "The classifier behind the Fréchet distance and diversity reads "
-        + (f"{seen:.1%} of real images exactly." if seen is not None else "real images."),
+        "The classifier behind the distances and diversity reads "
+        + (f"{seen:.1%} of real images exactly." if seen is not None else "real images.")
+        + f" From {config.measure.real_images} others the true images of the seen captions are at "
+        f"a Fréchet distance of {real['frechet']:.2f} and a kernel distance of "
+        f"{real['kernel']:.2f}: what a perfect network would get.",
+        f"Seconds per image are at guidance {config.measure.speed_guidance:g} for every cell.",
     ]

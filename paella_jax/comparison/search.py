@@ -26,6 +26,7 @@ from paella_jax.pipelines.tokens import load_tokens
 from paella_jax.training.metrics import report
 
 FILE = "search.json"
+LEAST_GAIN = 0.01  # of the cross-entropy, between the worst rate and the best
 Scores = dict[str, dict[str, list[float]]]  # pair -> rate -> a cross-entropy per seed
 
 
@@ -107,6 +108,11 @@ def _settle(config: ConfigDict, scores: Scores, out: Path) -> ConfigDict:
     for pair, rate in chosen.items():
         if rate in (rates[0], rates[-1]):
             report(f"warning: {pair} is best at {rate:g}, an end of search.rates: widen it")
+        if not has_improved(scores[pair]):
+            report(
+                f"warning: the search of {pair} did not decide: all rates end within "
+                f"{LEAST_GAIN:.0%} of each other; give it a larger search.fraction"
+            )
     write_atomically(out / FILE, json.dumps({"tried": scores, "chosen": chosen}, indent=2))
     config = config.copy_and_resolve_references()
     with config.unlocked():
@@ -119,6 +125,15 @@ def best_rate(by_rate: Mapping[str, list[float]]) -> float:
     """The rate with the lowest mean over the seeds; a run that diverged counts as infinite."""
     mean = lambda values: float(np.mean([v if np.isfinite(v) else np.inf for v in values]))
     return float(min(by_rate, key=lambda rate: mean(by_rate[rate])))
+
+
+def has_improved(by_rate: Mapping[str, list[float]]) -> bool:
+    """Whether the best rate's cross-entropy is clearly below the worst one's."""
+    means = [float(np.mean(values)) for values in by_rate.values()]
+    known = [mean for mean in means if np.isfinite(mean)]
+    if len(known) < len(means):
+        return bool(known)  # some diverged, some did not
+    return min(known) < (1 - LEAST_GAIN) * max(known)
 
 
 def read_search(out: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from paella_jax.comparison.plan import (
     size_of,
     training_config,
 )
+from paella_jax.comparison.variants import budget_multiple
 from paella_jax.config import ConfigError, load_config, shipped
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files.atomic import write_atomically
@@ -109,7 +110,7 @@ def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[Co
     reference = Training(training.corruption, config.budget.reference, training.seed)
     cost = size_of(training_config(config, reference, tokenizer))
     if config.budget.kind != "seconds":
-        set_budget(run, config, size, cost)
+        set_budget(run, config, size, cost, budget_multiple(config, training))
     return run, size
 
 

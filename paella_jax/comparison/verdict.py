@@ -16,6 +16,7 @@ from paella_jax.comparison.rows import (
     Row,
     by_cell,
     by_training,
+    cells_alone,
     check_rows,
     estimate,
     over_seeds,
@@ -27,7 +28,7 @@ PAIRED = ("seen_exact", "heldout_attributes", "frechet", "diversity", "seconds_p
 
 
 def verdict(rows: Sequence[Mapping[str, Any]], main_steps: int | None = None) -> list[str]:
-    """Plain sentences: first the winners, then the average effect of each factor.
+    """Plain sentences: the winners, the average effect of each factor, and that of each variant.
 
     An exact match is ahead only if the interval of the difference leaves zero out (intervals.py).
     Other margins count if they exceed the larger of the two cells' standard deviations over seeds.
@@ -39,7 +40,8 @@ def verdict(rows: Sequence[Mapping[str, Any]], main_steps: int | None = None) ->
     """
     clean = check_rows(rows)
     steps = reference_steps(clean, main_steps)
-    return _winners(clean, steps) + _paired(clean, steps)
+    cells = cells_alone(clean)
+    return _winners(cells, steps) + _paired(cells, steps) + _variants(clean, steps)
 
 
 def _winners(rows: Sequence[Row], steps: str) -> list[str]:
@@ -117,14 +119,28 @@ def _paired(rows: Sequence[Row], steps: str) -> list[str]:
         for before, after in combinations(values, 2):
             pairs = _pairs(rows, factor, before, after)
             effects = [_effect(pairs, name, steps) for name in PAIRED]
-            if factor == "network":  # the sampler cannot change it, corruptions do not compare
-                effects.append(_effect(_one_per_training(pairs), "cross_entropy", None))
+            if factor == "network":  # corruptions do not compare
+                effects.append(_effect(pairs, "cross_entropy", None))
             known = [effect for effect in effects if effect]
             if known:
                 sentences.append(
                     f"{factor.capitalize()} {after} instead of {before}, all else equal, at "
-                    f"{steps} steps (mean ± spread over pairs): {'; '.join(known)}."
+                    f"{steps} steps (mean ± spread over pairs of trainings): {'; '.join(known)}."
                 )
+    return sentences
+
+
+def _variants(rows: Sequence[Row], steps: str) -> list[str]:
+    """A sentence per variant: what it changes of its cell's seen exact match."""
+    groups, sentences = by_cell(rows), []
+    for name, own in groups.items():
+        if not own[0]["variant"]:
+            continue
+        cell = groups.get(name.removesuffix(f" / {own[0]['variant']}"), [])
+        shown = [over_seeds(group, "seen_exact", steps).show(3) for group in (own, cell)]
+        sure = interval(own, "seen_exact", cell) if cell else None
+        end = f"; {_sure(sure)}" if sure else ""
+        sentences.append(f"Variant {name}: seen exact match {shown[0]}, the cell {shown[1]}{end}.")
     return sentences
 
 
@@ -139,21 +155,22 @@ def _pairs(rows: Sequence[Row], factor: str, before: str, after: str) -> list[tu
     return pairs
 
 
-def _one_per_training(pairs: Sequence[tuple[Row, Row]]) -> list[tuple[Row, Row]]:
-    first: dict[tuple[str, int], tuple[Row, Row]] = {}
-    for pair in pairs:
-        first.setdefault((pair[0]["corruption"], pair[0]["seed"]), pair)
-    return list(first.values())
-
-
 def _effect(pairs: Sequence[tuple[Row, Row]], name: str, steps: str | None) -> str:
-    """As "seen exact match +0.030 ± 0.010 (better in 5 of 6)"; empty without a measured pair."""
+    """As "seen exact match +0.030 ± 0.010 (better in 5 of 6)"; empty without a measured pair.
+
+    Pairs that share their two trainings are one: several samplers do not make two trainings more.
+    """
     metric = METRICS[name]
     at = steps if name in STEP_METRICS else None
-    changes = [read(after, name, at) - read(before, name, at) for before, after in pairs]
-    changes = [change for change in changes if not math.isnan(change)]
-    if not changes:
+    of_trainings: dict[tuple[Any, ...], list[float]] = {}
+    for pair in pairs:
+        change = read(pair[1], name, at) - read(pair[0], name, at)
+        key = tuple((row["network"], row["corruption"], row["seed"]) for row in pair)
+        if not math.isnan(change):
+            of_trainings.setdefault(key, []).append(change)
+    if not of_trainings:
         return ""
+    changes = [sum(own) / len(own) for own in of_trainings.values()]
     mean, spread, count = estimate(changes)
     sign = -1 if metric.higher_is_better is False else 1
     word = "higher" if metric.higher_is_better is None else "better"

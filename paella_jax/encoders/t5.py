@@ -224,7 +224,8 @@ class T5Encoder(nn.Module):
         bias = self._bias(ids.shape[1], mask) if self.num_layers else None
         x = drop(self._embed(ids))
         states = [x]
-        if self.loop and not (all_hidden or self.is_initializing()) and deterministic:
+        looped = self.loop and not (all_hidden or self.is_initializing()) and deterministic
+        if looped and bias is not None:
             x = self._looped(x, bias)
             states.append(x)
         else:

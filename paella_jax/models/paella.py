@@ -121,7 +121,8 @@ class Paella(UNet):
             attention_weights = jnp.pad(cond.text_weights, ((0, 0), (0, rest)), constant_values=1.0)
         x = layer_norm(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:
-            x = x + position_map(*tokens.shape[1:], self.token_width)[None].astype(self.dtype)
+            height, width = tokens.shape[1:]
+            x = x + position_map(height, width, self.token_width).astype(self.dtype)
         if cond.segmentation is not None:
             x = x + self._segments(cond.segmentation).astype(self.dtype)
         x = PatchEmbedding(self.widths[0], self.patch_size, self.dtype, name="embedding")(x)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
+
+from paella_jax.typing import Array
 
 LONGEST = 16.0  # positions: of the slowest wave, in radians
 
 
-def position_map(height: int, width: int, channels: int) -> np.ndarray:
+def position_map(height: int, width: int, channels: int) -> Array:
     """Sinusoids of the row in one half of the channels, of the column in the other.
 
     They are those of Vaswani et al. 2017, section 3.5, on two axes and with shorter waves; nothing
     is learned, so any map has them.
 
     Returns:
-      float32 [height, width, channels] of about unit size (root mean square).
+      float32 [1, height, width, channels] of about unit size (root mean square).
 
     Raises:
       ValueError: channels are not divisible by four.
@@ -36,4 +39,4 @@ def position_map(height: int, width: int, channels: int) -> np.ndarray:
 
     rows = np.broadcast_to(along(height)[:, None], (height, width, channels // 2))
     columns = np.broadcast_to(along(width)[None], (height, width, channels // 2))
-    return np.concatenate([rows, columns], axis=-1).astype(np.float32)
+    return jnp.asarray(np.concatenate([rows, columns], axis=-1)[None], jnp.float32)

@@ -83,7 +83,8 @@ class StageC(nn.Module):
         hidden = Dense(self.width, kernel_init=init, dtype=self.dtype, name="projection")(x)
         if not self.positions:
             return hidden
-        return hidden + position_map(*x.shape[1:3], self.width)[None].astype(self.dtype)
+        height, width = x.shape[1:3]
+        return hidden + position_map(height, width, self.width).astype(self.dtype)
 
     def _block_options(self) -> BlockOptions:
         return BlockOptions(

@@ -125,7 +125,8 @@ class UViT(nn.Module):
 
         x = self._norm("embedding_norm")(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:
-            x = x + position_map(*tokens.shape[1:], self.token_width)[None].astype(self.dtype)
+            height, width = tokens.shape[1:]
+            x = x + position_map(height, width, self.token_width).astype(self.dtype)
         x = self._dense(self.conv_width, "embedding", scaled_xavier(0.02))(x)
         if self.downsample:
             x = self._resample("down")(x)
