@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import small
@@ -19,6 +21,7 @@ from paella_jax.comparison.claims import Task, claim, do_together
 from paella_jax.comparison.measure import measured_captions, with_speed
 from paella_jax.comparison.plan import (
     Training,
+    check_equal,
     check_measure,
     set_budget,
     size_of,
@@ -26,14 +29,15 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
-from paella_jax.comparison.search import best_rate
+from paella_jax.comparison.search import best_rate, has_improved
 from paella_jax.comparison.train import (
     check_finished,
     planned,
     read_trained,
     train_network,
 )
-from paella_jax.config import ConfigError, load_config
+from paella_jax.comparison.variants import samplers_of
+from paella_jax.config import ConfigError, differing_fields, load_config
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import read_config
 from paella_jax.training.loop import RunResult
@@ -56,8 +60,12 @@ def comparison(preset="tiny", **overrides):
 def test_every_combination_is_trained_once_per_seed():
     config = comparison("shapes")
     todo = trainings(config)
-    assert len(set(todo)) == len(todo) == 2 * 3 * 3
+    cells = [t for t in todo if not t.variant]
+    assert len(set(todo)) == len(todo) and len(cells) == 2 * 3 * 5
     assert [t.seed for t in todo[:6]] == [0] * 6  # an early look sees every network
+    names = {t.variant for t in todo}
+    assert {"", "2x", "4x", "uniform_density", "no_level"} <= names
+    assert sum(t.variant == "2x" for t in todo) == 2 * 3 * 5
 
 
 def test_equal_flops_times_images():
@@ -80,7 +88,54 @@ def test_the_cells_share_all_but_the_cell():
     for block in ("data", "text", "optim", "model", "transformer"):
         assert runs[0][block].to_dict() == runs[1][block].to_dict()
     assert [r.objective.density for r in runs] == ["cosine", "uniform"]
-    assert runs[0].seed == runs[1].seed == 0 and runs[0].data.spec == "single"
+    assert runs[0].seed == runs[1].seed == 0 and runs[0].text.units == "words"
+
+
+def test_variants_differ_in_what_they_say():
+    config = comparison("quick")
+    base, changed = (
+        training_config(config, Training("mask", "transformer", 1, name), "")
+        for name in ("", "uniform_density")
+    )
+    assert differing_fields(base, changed) == ["objective.density: 'cosine' -> 'uniform'"]
+    assert samplers_of(config, Training("mask", "transformer", 1, "no_level")) == ("confidence",)
+    config.variants.no_level = ("gan", "mask", "confidence", ("transformer.time_width=0",))
+    with pytest.raises(ConfigError, match="no_level is of 'gan', which is not compared"):
+        trainings(config)
+
+
+def test_larger_budgets_are_variants():
+    config = comparison("quick", budget__multiples="(2.0,)")
+    unet = Training("uniform", "unet", 0)
+    steps = [
+        planned(config, t, Path("x"))[0].num_steps for t in (unet, replace(unet, variant="2x"))
+    ]
+    assert steps == [2400, 4800]
+
+
+def test_cells_that_differ_elsewhere_are_refused():
+    config = comparison("quick")
+    todo = [Training("mask", network, 0) for network in ("unet", "uvit")]
+    plans = [(t, training_config(config, t, "")) for t in todo]
+    check_equal(plans)
+    plans[1][1].text.num_layers = 3
+    with pytest.raises(
+        ConfigError, match=r"(?s)unet_mask_0 and uvit_mask_0 differ.*text.num_layers"
+    ):
+        check_equal(plans)
+
+
+@pytest.mark.parametrize(
+    "scores, decided",
+    [
+        ({"1e-3": [2.0, 2.1], "2e-3": [1.5, 1.6]}, True),
+        ({"1e-3": [2.0, 2.1], "2e-3": [2.05, 2.04]}, False),
+        ({"1e-3": [2.0, 2.1], "2e-3": [float("nan"), 2.0]}, True),
+        ({"1e-3": [float("nan")], "2e-3": [float("nan")]}, False),
+    ],
+)
+def test_a_search_that_decided_nothing_is_noticed(scores, decided):
+    assert has_improved(scores) is decided
 
 
 @pytest.mark.slow
@@ -123,7 +178,9 @@ def test_equal_parameters():
         ({"measure__temperature": "(1.0,)"}, "give pairs"),
         ({"measure__steps": "(0, 4)"}, "different and at least 1"),
         ({"overrides": "('data.image_size=36',)"}, "36 does not fit spec"),
-        ({"overrides": "('text.max_length=30',)"}, "bytes and an end token"),
+        ({"overrides": "('text.max_length=30',)"}, "bytes with its end"),
+        ({"budget__multiples": "(1.0,)"}, "variant 1x is the cell itself"),
+        ({"measure__distinct": True}, "different captions for this part of its heldout split"),
         ({"tokenizer_config": "configs/vqgan.py:shapes"}, "has 1024 codes, the networks 128"),
         ({"tokenizer_config": "configs/resnet_vqgan.py:f8"}, "is an f8 tokenizer"),
     ],
