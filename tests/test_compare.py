@@ -194,7 +194,7 @@ def test_senseless_comparisons_end_before_training(change, message, tmp_path):
 def test_the_presets_measure_what_they_say():
     for preset in ("shapes", "quick", "tiny"):
         check_measure(comparison(preset))
-    assert comparison("quick").measure.steps == comparison("shapes").measure.steps
+    assert set(comparison("quick").measure.steps) < set(comparison("shapes").measure.steps)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_tokenizer_of_another_codebook_size_ends_before_training(tokenizer, tm
 
 
 def test_guidance_is_tuned_on_captions_that_are_not_measured():
-    for preset, spec in (("quick", "single"), ("shapes", "shapes"), ("tiny", "tiny")):
+    for preset, spec in (("quick", "shapes"), ("tiny", "tiny")):
         config = comparison(preset)
         config.measure.images, config.measure.tuning_images = 40, 20
         seen, heldout, tuning = measured_captions(config, spec)
@@ -218,10 +218,10 @@ def test_guidance_is_tuned_on_captions_that_are_not_measured():
         assert len(set(tuning)) >= 8 and len(set(seen)) >= 15, preset
 
 
-def test_every_row_has_its_own_seconds():
+def test_a_cell_is_timed_once_whatever_its_seeds():
     rows = [{"cell": "a", "seed": seed, "by_steps": {"2": {"seen_exact": 1.0}}} for seed in (0, 1)]
-    timed = with_speed(rows, {"a, seed 0": 0.5, "a, seed 1": 0.25}, 2)
-    assert [row["by_steps"][2]["seconds_per_image"] for row in timed] == [0.5, 0.25]
+    timed = with_speed(rows, {"a": 0.5}, 2)
+    assert [row["by_steps"][2]["seconds_per_image"] for row in timed] == [0.5, None]
 
 
 @pytest.mark.slow
