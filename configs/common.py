@@ -96,6 +96,7 @@ def add_text(config: ConfigDict, kind: str) -> None:
     config.text.pad_to = 120  # static length
     config.text.width = 96
     config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words
+    config.text.values = "states"  # what attention reads of a word: its state in the text, or words
     config.text.num_layers = 2
     config.text.num_heads = 4
     config.text.hidden_dim = 256

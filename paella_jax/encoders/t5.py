@@ -190,6 +190,7 @@ class T5Encoder(nn.Module):
     dropout: float = 0.0
     local_start: bool = False  # start from heads that look at near bytes (`local_bias`)
     loop: bool = False  # the blocks as one loop: compiles in a fraction of the time
+    word_values: bool = False  # the result is two: the states, and each word by itself
     dtype: Any = jnp.float32  # of the matrix products and the result
 
     @nn.compact
@@ -200,7 +201,7 @@ class T5Encoder(nn.Module):
         *,
         deterministic: bool = True,
         all_hidden: bool = False,
-    ) -> jax.Array | list[jax.Array]:
+    ) -> Any:
         """Encodes a batch of texts.
 
         Args:
@@ -211,9 +212,10 @@ class T5Encoder(nn.Module):
           all_hidden: also return the states on the way.
 
         Returns:
-          [batch, length, width] in `dtype`, after the final norm. With `all_hidden` a list of
-          num_layers + 1 such arrays: the embeddings, the states after every block but the last,
-          and the result.
+          [batch, length, width] in `dtype`, after the final norm; with `word_values` a pair of
+          such, these states and the normed embeddings (models/context.py). With `all_hidden` a
+          list of num_layers + 1 such arrays: the embeddings, the states after every block but the
+          last, and the result.
 
         Raises:
           ValueError: `ids` is not a matrix of integers, `mask` has another shape, or `activation`
@@ -234,9 +236,12 @@ class T5Encoder(nn.Module):
                 states.append(x)
         norm = nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name="final_norm")
         states[-1] = drop(norm(x))
-        return (
-            [s.astype(self.dtype) for s in states] if all_hidden else states[-1].astype(self.dtype)
-        )
+        if all_hidden:
+            return [s.astype(self.dtype) for s in states]
+        if self.word_values:
+            words = nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name="word_norm")(states[0])
+            return states[-1].astype(self.dtype), words.astype(self.dtype)
+        return states[-1].astype(self.dtype)
 
     def _embed(self, ids: jax.Array) -> jax.Array:
         if not self.vocab_size:

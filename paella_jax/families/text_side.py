@@ -67,7 +67,9 @@ class TextSide:
     def abstract(self) -> Conditioning:
         """Something of the right widths to initialise a network with."""
         width = 1 if self.encoder is None else self.encoder.width
-        return Conditioning(text=jnp.zeros((1, 1, width)))
+        text = jnp.zeros((1, 1, width))
+        two = isinstance(self.encoder, T5Encoder) and self.encoder.word_values
+        return Conditioning(text=text, text_values=text if two else None)
 
     def __call__(
         self,
@@ -93,7 +95,8 @@ class TextSide:
                 deterministic=key is None,
                 rngs=None if key is None else {"dropout": key},
             )
-            return Conditioning(text=states, text_mask=mask)
+            states, values = states if self.encoder.word_values else (states, None)
+            return Conditioning(text=states, text_values=values, text_mask=mask)
         output = self.encoder.apply({"params": frozen[NAME]}, ids, mask)
         return Conditioning(text=jax.lax.stop_gradient(output.last_hidden_state))
 

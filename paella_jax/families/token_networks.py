@@ -93,9 +93,10 @@ class TokenNetworks:
         self, params: Tree, frozen: Tree, inputs: ConditionInputs, key: Array | None = None
     ) -> Conditioning:
         """Runs the text encoders. `key` switches dropout on (jointly trained encoder only)."""
-        text, text_mask = None, inputs.text_mask
+        text, values, text_mask = None, None, inputs.text_mask
         if inputs.text_ids is not None:
             text = self._encode_text(params, frozen, inputs.text_ids, text_mask, key)
+            text, values = text if isinstance(text, tuple) else (text, None)
         if self.empty_text_is_absent and text_mask is not None:
             text_mask = text_mask & (text_mask.sum(1, keepdims=True) > 1)
         text_pooled = None
@@ -108,6 +109,7 @@ class TokenNetworks:
                 text = output.penultimate_hidden_state
         return Conditioning(
             text=text,
+            text_values=values,
             text_mask=text_mask,
             text_weights=inputs.text_weights,
             text_pooled=text_pooled,
@@ -121,7 +123,7 @@ class TokenNetworks:
 
     def _encode_text(
         self, params: Tree, frozen: Tree, ids: Array, mask: Array | None, key: Array | None
-    ) -> Array:
+    ) -> Any:
         assert self.text_encoder is not None
         train = key is not None and self.text_is_joint
         states = self.text_encoder.apply(
@@ -198,7 +200,8 @@ class TokenNetworks:
             variables = self.text_encoder.init(text_key, ids)
             if self.text_is_joint:
                 params["text_encoder"] = variables["params"]
-            cond["text"] = self.text_encoder.apply(variables, ids)
+            text = self.text_encoder.apply(variables, ids)
+            cond["text"], cond["text_values"] = text if isinstance(text, tuple) else (text, None)
         if self.clip_text is not None:
             if self.text_encoder is None:
                 cond["text"] = jnp.zeros((1, 4, self.clip_text.width))

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
+from paella_jax.models.context import Context, mapped
 from paella_jax.models.layers import (
     Dense,
     DepthwiseConv,
@@ -123,14 +124,15 @@ class AttentionBlock(nn.Module):
     def __call__(
         self,
         x: Array,
-        sequence: Array,
+        sequence: Context,
         sequence_mask: Array | None = None,
         value_weights: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
         """x [B, h, w, C], sequence [B, L, D] -> [B, h, w, C]."""
         height, width = x.shape[1:3]
-        context = Dense(x.shape[-1], dtype=self.dtype, name="kv_mapper")(nn.silu(sequence))
+        project = lambda name, y: Dense(x.shape[-1], dtype=self.dtype, name=name)(nn.silu(y))
+        context = mapped(sequence, project, "kv_mapper")
         queries = rearrange(layer_norm(x), "b h w c -> b (h w) c")
         y = MultiHeadAttention(
             self.num_heads,
@@ -175,7 +177,7 @@ class BlockInputs(NamedTuple):
     """What the blocks of a network read beside the map that they change."""
 
     time: Array  # [batch, time_width]
-    sequence: Array  # [batch, length, cond_width]
+    sequence: Context  # [batch, length, cond_width]
     mask: Array | None  # bool [batch, length]
     value_weights: Array | None  # as in `MultiHeadAttention`
     deterministic: bool

@@ -6,6 +6,8 @@ from typing import Any
 
 from flax import struct
 
+from paella_jax.models.context import KeysAndValues
+
 Leaf = Any  # a jax or numpy array, or the abstract shape of one
 
 
@@ -15,6 +17,8 @@ class Conditioning:
 
     Attributes:
       text: float [batch, length, text_width], one vector per text token.
+      text_values: float [batch, length, text_width], what is read at a text position, where it
+        differs from what the position is found by, its `text` (models/context.py).
       text_mask: bool [batch, length]; None means every position is real.
       text_weights: float32 [batch, length], multiplies the attention each text position gets;
         None means 1.
@@ -30,6 +34,7 @@ class Conditioning:
     """
 
     text: Leaf | None = None
+    text_values: Leaf | None = None
     text_mask: Leaf | None = None
     text_weights: Leaf | None = None
     text_pooled: Leaf | None = None
@@ -40,6 +45,13 @@ class Conditioning:
     guide: Leaf | None = None
     micro_conds: Leaf | None = None
     low_tokens: Leaf | None = None
+
+    @property
+    def text_context(self) -> Any:
+        """The text as attention takes it: its states, or keys and values."""
+        if self.text is None or self.text_values is None:
+            return self.text
+        return KeysAndValues(self.text, self.text_values)
 
 
 @struct.dataclass
@@ -72,7 +84,7 @@ class ConditionInputs:
 
 
 def text_alone(cond: Conditioning, network: str) -> Any:
-    """The text [batch, length, text_width] of a condition for a network that reads nothing else.
+    """The text as a context, of a condition for a network that reads nothing else.
 
     Raises:
       ValueError: there is no text, or something else too.
@@ -84,4 +96,4 @@ def text_alone(cond: Conditioning, network: str) -> Any:
             f"the {network} is conditioned on text alone, got {given or 'no text'}; "
             "cell.network=unet takes the other conditions"
         )
-    return cond.text
+    return cond.text_context

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from paella_jax.models.context import Context, KeysAndValues
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.ops.depthwise import depthwise_conv
 from paella_jax.ops.linear import add_bias, dense, strided_conv, transposed_conv
@@ -186,7 +187,7 @@ class MultiHeadAttention(nn.Module):
     def __call__(
         self,
         x: Array,
-        context: Array,
+        context: Context,
         context_mask: Array | None = None,
         value_weights: Array | None = None,
         deterministic: bool = True,
@@ -200,7 +201,7 @@ class MultiHeadAttention(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("in_kernel", xavier, (channels, 3 * channels))
         bias = self.param("in_bias", nn.initializers.zeros, (3 * channels,))
-        x, context = x.astype(self.dtype), context.astype(self.dtype)
+        x = x.astype(self.dtype)
 
         if self.self_attention:
             joint = add_bias(dense(x, kernel), bias)
@@ -208,8 +209,7 @@ class MultiHeadAttention(nn.Module):
         else:
             query = add_bias(dense(x, kernel[:, :channels]), bias[:channels])
             image_kv = x[:, :0, :1].repeat(2 * channels, axis=-1)
-        context_kv = add_bias(dense(context, kernel[:, channels:]), bias[channels:])
-        key_value = jnp.concatenate([image_kv, context_kv], axis=1)
+        key_value = jnp.concatenate([image_kv, self._of_context(context, kernel, bias)], axis=1)
         key, value = jnp.split(key_value, 2, axis=-1)
 
         key_mask = None
@@ -235,3 +235,18 @@ class MultiHeadAttention(nn.Module):
         )
         y = rearrange(y, "b n h d -> b n (h d)")
         return Dense(channels, dtype=self.dtype, name="out")(y)
+
+    def _of_context(self, context: Context, kernel: Array, bias: Array) -> Array:
+        """Keys and values of the context [B, L, 2C]."""
+        channels = len(kernel)
+        if not isinstance(context, KeysAndValues):
+            return add_bias(
+                dense(context.astype(self.dtype), kernel[:, channels:]), bias[channels:]
+            )
+        parts = [
+            add_bias(dense(x.astype(self.dtype), kernel[:, start:end]), bias[start:end])
+            for x, start, end in zip(
+                context, (channels, 2 * channels), (2 * channels, 3 * channels), strict=True
+            )
+        ]
+        return jnp.concatenate(parts, axis=-1)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from paella_jax.models.conditioning import Conditioning, text_alone
+from paella_jax.models.context import Context, both, joined, mapped
 from paella_jax.models.layers import Dense, Dtype, gelu, timestep_embedding
 from paella_jax.models.multi_axis_attention import MultiAxisAttention
 from paella_jax.models.repeated import loop_over_layers
@@ -44,7 +45,7 @@ class MuseLayer(nn.Module):
     def __call__(
         self,
         x: Array,
-        context: Array | None = None,
+        context: Context | None = None,
         context_mask: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
@@ -87,18 +88,18 @@ class TextContext(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, cond: Conditioning) -> tuple[Array, Array | None]:
+    def __call__(self, cond: Conditioning) -> tuple[Context, Array | None]:
         """Returns the context [B, 1 + L, width] and its mask bool (None: all visible).
 
         Raises:
           ValueError: the condition is not text alone.
         """
         text = text_alone(cond, "transformer")
-        project = Dense(self.width, False, kernel_init=linear_init, dtype=self.dtype, name="text")
+        project = partial(Dense, self.width, False, kernel_init=linear_init, dtype=self.dtype)
         null = self.param("null_text", normal, (1, 1, self.width)).astype(self.dtype)
-        batch = text.shape[0]
+        batch = both(text).keys.shape[0]
         null = jnp.broadcast_to(null, (batch, 1, self.width))
-        context = jnp.concatenate([null, project(text)], axis=1)
+        context = joined([null, mapped(text, lambda name, x: project(name=name)(x), "text")])
         if cond.text_mask is None:
             return context, None
         return context, jnp.concatenate([jnp.ones((batch, 1), bool), cond.text_mask], axis=1)
@@ -200,7 +201,7 @@ class MusePredictor(nn.Module):
         logits = dense(features, classifier, precision_dtype=jnp.float32)
         return logits + bias[None, None, None] if self.tied_head else logits
 
-    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
+    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Context, Array | None]:
         """What cross-attention reads, [B, L, width], and its mask bool [B, L] (None: all)."""
         raise NotImplementedError
 
@@ -209,7 +210,7 @@ class MusePredictor(nn.Module):
         name: str,
         depth: int,
         x: Array,
-        context: Array | None,
+        context: Context | None,
         context_mask: Array | None,
         deterministic: bool,
     ) -> Array:
@@ -274,6 +275,6 @@ class MusePredictor(nn.Module):
 class MuseTransformer(MusePredictor):
     """Predicts the clean tokens of a masked (or randomly replaced) token map, given a text."""
 
-    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
+    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Context, Array | None]:
         """The text behind a null position, [B, 1 + L, width], and its mask."""
         return TextContext(self.width, self.dtype, name="context")(cond)

@@ -10,6 +10,7 @@ from einops import rearrange, repeat
 
 from paella_jax.models.blocks import BlockInputs
 from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.context import Context, both, joined, mapped
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
 from paella_jax.models.positions import position_map
 from paella_jax.models.unet import PatchEmbedding, PatchOutput, UNet
@@ -26,7 +27,7 @@ class ConditioningSequence(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, cond: Conditioning) -> tuple[Array, Array | None]:
+    def __call__(self, cond: Conditioning) -> tuple[Context, Array | None]:
         """Returns the sequence [B, L, width] and its mask bool [B, L] (None: all real).
 
         The order is text, pooled text, pooled images, label; an absent input shortens the sequence.
@@ -35,28 +36,29 @@ class ConditioningSequence(nn.Module):
         project = lambda name, tokens: Dense(
             tokens * self.width, kernel_init=init, dtype=self.dtype, name=name
         )
-        parts, masks = [], []
+        parts: list[Context] = []
+        masks = []
         if cond.text is not None:
-            parts.append(project("text", 1)(cond.text))
+            parts.append(mapped(cond.text_context, lambda name, x: project(name, 1)(x), "text"))
             masks.append((cond.text_mask, cond.text.shape[:2]))
         if cond.text_pooled is not None:
             pooled = project("clip_text", self.clip_tokens)(cond.text_pooled)
             parts.append(rearrange(pooled, "b (n c) -> b n c", c=self.width))
-            masks.append((None, parts[-1].shape[:2]))
+            masks.append((None, both(parts[-1]).keys.shape[:2]))
         if cond.image_pooled is not None:
             images = project("clip_image", self.clip_tokens)(cond.image_pooled)
             parts.append(rearrange(images, "b i (n c) -> b (i n) c", c=self.width))
             mask = cond.image_mask
             mask = None if mask is None else repeat(mask, "b i -> b (i n)", n=self.clip_tokens)
-            masks.append((mask, parts[-1].shape[:2]))
+            masks.append((mask, both(parts[-1]).keys.shape[:2]))
         if cond.labels is not None:
             shape = (self.num_classes, self.width)
             table = self.param("label_table", nn.initializers.normal(1.0), shape)
             parts.append(jnp.take(table, jnp.maximum(cond.labels, 0), axis=0)[:, None])
-            masks.append((cond.labels[:, None] >= 0, parts[-1].shape[:2]))
+            masks.append((cond.labels[:, None] >= 0, both(parts[-1]).keys.shape[:2]))
         if not parts:
             raise ValueError("Paella needs at least one of text, pooled text, images and labels")
-        sequence = layer_norm(jnp.concatenate(parts, axis=1))
+        sequence = mapped(joined(parts), lambda _, x: layer_norm(x), "")
         if all(mask is None for mask, _ in masks):
             return sequence, None
         return sequence, jnp.concatenate(
@@ -117,7 +119,9 @@ class Paella(UNet):
             self.cond_width, self.clip_tokens, self.num_classes, self.dtype, name="conditioning"
         )(cond)
         if cond.text_weights is not None:
-            rest = sequence.shape[1] - cond.text_weights.shape[1]  # what follows the text
+            rest = (
+                both(sequence).keys.shape[1] - cond.text_weights.shape[1]
+            )  # what follows the text
             attention_weights = jnp.pad(cond.text_weights, ((0, 0), (0, rest)), constant_values=1.0)
         x = layer_norm(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:

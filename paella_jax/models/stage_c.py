@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from paella_jax.models.blocks import BlockInputs, BlockOptions, run_blocks
 from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.context import Context, mapped
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
 from paella_jax.models.positions import position_map
 from paella_jax.typing import Array
@@ -64,7 +65,9 @@ class StageC(nn.Module):
         text = self._checked_text(x.shape, cond)
         normal = nn.initializers.normal(0.02)
         project = lambda name: Dense(self.width, kernel_init=normal, dtype=self.dtype, name=name)
-        sequence = project("text_out")(nn.leaky_relu(project("text_in")(text), 0.2))
+        hidden = mapped(text, lambda name, y: project(name)(y), "text_in")
+        out = lambda name, y: project(name)(nn.leaky_relu(y, 0.2))
+        sequence = mapped(hidden, out, "text_out")
         time = timestep_embedding(t, self.time_width)
         hidden = self._embedded(x)
         inputs = BlockInputs(time, sequence, cond.text_mask, cond.text_weights, deterministic)
@@ -99,7 +102,7 @@ class StageC(nn.Module):
             self.dtype,
         )
 
-    def _checked_text(self, shape: tuple[int, ...], cond: Conditioning) -> Array:
+    def _checked_text(self, shape: tuple[int, ...], cond: Conditioning) -> Context:
         if cond.text is None:
             raise ValueError("Stage C needs a text; for no text give the embedding of an empty one")
         if len(shape) != 4 or shape[-1] != self.channels:
@@ -111,4 +114,4 @@ class StageC(nn.Module):
                 f"depth must be at least 1 and time_width at least 4, got {self.depth} and "
                 f"{self.time_width}"
             )
-        return cond.text
+        return cond.text_context

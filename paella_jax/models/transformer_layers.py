@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from paella_jax.models.context import Context, both
 from paella_jax.models.layers import Dense, Dtype, layer_norm
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.typing import Array
@@ -81,7 +82,7 @@ class SeparateAttention(nn.Module):
     def __call__(
         self,
         x: Array,
-        context: Array,
+        context: Context,
         context_mask: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
@@ -93,8 +94,8 @@ class SeparateAttention(nn.Module):
         split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
         y = self.attend(
             split(project("query")(x)),
-            split(project("key")(context)),
-            split(project("value")(context)),
+            split(project("key")(both(context).keys)),
+            split(project("value")(both(context).values)),
             context_mask,
         )
         y = project("out")(rearrange(y, "b n h d -> b n (h d)"))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from paella_jax.models.context import Context, both, mapped
 from paella_jax.models.layers import Dense, Dtype, Initializer, scaled_xavier
 from paella_jax.models.positions import position_map
 from paella_jax.models.transformer_layers import RootMeanSquareNorm, linear_init, zeros
@@ -83,7 +84,7 @@ class UViT(nn.Module):
     def __call__(
         self,
         tokens: Array,
-        encoder_hidden_states: Array,
+        encoder_hidden_states: Context,
         pooled_text: Array,
         micro_conds: Array,
         *,
@@ -117,7 +118,7 @@ class UViT(nn.Module):
         # Starts as a copy of the codes' embeddings, a separate parameter afterwards.
         classifier = self.param("classifier", lambda _: jnp.array(table[: self.codebook_size]).T)
 
-        text = self._norm("text_norm")(self._dense(self.width, "text")(encoder_hidden_states))
+        text = mapped(encoder_hidden_states, self._text, "text")
         micro = micro_condition_embedding(micro_conds, self.micro_width)
         condition = jnp.concatenate([pooled_text.astype(jnp.float32), micro], axis=-1)
         condition = nn.silu(self._dense(self.width, "condition_in")(condition))
@@ -176,6 +177,9 @@ class UViT(nn.Module):
     def _dense(self, features: int, name: str, init: Initializer = linear_init) -> Dense:
         return Dense(features, self.use_bias, kernel_init=init, dtype=self.dtype, name=name)
 
+    def _text(self, name: str, states: Array) -> Array:
+        return self._norm(f"{name}_norm")(self._dense(self.width, name)(states))
+
     def _norm(self, name: str) -> RootMeanSquareNorm:
         return RootMeanSquareNorm(self.learned_norms, self.norm_epsilon, name=name)
 
@@ -196,7 +200,7 @@ class UViT(nn.Module):
         self,
         x: Array,
         side: str,
-        text: Array,
+        text: Context,
         text_mask: Array | None,
         condition: Array,
         deterministic: bool,
@@ -222,7 +226,9 @@ class UViT(nn.Module):
             )(x, text, text_mask, deterministic)
         return x
 
-    def _check(self, tokens: Array, states: Array, pooled_text: Array, micro_conds: Array) -> None:
+    def _check(
+        self, tokens: Array, states: Context, pooled_text: Array, micro_conds: Array
+    ) -> None:
         for name, width, heads in (
             ("width", self.width, self.num_heads),
             ("conv_width", self.conv_width, self.conv_heads),
@@ -235,7 +241,7 @@ class UViT(nn.Module):
                 f"{self.codebook_size}: its last row is the mask"
             )
         for name, array, size in (
-            ("encoder_hidden_states", states, self.text_width),
+            ("encoder_hidden_states", both(states).keys, self.text_width),
             ("pooled_text", pooled_text, self.pooled_width),
             ("micro_conds", micro_conds, self.micro_conds),
         ):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
+from paella_jax.models.context import Context, both, mapped
 from paella_jax.models.layers import Dense, Dtype, GlobalResponseNorm, gelu
 from paella_jax.models.transformer_layers import (
     LearnedLayerNorm,
@@ -68,21 +71,15 @@ class TextAttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, text: Array, text_mask: Array | None = None, deterministic: bool = True
+        self, x: Array, text: Context, text_mask: Array | None = None, deterministic: bool = True
     ) -> Array:
         """x [B, h, w, C], text [B, L, D], text_mask bool [B, L] or None -> [B, h, w, C]."""
         height, width, channels = x.shape[1:]
         x = rearrange(x, "b h w c -> b (h w) c")
-        if text.shape[-1] != channels:
+        if both(text).keys.shape[-1] != channels:
             # Of equal width, the text is taken as it is: without the SiLU as well.
-            mapper = Dense(
-                channels,
-                self.use_bias,
-                kernel_init=linear_init,
-                dtype=self.dtype,
-                name="text_mapper",
-            )
-            text = mapper(nn.silu(text))
+            mapper = partial(Dense, channels, self.use_bias, linear_init, self.dtype)
+            text = mapped(text, lambda name, y: mapper(name=name)(nn.silu(y)), "text_mapper")
         for number in (1, 2):
             # The reference fixes these norms: always learned, always 1e-6.
             y = RootMeanSquareNorm(name=f"norm_{number}")(x)
@@ -157,7 +154,7 @@ class TransformerLayer(nn.Module):
     def __call__(
         self,
         x: Array,
-        text: Array,
+        text: Context,
         text_mask: Array | None,
         condition: Array,
         deterministic: bool = True,

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from paella_jax.models.conditioning import Conditioning, text_alone
+from paella_jax.models.context import both
 from paella_jax.models.uvit import UViT
 from paella_jax.typing import Array, Tree
 
@@ -48,7 +49,7 @@ class UViTPredictor:
             micro = jnp.concatenate([micro, level[:, None]], axis=1)
         pooled = cond.text_pooled
         if pooled is None:
-            pooled = mean_text(text, cond.text_mask)
+            pooled = mean_text(both(text).values, cond.text_mask)
         return {
             "encoder_hidden_states": text,
             "pooled_text": pooled,
