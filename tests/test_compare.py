@@ -110,7 +110,7 @@ def test_larger_budgets_are_variants():
     steps = [
         planned(config, t, Path("x"))[0].num_steps for t in (unet, replace(unet, variant="2x"))
     ]
-    assert steps == [2400, 4800]
+    assert steps == [2000, 4000]
 
 
 def test_cells_that_differ_elsewhere_are_refused():
