@@ -245,15 +245,21 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         measure__batch_size=8,
         measure__classifier_steps=2,
     )
+    with config.unlocked():
+        field = ("transformer", "mask", "confidence", ("transformer.time_width=0",))
+        config.variants.no_level = field
     out = tmp_path / "out"
     report = compare(config, out)
-    assert len(report["rows"]) == 2 * 2 and len(report["verdict"]) > 3
+    variants = [row for row in report["rows"] if row["variant"]]
+    assert len(report["rows"]) == 2 * 2 + len(variants) and len(variants) == 2
+    assert "Variant transformer / mask / confidence / no_level:" in report["verdict"][-1]
+    assert "kernel distance of" in " ".join(report["notes"])
     times = [row["by_steps"]["2"]["seconds_per_image"] for row in report["rows"]]
-    assert len(set(times)) == len(times), "each row is timed by itself"
+    assert sum(time is not None and time > 0 for time in times) == 2, "one of each cell"
     for row in report["rows"]:
         scores = row["by_steps"]["2"]
         assert 0 <= scores["seen_exact"] <= 1 and scores["frechet"] > 0
-        assert scores["seconds_per_image"] > 0 and scores["diversity"] >= 0
+        assert scores["diversity"] >= 0 and scores["kernel"] is not None
         assert set(row["cross_entropy"]) == {"10", "30", "50", "70", "90"}
         assert row["images_trained"] >= 8
     searched = json.loads((out / "search.json").read_text())
@@ -261,7 +267,7 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     assert pair == "transformer_mask" and set(by_rate) == {"0.001", "0.01"}
     assert searched["chosen"][pair] == float(min(by_rate, key=lambda r: by_rate[r][0]))
     rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
-    assert rates == [searched["chosen"][pair]] * 2
+    assert rates == [searched["chosen"][pair]] * 4, "a variant takes the rate of its cell"
     assert "Chosen: transformer_mask" in (out / "comparison.md").read_text()
     assert {"comparison.md", "comparison.json", "comparison.png"} <= {f.name for f in out.iterdir()}
 
