@@ -127,7 +127,9 @@ def rising_guidance_is_chosen(rows: Sequence[Row], steps: str) -> Finding:
     tried = {_rises(pair) for row in own for pair in row.get("guidance_tried", [])} | set(chosen)
     if len(tried) < 2:
         return Finding(OPEN, "no learned cell whose search tried both")
-    count = f"chosen by {sum(chosen)} of {len(chosen)} searches"
+    offered = [_rises(pair) for pair in own[0].get("guidance_tried", [])]
+    among = f", which had {sum(offered)} that rise among {len(offered)}" if offered else ""
+    count = f"chosen by {sum(chosen)} of {len(chosen)} searches{among}"
     if len({row["seed"] for row in own}) < SEEDS:
         return Finding(OPEN, f"{count}, with fewer than {SEEDS} seeds")
     share = sum(chosen) / len(chosen)
@@ -144,7 +146,7 @@ CLAIMS = (
     Claim("MUSE: few steps suffice", few_steps_suffice),
     Claim("MUSE, MaskGIT: confidence decoding beats random positions", confidence_beats_random),
     Claim(
-        "MUSE: guidance that rises over the steps is better than constant guidance",
+        "MUSE: guidance that rises over the steps is chosen over constant guidance",
         rising_guidance_is_chosen,
     ),
 )

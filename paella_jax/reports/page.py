@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-NARROWEST = 700  # pixels that a wide image keeps; it is scrolled on a phone
+NARROWEST = 1000  # pixels that a wide image keeps; it is scrolled on a phone
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
        max-width: 78rem; margin: 0 auto; padding: 0 1rem 3rem; overflow-wrap: break-word; }
