@@ -2,8 +2,8 @@
 
 Trains every network with every corruption at an equal budget, samples each with both samplers at
 several step counts, each cell (corruption, network and sampler) with its own best guidance, and
-writes comparison.md, .json and .png to --out. The same command goes on where it was stopped;
-finished trainings and measured cells are kept.
+writes comparison.html (one page with its images), .md, .json and PNGs to --out. The same command
+goes on where it was stopped; finished trainings and measured cells are kept.
 With `--workers 2` two processes divide the work: such small networks keep one core busy. The same
 command may also be started on several machines that share the folder.
 """
@@ -51,7 +51,7 @@ def main() -> int:
             other.terminate()
             other.wait()
     print("\n".join(report["verdict"]))
-    print(f"wrote {out / 'comparison.md'}")
+    print(f"wrote {out / 'comparison.html'}")
     return 0
 
 

@@ -18,6 +18,7 @@ import small
 
 from paella_jax.comparison import train as train_cells
 from paella_jax.comparison.claims import Task, claim, do_together
+from paella_jax.comparison.intervals import packed
 from paella_jax.comparison.measure import measured_captions, with_speed
 from paella_jax.comparison.plan import (
     Training,
@@ -269,7 +270,15 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
     assert rates == [searched["chosen"][pair]] * 4, "a variant takes the rate of its cell"
     assert "Chosen: transformer_mask" in (out / "comparison.md").read_text()
-    assert {"comparison.md", "comparison.json", "comparison.png"} <= {f.name for f in out.iterdir()}
+    written = {f"comparison.{ending}" for ending in ("md", "html", "json", "png")}
+    written |= {"comparison_samples.png", "comparison_steps.png"}
+    assert written <= {f.name for f in out.iterdir()}
+    assert sorted(f.name for f in (out / "cells").glob("*.npz")) == [
+        "transformer_mask_0_confidence.npz", "transformer_mask_0_random.npz",
+    ]  # fmt: skip
+    for row in report["rows"]:
+        ((_, digits),) = row["exact_by_steps"].items()
+        assert digits == packed(row["exact_of"])
 
     lost = out / "cells" / "transformer_mask_0_random.json"
     kept = out / "cells" / "transformer_mask_0_confidence.json"

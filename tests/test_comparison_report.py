@@ -234,7 +234,7 @@ def test_report_files(tmp_path):
     page = (tmp_path / "new" / "comparison.md").read_text()
     assert "- 600 steps of 64 images each" in page and saved["verdict"][0] in page
     assert sorted(f.name for f in (tmp_path / "new").iterdir()) == [
-        "comparison.json", "comparison.md", "comparison.png",
+        "comparison.html", "comparison.json", "comparison.md", "comparison.png",
     ]  # fmt: skip
     picture = np.asarray(Image.open(tmp_path / "new" / "comparison.png").convert("RGB"))
     assert picture.shape[0] > 600 and picture.shape[1] > 1000

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from paella_jax.comparison.intervals import packed
+from paella_jax.comparison.pictures import keep_drawn
 from paella_jax.comparison.plan import cell_name
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import Trained
@@ -152,6 +154,11 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
                 scores = token_scores(pipeline, judge.clean)
             row = _row(config, judge, pipeline, trained, sampler) | scores
             file.parent.mkdir(parents=True, exist_ok=True)
+            if trained.training.seed == config.seeds[0]:
+                captions = {"seen": judge.seen, "heldout": judge.heldout}
+                steps = config.measure.main_steps
+                kept = file.with_suffix(".npz")
+                keep_drawn(kept, pipeline, row, captions, judge.spec, steps)
             write_atomically(file, json.dumps(row, indent=2))
             report(f"measured {row['cell']}, seed {row['seed']}")
 
@@ -167,14 +174,16 @@ def _row(
     training, measure = trained.training, config.measure
     best = _tune(config, judge, pipeline, sampler)
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
-    by_steps, exact_of = {}, {}
+    by_steps, exact_of, exact_by_steps = {}, {}, {}
     for steps in measure.steps:
         options = shared | {"num_steps": steps}
         seen = _draw(pipeline, judge.seen, **options)
         heldout = _draw(pipeline, judge.heldout, **options)
+        drawn_of = {"seen": (seen, judge.seen), "heldout": (heldout, judge.heldout)}
+        exact = {n: _exact_of(*both, judge.spec) for n, both in drawn_of.items()}
+        exact_by_steps[steps] = packed(exact)
         if steps == measure.main_steps:
-            drawn_of = {"seen": (seen, judge.seen), "heldout": (heldout, judge.heldout)}
-            exact_of = {n: _exact_of(*both, judge.spec) for n, both in drawn_of.items()}
+            exact_of = exact
         by_steps[steps] = {
             **_scores("seen", seen, judge.seen, judge.spec),
             **_scores("heldout", heldout, judge.heldout, judge.spec),
@@ -203,6 +212,8 @@ def _row(
         **{name: list(pair) for name, pair in best.items()},
         "by_steps": by_steps,
         "exact_of": exact_of,
+        "exact_by_steps": exact_by_steps,
+        "guidance_tried": [list(first_and_last("guidance", w)) for w in measure.guidance],
     }
 
 

@@ -1,4 +1,4 @@
-"""Writes a comparison of token predictors as JSON, as a page of tables, and as curves."""
+"""Writes a comparison of token predictors: numbers as JSON, a page as HTML and Markdown, PNGs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.comparison.curves import draw_comparison
+from paella_jax.comparison.grids import draw_samples, draw_steps
 from paella_jax.comparison.intervals import SPLITS, interval
+from paella_jax.comparison.literature import literature
+from paella_jax.comparison.pictures import read_drawn
 from paella_jax.comparison.rows import (
     STEP_METRICS,
     Row,
@@ -23,6 +26,16 @@ from paella_jax.comparison.rows import (
 )
 from paella_jax.comparison.verdict import verdict
 from paella_jax.files.atomic import write_atomically
+from paella_jax.reports.page import (
+    Block,
+    Bullets,
+    Figure,
+    Heading,
+    Table,
+    Text,
+    as_html,
+    as_markdown,
+)
 
 READING = (
     "Every number is a mean over seeds ± the standard deviation over seeds; without ± there was "
@@ -34,86 +47,128 @@ READING = (
 )
 
 
+CURVES_FILE = "comparison.png"
+DRAWINGS = {"comparison_samples.png": draw_samples, "comparison_steps.png": draw_steps}
+HEADINGS = {
+    CURVES_FILE: "Curves",
+    "comparison_samples.png": "The same prompts and seeds in every cell",
+    "comparison_steps.png": "Step by step",
+}
+
+
 def write_report(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
     notes: Sequence[str] = (),
     main_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Writes comparison.json, comparison.md and comparison.png.
+    """Writes comparison.json, .md, .html and .png, and grids of the images that were kept.
 
     Args:
       rows: one per cell and seed, as comparison/rows.py describes them.
-      out: folder, created where missing; each file appears whole or not at all.
+      out: folder, created where missing; each file appears whole or not at all. What cells drew is
+        read from `cells/` in it (pictures.py); older comparisons kept nothing and get no grids.
       notes: lines for the top of the page, such as the budget all cells had.
       main_steps: step count at which cells are compared; None leaves it to `reference_steps`.
 
     Returns:
-      What comparison.json holds: `rows`, `notes` and `verdict`.
+      What comparison.json holds: `rows`, `notes`, `verdict` and `literature`.
 
     Raises:
-      ValueError: as `check_rows`, before anything is written.
+      ValueError: as `check_rows`, or for damaged images, before anything is written.
     """
     clean = check_rows(rows)
-    result = {"notes": list(notes), "verdict": verdict(clean, main_steps), "rows": clean}
-    page = markdown(clean, notes, main_steps)
+    result = {
+        "notes": list(notes),
+        "verdict": verdict(clean, main_steps),
+        "literature": literature(clean, main_steps),
+        "rows": clean,
+    }
+    cells = list(by_cell(cells_alone(clean)))
+    drawn = read_drawn(out, cells)
     out.mkdir(parents=True, exist_ok=True)
-    draw_comparison(out / "comparison.png", clean)
-    write_atomically(out / "comparison.md", page)
+    curves = draw_comparison(out / CURVES_FILE, clean, reference_steps(clean, main_steps))
+    figures = {CURVES_FILE: curves}
+    if drawn:
+        lacking = [cell for cell in cells if cell not in drawn]
+        more = f" No images were kept of {', '.join(lacking)}." if lacking else ""
+        for name, draw in DRAWINGS.items():
+            figures[name] = draw(out / name, drawn, clean) + more
+    blocks = page(clean, notes, main_steps, figures)
+    write_atomically(out / "comparison.md", as_markdown(blocks))
+    write_atomically(out / "comparison.html", as_html(blocks, out))
     write_atomically(out / "comparison.json", json.dumps(result, indent=2, allow_nan=False))
     return result
+
+
+def page(
+    rows: Sequence[Mapping[str, Any]],
+    notes: Sequence[str] = (),
+    main_steps: int | None = None,
+    figures: Mapping[str, str] | None = None,
+) -> list[Block]:
+    """What comparison.md and comparison.html hold: verdict, claims, images and tables.
+
+    Args:
+      rows: as `write_report`.
+      notes: likewise.
+      main_steps: likewise.
+      figures: PNG file -> caption, of `HEADINGS`.
+    """
+    clean = check_rows(rows)
+    steps = reference_steps(clean, main_steps)
+    blocks: list[Block] = [
+        Heading("Comparison of token predictors", 1),
+        Bullets(notes),
+        Heading("Verdict"),
+        Bullets(verdict(clean, main_steps)),
+        Heading("What the literature claims"),
+        Bullets(literature(clean, main_steps)),
+    ]
+    for file, caption in (figures or {}).items():
+        blocks += [Heading(HEADINGS[file]), Figure(file, caption)]
+    return [*blocks, Heading("Tables"), Text(READING), *_tables(clean, steps)]
 
 
 def markdown(
     rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (), main_steps: int | None = None
 ) -> str:
-    """The page: cells at equal steps and at their best, cross-entropies, and the verdict."""
-    clean = check_rows(rows)
-    steps = reference_steps(clean, main_steps)
-    cells = by_cell(cells_alone(clean))
-    variants = {name: own for name, own in by_cell(clean).items() if own[0]["variant"]}
-    parts = [
-        "# Comparison of token predictors",
-        "\n".join(f"- {note}" for note in notes),
-        READING,
-        "![curves](comparison.png)",
-        "## Verdict",
-        "\n".join(f"- {sentence}" for sentence in verdict(clean, main_steps)),
-        f"## Every cell at {steps} steps",
-        _table(_score_columns(), {n: _scores(own, steps) for n, own in cells.items()}),
-        _intervals(cells, steps),
-        variants and f"## Variants at {steps} steps: ablations and larger budgets",
-        variants
-        and _table(_score_columns(), {n: _scores(own, steps) for n, own in variants.items()}),
-        "## Every cell at its best number of steps (by seen exact match)",
-        _table(
-            ["steps", *_score_columns()],
-            {n: [best_steps(own), *_scores(own, best_steps(own))] for n, own in cells.items()},
-        ),
-        "## What each cell cost",
-        _table(
-            ["seeds", "parameters", "MFLOP per forward", "images trained", "train seconds",
-             "guidance"],
-            {name: _costs(own) for name, own in by_cell(clean).items()},
-        ),
-        "## Cross-entropy of corrupted tokens in nats (accuracy), by share corrupted",
-        _table(
-            [f"{level} %" for level in clean[0]["cross_entropy"]],
-            {name: _predictions(own) for name, own in by_training(clean).items()},
-        ),
-    ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
+    """The page without its images, as text."""
+    return as_markdown(page(rows, notes, main_steps))
 
 
-def _intervals(cells: Mapping[str, Sequence[Row]], steps: str) -> str:
-    """95 % intervals of the exact matches; empty where images were not scored one by one."""
+def _tables(rows: Sequence[Row], steps: str) -> list[Block]:
+    cells = by_cell(cells_alone(rows))
+    variants = {name: own for name, own in by_cell(rows).items() if own[0]["variant"]}
+    changed: list[Block] = []
+    if variants:
+        table = Table(_score_columns(), {n: _scores(own, steps) for n, own in variants.items()})
+        changed = [Heading(f"Variants at {steps} steps: ablations and larger budgets", 3), table]
+    costs = ["seeds", "parameters", "MFLOP per forward", "images trained", "train seconds"]
+    levels = [f"{level} %" for level in rows[0]["cross_entropy"]]
+    best = {n: [best_steps(own), *_scores(own, best_steps(own))] for n, own in cells.items()}
+    return [
+        Heading(f"Every cell at {steps} steps", 3),
+        Table(_score_columns(), {n: _scores(own, steps) for n, own in cells.items()}),
+        *_intervals(cells, steps),
+        *changed,
+        Heading("Every cell at its best number of steps (by seen exact match)", 3),
+        Table(["steps", *_score_columns()], best),
+        Heading("What each cell cost", 3),
+        Table([*costs, "guidance"], {n: _costs(own) for n, own in by_cell(rows).items()}),
+        Heading("Cross-entropy of corrupted tokens in nats (accuracy), by share corrupted", 3),
+        Table(levels, {name: _predictions(own) for name, own in by_training(rows).items()}),
+    ]
+
+
+def _intervals(cells: Mapping[str, Sequence[Row]], steps: str) -> list[Block]:
+    """95 % intervals of the exact matches; nothing where images were not scored one by one."""
     found = {name: [interval(own, metric) for metric in SPLITS] for name, own in cells.items()}
     if any(None in own for own in found.values()):
-        return ""
+        return []
     shown = {name: [one.show() for one in own if one is not None] for name, own in found.items()}
-    columns = [STEP_METRICS[metric].title for metric in SPLITS]
-    title = f"### 95 % intervals at {steps} steps, resampling captions and seeds"
-    return f"{title}\n\n{_table(columns, shown)}"
+    title = f"95 % intervals at {steps} steps, resampling captions and seeds"
+    return [Heading(title, 3), Table([STEP_METRICS[metric].title for metric in SPLITS], shown)]
 
 
 def _score_columns() -> list[str]:
@@ -145,8 +200,3 @@ def _predictions(rows: Sequence[Row]) -> list[str]:
         accuracy = at_level(rows, "token_accuracy", level)
         shown.append(f"{loss.show(3)} ({accuracy.mean:.3f})" if accuracy.seeds else loss.show(3))
     return shown
-
-
-def _table(columns: Sequence[str], lines: Mapping[str, Sequence[str]]) -> str:
-    header = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return "\n".join([*header, *(f"| {name} | {' | '.join(own)} |" for name, own in lines.items())])

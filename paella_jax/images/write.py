@@ -54,19 +54,74 @@ def save_grid(
     for index, image in enumerate(to_uint8(images)):
         left = gap + (index % columns) * (tile_width + gap)
         top = gap + (index // columns) * (tile_height + gap)
-        tile = Image.fromarray(image).resize(
-            (width * zoom, height * zoom), Image.Resampling.NEAREST
-        )
-        canvas.paste(tile, (left, top))
-        draw.rectangle(
-            (left - 1, top - 1, left + width * zoom, top + height * zoom), outline="#888"
-        )
+        _paste(canvas, image, (left, top), zoom, None if correct is None else bool(correct[index]))
         for row, text in enumerate(lines[index]):
             draw.text((left, top + height * zoom + row * line), text, fill="black", font=font)
-        if correct is not None:
-            _mark(draw, left + width * zoom - 14, top + 3, bool(correct[index]))
     with atomic_path(Path(file)) as part:
         canvas.save(part, format="PNG")
+
+
+def save_table(
+    file: str | Path,
+    images: np.ndarray,
+    column_titles: Sequence[str],
+    row_titles: Sequence[str],
+    correct: Sequence[Sequence[bool | None]] | None = None,
+) -> None:
+    """Writes images [rows, columns, H, W, 3] as one PNG with titles above and on the left.
+
+    Args:
+      file: where to.
+      images: float in [0, 1].
+      column_titles: one per column; lines are kept, and wrapped to the column's width.
+      row_titles: one per row, likewise.
+      correct: per row and column, a tick, a cross, or nothing for None.
+    """
+    from PIL import ImageDraw, ImageFont
+
+    rows, columns, height, width, _ = images.shape
+    zoom = max(1, -(-MIN_SIDE // height))
+    gap, line, left_side = 6, 15, 176
+    step_x, step_y = width * zoom + gap, height * zoom + gap
+    wrap = lambda text, pixels: [
+        part for own in text.split("\n") for part in textwrap.wrap(own, pixels // 7)
+    ]
+    heads = [wrap(title, step_x) for title in column_titles]
+    top_side = gap + line * max(map(len, heads)) + gap
+    size = (left_side + columns * step_x, top_side + rows * step_y)
+    canvas = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=12)
+    places = [(left_side + column * step_x, gap) for column in range(columns)]
+    places += [(gap, top_side + row * step_y) for row in range(rows)]
+    sides = [wrap(title, left_side)[: step_y // line] for title in row_titles]
+    for (left, top), lines in zip(places, heads + sides, strict=True):
+        for number, text in enumerate(lines):
+            draw.text((left, top + number * line), text, fill="black", font=font)
+    for row, column in np.ndindex(rows, columns):
+        place = (left_side + column * step_x, top_side + row * step_y)
+        mark = None if correct is None else correct[row][column]
+        _paste(canvas, to_uint8(images[row, column]), place, zoom, mark)
+    with atomic_path(Path(file)) as part:
+        canvas.save(part, format="PNG")
+
+
+def _paste(
+    canvas: Image.Image,
+    image: np.ndarray,
+    place: tuple[int, int],
+    zoom: int,
+    correct: bool | None,
+) -> None:
+    """Puts an enlarged uint8 image with a frame at (left, top), marked where that is known."""
+    from PIL import ImageDraw
+
+    (left, top), draw = place, ImageDraw.Draw(canvas)
+    width, height = image.shape[1] * zoom, image.shape[0] * zoom
+    tile = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+    canvas.paste(tile, place)
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline="#888")
+    if correct is not None:
+        _mark(draw, left + width - 14, top + 3, correct)
 
 
 def pad_to_same_size(images: Sequence[np.ndarray]) -> np.ndarray:
