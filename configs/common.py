@@ -143,9 +143,11 @@ def on_a_pod(config: ConfigDict) -> None:
 
 
 def shapes_text(config: ConfigDict) -> None:
-    """A small byte-level encoder for the embedded captions."""
-    config.text.max_length = 128
-    config.text.pad_to = 120
+    """A small encoder of whole words for the embedded captions (docs/results.md 1)."""
+    config.text.units = "words"
+    config.text.values = "words"
+    config.text.max_length = 48
+    config.text.pad_to = 24
     config.text.width = 96
     config.text.num_heads = 4
 
@@ -153,7 +155,7 @@ def shapes_text(config: ConfigDict) -> None:
 def shapes_recipe(config: ConfigDict) -> None:
     """How the embedded data's text-to-image presets train: one budget for all families."""
     config.num_steps = 2600
-    config.batch_size = 32  # more, smaller updates: the byte-level encoder needs many
+    config.batch_size = 32  # more, smaller updates: captions are read after so many
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 150
     config.optim.beta2 = 0.98
@@ -168,8 +170,7 @@ def tiny_recipe(config: ConfigDict) -> None:
     """The same for the `tiny` data, in a minute or two."""
     config.data.spec = "tiny"
     config.num_steps = 400
-    config.text.max_length = 96
-    config.text.pad_to = 64
+    config.text.pad_to = 16
     config.text.width = 64
     config.text.hidden_dim = 128
     config.optim.warmup_steps = 50

@@ -87,8 +87,8 @@ def _shapes64(config: ConfigDict) -> None:
     config.model.depths = (2, 4)
     config.model.num_heads = (0, 6)
     config.model.patterns = ("CT", "CTA")
-    config.text.max_length = 192
-    config.text.pad_to = 160
+    config.text.max_length = 64
+    config.text.pad_to = 48
 
 
 def _1b(config: ConfigDict) -> None:

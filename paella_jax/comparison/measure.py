@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from paella_jax.comparison.intervals import packed
 from paella_jax.comparison.pictures import keep_drawn
-from paella_jax.comparison.plan import cell_name
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import Trained
+from paella_jax.comparison.training import cell_name
 from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource

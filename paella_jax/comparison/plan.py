@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from paella_jax.comparison.training import Training
 from paella_jax.comparison.variants import samplers_of, variant_of, variants_of
 from paella_jax.config import ConfigError, differing_fields, load_config, shipped, with_overrides
 from paella_jax.evaluation.flops import count_flops
@@ -25,33 +26,6 @@ BUDGETS = ("flops", "seconds", "parameters")
 OF_A_CELL = ("cell.", "seed", "objective.density", "optim.learning_rate", "optim.warmup_steps",
              "num_steps", "checkpoint.every")  # fmt: skip
 SCALES = tuple(1.0 + step / 16 for step in range(-12, 52))
-
-
-@dataclass(frozen=True)
-class Training:
-    """One network to train; both samplers are measured on it.
-
-    Attributes:
-      corruption: "uniform" or "mask".
-      network: a key of `NETWORKS`.
-      seed: decides the initial parameters and the order of the data.
-      variant: a key of the comparison's variants; empty: the cell as it is compared.
-    """
-
-    corruption: str
-    network: str
-    seed: int
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name of its run folder."""
-        return f"{self.group}_{self.seed}"
-
-    @property
-    def group(self) -> str:
-        """The name that it shares with the other seeds."""
-        return "_".join(filter(None, (self.network, self.corruption, self.variant)))
 
 
 @dataclass(frozen=True)
@@ -223,12 +197,6 @@ def check_equal(plans: Iterable[tuple[Training, ConfigDict]]) -> None:
                 f"{first.name} and {training.name} differ in what should be equal:\n  "
                 + "\n  ".join(differing)
             )
-
-
-def cell_name(training: Training, sampler: str) -> str:
-    """A cell's name in tables and rows."""
-    names = (training.network, training.corruption, sampler, training.variant)
-    return " / ".join(filter(None, names))
 
 
 def check_measure(config: ConfigDict) -> None:

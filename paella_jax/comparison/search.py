@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task, do_together
 from paella_jax.comparison.measure import token_scores, tuning_tokens
-from paella_jax.comparison.plan import Training
 from paella_jax.comparison.train import planned, train_run
+from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.pipelines.tokens import load_tokens

@@ -6,15 +6,12 @@ its cells alone; variants get tables of their own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
-
-if TYPE_CHECKING:
-    from paella_jax.comparison.plan import Training
-
 
 Key = tuple[str, str, str]  # network, corruption and the variant's name
 
