@@ -22,7 +22,12 @@ from paella_jax.families.text_side import TextSide
 from paella_jax.models.compressor import Compressor
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.vqgan import VQGAN
-from paella_jax.noise.gaussian import CosineSchedule, loss_weight
+from paella_jax.noise.gaussian import (
+    MOST_CLEAN_WEIGHT,
+    CosineSchedule,
+    clean_from_noise,
+    loss_weight,
+)
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.objectives.wuerstchen import disturb_guide, drop_text
@@ -294,6 +299,17 @@ def test_the_guide_is_zeroed_and_noised_at_its_rates():
     levels = np.linspace(0, 0.5, 2001)
     expected = np.sqrt(np.asarray(CosineSchedule().alpha_bar(jnp.asarray(levels)))).mean()
     assert abs(noised.mean() - expected) < 0.02 and noised.std() > 0.2
+
+
+def test_the_weight_of_clean_values_makes_noise_errors_theirs():
+    draw = lambda seed: jax.random.normal(jax.random.key(seed), (5, 7))
+    noised, wrong, right = draw(0), draw(1), draw(2)
+    alpha_bar = jnp.asarray([0.06, 0.2, 0.5, 0.9, 0.99])
+    clean = lambda noise: clean_from_noise(noised, noise, alpha_bar)
+    expected = jnp.square(clean(wrong) - clean(right)).mean(1)
+    weighted = loss_weight("clean", alpha_bar) * jnp.square(wrong - right).mean(1)
+    np.testing.assert_allclose(weighted, expected, rtol=1e-4)
+    assert loss_weight("clean", jnp.asarray(1e-4)) == MOST_CLEAN_WEIGHT < 1e4
 
 
 def test_loss_weights_and_noise_levels():
