@@ -36,6 +36,7 @@ from paella_jax.comparison.train import (
 from paella_jax.config import ConfigError, load_config
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import read_config
+from paella_jax.training.finish import Stopped
 from paella_jax.training.loop import RunResult
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
@@ -253,7 +254,7 @@ def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_pa
     config = comparison(tokenizer=tokenizer, overrides=repr(TINY))
     run, _ = planned(config, Training("mask", "unet", 0), tokenizer)
     workdir, stopped = tmp_path / "runs" / "one", True
-    with pytest.raises(train_cells.Stopped):
+    with pytest.raises(Stopped):
         train_cells._seconds_per_step(run, workdir)
     stopped = False
     assert train_cells._seconds_per_step(run, workdir) == 8 / 16.0
@@ -270,7 +271,7 @@ def test_sigterm_in_the_last_step_ends_the_comparison_and_keeps_the_cell(
         Training("mask", "unet", 0),
     )
     run, size = planned(config, training, tokenizer)
-    with pytest.raises(train_cells.Stopped):
+    with pytest.raises(Stopped):
         train_network(config, training, run, tmp_path)
     assert read_trained(training, size, tmp_path).images == run.num_steps * 8
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,25 +17,20 @@ from ml_collections import ConfigDict
 from paella_jax.comparison.plan import Training, cell_name
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import Trained
-from paella_jax.config import ConfigError
-from paella_jax.data.sources import ShapesSource
+from paella_jax.evaluation.captions import scored_samples
 from paella_jax.evaluation.classifier import ClassifierFeatures
 from paella_jax.evaluation.diversity import diversity
 from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
+from paella_jax.evaluation.tuning import best, mean_attributes, tried_settings, try_all
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
-from paella_jax.sampling.schedule import first_and_last
 from paella_jax.sampling.token_sampler import PAIRS
 from paella_jax.training.metrics import report
 
-CAPTION_SEED = 101  # the same for every cell
-TUNING_PARTS = 3  # one part in so many of the validation captions is for tuning alone
-SEARCHED = 100  # samples looked at for each one wanted
-ATTRIBUTES = ("color", "shape", "size", "position")
 TOKEN_BATCH = 64
 
 
@@ -69,10 +62,10 @@ class Judge(NamedTuple):
 def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
     """Captions and real images of a comparison."""
     measure = config.measure
-    images, _ = _samples(spec, "validation", measure.real_images, for_tuning=False)
+    images, _ = scored_samples(spec, "validation", measure.real_images, for_tuning=False)
     real = feature_statistics(classifier.features(images))
     seen, heldout, tuning = measured_captions(config, spec)
-    clean = _samples(spec, "validation", measure.token_images, for_tuning=False)
+    clean = scored_samples(spec, "validation", measure.token_images, for_tuning=False)
     return Judge(spec, classifier, real, seen, heldout, tuning, clean)
 
 
@@ -84,26 +77,10 @@ def measured_captions(config: ConfigDict, spec: str) -> tuple[list[str], list[st
     """
     measure = config.measure
     return (
-        _samples(spec, "validation", measure.images, for_tuning=False)[1],
-        _samples(spec, "heldout", measure.images)[1],
-        _samples(spec, "validation", measure.tuning_images, for_tuning=True)[1],
+        scored_samples(spec, "validation", measure.images, for_tuning=False)[1],
+        scored_samples(spec, "heldout", measure.images)[1],
+        scored_samples(spec, "validation", measure.tuning_images, for_tuning=True)[1],
     )
-
-
-def _samples(
-    spec: str, split: str, count: int, for_tuning: bool | None = None
-) -> tuple[np.ndarray, list[str]]:
-    """The first `count` images and captions of a split, or of its part (not) for tuning."""
-    source = ShapesSource(spec, split, SEARCHED * count, CAPTION_SEED)
-    images, captions = [], []
-    for sample in map(source.__getitem__, range(len(source))):
-        own_part = zlib.crc32(sample["caption"].encode()) % TUNING_PARTS == 0
-        if for_tuning in (None, own_part):
-            images.append(sample["image"])
-            captions.append(sample["caption"])
-        if len(captions) == count:
-            return np.stack(images), captions
-    raise ConfigError(f"data.spec={spec} has too few captions in its {split} split to compare with")
 
 
 def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
@@ -183,30 +160,11 @@ def _row(
 def _tune(
     config: ConfigDict, judge: Judge, pipeline: TokenPipeline, sampler: str
 ) -> dict[str, Any]:
-    """The sampler's settings with the most exact matches on the tuning captions.
-
-    Mean attributes decide between equal ones, then the smaller guidance.
-    """
+    """The sampler's settings with the most exact matches on the tuning captions."""
     shared = {"num_steps": config.measure.main_steps, "batch_size": config.measure.batch_size}
-
-    def quality(settings: dict[str, Any]) -> tuple[float, ...]:
-        images = _draw(pipeline, judge.tuning, sampler=sampler, **shared, **settings)
-        scores = _scores("seen", images, judge.tuning, judge.spec)
-        return scores["seen_exact"], scores["seen_attributes"], -settings["guidance_scale"][1]
-
-    corruption = pipeline.config.cell.corruption
-    return max(tried_settings(config.measure, corruption, sampler), key=quality)
-
-
-def tried_settings(measure: ConfigDict, corruption: str, sampler: str) -> list[dict[str, Any]]:
-    """Every combination of the settings that a cell's sampler has, as (first, last) pairs."""
-    tried: dict[str, Any] = {
-        "temperature": measure.temperature,
-        "guidance_scale": [first_and_last("guidance", weight) for weight in measure.guidance],
-    }
-    if (corruption, sampler) == ("mask", "confidence"):
-        tried["choice_temperature"] = measure.choice_temperature
-    return [dict(zip(tried, values, strict=True)) for values in product(*tried.values())]
+    draw = partial(_draw, pipeline, judge.tuning, sampler=sampler, **shared)
+    settings = tried_settings(config.measure, pipeline.config.cell.corruption, sampler)
+    return best(try_all(settings, draw, judge.tuning, judge.spec)).settings
 
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:
@@ -216,8 +174,7 @@ def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> n
 
 def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, float]:
     scores = summary(score_images(images, captions, spec))
-    attributes = float(np.mean([scores[name] for name in ATTRIBUTES]))
-    return {f"{split}_exact": scores["exact"], f"{split}_attributes": attributes}
+    return {f"{split}_exact": scores["exact"], f"{split}_attributes": mean_attributes(scores)}
 
 
 def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, list[bool]]:
@@ -231,7 +188,7 @@ def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[st
 
 def tuning_tokens(spec: str, count: int) -> Clean:
     """Images and captions of the seen kind that nothing is measured on."""
-    return _samples(spec, "validation", count, for_tuning=True)
+    return scored_samples(spec, "validation", count, for_tuning=True)
 
 
 def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, float]]:
