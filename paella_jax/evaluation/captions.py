@@ -14,6 +14,7 @@ from paella_jax.data.sources import ShapesSource
 CAPTION_SEED = 101  # the same for everything that is compared
 TUNING_PARTS = 3  # one part in so many of the validation captions is for tuning alone
 SEARCHED = 100  # samples looked at for each one wanted
+PATIENCE = 50  # samples without a new caption, for each one known, after which there is none
 
 
 def scored_samples(
@@ -26,7 +27,7 @@ def scored_samples(
       split: of the source.
       count: how many.
       for_tuning: None takes both parts.
-      distinct: take each caption once, as long as the data has others.
+      distinct: take every caption once.
 
     Returns:
       uint8 [count, height, width, 3], and the captions.
@@ -35,21 +36,22 @@ def scored_samples(
       ConfigError: the data has too few.
     """
     source = ShapesSource(spec, split, SEARCHED * count, CAPTION_SEED)
-    first: dict[str, int] = {}
-    again: list[tuple[int, str]] = []
+    chosen: list[int] = []
+    captions: list[str] = []
+    known: set[str] = set()
     for index in range(len(source)):
         text = caption(source.scene(index), get_spec(spec))
-        if for_tuning not in (None, zlib.crc32(text.encode()) % TUNING_PARTS == 0):
-            continue
-        if text in first:
-            again.append((index, text))
-        else:
-            first[text] = index
-        if len(first) + (0 if distinct else len(again)) == count:
+        if distinct and index > PATIENCE * (len(known) + 1) + (chosen[-1] if chosen else 0):
             break
-    new = [(index, text) for text, index in first.items()]
-    chosen = sorted((new + again)[:count])
-    if len(chosen) < count:
-        raise ConfigError(f"data.spec={spec} has too few captions in its {split} split")
-    images = np.stack([source[index]["image"] for index, _ in chosen])
-    return images, [text for _, text in chosen]
+        own_part = zlib.crc32(text.encode()) % TUNING_PARTS == 0
+        if for_tuning in (None, own_part) and not (distinct and text in known):
+            known.add(text)
+            chosen.append(index)
+            captions.append(text)
+        if len(chosen) == count:
+            return np.stack([source[index]["image"] for index in chosen]), captions
+    kind = "different captions" if distinct else "captions"
+    raise ConfigError(
+        f"data.spec={spec} has {len(chosen)} {kind} for this part of its {split} split, but "
+        f"{count} are to be measured: take fewer, or let captions come several times"
+    )
