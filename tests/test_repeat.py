@@ -189,7 +189,7 @@ def test_the_table_has_mean_spread_and_minimum(tmp_path):
     assert "| held-out exact | 0.450 ± 0.050 | 0.400 | 0.500 ± 0.000 | 0.500 |" in page
     assert "    repeat it\n" in page and "8 (7 different, 1.5 objects each)" in page
     assert "| 1 | tokenizer_1 | run 101 | 0.900 | 0.450 | 1.000 | 0.500 |" in page
-    assert "2 different trainings" in page and "100 to 102 seconds" in page
+    assert "take turns to stand on: 2." in page and "100 to 102 seconds" in page
 
     decoders = {"drawn": dict.fromkeys(("exact", "color", "shape", "size", "position"), 0.5)}
     write_report([row(0, 0.8, decoders=decoders)], tmp_path, "repeat it", settings)
@@ -238,13 +238,13 @@ def test_stage_c_with_direct_decoders(tmp_path, monkeypatch):
     stage_b = small.untrained(tmp_path / "b", small.config_of("stage_b:tiny", **overrides))
     given = wish(
         "stage_c:tiny", "num_steps=1", "sampler.segments=(2,1)",
-        seeds=(0, 1), stage_bs=(str(stage_b),), direct=True, num_images=8, tuning_images=8,
+        seeds=(0,), stage_bs=(str(stage_b),), direct=True, num_images=8, tuning_images=8,
     )  # fmt: skip
     result = repeat(given, tmp_path / "out", "")
-    assert [list(own["seconds"]) for own in result["runs"]] == [["run", "direct"]] * 2
+    assert [list(own["seconds"]) for own in result["runs"]] == [["run", "direct"]]
     assert result["runs"][0]["tried"][0][1]["settings"]["stepper"] == "dpm++"
     page = (tmp_path / "out" / "seeds.md").read_text()
-    assert "| compressed, decoded directly | " in page and "1 different trainings" in page
+    assert "| compressed, decoded directly | " in page
 
 
 @pytest.mark.slow

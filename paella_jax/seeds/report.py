@@ -68,7 +68,8 @@ def page(rows: Sequence[Row], command: str, settings: Mapping[str, Any]) -> str:
     """The page with its tables."""
     config, count = settings["config"], settings["captions"]
     told = {
-        name: f"{own['captions']} ({own['different']} different)" for name, own in count.items()
+        name: f"{own['captions']} ({own['different']} different, {own['objects']} objects each)"
+        for name, own in count.items()
     }
     seconds = [sum(row["seconds"].values()) for row in rows]
     grounds = len({tuple(row["stands_on"].values()) for row in rows})
@@ -82,7 +83,7 @@ def page(rows: Sequence[Row], command: str, settings: Mapping[str, Any]) -> str:
                 f"- Scored on {told['seen']} seen and {told['heldout']} held-out captions, the "
                 f"same with the same image seeds for every run; tuned on {told['tuning']} others "
                 "by exact images, then attributes (color, shape, size and position).",
-                f"- {grounds} different trainings of what the seeds stand on (tokenizer, Stage B).",
+                f"- Tokenizers (or Stage B's runs) that seeds take turns to stand on: {grounds}.",
                 "- Mean ± sample standard deviation over the seeds, and the lowest of them.",
             ]
         ),
