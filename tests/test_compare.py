@@ -265,7 +265,7 @@ def test_sigterm_in_the_last_step_ends_the_comparison_and_keeps_the_cell(
     tokenizer, tmp_path, monkeypatch
 ):
     ended = lambda run, folder, method: RunResult(None, run.num_steps, 1.0, 0.5, stopped=True)
-    monkeypatch.setattr(train_cells, "train", ended)
+    monkeypatch.setattr("paella_jax.training.finish.train", ended)
     config, training = (
         comparison(tokenizer=tokenizer, overrides=repr(TINY)),
         Training("mask", "unet", 0),
