@@ -7,7 +7,17 @@ import runpy
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "sample", "evaluate", "compare", "average", "convert", "benchmark", "compile")
+COMMANDS = (
+    "train",
+    "sample",
+    "evaluate",
+    "compare",
+    "repeat",
+    "average",
+    "convert",
+    "benchmark",
+    "compile",
+)
 
 
 def summary(command: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from paella_jax.config import UserError
@@ -44,6 +46,18 @@ def _keep_freed_memory() -> None:
         (arena_max, 1),
     ):
         mallopt(option, value)
+
+
+@contextmanager
+def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
+    """Runs a command in `count` more processes, which end with the block however it ends."""
+    others = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.terminate()
+            other.wait()
 
 
 def run(main: Callable[[], int]) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
-from paella_jax.cli import TERMINATED, run, setup_jax
+from paella_jax.cli import TERMINATED, helped_by, run, setup_jax
 
 
 def main() -> int:
@@ -33,23 +32,19 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.comparison.run import compare
-    from paella_jax.comparison.train import Stopped
+    from paella_jax.training.finish import Stopped
 
     # Outside of training, which saves first: claims are given back and the other workers end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     out = Path(arguments.out).absolute()
     command = [sys.executable, "-m", "paella_jax.compare", "--config", arguments.config]
     command += ["--out", str(out), *overrides]
-    others = [subprocess.Popen(command) for _ in range(arguments.workers - 1)]
     try:
-        report = compare(config, out)
+        with helped_by(command, arguments.workers - 1):
+            report = compare(config, out)
     except Stopped as stop:
         print(stop)
         return TERMINATED
-    finally:
-        for other in others:
-            other.terminate()
-            other.wait()
     print("\n".join(report["verdict"]))
     print(f"wrote {out / 'comparison.html'}")
     return 0

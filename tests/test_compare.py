@@ -41,6 +41,7 @@ from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError, differing_fields, load_config
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import read_config
+from paella_jax.training.finish import Stopped
 from paella_jax.training.loop import RunResult
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
@@ -179,7 +180,7 @@ def test_equal_parameters():
         ({"measure__temperature": "(1.0,)"}, "give pairs"),
         ({"measure__steps": "(0, 4)"}, "different and at least 1"),
         ({"overrides": "('data.image_size=36',)"}, "36 does not fit spec"),
-        ({"overrides": "('text.max_length=30',)"}, "bytes with its end"),
+        ({"overrides": "('text.max_length=10',)"}, "words with its end"),
         ({"budget__multiples": "(1.0,)"}, "variant 1x is the cell itself"),
         ({"measure__distinct": True}, "different captions for this part of its heldout split"),
         ({"tokenizer_config": "configs/vqgan.py:shapes"}, "has 1024 codes, the networks 128"),
@@ -325,7 +326,7 @@ def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_pa
     config = comparison(tokenizer=tokenizer, overrides=repr(TINY))
     run, _ = planned(config, Training("mask", "unet", 0), tokenizer)
     workdir, stopped = tmp_path / "runs" / "one", True
-    with pytest.raises(train_cells.Stopped):
+    with pytest.raises(Stopped):
         train_cells._seconds_per_step(run, workdir)
     stopped = False
     assert train_cells._seconds_per_step(run, workdir) == 8 / 16.0
@@ -336,13 +337,13 @@ def test_sigterm_in_the_last_step_ends_the_comparison_and_keeps_the_cell(
     tokenizer, tmp_path, monkeypatch
 ):
     ended = lambda run, folder, method: RunResult(None, run.num_steps, 1.0, 0.5, stopped=True)
-    monkeypatch.setattr(train_cells, "train", ended)
+    monkeypatch.setattr("paella_jax.training.finish.train", ended)
     config, training = (
         comparison(tokenizer=tokenizer, overrides=repr(TINY)),
         Training("mask", "unet", 0),
     )
     run, size = planned(config, training, tokenizer)
-    with pytest.raises(train_cells.Stopped):
+    with pytest.raises(Stopped):
         train_network(config, training, run, tmp_path)
     assert read_trained(training, size, tmp_path).images == run.num_steps * 8
 

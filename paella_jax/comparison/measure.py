@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +20,7 @@ from paella_jax.comparison.rows import Row
 from paella_jax.comparison.train import Trained
 from paella_jax.comparison.training import cell_name
 from paella_jax.comparison.variants import samplers_of
-from paella_jax.config import ConfigError
-from paella_jax.data.sources import ShapesSource
+from paella_jax.evaluation.captions import scored_samples
 from paella_jax.evaluation.classifier import ClassifierFeatures
 from paella_jax.evaluation.diversity import diversity
 from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
@@ -31,16 +28,13 @@ from paella_jax.evaluation.kernel_distance import kernel_distance
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
+from paella_jax.evaluation.tuning import best, mean_attributes, tried_settings, try_all
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
 from paella_jax.sampling.schedule import first_and_last
 from paella_jax.training.metrics import report
 
-CAPTION_SEED = 101  # the same for every cell
-TUNING_PARTS = 3  # one part in so many of the validation captions is for tuning alone
-SEARCHED = 100  # samples looked at for each one wanted
-ATTRIBUTES = ("color", "shape", "size", "position")
 TOKEN_BATCH = 64
 
 
@@ -76,11 +70,11 @@ class Judge(NamedTuple):
 def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
     """Captions and real images of a comparison."""
     measure = config.measure
-    images, _ = _samples(spec, "validation", measure.real_images, for_tuning=False)
+    images, _ = scored_samples(spec, "validation", measure.real_images, for_tuning=False)
     features = classifier.features(images)
     seen, heldout, tuning = measured_captions(config, spec)
-    true, _ = _samples(spec, "validation", measure.images, False, measure.distinct)
-    clean = _samples(spec, "validation", measure.token_images, for_tuning=False)
+    true, _ = scored_samples(spec, "validation", measure.images, False, measure.distinct)
+    clean = scored_samples(spec, "validation", measure.token_images, for_tuning=False)
     judge = Judge(
         spec, classifier, feature_statistics(features), features, seen, heldout, tuning, clean, {}
     )
@@ -103,34 +97,11 @@ def measured_captions(config: ConfigDict, spec: str) -> tuple[list[str], list[st
       ConfigError: the data has too few captions for one of them.
     """
     measure = config.measure
-    draw = partial(_samples, spec, distinct=measure.distinct)
+    draw = partial(scored_samples, spec, distinct=measure.distinct)
     return (
         draw("validation", measure.images, for_tuning=False)[1],
         draw("heldout", measure.images)[1],
         draw("validation", measure.tuning_images, for_tuning=True)[1],
-    )
-
-
-def _samples(
-    spec: str, split: str, count: int, for_tuning: bool | None = None, distinct: bool = False
-) -> tuple[np.ndarray, list[str]]:
-    """The first `count` images and captions of a split, or of its part (not) for tuning."""
-    source = ShapesSource(spec, split, SEARCHED * count, CAPTION_SEED)
-    images, captions, known = [], [], set()
-    for sample in map(source.__getitem__, range(len(source))):
-        caption = sample["caption"]
-        own_part = zlib.crc32(caption.encode()) % TUNING_PARTS == 0
-        if for_tuning in (None, own_part) and not (distinct and caption in known):
-            known.add(caption)
-            images.append(sample["image"])
-            captions.append(caption)
-        if len(captions) == count:
-            return np.stack(images), captions
-    kind = "different captions" if distinct else "captions"
-    raise ConfigError(
-        f"data.spec={spec} has {len(captions)} {kind} for this part of its {split} split, but "
-        f"{count} are to be measured: lower measure.images and measure.tuning_images, or set "
-        "measure.distinct=False and read the intervals with care"
     )
 
 
@@ -220,30 +191,11 @@ def _row(
 def _tune(
     config: ConfigDict, judge: Judge, pipeline: TokenPipeline, sampler: str
 ) -> dict[str, Any]:
-    """The sampler's settings with the most exact matches on the tuning captions.
-
-    Mean attributes decide between equal ones, then the smaller guidance.
-    """
+    """The sampler's settings with the most exact matches on the tuning captions."""
     shared = {"num_steps": config.measure.main_steps, "batch_size": config.measure.batch_size}
-
-    def quality(settings: dict[str, Any]) -> tuple[float, ...]:
-        images = _draw(pipeline, judge.tuning, sampler=sampler, **shared, **settings)
-        scores = _scores("seen", images, judge.tuning, judge.spec)
-        return scores["seen_exact"], scores["seen_attributes"], -settings["guidance_scale"][1]
-
-    corruption = pipeline.config.cell.corruption
-    return max(tried_settings(config.measure, corruption, sampler), key=quality)
-
-
-def tried_settings(measure: ConfigDict, corruption: str, sampler: str) -> list[dict[str, Any]]:
-    """Every combination of the settings that a cell's sampler has, as (first, last) pairs."""
-    tried: dict[str, Any] = {
-        "temperature": measure.temperature,
-        "guidance_scale": [first_and_last("guidance", weight) for weight in measure.guidance],
-    }
-    if (corruption, sampler) == ("mask", "confidence"):
-        tried["choice_temperature"] = measure.choice_temperature
-    return [dict(zip(tried, values, strict=True)) for values in product(*tried.values())]
+    draw = partial(_draw, pipeline, judge.tuning, sampler=sampler, **shared)
+    settings = tried_settings(config.measure, pipeline.config.cell.corruption, sampler)
+    return best(try_all(settings, draw, judge.tuning, judge.spec)).settings
 
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:
@@ -253,8 +205,7 @@ def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> n
 
 def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, float]:
     scores = summary(score_images(images, captions, spec))
-    attributes = float(np.mean([scores[name] for name in ATTRIBUTES]))
-    return {f"{split}_exact": scores["exact"], f"{split}_attributes": attributes}
+    return {f"{split}_exact": scores["exact"], f"{split}_attributes": mean_attributes(scores)}
 
 
 def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, list[bool]]:
@@ -268,7 +219,7 @@ def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[st
 
 def tuning_tokens(spec: str, count: int) -> Clean:
     """Images and captions of the seen kind that nothing is measured on."""
-    return _samples(spec, "validation", count, for_tuning=True)
+    return scored_samples(spec, "validation", count, for_tuning=True)
 
 
 def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, float]]:

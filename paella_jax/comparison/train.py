@@ -1,7 +1,4 @@
-"""Trains a comparison's tokenizer and networks; every finished run is left alone.
-
-A finished run has a file `trained.json` with the images it saw and the seconds it took.
-"""
+"""Trains a comparison's tokenizer and networks; every finished run is left alone."""
 
 from __future__ import annotations
 
@@ -33,16 +30,10 @@ from paella_jax.runs.folder import (
     read_config,
     read_metrics,
 )
-from paella_jax.training.loop import RunResult, train
-from paella_jax.training.metrics import report
-from paella_jax.training.timing import record_seconds, total_seconds
+from paella_jax.training.finish import TRAINED, check_stopped, finish, is_trained
+from paella_jax.training.loop import train
 
-TRAINED = "trained.json"
 CALIBRATION_STEPS = 20
-
-
-class Stopped(RuntimeError):
-    """SIGTERM came; all is saved and the same call goes on from there."""
 
 
 class Trained(NamedTuple):
@@ -98,11 +89,6 @@ def train_tokenizer(config: ConfigDict, out: Path) -> None:
     train_run(load_config(shipped(config.tokenizer_config)), tokenizer_folder(config, out))
 
 
-def is_trained(workdir: Path) -> bool:
-    """Whether a run was trained to its end."""
-    return (workdir / TRAINED).is_file()
-
-
 def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[ConfigDict, Size]:
     """A training's config and size; its budget in steps too, unless the budget is a time."""
     run = training_config(config, training, tokenizer)
@@ -156,20 +142,7 @@ def train_run(run: ConfigDict, workdir: Path) -> None:
     Raises:
       Stopped: by SIGTERM.
     """
-    workdir = prepare_workdir(workdir, run)
-    report(f"training {workdir}, {run.num_steps} steps")
-    # No preview at the end: compiling its sampler would add to every training's time.
-    result = train(run, workdir, replace(build_method(run, workdir), preview=None))
-    record_seconds(workdir, result)
-    if result.step >= run.num_steps:
-        done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
-        write_atomically(workdir / TRAINED, json.dumps(done))
-    _check_stopped(result, workdir)
-
-
-def _check_stopped(result: RunResult, workdir: Path) -> None:
-    if result.stopped:
-        raise Stopped(f"stopped by SIGTERM at step {result.step} of {workdir}; run the same again")
+    finish(run, workdir, build_method)
 
 
 def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:
@@ -186,7 +159,7 @@ def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:
         shutil.rmtree(folder, ignore_errors=True)  # a resumed one would time nothing
         prepare_workdir(folder, short)
         result = train(short, folder, replace(build_method(short, folder), preview=None))
-        _check_stopped(result, folder)
+        check_stopped(result, folder)
         rate = read_metrics(folder / METRICS_FILE)[-1]["images_per_second"]
         write_atomically(file, json.dumps({"seconds_per_step": run.batch_size / rate}))
         shutil.rmtree(folder)
