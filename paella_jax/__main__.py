@@ -7,7 +7,9 @@ import runpy
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "sample", "evaluate", "compare", "average", "convert", "benchmark", "compile")
+COMMANDS = (
+    "train", "sample", "evaluate", "compare", "average", "convert", "benchmark", "compile", "signals",
+)  # fmt: skip
 
 
 def summary(command: str) -> str:
