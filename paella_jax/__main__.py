@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 COMMANDS = (
-    "train", "sample", "evaluate", "compare", "average", "convert", "benchmark", "compile", "signals",
+    "train", "sample", "evaluate", "compare", "average", "convert", "benchmark", "compile",
+    "signals",
 )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_a_branch_s_gain_is_read():
     assert not only.far_apart
 
 
-@pytest.mark.parametrize("ratio, far", [(29.0, False), (31.0, True), (1 / 29, False), (1 / 31, True)])
+@pytest.mark.parametrize("ratio, far", [(29, False), (31, True), (1 / 29, False), (1 / 31, True)])
 def test_far_apart_is_thirty(ratio, far):
     assert Sum("", "", False, 2.0, 2.0 * ratio, None).far_apart is far
 

@@ -3,4 +3,5 @@
 - oracle.py reads embedded-shapes images back and scores them against their captions.
 - classifier.py gives the features that frechet.py and diversity.py measure distances of.
 - token_cross_entropy.py compares token predictors, flops.py counts, timing.py times side by side.
+- signals.py reads from a program how loud the signals are that a network adds.
 """

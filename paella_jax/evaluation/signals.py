@@ -98,13 +98,15 @@ def sums_at_start(
     @jax.jit
     def numbers(key: Key, inputs: tuple[Any, ...]) -> list[Any]:
         given = jax.tree.leaves(inputs)
-        values = measured(*make(*[key][: len(keyed)]), *(given[n - count] for n in read if n >= count))
+        values = measured(
+            *make(*[key][: len(keyed)]), *(given[n - count] for n in read if n >= count)
+        )
         return [_numbers(*values[at : at + 3]) for at in range(0, len(values), 3)]
 
     results = jax.device_get(numbers(key, tuple(inputs)))
     return [
-        Sum(m.place, m.code, m.joins, *(None if n is None else float(n) for n in row))
-        for m, row in zip(found, results, strict=True)
+        Sum(m.place, m.code, m.joins, float(left), float(right), None if x is None else float(x))
+        for m, (left, right, x) in zip(found, results, strict=True)
     ]
 
 

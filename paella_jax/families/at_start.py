@@ -100,6 +100,10 @@ def _levels() -> np.ndarray:
     return np.full(SAMPLES, LEVEL, np.float32)
 
 
+def _map(side: int, what: str) -> str:
+    return f"{side}x{side} {what}, level {LEVEL}"
+
+
 def _ids(count: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, count, (SAMPLES, *shape), np.int32)
 
@@ -119,14 +123,16 @@ def _tokens(config: ConfigDict) -> list[AtStart]:
     else:
         tokens, reads = np.full((SAMPLES, side, side), predictor.mask_token, np.int32), "masks"
     cond = _condition(networks, side, config.data.image_size)
-    found = [_call("predictor", f"{side}x{side} {reads}, level {LEVEL}", predictor, tokens, _levels(), cond)]
+    found = [_call("predictor", _map(side, reads), predictor, tokens, _levels(), cond)]
     return found + _text_encoder(networks.text_encoder if networks.text_is_joint else None)
 
 
 def _condition(networks: TokenNetworks, side: int, pixels: int) -> Conditioning:
     """All that the network may be told."""
     encoder, clip = networks.text_encoder, networks.clip_text
-    width = (clip if encoder is None else encoder).width
+    states = clip if encoder is None else encoder
+    assert states is not None
+    width = states.width
     cond: dict[str, Any] = {"text": _normal(WORDS, width)}
     cond["text_mask"] = np.ones((SAMPLES, WORDS), bool)
     if encoder is not None and encoder.word_values:
@@ -140,7 +146,7 @@ def _condition(networks: TokenNetworks, side: int, pixels: int) -> Conditioning:
     if networks.num_segments:
         cond["segmentation"] = _ids(networks.num_segments, side, side)
     if "micro_conds" in networks.takes:
-        cond["micro_conds"] = np.tile(np.float32([pixels, pixels, 0, 0, 6]), (SAMPLES, 1))
+        cond["micro_conds"] = np.tile(np.array([pixels, pixels, 0, 0, 6], np.float32), (SAMPLES, 1))
     if networks.low_vqgan is not None:
         codes, low = networks.low_vqgan.codebook_size, networks.low_grid
         cond["low_tokens"] = _ids(codes, low, low)
@@ -157,25 +163,20 @@ def _text_encoder(encoder: T5Encoder | None) -> list[AtStart]:
 
 def _stage_text(text: TextSide) -> Conditioning:
     """What a diffusion stage is told."""
-    cond = text.abstract()
     if text.encoder is None:
         return Conditioning(text=jnp.zeros((SAMPLES, 1, 1)))
-    states = _normal(WORDS, cond.text.shape[-1])
-    mask = np.ones((SAMPLES, WORDS), bool)
-    return Conditioning(
-        text=states, text_values=None if cond.text_values is None else states, text_mask=mask
-    )
+    states, mask = _normal(WORDS, text.encoder.width), np.ones((SAMPLES, WORDS), bool)
+    values = None if text.abstract().text_values is None else states
+    return Conditioning(text=states, text_values=values, text_mask=mask)
 
 
 def _stage_b(config: ConfigDict) -> list[AtStart]:
     networks, _ = stage_b_networks(config)
-    side, guide = (
-        of(config.data.image_size) for of in (networks.latent_side, networks.guide_side)
-    )
+    side, guide = (of(config.data.image_size) for of in (networks.latent_side, networks.guide_side))
     x = _normal(side, side, networks.vqgan.latent_channels)
-    latents = _normal(guide, guide, networks.stage_b.guide_channels)
-    cond = replace(_stage_text(networks.text), guide=np.asarray(networks.from_stage_c(latents)))
-    found = [_call("stage_b", f"{side}x{side} latents, level {LEVEL}", networks.stage_b, x, _levels(), cond)]
+    latents = jnp.asarray(_normal(guide, guide, networks.stage_b.guide_channels))
+    cond = replace(_stage_text(networks.text), guide=networks.from_stage_c(latents))
+    found = [_call("stage_b", _map(side, "latents"), networks.stage_b, x, _levels(), cond)]
     if networks.joint_compressor:
         pixels = round(config.data.image_size * config.compressor.ratio)
         found.append(
@@ -188,7 +189,7 @@ def _stage_c(config: ConfigDict) -> list[AtStart]:
     networks, stage_b, _ = stage_c_networks(config)
     side = stage_b.guide_side(config.data.image_size)
     x, cond = _normal(side, side, networks.stage_c.channels), _stage_text(networks.text)
-    found = [_call("stage_c", f"{side}x{side} latents, level {LEVEL}", networks.stage_c, x, _levels(), cond)]
+    found = [_call("stage_c", _map(side, "latents"), networks.stage_c, x, _levels(), cond)]
     return found + _text_encoder(networks.text.encoder if networks.text.is_joint else None)
 
 
