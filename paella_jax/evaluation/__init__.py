@@ -4,4 +4,5 @@
 - classifier.py gives the features that frechet.py and diversity.py measure distances of.
 - token_cross_entropy.py compares token predictors, flops.py counts, timing.py times side by side.
 - captions.py says which captions are scored, tuning.py chooses a sampler's settings on others.
+- signals.py reads from a program how loud the signals are that a network adds.
 """

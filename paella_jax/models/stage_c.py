@@ -15,6 +15,7 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.context import Context, mapped
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
 from paella_jax.models.positions import position_map
+from paella_jax.models.transformer_layers import linear_init
 from paella_jax.typing import Array
 
 
@@ -63,8 +64,10 @@ class StageC(nn.Module):
           ValueError: the text is missing, x has other channels or the heads do not fit.
         """
         text = self._checked_text(x.shape, cond)
-        normal = nn.initializers.normal(0.02)
-        project = lambda name: Dense(self.width, kernel_init=normal, dtype=self.dtype, name=name)
+        # At the released widths normal(0.02); in a narrow network that left the text inaudible.
+        project = lambda name: Dense(
+            self.width, kernel_init=linear_init, dtype=self.dtype, name=name
+        )
         hidden = mapped(text, lambda name, y: project(name)(y), "text_in")
         out = lambda name, y: project(name)(nn.leaky_relu(y, 0.2))
         sequence = mapped(hidden, out, "text_out")
