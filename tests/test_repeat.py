@@ -101,7 +101,7 @@ def test_super_resolution_has_a_base_on_the_small_images_tokens():
         (wish("stage_c:tiny", "model.channels=8"), "compresses to 4 channels"),
         (wish("stage_c:shapes", "data.spec=shapes64", "data.image_size=64"), "unknown preset"),
         (wish("muse:super_resolution_tiny", "super_resolution.low_grid=8"), "gives 4x4 tokens"),
-        (wish("paella:tiny", "text.max_length=20"), "give --config.text.max_length=63"),
+        (wish("paella:tiny", "text.max_length=9"), "set text.max_length=13"),
     ],
 )
 def test_what_cannot_be_repeated_ends_before_training(given, message, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -47,7 +46,7 @@ from paella_jax.comparison.train import (
 from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
 from paella_jax.data.build import make_source
-from paella_jax.encoders.text import UNITS, make_tokenizer
+from paella_jax.evaluation.captions import check_lengths
 from paella_jax.evaluation.classifier import load_or_train_classifier
 from paella_jax.files.atomic import write_atomically
 from paella_jax.training.metrics import report
@@ -154,15 +153,7 @@ def _check_all(config: ConfigDict, todo: list[Training]) -> str:
     make_source(run.data, "train", 0)
     check_tokenizer(config, run)
     captions = list(chain(*measured_captions(config, run.data.spec)))
-    if not run.text.folder:
-        tokenizer = make_tokenizer(UNITS[run.text.units], "", sys.maxsize)
-        longest = int(tokenizer(captions)[1].sum(1).max())
-        if longest > run.text.max_length:
-            raise ConfigError(
-                f"a caption to be measured has {longest} {run.text.units} with its end, "
-                f"text.max_length is {run.text.max_length}; change it by "
-                f'"text.max_length={longest}" in `overrides`'
-            )
+    check_lengths(captions, run.text)
     return run.data.spec
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_captions import caption
 from paella_jax.data.sources import ShapesSource
+from paella_jax.encoders.text import UNITS, make_tokenizer
 
 CAPTION_SEED = 101  # the same for everything that is compared
 TUNING_PARTS = 3  # one part in so many of the validation captions is for tuning alone
@@ -55,3 +59,21 @@ def scored_samples(
         f"data.spec={spec} has {len(chosen)} {kind} for this part of its {split} split, but "
         f"{count} are to be measured: take fewer, or let captions come several times"
     )
+
+
+def check_lengths(captions: Sequence[str], text: ConfigDict) -> None:
+    """Checks that captions fit into a run's `config.text`; a given folder's tokenizer is not read.
+
+    Raises:
+      ConfigError: one is too long; the message says which length fits.
+    """
+    if text.folder:
+        return
+    units = text.get("units", "bytes")
+    tokenizer = make_tokenizer(UNITS[units], "", sys.maxsize)
+    longest = int(tokenizer(captions)[1].sum(1).max())
+    if longest > text.max_length:
+        raise ConfigError(
+            f"a caption to be scored has {longest} {units} with its end, text.max_length is "
+            f"{text.max_length}; set text.max_length={longest}"
+        )

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.data.shapes import SCORED, get_spec
 from paella_jax.data.shapes_captions import parse_caption
-from paella_jax.evaluation.captions import scored_samples
+from paella_jax.evaluation.captions import check_lengths, scored_samples
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.tuning import (
     Settings,
@@ -93,13 +93,7 @@ def measured(config: ConfigDict, num_images: int, tuning_images: int) -> Measure
     }
     found = Measured(spec, splits, some("validation", tuning_images, for_tuning=True)[1])
     every = [*found.tuning, *(text for _, captions in splits.values() for text in captions)]
-    longest = max(len(text.encode()) for text in every)
-    text = config.text
-    if not text.folder and text.get("units", "bytes") == "bytes" and longest >= text.max_length:
-        raise ConfigError(
-            f"a caption to be scored has {longest} bytes and an end token, text.max_length is "
-            f"{text.max_length}; give --config.text.max_length={longest + 1}"
-        )
+    check_lengths(every, config.text)
     return found
 
 
