@@ -69,10 +69,12 @@ def _shapes(config: ConfigDict) -> None:
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.time_width = 32
+    config.model.positions = True
     config.model.dropout = 0.0
     config.text.kind = "joint"
     config.objective.text_drop = 0.1
-    config.optim.learning_rate = 1e-3
+    config.objective.loss_weight = "clean"  # p2 hardly weighs the levels where the text decides
+    config.optim.learning_rate = 2e-3
     config.sampler.guidance_scale = 3.0
 
 
