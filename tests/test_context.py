@@ -89,6 +89,6 @@ def test_values_are_the_words_alone():
 )
 def test_refusals(fields, message):
     text = small.config_of("paella:tiny").text
-    text.update(fields)
+    text.update({"units": "bytes", "values": "states"} | fields)
     with pytest.raises(ConfigError, match=message):
         joint_text_encoder(text, "float32")

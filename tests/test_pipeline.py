@@ -79,7 +79,7 @@ def test_other_sizes_trace_and_callback(pipeline):
 @pytest.mark.parametrize(
     "prompt, words",
     [("", "prompt 0 is empty"), (["ok", "  "], "prompt 1 is empty"), (7, "type int"),
-     (["ok", None], "prompt 1"), ([], "no prompts"), ("x" * 500, "limit")],
+     (["ok", None], "prompt 1"), ([], "no prompts"), ("x " * 500, "limit")],
 )  # fmt: skip
 def test_bad_prompts(pipeline, prompt, words):
     with pytest.raises(PromptError, match=words):
@@ -125,10 +125,10 @@ print(len([name for name in sys.modules if name.split(".")[0] == "paella_jax"]))
 
 
 def test_loading_imports_what_the_run_needs(run_folder):
-    """At most 70 of the package's files, its `__init__`s included."""
+    """At most 75 of the package's files, its `__init__`s included."""
     command = [sys.executable, "-c", LOADED, str(run_folder)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=True)
-    assert int(result.stdout) <= 70
+    assert int(result.stdout) <= 75
 
 
 def code_lines(file, names):

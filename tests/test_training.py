@@ -81,11 +81,11 @@ def test_a_preview_that_fails_ends_nothing(tmp_path, capsys):
 
 
 def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):
-    for index, caption in enumerate(("  ", "a" * 300, "a red circle")):
+    for index, caption in enumerate(("  ", "a " * 300, "a red circle")):
         Image.new("RGB", (32, 32)).save(tmp_path / f"{index}.png")
         (tmp_path / f"{index}.txt").write_text(caption)
     config = small.small_paella(data__source="folder", data__folder=tmp_path)
-    cut = "a" * (config.text.max_length - 1)
+    cut = " ".join("a" * (config.text.max_length - 1))
     texts = [sample["caption"] for sample in previews._validation_samples(config)]
     # A folder puts another image in the place of one without a caption.
     assert texts == [cut, cut]

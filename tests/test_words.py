@@ -57,6 +57,8 @@ def test_unusable_texts(texts, options, message):
 def test_training_captions_are_cut_behind_a_word():
     ids, _ = WordTokenizer(3, truncate=True)(["one two three"])
     assert list(ids[0]) == [word_id("one"), word_id("two"), EOS_ID]
+    assert WordTokenizer(3).cut(" one two, three") == " one two"
+    assert WordTokenizer(1).cut("one") == ""
 
 
 def test_no_room_for_the_end():
@@ -71,12 +73,12 @@ def test_emphasis_finds_the_words_of_a_phrase():
 
 def encoder_of(**fields):
     text = small.config_of("paella:tiny").text
-    text.update(fields)
+    text.update({"units": "bytes", "values": "states"} | fields)
     return joint_text_encoder(text, "float32")
 
 
 def test_an_encoder_of_words_has_no_table():
-    encoder = encoder_of(units="words", num_layers=1)
+    encoder = encoder_of(units="words", values="states", num_layers=1)
     ids, mask = make_tokenizer(encoder.vocab_size, "", 24)(["a red cat", "a cat"])
     variables = encoder.init(jax.random.key(0), ids, mask)
     assert set(variables["params"]) == {"embedding", "block_0", "relative_bias", "final_norm"}
@@ -85,7 +87,7 @@ def test_an_encoder_of_words_has_no_table():
 
 
 def test_without_layers_each_word_is_read_by_itself():
-    encoder = encoder_of(units="words", num_layers=0)
+    encoder = encoder_of(units="words", values="states", num_layers=0)
     red, cat, dog = (word_id(word) for word in ("red", "cat", "dog"))
     ids = jnp.asarray([[red, cat], [red, dog]])
     variables = encoder.init(jax.random.key(0), ids)

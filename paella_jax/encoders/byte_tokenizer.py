@@ -134,6 +134,10 @@ class ByteTokenizer:
             )
         return pad_rows(rows, length, PAD_ID)
 
+    def cut(self, text: str) -> str:
+        """The part of a text that fits into `max_length`, without half a character at its end."""
+        return text.encode()[: self.max_length - 1].decode(errors="ignore")
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of one row of ids; special and unused ids and incomplete characters are dropped."""
         data = bytes(int(i) - BYTE_OFFSET for i in ids if 0 <= int(i) - BYTE_OFFSET < 256)

@@ -72,6 +72,11 @@ class WordTokenizer:
         length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, limit) if pad_to is None else pad_to
         return pad_rows(rows, length, PAD_ID)
 
+    def cut(self, text: str) -> str:
+        """The part of a text that fits into `max_length`."""
+        ends = [match.end() for match in WORD.finditer(text)][: self.max_length - 1]
+        return text[: ends[-1]] if ends else ""
+
     def starts(self, text: str) -> list[int]:
         """The character each id of `text` starts in; the end mark starts behind the text."""
         return [*(match.start() for match in WORD.finditer(text)), len(text)]

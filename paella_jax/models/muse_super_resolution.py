@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.context import Context, joined, mapped
 from paella_jax.models.multi_axis_attention import check_multi_axis
 from paella_jax.models.muse import MusePredictor, TextContext, TokenEmbedding
 from paella_jax.models.transformer_layers import LearnedLayerNorm
@@ -37,7 +38,7 @@ class SuperResolution(MusePredictor):
         super().check(shape)
         check_multi_axis(self.grid, self.num_heads, self.block_size)
 
-    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Array, Array | None]:
+    def context(self, cond: Conditioning, deterministic: bool) -> tuple[Context, Array | None]:
         """The small image, then the text: [B, low_grid^2 + 1 + L, width], and its mask."""
         low_tokens = cond.low_tokens
         if low_tokens is None:
@@ -55,4 +56,4 @@ class SuperResolution(MusePredictor):
         text, mask = TextContext(self.width, self.dtype, name="context")(cond)
         if mask is not None:
             mask = jnp.concatenate([jnp.ones(x.shape[:2], bool), mask], axis=1)
-        return jnp.concatenate([x, text.astype(x.dtype)], axis=1), mask
+        return joined([x, mapped(text, lambda _, y: y.astype(x.dtype), "")]), mask

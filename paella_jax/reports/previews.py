@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
 from paella_jax.data.embeddings import EmbeddingSource
+from paella_jax.encoders.byte_tokenizer import ByteTokenizer
+from paella_jax.encoders.words import WordTokenizer
 from paella_jax.evaluation.oracle import score_images
 from paella_jax.families.clip_prior import ClipPriorSampler, mean_cosine
 from paella_jax.families.stage_b import make_stage_b
@@ -172,11 +174,13 @@ def _write_grid(file: Path, images: np.ndarray, *labels: Any) -> None:
 def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
     """Validation samples with a caption that can be drawn: not blank, cut to the text's limit."""
     source = make_source(config.data, "validation", config.seed)
+    # A frozen encoder's own units are no longer than bytes.
+    words = config.text.get("units") == "words" and not config.text.folder
+    tokenizer = (WordTokenizer if words else ByteTokenizer)(config.text.max_length)
     samples: list[dict[str, Any]] = []
     for index in range(min(len(source), 2 * config.log.preview_images)):
         sample = dict(source[index])
-        # One byte is the end mark; a cut may split a letter, which is then dropped.
-        text = sample["caption"].encode()[: config.text.max_length - 1].decode(errors="ignore")
+        text = tokenizer.cut(sample["caption"])
         if text.strip() and len(samples) < config.log.preview_images:
             samples.append(sample | {"caption": text})
     return samples
