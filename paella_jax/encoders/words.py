@@ -37,9 +37,9 @@ def word_vectors(ids: Array) -> Array:
     """
     key = jax.random.key(0, impl="threefry2x32")
     draw = lambda one: jax.random.bits(jax.random.fold_in(key, one), (WIDTH // 32,))
-    bits = jax.vmap(jax.vmap(draw))(ids)
-    signs = [2.0 * ((bits >> place) & 1).astype(jnp.float32) - 1.0 for place in range(32)]
-    return jnp.concatenate(signs, axis=-1)
+    bits = jax.vmap(jax.vmap(draw))(ids)[:, :, None, :]
+    bits = (bits >> jnp.arange(32, dtype=jnp.uint32)[None, None, :, None]) & 1
+    return 2.0 * bits.reshape(*ids.shape, WIDTH).astype(jnp.float32) - 1.0
 
 
 class WordTokenizer:
