@@ -115,6 +115,18 @@ def test_networks_and_settings_come_from_the_other_run(base, photos, tmp_path):
     assert (config.model.dropout, config.text.pad_to) == (0.25, 32)
 
 
+def test_a_run_that_is_older_than_a_field_has_what_was_done_then(base, photos, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(base, older)
+    stored = json.loads((older / "config.json").read_text())
+    for block, name in (("model", "positions"), ("text", "units"), ("text", "values")):
+        del stored[block][name]
+    (older / "config.json").write_text(json.dumps(stored))
+    config = settled(tmp_path / "run", older, photos)
+    assert (config.model.positions, config.text.units, config.text.values) == (
+        False, "bytes", "states")  # fmt: skip
+
+
 def test_full_fine_tuning(base, full_run):
     workdir, config, start = full_run
     same(start, averaged(base))  # already saved, as step 0

@@ -22,7 +22,7 @@ from paella_jax.families.vqgan_training import place_fixed
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError
 from paella_jax.runs.derive import describes_networks, is_free, restore_all
-from paella_jax.runs.folder import CONFIG_FILE, has_progress, read_config
+from paella_jax.runs.folder import BEFORE, CONFIG_FILE, has_progress, read_config
 from paella_jax.runs.frozen import FROZEN, copy_frozen, load_carried, place_of
 from paella_jax.runs.lora import BASE, check_lora, lora_init, lora_merge
 from paella_jax.runs.weights import save_tree
@@ -80,7 +80,7 @@ def settle_config(config: ConfigDict, workdir: str | Path | None) -> ConfigDict:
         for name, value in flatten_config(config).items():
             taken = name.startswith(TAKEN_OVER) or describes_networks(name)
             if taken and _is_open(name, value):
-                _set(config, name, stored.get(name, value))
+                _set(config, name, stored.get(name, BEFORE.get(name, value)))
     _require_settled(config)
     return config.lock()
 
