@@ -112,7 +112,9 @@ def _add_conditions(config: ConfigDict) -> None:
     config.text.empty_is_absent = False  # an empty text is invisible (MUSE), not its end token
     config.text.width = 1536  # the fields below describe a jointly trained encoder
     config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words
-    config.text.values = "states"  # what attention reads of a word: its state in the text, or words
+    config.text.values_from = (
+        "states"  # what attention reads of a word: its state in the text, or words
+    )
     config.text.num_layers = 2
     config.text.num_heads = 4
     config.text.hidden_dim = 256

@@ -96,7 +96,9 @@ def add_text(config: ConfigDict, kind: str) -> None:
     config.text.pad_to = 120  # static length
     config.text.width = 96
     config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words
-    config.text.values = "states"  # what attention reads of a word: its state in the text, or words
+    config.text.values_from = (
+        "states"  # what attention reads of a word: its state in the text, or words
+    )
     config.text.num_layers = 2
     config.text.num_heads = 4
     config.text.hidden_dim = 256
@@ -145,7 +147,7 @@ def on_a_pod(config: ConfigDict) -> None:
 def shapes_text(config: ConfigDict) -> None:
     """A small encoder of whole words for the embedded captions (docs/results.md 1)."""
     config.text.units = "words"
-    config.text.values = "words"
+    config.text.values_from = "words"
     config.text.max_length = 48
     config.text.pad_to = 24
     config.text.width = 96

@@ -95,7 +95,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
 def _quick(config: ConfigDict) -> None:
     """Captions as whole words and less of everything, so that it fits into 90 minutes."""
     config.overrides = (
-        "text.units=words", "text.values=words", "text.max_length=24", "text.pad_to=24",
+        "text.units=words", "text.values_from=words", "text.max_length=24", "text.pad_to=24",
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
     config.seeds = (0, 1, 2)

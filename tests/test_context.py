@@ -70,7 +70,7 @@ def test_joined_and_mapped():
 
 def test_values_are_the_words_alone():
     text = small.config_of("paella:tiny").text
-    text.update(units="words", values="words", num_layers=1)
+    text.update(units="words", values_from="words", num_layers=1)
     encoder = joint_text_encoder(text, "float32")
     ids, mask = WordTokenizer(8)(["red cat", "blue cat"])
     variables = encoder.init(jax.random.key(0), ids, mask)
@@ -83,12 +83,12 @@ def test_values_are_the_words_alone():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"values": "words"}, "needs text.units=words"),
-        ({"values": "letters", "units": "words"}, "must be states or words, got 'letters'"),
+        ({"values_from": "words"}, "needs text.units=words"),
+        ({"values_from": "letters", "units": "words"}, "must be states or words, got 'letters'"),
     ],
 )
 def test_refusals(fields, message):
     text = small.config_of("paella:tiny").text
-    text.update({"units": "bytes", "values": "states"} | fields)
+    text.update({"units": "bytes", "values_from": "states"} | fields)
     with pytest.raises(ConfigError, match=message):
         joint_text_encoder(text, "float32")

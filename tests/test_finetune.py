@@ -119,11 +119,11 @@ def test_a_run_that_is_older_than_a_field_has_what_was_done_then(base, photos, t
     older = tmp_path / "older"
     shutil.copytree(base, older)
     stored = json.loads((older / "config.json").read_text())
-    for block, name in (("model", "positions"), ("text", "units"), ("text", "values")):
+    for block, name in (("model", "positions"), ("text", "units"), ("text", "values_from")):
         del stored[block][name]
     (older / "config.json").write_text(json.dumps(stored))
     config = settled(tmp_path / "run", older, photos)
-    assert (config.model.positions, config.text.units, config.text.values) == (
+    assert (config.model.positions, config.text.units, config.text.values_from) == (
         False, "bytes", "states")  # fmt: skip
 
 

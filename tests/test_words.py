@@ -73,12 +73,12 @@ def test_emphasis_finds_the_words_of_a_phrase():
 
 def encoder_of(**fields):
     text = small.config_of("paella:tiny").text
-    text.update({"units": "bytes", "values": "states"} | fields)
+    text.update({"units": "bytes", "values_from": "states"} | fields)
     return joint_text_encoder(text, "float32")
 
 
 def test_an_encoder_of_words_has_no_table():
-    encoder = encoder_of(units="words", values="states", num_layers=1)
+    encoder = encoder_of(units="words", values_from="states", num_layers=1)
     ids, mask = make_tokenizer(encoder.vocab_size, "", 24)(["a red cat", "a cat"])
     variables = encoder.init(jax.random.key(0), ids, mask)
     assert set(variables["params"]) == {"embedding", "block_0", "relative_bias", "final_norm"}
@@ -87,7 +87,7 @@ def test_an_encoder_of_words_has_no_table():
 
 
 def test_without_layers_each_word_is_read_by_itself():
-    encoder = encoder_of(units="words", values="states", num_layers=0)
+    encoder = encoder_of(units="words", values_from="states", num_layers=0)
     red, cat, dog = (word_id(word) for word in ("red", "cat", "dog"))
     ids = jnp.asarray([[red, cat], [red, dog]])
     variables = encoder.init(jax.random.key(0), ids)

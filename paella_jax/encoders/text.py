@@ -165,11 +165,11 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
         raise ConfigError(
             "text.num_layers is 0, but single bytes say nothing; use text.units=words"
         )
-    values = text.get("values", "states")
+    values = text.get("values_from", "states")
     if values not in ("states", "words"):
-        raise ConfigError(f"text.values must be states or words, got {values!r}")
+        raise ConfigError(f"text.values_from must be states or words, got {values!r}")
     if (values, units) == ("words", "bytes"):
-        raise ConfigError("text.values=words reads single words; it needs text.units=words")
+        raise ConfigError("text.values_from=words reads single words; it needs text.units=words")
     return T5Encoder(
         vocab_size=UNITS[units],
         width=text.width,

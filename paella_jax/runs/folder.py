@@ -40,7 +40,7 @@ BEFORE = {
     "data.split_seed": -1,
     "model.positions": False,
     "text.units": "bytes",
-    "text.values": "states",
+    "text.values_from": "states",
     "transformer.tied_head": False,
     "super_resolution.tied_head": False,
     "uvit.positions": False,
