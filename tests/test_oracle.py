@@ -9,7 +9,7 @@ import pytest
 
 from paella_jax.data.shapes import SPECS, Scene, ShapeObject, sample_scene
 from paella_jax.data.shapes_render import render
-from paella_jax.evaluation.oracle import compare_scenes, read_scenes, score
+from paella_jax.evaluation.oracle import compare_scenes, read_scenes, score, summary
 
 RATES = ("background", "count", "position", "color", "shape", "size")
 
@@ -164,3 +164,19 @@ def test_counts_must_agree(count):
     images, _ = samples("tiny", "train", 100)
     with pytest.raises(ValueError, match="cannot compare"):
         score(images[:count], [], SPECS["tiny"])
+
+
+def test_a_garbled_object_is_exact_but_not_clean():
+    spec = SPECS["shapes"]
+    right = render(TRUTH, spec).astype(np.float32) / 255
+    row = TRUTH.objects[0].row * spec.tile
+    column = TRUTH.objects[0].column * spec.tile
+    noise = np.random.default_rng(0).normal(size=(spec.tile, spec.tile, 3)).astype(np.float32)
+    garbled, grainy = right.copy(), right.copy()
+    for image, size in ((garbled, 0.4), (grainy, 0.05)):
+        tile = image[row : row + spec.tile, column : column + spec.tile]
+        tile[:] = np.clip(tile + size * noise, 0, 1)
+    result = score(np.stack([right, garbled, grainy]), [TRUTH] * 3, spec)
+    assert result.exact == 1.0 and result.clean == pytest.approx(2 / 3)
+    assert score(right[None], [Scene("gray", TRUTH.objects)], spec).clean == 0.0
+    assert summary(result)["clean"] == pytest.approx(0.6667)

@@ -136,7 +136,7 @@ def _draw_training(checkpoint: Path, file: Path, by_steps: Mapping[str, float]) 
 
 def show(report: Mapping[str, Any]) -> str:
     """A short table of a report."""
-    names = ["exact", "count", "position", "color", "shape", "size", "background"]
+    names = ["exact", "clean", "count", "position", "color", "shape", "size", "background"]
     lines = ["split      " + "".join(f"{n:>12}" for n in [*names, "tokenizer"])]
     for split, scores in report["scores"].items():
         ceiling = report["tokenizer"][split]["reconstruction_exact"]

@@ -13,7 +13,8 @@ from paella_jax.files.atomic import write_atomically
 
 SAMPLERS = {"preset": "preset's sampler", "tuned": "tuned for each run"}
 SPLITS = {"seen": "seen", "heldout": "held-out"}
-METRICS = ("exact", "attributes", "color", "shape", "size", "position", "background", "count")
+METRICS = ("exact", "clean", "attributes", "color", "shape", "size", "position", "background",
+           "count")  # fmt: skip
 Row = Mapping[str, Any]
 
 
