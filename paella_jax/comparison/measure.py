@@ -125,7 +125,7 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
                 scores = token_scores(pipeline, judge.clean)
             row = _row(config, judge, pipeline, trained, sampler) | scores
             file.parent.mkdir(parents=True, exist_ok=True)
-            if trained.training.seed == config.seeds[0]:
+            if trained.training.seed == config.seeds[0] and not trained.training.variant:
                 captions = {"seen": judge.seen, "heldout": judge.heldout}
                 steps = config.measure.main_steps
                 kept = file.with_suffix(".npz")
