@@ -32,23 +32,26 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.cells.mask_density = "cosine"  # each corruption with the density it was published with
     config.cells.uniform_density = "uniform"
 
-    # Cells trained otherwise in one respect: (network, corruption, sampler, overrides).
-    config.variants = ConfigDict()
-    config.variants.uniform_density = (
-        "transformer",
-        "mask",
-        "confidence",
-        ("objective.density=uniform",),
-    )
-    config.variants.corrupted_loss = (
-        "unet",
-        "uniform",
-        "random",
-        ("objective.loss_positions=corrupted",),
-    )
-    config.variants.no_level = ("transformer", "mask", "confidence", ("transformer.time_width=0",))
-    config.variants.without_level = ("unet", "uniform", "random", ("model.patterns=('CA',)",))
+    _add_variants(config)
+    _add_budget(config)
+    _add_measure(config)
+    fill(config)
+    return config
 
+
+def _add_variants(config: ConfigDict) -> None:
+    """Ablations: cells trained otherwise in one respect (comparison/variants.py)."""
+    # Each is network, corruption, sampler and overrides.
+    config.variants = ConfigDict()
+    muse, paella = ("transformer", "mask", "confidence"), ("unet", "uniform", "random")
+    config.variants.uniform_density = (*muse, ("objective.density=uniform",))
+    config.variants.corrupted_loss = (*paella, ("objective.loss_positions=corrupted",))
+    config.variants.no_level = (*muse, ("transformer.time_width=0",))
+    config.variants.without_level = (*paella, ("model.patterns=('CA',)",))
+
+
+def _add_budget(config: ConfigDict) -> None:
+    """How much is trained, and how learning rates are searched."""
     config.budget = ConfigDict()
     # flops: equal forward FLOPs x images; seconds: equal time of training on this machine;
     # parameters: equal images, and widths changed to the reference's number of parameters.
@@ -69,6 +72,9 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.learning_rate.transformer = 1e-3
     config.learning_rate.uvit = 2e-3
 
+
+def _add_measure(config: ConfigDict) -> None:
+    """What is drawn and scored."""
     config.measure = ConfigDict()
     config.measure.steps = (4, 8, 12, 18, 24)
     config.measure.main_steps = 12  # where guidance is chosen, and diversity and speed measured
@@ -88,8 +94,6 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.measure.speed_rounds = 5
     config.measure.speed_images = 64
     config.measure.speed_guidance = 2.0  # for all cells alike
-    fill(config)
-    return config
 
 
 def _quick(config: ConfigDict) -> None:

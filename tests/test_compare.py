@@ -226,8 +226,9 @@ def test_a_cell_is_timed_once_whatever_its_seeds():
     assert [row["by_steps"][2]["seconds_per_image"] for row in timed] == [0.5, None]
 
 
-@pytest.mark.slow
-def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def compared(tokenizer, tmp_path_factory):
+    """A whole small comparison: its config, folder and report."""
     config = comparison(
         tokenizer=tokenizer,
         overrides=repr(TINY),
@@ -250,8 +251,13 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     with config.unlocked():
         field = ("transformer", "mask", "confidence", ("transformer.time_width=0",))
         config.variants.no_level = field
-    out = tmp_path / "out"
-    report = compare(config, out)
+    out = tmp_path_factory.mktemp("compared") / "out"
+    return config, out, compare(config, out)
+
+
+@pytest.mark.slow
+def test_a_whole_comparison(compared):
+    _, _, report = compared
     variants = [row for row in report["rows"] if row["variant"]]
     assert len(report["rows"]) == 2 * 2 + len(variants) and len(variants) == 2
     assert "Variant transformer / mask / confidence / no_level:" in report["verdict"][-1]
@@ -262,8 +268,17 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
         scores = row["by_steps"]["2"]
         assert 0 <= scores["seen_exact"] <= 1 and scores["frechet"] > 0
         assert scores["diversity"] >= 0 and scores["kernel"] is not None
+        assert 0 <= scores["heldout_clean"] <= scores["heldout_exact"]
         assert set(row["cross_entropy"]) == {"10", "30", "50", "70", "90"}
         assert row["images_trained"] >= 8
+    for row in report["rows"]:
+        ((_, digits),) = row["exact_by_steps"].items()
+        assert digits == packed(row["exact_of"])
+
+
+@pytest.mark.slow
+def test_a_comparison_keeps_its_search_and_pictures(compared):
+    _, out, _ = compared
     searched = json.loads((out / "search.json").read_text())
     ((pair, by_rate),) = searched["tried"].items()
     assert pair == "transformer_mask" and set(by_rate) == {"0.001", "0.01"}
@@ -277,10 +292,11 @@ def test_a_whole_comparison_and_its_resumption(tokenizer, tmp_path):
     assert sorted(f.name for f in (out / "cells").glob("*.npz")) == [
         "transformer_mask_0_confidence.npz", "transformer_mask_0_random.npz",
     ]  # fmt: skip
-    for row in report["rows"]:
-        ((_, digits),) = row["exact_by_steps"].items()
-        assert digits == packed(row["exact_of"])
 
+
+@pytest.mark.slow
+def test_a_comparison_makes_up_for_what_is_lost(compared):
+    config, out, report = compared
     lost = out / "cells" / "transformer_mask_0_random.json"
     kept = out / "cells" / "transformer_mask_0_confidence.json"
     before, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns

@@ -205,7 +205,9 @@ def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> n
 
 def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, float]:
     scores = summary(score_images(images, captions, spec))
-    return {f"{split}_exact": scores["exact"], f"{split}_attributes": mean_attributes(scores)}
+    found = {name: scores[name] for name in ("exact", "clean")}
+    found["attributes"] = mean_attributes(scores)
+    return {f"{split}_{name}": value for name, value in found.items()}
 
 
 def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, list[bool]]:

@@ -39,8 +39,9 @@ from paella_jax.reports.page import (
 
 READING = (
     "Every number is a mean over seeds ± the standard deviation over seeds; without ± there was "
-    "one seed. Attributes are the mean of color, shape, size and position. Guidance is chosen for "
-    "each cell by itself. Diversity is the mean feature distance between samples of one caption: "
+    "one seed. Attributes are the mean of color, shape, size and position. Clean images are exact "
+    "and look it, which garbled ones that happen to read right do not. Guidance is chosen for each "
+    "cell by itself. Diversity is the mean feature distance between samples of one caption: "
     "where a caption determines the image it comes from mistakes. The cross-entropy is on "
     "corrupted tokens only; it does not compare across corruptions, because a mask shows which "
     "tokens are missing and a random code does not."

@@ -48,7 +48,7 @@ def _winners(rows: Sequence[Row], steps: str) -> list[str]:
     cells = by_cell(rows)
     fewest = next(iter(rows[0]["by_steps"]))
     sentences = []
-    for name in ("seen_exact", "heldout_exact", "heldout_attributes", "frechet", "diversity"):
+    for name in ("seen_exact", "heldout_exact", "heldout_clean", "frechet", "diversity"):
         sentences.append(_winner(cells, name, steps, f"at {steps} steps", steps))
     sentences.append(_winner(cells, "seconds_per_image", steps, f"at {steps} steps"))
     if fewest != steps:

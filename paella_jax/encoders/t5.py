@@ -223,8 +223,8 @@ class T5Encoder(nn.Module):
         """
         self._check(ids, mask)
         drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)
-        bias = self._bias(ids.shape[1], mask) if self.num_layers else None
         x = drop(self._embed(ids))
+        bias = self._bias(ids.shape[1], mask) if self.num_layers else None
         states = [x]
         looped = self.loop and not (all_hidden or self.is_initializing()) and deterministic
         if looped and bias is not None:

@@ -12,7 +12,7 @@ from paella_jax.models.blocks import BlockInputs
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.context import Context, both, joined, mapped
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
-from paella_jax.models.positions import position_map
+from paella_jax.models.positions import with_positions
 from paella_jax.models.unet import PatchEmbedding, PatchOutput, UNet
 from paella_jax.ops.linear import dense
 from paella_jax.typing import Array
@@ -125,8 +125,7 @@ class Paella(UNet):
             attention_weights = jnp.pad(cond.text_weights, ((0, 0), (0, rest)), constant_values=1.0)
         x = layer_norm(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:
-            height, width = tokens.shape[1:]
-            x = x + position_map(height, width, self.token_width).astype(self.dtype)
+            x = with_positions(x)
         if cond.segmentation is not None:
             x = x + self._segments(cond.segmentation).astype(self.dtype)
         x = PatchEmbedding(self.widths[0], self.patch_size, self.dtype, name="embedding")(x)

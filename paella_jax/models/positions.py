@@ -16,6 +16,11 @@ from paella_jax.typing import Array
 LONGEST = 16.0  # positions: of the slowest wave, in radians
 
 
+def with_positions(x: Array) -> Array:
+    """A map [batch, height, width, channels] plus the vectors of its places, in its dtype."""
+    return x + position_map(*x.shape[1:]).astype(x.dtype)
+
+
 def position_map(height: int, width: int, channels: int) -> Array:
     """Sinusoids of the row in one half of the channels, of the column in the other.
 

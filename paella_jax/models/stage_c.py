@@ -14,7 +14,7 @@ from paella_jax.models.blocks import BlockInputs, BlockOptions, run_blocks
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.context import Context, mapped
 from paella_jax.models.layers import Dense, Dtype, layer_norm, timestep_embedding
-from paella_jax.models.positions import position_map
+from paella_jax.models.positions import with_positions
 from paella_jax.models.transformer_layers import linear_init
 from paella_jax.typing import Array
 
@@ -87,10 +87,7 @@ class StageC(nn.Module):
         deviation = 1.0 / math.sqrt(self.channels) if self.positions else 0.02
         init = nn.initializers.normal(deviation)
         hidden = Dense(self.width, kernel_init=init, dtype=self.dtype, name="projection")(x)
-        if not self.positions:
-            return hidden
-        height, width = x.shape[1:3]
-        return hidden + position_map(height, width, self.width).astype(self.dtype)
+        return with_positions(hidden) if self.positions else hidden
 
     def _block_options(self) -> BlockOptions:
         return BlockOptions(

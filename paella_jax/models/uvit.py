@@ -11,7 +11,7 @@ from einops import rearrange
 
 from paella_jax.models.context import Context, both, mapped
 from paella_jax.models.layers import Dense, Dtype, Initializer, scaled_xavier
-from paella_jax.models.positions import position_map
+from paella_jax.models.positions import with_positions
 from paella_jax.models.transformer_layers import RootMeanSquareNorm, linear_init, zeros
 from paella_jax.models.uvit_blocks import (
     ConvStageBlock,
@@ -119,15 +119,11 @@ class UViT(nn.Module):
         classifier = self.param("classifier", lambda _: jnp.array(table[: self.codebook_size]).T)
 
         text = mapped(encoder_hidden_states, self._text, "text")
-        micro = micro_condition_embedding(micro_conds, self.micro_width)
-        condition = jnp.concatenate([pooled_text.astype(jnp.float32), micro], axis=-1)
-        condition = nn.silu(self._dense(self.width, "condition_in")(condition))
-        condition = self._dense(self.width, "condition_out")(condition)
+        condition = self._condition(pooled_text, micro_conds)
 
         x = self._norm("embedding_norm")(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:
-            height, width = tokens.shape[1:]
-            x = x + position_map(height, width, self.token_width).astype(self.dtype)
+            x = with_positions(x)
         x = self._dense(self.conv_width, "embedding", scaled_xavier(0.02))(x)
         if self.downsample:
             x = self._resample("down")(x)
@@ -176,6 +172,13 @@ class UViT(nn.Module):
 
     def _dense(self, features: int, name: str, init: Initializer = linear_init) -> Dense:
         return Dense(features, self.use_bias, kernel_init=init, dtype=self.dtype, name=name)
+
+    def _condition(self, pooled_text: Array, micro_conds: Array) -> Array:
+        """What modulates every block: pooled text and micro-conditions, [batch, width]."""
+        micro = micro_condition_embedding(micro_conds, self.micro_width)
+        condition = jnp.concatenate([pooled_text.astype(jnp.float32), micro], axis=-1)
+        condition = nn.silu(self._dense(self.width, "condition_in")(condition))
+        return self._dense(self.width, "condition_out")(condition)
 
     def _text(self, name: str, states: Array) -> Array:
         return self._norm(f"{name}_norm")(self._dense(self.width, name)(states))
