@@ -11,7 +11,10 @@ import small
 from paella_jax.config import ConfigError
 from paella_jax.encoders.text import joint_text_encoder
 from paella_jax.encoders.words import WordTokenizer
+from paella_jax.families.text_side import TextSide
+from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.models.blocks import AttentionBlock
+from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.models.context import KeysAndValues, both, joined, mapped
 from paella_jax.models.layers import MultiHeadAttention
 from paella_jax.models.transformer_layers import SeparateAttention
@@ -68,16 +71,32 @@ def test_joined_and_mapped():
     assert names == ["text", "text_values"]
 
 
-def test_values_are_the_words_alone():
+def word_encoder():
     text = small.config_of("paella:tiny").text
     text.update(units="words", values_from="words", num_layers=1)
     encoder = joint_text_encoder(text, "float32")
     ids, mask = WordTokenizer(8)(["red cat", "blue cat"])
-    variables = encoder.init(jax.random.key(0), ids, mask)
+    return encoder, encoder.init(jax.random.key(0), ids, mask), ids, mask
+
+
+def test_values_are_the_words_alone():
+    encoder, variables, ids, mask = word_encoder()
     states, words = encoder.apply(variables, ids, mask)
     np.testing.assert_array_equal(words[0, 1], words[1, 1])
     assert np.abs(states[0, 1] - states[1, 1]).max() > 0.01
     assert np.abs(words[0, 0] - words[1, 0]).max() > 0.1
+
+
+def test_token_networks_and_stages_are_given_both():
+    encoder, variables, ids, mask = word_encoder()
+    states, words = encoder.apply(variables, ids, mask)
+    params = {"text_encoder": variables["params"]}
+    networks = TokenNetworks(None, encoder, None, None, frozenset(), text_is_joint=True)
+    of_tokens = networks.condition(params, {}, ConditionInputs(text_ids=ids, text_mask=mask))
+    of_stage = TextSide(encoder, None, 8)(params, {}, ids, mask, 2)
+    for cond in (of_tokens, of_stage):
+        np.testing.assert_array_equal(cond.text_context.keys, states)
+        np.testing.assert_array_equal(cond.text_context.values, words)
 
 
 @pytest.mark.parametrize(
