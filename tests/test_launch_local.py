@@ -18,6 +18,14 @@ SAVES = f"trap 'echo saved; exit 143' TERM INT; {WAITS}"
 DEAF = f"trap '' TERM; {WAITS}"
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell in the background ignores SIGINT, and so does what it starts: then no trap is set."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def start(folder: Path, count: object, *command: str, **environment: str) -> subprocess.Popen:
     """local.sh in `folder`, its logs below it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
