@@ -207,6 +207,45 @@ def shapes_networks(config: ConfigDict) -> None:
     config.super_resolution.block_size = 4
 
 
+def own_networks(config: ConfigDict, size: int) -> None:
+    """Networks for a user's images of 32 or 64 pixels on one machine, of about equal FLOPs."""
+    shapes_networks(config)
+    config.model.codebook_size = 2048
+    config.model.token_width = 128
+    config.model.cond_width = 128
+    config.model.widths = (256,) if size <= 32 else (128, 256)
+    config.model.depths = (3,) if size <= 32 else (1, 3)
+    config.model.num_heads = (8,) if size <= 32 else (0, 8)
+    config.model.patterns = ("CTA",) if size <= 32 else ("CT", "CTA")
+    config.model.dropout = 0.1
+    config.transformer.width = 192
+    config.transformer.depth = 4
+    config.transformer.num_heads = 6
+    config.transformer.feed_forward_width = 768
+    config.transformer.dropout = 0.1
+    config.uvit.token_width = 128
+    config.uvit.conv_width = 128
+    config.uvit.width = 256
+    config.uvit.depth = 3
+    config.uvit.num_heads = 8
+    config.uvit.feed_forward_width = 704
+    config.uvit.dropout = 0.1
+
+
+def own_tokens(config: ConfigDict, size: int) -> None:
+    """Everything of a token predictor on own images but its cell."""
+    common.own_images(config, size)
+    common.own_recipe(config)
+    common.own_text(config)
+    own_networks(config, size)
+    config.objective.label_smoothing = 0.05
+    config.objective.text_drop = 0.1
+    config.sampler.guidance_scale = (3.0, 3.0)
+    if size > 32:  # four times the tokens
+        config.num_steps = 20_000
+        config.batch_size = 16
+
+
 def tiny_networks(config: ConfigDict) -> None:
     """Smaller ones for the `tiny` data."""
     shapes_networks(config)

@@ -168,6 +168,37 @@ def shapes_recipe(config: ConfigDict) -> None:
     config.log.preview_images = 32
 
 
+def own_images(config: ConfigDict, size: int) -> None:
+    """A user's captioned images on one machine: `--config.data.folder=X`, or another source."""
+    config.data.source = "folder"
+    config.data.image_size = size
+    config.data.flip = False  # captions may tell left from right
+
+
+def own_text(config: ConfigDict) -> None:
+    """A small encoder of whole words, trained along: captions of up to 31 words."""
+    config.text.units = "words"
+    config.text.values_from = "words"
+    config.text.max_length = 32
+    config.text.pad_to = 32
+    config.text.width = 128
+    config.text.hidden_dim = 384
+
+
+def own_recipe(config: ConfigDict) -> None:
+    """How the text-to-image presets of own images train: one budget for all families."""
+    config.num_steps = 6000
+    config.batch_size = 32
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 200
+    config.optim.beta2 = 0.98
+    config.optim.ema_decay = 0.998
+    config.optim.learning_rate = 1e-3
+    config.checkpoint.every = 1000
+    config.log.every = 50
+    config.log.preview_every = 1000
+
+
 def tiny_recipe(config: ConfigDict) -> None:
     """The same for the `tiny` data, in a minute or two."""
     config.data.spec = "tiny"

@@ -3,19 +3,24 @@
     python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
 
 Presets: `shapes` (the full setting, overnight), `quick` (under 90 minutes with `--workers 2` on two
-cores) and `tiny` (for continuous integration: no quality to speak of).
+cores), `tiny` (for continuous integration: no quality to speak of) and `folder`, on a user's own
+captioned images:
+
+    python -m paella_jax.compare --config compare:folder --config.data.folder=IMAGES --out DIR
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import choose
+from paella_jax.config import choose, sibling
+
+common = sibling(__file__, "common")
 
 
 def get_config(preset: str = "shapes") -> ConfigDict:
     """Builds one preset. Raises ConfigError for an unknown one."""
-    presets = {"shapes": lambda config: None, "quick": _quick, "tiny": _tiny}
+    presets = {"shapes": lambda config: None, "quick": _quick, "tiny": _tiny, "folder": _folder}
     fill = choose(__file__, presets, preset)
     config = ConfigDict()
     config.preset = preset
@@ -23,6 +28,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.tokenizer_config = "configs/vqgan.py:shapes"
     config.training = "configs/paella.py:shapes"  # recipe that all cells share
     config.overrides = ()  # of that recipe, "a.b=value"
+    # Of that recipe and of the tokenizer's alike; None: as it stands there.
+    config.data = ConfigDict(dict.fromkeys(common.base().data))
     config.seeds = (0, 1, 2, 3, 4)
 
     config.cells = ConfigDict()  # every combination is a cell
@@ -90,6 +97,9 @@ def _add_measure(config: ConfigDict) -> None:
     config.measure.diversity_images = 4  # of each prompt
     config.measure.token_images = 512  # for the cross-entropy of corrupted tokens
     config.measure.real_images = 2048  # for the Fréchet distance
+    # Of own images: the network whose features mark them, and its weights where a file is needed.
+    config.measure.features = "efficientnet"
+    config.measure.features_file = ""
     config.measure.classifier_steps = 500
     config.measure.speed_rounds = 5
     config.measure.speed_images = 64
@@ -113,6 +123,20 @@ def _quick(config: ConfigDict) -> None:
     config.measure.choice_temperature = ((0.0, 0.0), (0.5, 0.0), (2.0, 0.0))
     config.measure.tuning_images = 64
     config.measure.diversity_prompts = 16
+    config.measure.token_images = 256
+    config.measure.speed_rounds = 3
+
+
+def _folder(config: ConfigDict) -> None:
+    """Own images: a drawn one is right if its caption's own image is the nearest of 64."""
+    config.tokenizer_config = "configs/vqgan.py:folder32"
+    config.training = "configs/paella.py:folder32"
+    config.seeds = (0, 1, 2)
+    config.budget.images = 192_000
+    config.budget.multiples = ()
+    config.search.fraction = 0.15
+    config.measure.images = 256
+    config.measure.tuning_images = 128
     config.measure.token_images = 256
     config.measure.speed_rounds = 3
 

@@ -4,7 +4,8 @@
         --config.tokenizer=runs/vqgan
 
 Presets: `tiny` (continuous integration) and `shapes` (embedded data: MUSE's recipe on the data,
-tokenizer and budget of configs/paella.py's), `super_resolution_tiny` and `super_resolution_shapes`
+tokenizer and budget of configs/paella.py's), `folder32` and `folder64` (own captioned images, as
+configs/paella.py's), `super_resolution_tiny` and `super_resolution_shapes`
 (4x4 tokens of an f8 tokenizer to 8x8 of an f4 one), `632m`, `3b` and `super_resolution` (as
 published, guesses named; docs/models/muse.md 1), `amused_256` and `amused_512` (the released
 architecture, where `convert --family amused` starts from), `finetune` and `style` (LoRA on one
@@ -30,6 +31,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     presets = {
         "tiny": _tiny,
         "shapes": _shapes,
+        "folder32": lambda config: _folder(config, 32),
+        "folder64": lambda config: _folder(config, 64),
         "super_resolution_shapes": _super_resolution_shapes,
         "super_resolution_tiny": _super_resolution_tiny,
         "632m": _632m,
@@ -75,6 +78,15 @@ def _tiny(config: ConfigDict) -> None:
     _shapes(config)
     common.tiny_recipe(config)
     cells.tiny_networks(config)
+
+
+def _folder(config: ConfigDict, size: int) -> None:
+    """MUSE's recipe on own images, at the data and budget of configs/paella.py's."""
+    cells.own_tokens(config, size)
+    config.sampler.num_steps = 12
+    config.sampler.temperature = (0.7, 0.7)
+    config.sampler.choice_temperature = (2.0, 0.0)
+    config.sampler.guidance_scale = (1.0, 4.0)
 
 
 def _super_resolution_shapes(config: ConfigDict) -> None:

@@ -4,9 +4,10 @@
         --config.tokenizer=runs/vqgan
 
 Presets: `tiny` (continuous integration), `shapes` (quickstart), `shapes_long` (more steps),
-`shapes_tasks` (images, labels and maps as conditions too), `shapes64`, `finetune` (trains on from
-another run), `style` (LoRA on one image), `600m` and `1b` (released architecture and recipe;
-unmeasured here, needs a pod). `--config.cell.corruption=mask` and the like change one factor.
+`shapes_tasks` (images, labels and maps as conditions too), `shapes64`, `folder32` and `folder64`
+(a user's own captioned images, on one machine), `finetune` (trains on from another run), `style`
+(LoRA on one image), `600m` and `1b` (released architecture and recipe; unmeasured here, needs a
+pod). `--config.cell.corruption=mask` and the like change one factor.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
         "shapes_long": _shapes_long,
         "shapes64": _shapes64,
         "shapes_tasks": _shapes_tasks,
+        "folder32": lambda config: cells.own_tokens(config, 32),
+        "folder64": lambda config: cells.own_tokens(config, 64),
         "600m": _600m,
         "1b": _1b,
         "finetune": _finetune,

@@ -72,7 +72,7 @@ def _shapes(config: ConfigDict) -> None:
     config.model.codebook_size = 1024
     config.model.norm_groups = 8
     config.objective.reconstruction_weight = 10.0  # images are flat: their error is small
-    config.objective.revive_until = 1000
+    config.objective.revive_until = 2 / 3
     config.objective.revive_every = 25
     config.optim.learning_rate = 1e-3
     config.optim.schedule = "cosine"
@@ -89,7 +89,6 @@ def _tiny(config: ConfigDict) -> None:
     config.data.spec = "tiny"
     config.num_steps = 600
     config.model.codebook_size = 128
-    config.objective.revive_until = 400
     config.checkpoint.every = 300
 
 

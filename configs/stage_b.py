@@ -3,10 +3,10 @@
     python -m paella_jax.train --config configs/stage_b.py:shapes --workdir runs/stage_b \
         --config.tokenizer=runs/vqgan
 
-Presets: `tiny` (continuous integration), `shapes` (embedded data) and `v2`, the released
-architecture, with its second phase `v2_1024` (unmeasured here: need a pod). The recipe of v2's
-Stage B was never published; it is the first version's, with the paper's steps and batch size
-(docs/models/wuerstchen.md 4.4).
+Presets: `tiny` (continuous integration), `shapes` (embedded data), `folder32` and `folder64` (own
+images, on one machine) and `v2`, the released architecture, with its second phase `v2_1024`
+(unmeasured here: need a pod). The recipe of v2's Stage B was never published; it is the first
+version's, with the paper's steps and batch size (docs/models/wuerstchen.md 4.4).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ common = sibling(__file__, "common")
 
 def get_config(preset: str = "shapes") -> ConfigDict:
     """Builds one preset. Raises ConfigError for an unknown one."""
-    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "v2_1024": _v2_1024}
+    presets = {"tiny": _tiny, "shapes": _shapes, "v2": _v2, "v2_1024": _v2_1024,
+               "folder32": lambda config: _folder(config, 32),
+               "folder64": lambda config: _folder(config, 64)}  # fmt: skip
     fill = choose(__file__, presets, preset)
     config = common.base()
     config.method = "stage_b"
@@ -125,6 +127,21 @@ def _tiny(config: ConfigDict) -> None:
     config.checkpoint.every = 300
     config.evaluation.num_images = 64
     config.evaluation.batch_size = 32
+
+
+def _folder(config: ConfigDict, size: int) -> None:
+    """Own images: 8 channels on 4x4 or 8x8 latents, an eighth of the tokenizer's numbers."""
+    _shapes(config)
+    common.own_images(config, size)
+    config.data.captions = False
+    config.num_steps = 5000 if size <= 32 else 12_000
+    config.batch_size = 32 if size <= 32 else 16
+    config.model.widths = (96, 192)
+    config.model.depths = (1, 2)
+    config.model.guide_channels = 8
+    config.optim.learning_rate = 1e-3
+    config.optim.ema_decay = 0.998
+    config.checkpoint.every = 1000
 
 
 def _v2(config: ConfigDict) -> None:

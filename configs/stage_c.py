@@ -3,7 +3,8 @@
     python -m paella_jax.train --config configs/stage_c.py:shapes --workdir runs/wuerstchen \
         --config.stage_b=runs/stage_b
 
-Presets: `tiny` (continuous integration), `shapes` (embedded data), `v2`, the released architecture
+Presets: `tiny` (continuous integration), `shapes` (embedded data), `folder32` and `folder64` (own
+captioned images, on one machine), `v2`, the released architecture
 and recipe with its later phases `v2_1024`, `v2_mixed` and `v2_aesthetic`, and `paper`, the smaller
 network that the paper describes (from `v2` on unmeasured here: they need a pod).
 """
@@ -22,6 +23,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     presets = {
         "tiny": _tiny,
         "shapes": _shapes,
+        "folder32": lambda config: _folder(config, 32),
+        "folder64": lambda config: _folder(config, 64),
         "v2": _v2,
         "v2_1024": _v2_1024,
         "v2_mixed": _v2_mixed,
@@ -86,6 +89,21 @@ def _tiny(config: ConfigDict) -> None:
     common.tiny_recipe(config)
     config.model.width = 64
     config.model.depth = 2
+
+
+def _folder(config: ConfigDict, size: int) -> None:
+    """Own captioned images, at the budget of configs/paella.py's."""
+    _shapes(config)
+    common.own_images(config, size)
+    common.own_recipe(config)
+    common.own_text(config)
+    config.num_steps = 6000 if size <= 32 else 20_000
+    config.batch_size = 32 if size <= 32 else 16
+    config.model.channels = 8
+    config.model.width = 256
+    config.model.num_heads = 8
+    config.model.dropout = 0.1
+    config.sampler.guidance_scale = 3.0
 
 
 def _v2(config: ConfigDict) -> None:

@@ -18,8 +18,9 @@ import small
 
 from paella_jax.comparison import train as train_cells
 from paella_jax.comparison.claims import Task, claim, do_together
+from paella_jax.comparison.embedded import EmbeddedShapes
 from paella_jax.comparison.intervals import packed
-from paella_jax.comparison.measure import measured_captions, with_speed
+from paella_jax.comparison.measure import with_speed
 from paella_jax.comparison.plan import (
     Training,
     check_equal,
@@ -214,7 +215,8 @@ def test_guidance_is_tuned_on_captions_that_are_not_measured():
     for preset, spec in (("quick", "shapes"), ("tiny", "tiny")):
         config = comparison(preset)
         config.measure.images, config.measure.tuning_images = 40, 20
-        seen, heldout, tuning = measured_captions(config, spec)
+        samples = EmbeddedShapes(spec, config.measure, Path("none")).samples()
+        seen, heldout, tuning = (own[1] for own in samples[:3])
         assert [len(seen), len(heldout), len(tuning)] == [40, 40, 20]
         assert not set(tuning) & (set(seen) | set(heldout)) and not set(seen) & set(heldout)
         assert len(set(tuning)) >= 8 and len(set(seen)) >= 15, preset

@@ -6,20 +6,22 @@ import io
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from test_comparison_report import make_row
 
+from paella_jax.comparison.embedded import EmbeddedShapes
 from paella_jax.comparison.grids import draw_samples, titles
 from paella_jax.comparison.pictures import (
     SHOWN,
     Drawn,
     keep_drawn,
     read_drawn,
-    true_images,
     write_drawn,
 )
 from paella_jax.comparison.report import page, write_report
@@ -29,6 +31,7 @@ from paella_jax.reports.page import Figure, Heading, Table, as_html, as_markdown
 
 MASK = ("mask", "unet", "confidence")
 SPEC = "single"
+SUBJECT = EmbeddedShapes(SPEC, ConfigDict(), Path("none"))
 
 
 def captions_of(split, count=12):
@@ -40,7 +43,7 @@ def captions_of(split, count=12):
 def drawn():
     """What two cells could have drawn: the truth, and of the second cell every other one wrong."""
     captions = captions_of("validation", 3) + captions_of("heldout", 2)
-    truth = true_images(captions, SPEC)
+    truth = SUBJECT.true_images(captions)
     steps = np.stack([truth[0] // (4 - i) for i in range(4)])
     splits, right = ["seen"] * 3 + ["heldout"] * 2, np.ones(5, bool)
     odd = np.arange(5) % 2 == 1
@@ -166,7 +169,7 @@ class FakePipeline:
 
     def generate(self, captions, **options):
         self.captions, self.options = captions, options
-        images = true_images(captions, SPEC).astype(np.float32) / 255
+        images = SUBJECT.true_images(captions).astype(np.float32) / 255
         images[0] = 1 - images[0]  # wrong
         trace = np.arange(3)[:, None, None, None] * np.ones((1, len(captions), 2, 2), int)
         return SimpleNamespace(images=images, trace=trace)
@@ -181,7 +184,7 @@ def test_different_captions_are_drawn_with_the_seeds_they_were_measured_with(tmp
     row = make_row() | {"guidance_scale": [1.0, 3.0], "temperature": [0.7, 0.3]}
     pipeline, file = FakePipeline(), tmp_path / "cells" / "one.npz"
     file.parent.mkdir()
-    keep_drawn(file, pipeline, row, {"seen": seen, "heldout": heldout}, SPEC, 3)
+    keep_drawn(file, pipeline, row, {"seen": seen, "heldout": heldout}, SUBJECT, 3)
     assert pipeline.options == {
         "seed": [0, *range(2, SHOWN + 1), 0, 1], "trace": True, "num_steps": 3,
         "sampler": "random", "batch_size": SHOWN + 2,

@@ -17,6 +17,7 @@ from paella_jax.comparison.rows import (
     by_cell,
     by_training,
     cells_alone,
+    metric,
     over_seeds,
 )
 from paella_jax.images.write import save_figure
@@ -25,12 +26,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # O
 LINES = ("-", (0, (4, 2)), ":", "-.")
 MARKERS = ("o", "^", "s", "D", "v", "P")
 DODGE = 0.01  # of the axis, between neighbouring cells, so that error bars stay apart
-PANELS = {
-    "seen_exact": "seen captions: exact match",
-    "heldout_exact": "held-out captions: exact match",
-    "heldout_attributes": "held-out captions: attributes right",
-    "frechet": "Fréchet distance (lower is better)",
-}
+PANELS = ("seen_exact", "heldout_exact", "heldout_attributes", "frechet")
 Style = dict[str, Any]
 
 
@@ -51,12 +47,14 @@ def draw_comparison(file: str | Path, rows: Sequence[Row], main_steps: str) -> s
     figure, axes = pyplot.subplots(3, 2, figsize=(12, 15))
     cells, styles, sure = by_cell(rows), _styles(rows), _intervals(rows, main_steps)
     steps = list(rows[0]["by_steps"])
-    for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=False):
+    for axis, name in zip(axes.flat, PANELS, strict=False):
+        title, higher_is_better, _ = metric(name, rows)
         for place, (cell, own) in enumerate(cells.items()):
             points = [over_seeds(own, name, count) for count in steps]
             offset = place - (len(cells) - 1) / 2
             bars = [sure.get((name, cell, count)) for count in steps]
             _line(axis, [float(s) for s in steps], points, offset, _style(own[0], styles), bars)
+        title += "" if higher_is_better else " (lower is better)"
         axis.set(title=title, xlabel="sampling steps", xticks=[float(s) for s in steps])
     _draw_cross_entropy(axes.flat[-2], rows, styles)
     _draw_cells(axes.flat[-1], cells, styles, sure, main_steps)
@@ -89,8 +87,8 @@ def _caption(sure: Mapping[tuple[str, str, str], Interval]) -> str:
         return f"Bars: {spread}. {apart}"
     steps = sorted({count for _, _, count in sure}, key=int)
     return (
-        f"Thick bars (exact matches at {', '.join(steps)} steps): 95 % interval by resampling "
-        f"captions and seeds. Thin bars with caps (all else): {spread}. {apart}"
+        f"Thick bars (images right or not, at {', '.join(steps)} steps): 95 % interval by "
+        f"resampling captions and seeds. Thin bars with caps (all else): {spread}. {apart}"
     )
 
 
@@ -102,6 +100,7 @@ def _draw_cells(
     steps: str,
 ) -> None:
     """A line per cell: its exact matches at these steps, of seen (filled) and held-out captions."""
+    title = metric("seen_exact", next(iter(cells.values()))).title
     for place, (cell, own) in enumerate(cells.items()):
         for name in SPLITS:
             look = _style(own[0], styles) | {"linestyle": ""}
@@ -112,7 +111,7 @@ def _draw_cells(
             axis.hlines(-place, *ends, color=look["color"], linewidth=2 if one else 0.9)
             axis.plot([point.mean], [-place], markersize=6, **look)
     axis.set(
-        title=f"exact match at {steps} steps: seen filled, held-out hollow",
+        title=f"{title} at {steps} steps, held-out hollow",
         yticks=[-place for place in range(len(cells))],
     )
     axis.set_yticklabels(list(cells), fontsize=8)

@@ -25,6 +25,7 @@ from paella_jax.comparison.rows import (
     Row,
     cells_alone,
     check_rows,
+    metric,
     over_seeds,
     read,
     reference_steps,
@@ -185,8 +186,9 @@ def _difference(pairs: Sequence[Pair], what: str) -> tuple[Interval | None, str]
     names = ", ".join(own[0][0]["network"] for own in learned)
     count = sum(map(len, learned))
     interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
+    title = metric(METRIC, learned[0][0]).title
     return found, (
-        f"{what}: seen exact match changes by {interval}, 95 %, {count} trainings of {names}; "
+        f"{what}: {title} changes by {interval}, 95 %, {count} trainings of {names}; "
         f"up to {NOTHING:g} counts as nothing"
     )
 

@@ -17,18 +17,16 @@ from ml_collections import ConfigDict
 from paella_jax.comparison.intervals import packed
 from paella_jax.comparison.pictures import keep_drawn
 from paella_jax.comparison.rows import Row
+from paella_jax.comparison.subject import Clean, Marks, Samples, Subject, marker
 from paella_jax.comparison.train import Trained
 from paella_jax.comparison.training import cell_name
 from paella_jax.comparison.variants import samplers_of
-from paella_jax.evaluation.captions import scored_samples
-from paella_jax.evaluation.classifier import ClassifierFeatures
 from paella_jax.evaluation.diversity import diversity
 from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from paella_jax.evaluation.kernel_distance import kernel_distance
-from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
-from paella_jax.evaluation.tuning import best, mean_attributes, tried_settings, try_all
+from paella_jax.evaluation.tuning import best, tried_settings, try_all
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
@@ -36,73 +34,42 @@ from paella_jax.sampling.schedule import first_and_last
 from paella_jax.training.metrics import report
 
 TOKEN_BATCH = 64
-
-
-Clean = tuple[np.ndarray, list[str]]
+SPLITS = ("seen", "heldout")  # of `Samples`: what is scored
 
 
 class Judge(NamedTuple):
     """What all cells are measured with.
 
     Attributes:
-      spec: variant of the embedded data.
-      classifier: trained on real images.
+      subject: marks images.
+      samples: captions with their true images, by what they are for.
       real: statistics of real images' features.
       real_features: the features themselves, float [images, features].
-      seen: captions with combinations that training has.
-      heldout: captions with combinations that training never has.
-      tuning: captions for choosing guidance, of the seen kind; none of them is in `seen`.
-      clean: images uint8 and captions whose tokens are corrupted.
       real_against_real: what the true images of the seen captions get, by name of the distance.
     """
 
-    spec: str
-    classifier: ClassifierFeatures
+    subject: Subject
+    samples: Samples
     real: FeatureStatistics
     real_features: np.ndarray
-    seen: list[str]
-    heldout: list[str]
-    tuning: list[str]
-    clean: Clean
     real_against_real: dict[str, float]
 
 
-def make_judge(config: ConfigDict, spec: str, classifier: ClassifierFeatures) -> Judge:
+def make_judge(subject: Subject) -> Judge:
     """Captions and real images of a comparison."""
-    measure = config.measure
-    images, _ = scored_samples(spec, "validation", measure.real_images, for_tuning=False)
-    features = classifier.features(images)
-    seen, heldout, tuning = measured_captions(config, spec)
-    true, _ = scored_samples(spec, "validation", measure.images, False, measure.distinct)
-    clean = scored_samples(spec, "validation", measure.token_images, for_tuning=False)
-    judge = Judge(
-        spec, classifier, feature_statistics(features), features, seen, heldout, tuning, clean, {}
-    )
-    return judge._replace(real_against_real=_distances(judge, true))
+    features = subject.features(subject.real_images())
+    samples = subject.samples()
+    judge = Judge(subject, samples, feature_statistics(features), features, {})
+    return judge._replace(real_against_real=_distances(judge, samples.seen[0]))
 
 
 def _distances(judge: Judge, images: np.ndarray) -> dict[str, float]:
     """How far images are from real ones, by their features."""
-    features = judge.classifier.features(images)
+    features = judge.subject.features(images)
     return {
         "frechet": frechet_distance(judge.real, feature_statistics(features)),
         "kernel": kernel_distance(judge.real_features, features),
     }
-
-
-def measured_captions(config: ConfigDict, spec: str) -> tuple[list[str], list[str], list[str]]:
-    """Captions seen, held out and for tuning: all different, where `measure.distinct` is set.
-
-    Raises:
-      ConfigError: the data has too few captions for one of them.
-    """
-    measure = config.measure
-    draw = partial(scored_samples, spec, distinct=measure.distinct)
-    return (
-        draw("validation", measure.images, for_tuning=False)[1],
-        draw("heldout", measure.images)[1],
-        draw("validation", measure.tuning_images, for_tuning=True)[1],
-    )
 
 
 def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], out: Path) -> None:
@@ -122,14 +89,14 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
                 if pipeline is None:
                     pipeline = loaded
                 pipeline.set_params(loaded.params, loaded.frozen)
-                scores = token_scores(pipeline, judge.clean)
+                scores = token_scores(pipeline, judge.samples.tokens)
             row = _row(config, judge, pipeline, trained, sampler) | scores
             file.parent.mkdir(parents=True, exist_ok=True)
             if trained.training.seed == config.seeds[0] and not trained.training.variant:
-                captions = {"seen": judge.seen, "heldout": judge.heldout}
+                captions = {name: getattr(judge.samples, name)[1] for name in SPLITS}
                 steps = config.measure.main_steps
                 kept = file.with_suffix(".npz")
-                keep_drawn(kept, pipeline, row, captions, judge.spec, steps)
+                keep_drawn(kept, pipeline, row, captions, judge.subject, steps)
             write_atomically(file, json.dumps(row, indent=2))
             report(f"measured {row['cell']}, seed {row['seed']}")
 
@@ -147,26 +114,25 @@ def _row(
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
     by_steps, exact_of, exact_by_steps = {}, {}, {}
     for steps in measure.steps:
-        options = shared | {"num_steps": steps}
-        seen = _draw(pipeline, judge.seen, **options)
-        heldout = _draw(pipeline, judge.heldout, **options)
-        drawn_of = {"seen": (seen, judge.seen), "heldout": (heldout, judge.heldout)}
-        exact = {n: _exact_of(*both, judge.spec) for n, both in drawn_of.items()}
+        scores: dict[str, Any] = {"diversity": None, "seconds_per_image": None}
+        exact = {}
+        for split in SPLITS:
+            captions = getattr(judge.samples, split)[1]
+            images = _draw(pipeline, captions, **shared, num_steps=steps)
+            marks = judge.subject.mark(images, captions)
+            exact[split] = _exact_of(marks, captions)
+            scores |= _scores(split, marks)
+            if split == "seen":
+                scores |= _distances(judge, images)
         exact_by_steps[steps] = packed(exact)
         if steps == measure.main_steps:
             exact_of = exact
-        by_steps[steps] = {
-            **_scores("seen", seen, judge.seen, judge.spec),
-            **_scores("heldout", heldout, judge.heldout, judge.spec),
-            **_distances(judge, seen),
-            "diversity": None,
-            "seconds_per_image": None,
-        }
-    prompts = judge.seen[: measure.diversity_prompts]
+        by_steps[steps] = scores
+    prompts = judge.samples.seen[1][: measure.diversity_prompts]
     options = shared | {"num_steps": measure.main_steps}
     images = _draw(pipeline, prompts, num_images_per_prompt=measure.diversity_images, **options)
     images = images.reshape(len(prompts), measure.diversity_images, *images.shape[1:])
-    spread = diversity(images, judge.classifier.features)
+    spread = diversity(images, judge.subject.features)
     by_steps[measure.main_steps]["diversity"] = spread.features
     return {
         "cell": cell_name(training, sampler),
@@ -174,6 +140,7 @@ def _row(
         "network": training.network,
         "sampler": sampler,
         "variant": training.variant,
+        "marked_by": judge.subject.marked_by,
         "seed": training.seed,
         "parameters": trained.size.parameters,
         "flops": trained.size.flops,
@@ -193,9 +160,10 @@ def _tune(
 ) -> dict[str, Any]:
     """The sampler's settings with the most exact matches on the tuning captions."""
     shared = {"num_steps": config.measure.main_steps, "batch_size": config.measure.batch_size}
-    draw = partial(_draw, pipeline, judge.tuning, sampler=sampler, **shared)
+    captions = judge.samples.tuning[1]
+    draw = partial(_draw, pipeline, captions, sampler=sampler, **shared)
     settings = tried_settings(config.measure, pipeline.config.cell.corruption, sampler)
-    return best(try_all(settings, draw, judge.tuning, judge.spec)).settings
+    return best(try_all(settings, draw, marker(judge.subject, captions))).settings
 
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:
@@ -203,25 +171,21 @@ def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> n
     return pipeline.generate(list(captions), seed=seeds, **options).images
 
 
-def _scores(split: str, images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, float]:
-    scores = summary(score_images(images, captions, spec))
-    found = {name: scores[name] for name in ("exact", "clean")}
-    found["attributes"] = mean_attributes(scores)
+def _scores(split: str, marks: Marks) -> dict[str, float]:
+    found = {
+        "exact": float(np.mean(marks.exact)),
+        "clean": marks.clean,
+        "attributes": marks.attributes,
+    }
     return {f"{split}_{name}": value for name, value in found.items()}
 
 
-def _exact_of(images: np.ndarray, captions: Sequence[str], spec: str) -> dict[str, list[bool]]:
+def _exact_of(marks: Marks, captions: Sequence[str]) -> dict[str, list[bool]]:
     """Caption -> whether each of its images is exact."""
     found: dict[str, list[bool]] = {}
-    exact = score_images(images, captions, spec).exact_images.tolist()
-    for caption, right in zip(captions, exact, strict=True):
+    for caption, right in zip(captions, marks.exact.tolist(), strict=True):
         found.setdefault(caption, []).append(right)
     return found
-
-
-def tuning_tokens(spec: str, count: int) -> Clean:
-    """Images and captions of the seen kind that nothing is measured on."""
-    return scored_samples(spec, "validation", count, for_tuning=True)
 
 
 def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, float]]:
@@ -268,7 +232,8 @@ def measure_speed(config: ConfigDict, judge: Judge, trained: Sequence[Trained]) 
     network's call. A training's seed does not matter: the first one's weights are used.
     """
     measure = config.measure
-    captions = [judge.seen[i % len(judge.seen)] for i in range(measure.speed_images)]
+    seen = judge.samples.seen[1]
+    captions = [seen[i % len(seen)] for i in range(measure.speed_images)]
     cells: dict[str, Callable[[], Any]] = {}
     for one in trained:
         training = one.training

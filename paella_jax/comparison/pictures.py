@@ -8,15 +8,11 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from paella_jax.comparison.rows import Row
-from paella_jax.data.shapes import get_spec
-from paella_jax.data.shapes_captions import parse_caption
-from paella_jax.data.shapes_render import render
-from paella_jax.evaluation.oracle import score_images
 from paella_jax.files.atomic import atomic_path
 from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.tokens import TokenPipeline
@@ -47,12 +43,20 @@ class Drawn(NamedTuple):
     steps: np.ndarray
 
 
+class Truth(Protocol):
+    """What captions ask for, and whether an image shows it (comparison/subject.py)."""
+
+    def true_images(self, captions: Sequence[str]) -> np.ndarray: ...
+
+    def mark(self, images: np.ndarray, captions: Sequence[str]) -> Any: ...
+
+
 def keep_drawn(
     file: Path,
     pipeline: TokenPipeline,
     row: Row,
     captions: Mapping[str, Sequence[str]],
-    spec: str,
+    subject: Truth,
     num_steps: int,
 ) -> None:
     """Draws the first different captions of each split again, with their steps, and writes them.
@@ -62,7 +66,7 @@ def keep_drawn(
       pipeline: with the cell's weights.
       row: of the cell, for its name and its sampler's settings.
       captions: split -> captions that were measured; a caption's place is its seed.
-      spec: variant of the embedded data.
+      subject: has the captions' true images, and marks what is drawn.
       num_steps: of sampling.
     """
     chosen = {split: _different(own) for split, own in captions.items()}
@@ -80,17 +84,11 @@ def keep_drawn(
             splits,
             texts,
             to_uint8(found.images),
-            true_images(texts, spec),
-            np.asarray(score_images(found.images, texts, spec).exact_images),
+            subject.true_images(texts),
+            subject.mark(found.images, texts).exact,
             to_uint8(pipeline.decode(found.trace[:, 0])),
         ),
     )
-
-
-def true_images(captions: Sequence[str], spec: str) -> np.ndarray:
-    """What captions of the embedded data ask for, uint8 [captions, H, W, 3]."""
-    known = get_spec(spec)
-    return np.stack([render(parse_caption(caption, known), known) for caption in captions])
 
 
 def _different(captions: Sequence[str]) -> dict[str, int]:

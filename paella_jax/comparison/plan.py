@@ -90,7 +90,7 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
     Raises:
       ConfigError: the recipe has no such field, or the cell makes no sense.
     """
-    overrides = [f"--config.{text}" for text in config.overrides]
+    overrides = [*data_overrides(config), *(f"--config.{text}" for text in config.overrides)]
     run = load_config(shipped(config.training), overrides)
     if run.method != "tokens":
         raise ConfigError(f"training {config.training!r} is no token predictor's config")
@@ -111,6 +111,12 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
     if config.budget.kind == "parameters" and training.network != config.budget.reference:
         _match_parameters(run, config, training)
     return run
+
+
+def data_overrides(config: ConfigDict) -> list[str]:
+    """What a comparison's `data` block changes of the tokenizer's data and of the trainings'."""
+    given = {name: value for name, value in config.data.items() if value is not None}
+    return [f"--config.data.{name}={value}" for name, value in given.items()]
 
 
 def _match_parameters(run: ConfigDict, config: ConfigDict, training: Training) -> None:

@@ -2,6 +2,7 @@
 
 A row holds
 - `cell`: its name, and `corruption`, `network`, `sampler`: the three factors it stands for;
+- `marked_by`, optional: what says whether an image is right, a key of `TITLES`;
 - `variant`, optional: how its training differs from the cell's (comparison/variants.py);
 - `seed`: of the training; `parameters`; `flops`: of one forward pass of one image;
 - `images_trained`, `train_seconds`, and `guidance`: the weight chosen for this cell;
@@ -46,7 +47,25 @@ STEP_METRICS = {
     "seconds_per_image": Metric("seconds per image", False, 4),
 }
 LATER = ("kernel", "heldout_clean")  # of STEP_METRICS: older rows have none
+# How measurements are called that depend on what marks images: the embedded data's oracle, or
+# whether an image's nearest true image, among those of many captions, is its caption's own.
+TITLES = {
+    "oracle": {},
+    "retrieval": {
+        "seen_exact": "seen R@1",
+        "seen_attributes": "seen R@5",
+        "heldout_exact": "held-out R@1",
+        "heldout_attributes": "held-out R@5",
+        "heldout_clean": "held-out R@1, not blank",
+    },
+}
 METRICS = STEP_METRICS | {"cross_entropy": Metric("cross-entropy", False, 3)}
+
+
+def metric(name: str, rows: Sequence[Row]) -> Metric:
+    """How a measurement of some checked rows is shown."""
+    known = METRICS[name]
+    return known._replace(title=TITLES[rows[0]["marked_by"]].get(name, known.title))
 
 
 class Estimate(NamedTuple):
@@ -78,7 +97,8 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
     Raises:
       ValueError: no rows, a missing field, two rows of one cell and seed, one name for two cells or
-        two names for one, or rows whose step counts or corruption levels differ.
+        two names for one, rows whose step counts or corruption levels differ, or that were marked
+        by different things.
     """
     if not rows:
         raise ValueError("a comparison needs at least one row")
@@ -99,6 +119,8 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
                     f"{curve} of {row['cell']}, seed {row['seed']}, is at {list(row[curve])}, of "
                     f"{clean[0]['cell']} at {list(clean[0][curve])}; measure all at the same"
                 )
+    if len({row["marked_by"] for row in clean}) > 1:
+        raise ValueError("the rows are of images that were marked differently")
     if len(set(factors.values())) < len(factors):
         raise ValueError(f"two cells stand for the same {', '.join(FACTORS)}: {factors}")
     return clean
@@ -115,7 +137,7 @@ def _clean(row: Mapping[str, Any]) -> Row:
     ]
     if missing:
         raise ValueError(f"row of {row.get('cell', 'an unnamed cell')} lacks {', '.join(missing)}")
-    clean: Row = {"variant": ""} | dict(row) | {"seed": int(row["seed"])}
+    clean: Row = {"variant": "", "marked_by": "oracle"} | dict(row) | {"seed": int(row["seed"])}
     clean |= {name: _number(row[name]) for name in NUMBERS}
     clean["by_steps"] = {
         str(steps): {name: _number(measured.get(name)) for name in STEP_METRICS}

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task, do_together
+from paella_jax.comparison.embedded import EmbeddedShapes
 from paella_jax.comparison.measure import (
     Judge,
     make_judge,
     measure_network,
     measure_speed,
-    measured_captions,
     row_file,
     with_speed,
 )
+from paella_jax.comparison.own_images import OwnImages
 from paella_jax.comparison.plan import (
     Training,
     check_equal,
@@ -31,6 +31,7 @@ from paella_jax.comparison.plan import (
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.search import check_search, read_search, with_searched_rates
+from paella_jax.comparison.subject import Subject
 from paella_jax.comparison.train import (
     Trained,
     check_finished,
@@ -46,8 +47,6 @@ from paella_jax.comparison.train import (
 from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError, differing_fields, from_json, to_json
 from paella_jax.data.build import make_source
-from paella_jax.evaluation.captions import check_lengths
-from paella_jax.evaluation.classifier import load_or_train_classifier
 from paella_jax.files.atomic import write_atomically
 from paella_jax.training.metrics import report
 
@@ -74,19 +73,12 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     check_measure(config)
     check_search(config)
     todo = trainings(config)
-    spec = _check_all(config, todo)
+    subject = _check_all(config, todo, out)
     _claim(config, out)
-    file = out / "classifier.safetensors"
-    get_classifier = partial(
-        load_or_train_classifier, file, spec, num_steps=config.measure.classifier_steps
-    )
-    do_together(
-        [*_tokenizer_task(config, out), Task("classifier", file.is_file, get_classifier)], out
-    )
-    config = with_searched_rates(config, spec, tokenizer_folder(config, out), out)
+    do_together([*_tokenizer_task(config, out), *subject.prepare()], out)
+    config = with_searched_rates(config, subject, tokenizer_folder(config, out), out)
     trained = _train_all(config, todo, out)
-    classifier = get_classifier()
-    judge = make_judge(config, spec, classifier)
+    judge = make_judge(subject)
     rows = _measure_all(config, judge, trained, out)
     speed = out / "speed.json"
     time_all = lambda: write_atomically(
@@ -141,20 +133,19 @@ def _all_there(files: list[Path]) -> bool:
     return all(file.is_file() for file in files)
 
 
-def _check_all(config: ConfigDict, todo: list[Training]) -> str:
+def _check_all(config: ConfigDict, todo: list[Training], out: Path) -> Subject:
     """Builds every training's config once, so that a wrong cell ends here; returns the data."""
     for training in todo:
         run = training_config(config, training, "unknown yet")
-        if run.data.source != "shapes":
-            raise ConfigError(
-                f"training {config.training!r} is on data.source={run.data.source}; a comparison "
-                "needs the embedded data, which it can score"
-            )
     make_source(run.data, "train", 0)
     check_tokenizer(config, run)
-    captions = list(chain(*measured_captions(config, run.data.spec)))
-    check_lengths(captions, run.text)
-    return run.data.spec
+    if run.data.source == "shapes":
+        shapes = EmbeddedShapes(run.data.spec, config.measure, out / "classifier.safetensors")
+        shapes.check(run.text)
+        return shapes
+    own = OwnImages(run.data, config.measure)
+    own.check()
+    return own
 
 
 def _claim(config: ConfigDict, out: Path) -> None:
@@ -205,18 +196,16 @@ def _notes(config: ConfigDict, judge: Judge) -> list[str]:
         "seconds": f"{config.budget.seconds:.0f} s of updates each",
         "parameters": f"equal images, widths changed to about equal parameters; {images}",
     }[config.budget.kind]
-    seen = judge.classifier.accuracy.get("validation", {}).get("exact")
     real = judge.real_against_real
-    count = lambda captions: f"{len(captions)} ({len(set(captions))} different)"
+    count = lambda clean: f"{len(clean[1])} ({len(set(clean[1]))} different)"
+    own = judge.samples
     return [
         f"Budget: {budget}.",
         f"Seeds: {', '.join(str(seed) for seed in config.seeds)}. Scores are on "
-        f"{count(judge.seen)} seen and {count(judge.heldout)} held-out captions; temperature and "
-        f"guidance were chosen on {count(judge.tuning)} others.",
-        "The classifier behind the distances and diversity reads "
-        + (f"{seen:.1%} of real images exactly." if seen is not None else "real images.")
-        + f" From {config.measure.real_images} others the true images of the seen captions are at "
-        f"a Fréchet distance of {real['frechet']:.2f} and a kernel distance of "
-        f"{real['kernel']:.2f}: what a perfect network would get.",
+        f"{count(own.seen)} seen and {count(own.heldout)} held-out captions; temperature and "
+        f"guidance were chosen on {count(own.tuning)} others.",
+        f"{judge.subject.note()} From {config.measure.real_images} others the true images of the "
+        f"seen captions are at a Fréchet distance of {real['frechet']:.2f} and a kernel distance "
+        f"of {real['kernel']:.2f}: what a perfect network would get.",
         f"Seconds per image are at guidance {config.measure.speed_guidance:g} for every cell.",
     ]

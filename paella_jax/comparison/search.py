@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task, do_together
-from paella_jax.comparison.measure import token_scores, tuning_tokens
+from paella_jax.comparison.measure import token_scores
+from paella_jax.comparison.subject import Subject
 from paella_jax.comparison.train import planned, train_run
 from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
@@ -49,12 +50,14 @@ def check_search(config: ConfigDict) -> None:
         raise ConfigError("search needs seeds, and a fraction of the budget in (0, 1]")
 
 
-def with_searched_rates(config: ConfigDict, spec: str, tokenizer: Path, out: Path) -> ConfigDict:
+def with_searched_rates(
+    config: ConfigDict, subject: Subject, tokenizer: Path, out: Path
+) -> ConfigDict:
     """The config with a learning rate of its own for every network and corruption.
 
     Args:
       config: of the comparison; unchanged where `search.rates` is empty.
-      spec: variant of the embedded data.
+      subject: of the comparison.
       tokenizer: run folder.
       out: of the comparison; the short runs are in `search/`.
     """
@@ -69,7 +72,7 @@ def with_searched_rates(config: ConfigDict, spec: str, tokenizer: Path, out: Pat
                 training = Training(corruption, network, seed)
                 file = out / "search" / f"{training.name}_{rate:g}.json"
                 files[training, rate] = file
-                work = partial(_try, config, training, rate, spec, tokenizer, file)
+                work = partial(_try, config, training, rate, subject, tokenizer, file)
                 tasks.append(Task(f"search_{file.stem}", file.is_file, work))
     do_together(tasks, out)
     scores: Scores = {}
@@ -85,7 +88,12 @@ def pair_name(training: Training) -> str:
 
 
 def _try(
-    config: ConfigDict, training: Training, rate: float, spec: str, tokenizer: Path, file: Path
+    config: ConfigDict,
+    training: Training,
+    rate: float,
+    subject: Subject,
+    tokenizer: Path,
+    file: Path,
 ) -> None:
     run, _ = planned(config, training, tokenizer)
     run.optim.learning_rate = rate
@@ -95,8 +103,7 @@ def _try(
     workdir = file.with_suffix("")
     train_run(run, workdir)
     pipeline = load_tokens(workdir)
-    clean = tuning_tokens(spec, config.measure.token_images)
-    levels = token_scores(pipeline, clean)["cross_entropy"]
+    levels = token_scores(pipeline, subject.search_tokens())["cross_entropy"]
     mean = float(np.mean(list(levels.values())))
     write_atomically(file, json.dumps({"cross_entropy": mean, "steps": run.num_steps}))
 

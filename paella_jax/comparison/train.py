@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from paella_jax.comparison.plan import (
     Size,
     Training,
+    data_overrides,
     set_budget,
     set_seconds,
     size_of,
@@ -62,9 +63,7 @@ def check_tokenizer(config: ConfigDict, run: ConfigDict) -> None:
       ConfigError, CheckpointError: it is none, has another codebook size or is not f4.
     """
     given = bool(config.tokenizer)
-    tokenizer = (
-        read_config(config.tokenizer) if given else load_config(shipped(config.tokenizer_config))
-    )
+    tokenizer = read_config(config.tokenizer) if given else _tokenizer_config(config)
     name = config.tokenizer or config.tokenizer_config
     if tokenizer.method != "vqgan":
         raise ConfigError(f"{name} is a {tokenizer.method} run, no tokenizer of configs/vqgan.py")
@@ -86,7 +85,11 @@ def train_tokenizer(config: ConfigDict, out: Path) -> None:
     Raises:
       Stopped: by SIGTERM.
     """
-    train_run(load_config(shipped(config.tokenizer_config)), tokenizer_folder(config, out))
+    train_run(_tokenizer_config(config), tokenizer_folder(config, out))
+
+
+def _tokenizer_config(config: ConfigDict) -> ConfigDict:
+    return load_config(shipped(config.tokenizer_config), data_overrides(config))
 
 
 def planned(config: ConfigDict, training: Training, tokenizer: Path) -> tuple[ConfigDict, Size]:

@@ -23,6 +23,7 @@ from paella_jax.comparison.rows import (
     read,
     reference_steps,
 )
+from paella_jax.comparison.rows import metric as metric_of
 
 PAIRED = ("seen_exact", "heldout_attributes", "frechet", "diversity", "seconds_per_image")
 
@@ -70,7 +71,7 @@ def _winner(
     main_steps: str | None = None,
 ) -> str:
     """One sentence about the best and the second best; empty if fewer than two were measured."""
-    metric = METRICS[name]
+    metric = metric_of(name, next(iter(groups.values())))
     found = {group: over_seeds(rows, name, steps) for group, rows in groups.items()}
     sign = 1 if metric.higher_is_better is False else -1
     word = "highest" if metric.higher_is_better is None else "best"
@@ -131,8 +132,9 @@ def _paired(rows: Sequence[Row], steps: str) -> list[str]:
 
 
 def _variants(rows: Sequence[Row], steps: str) -> list[str]:
-    """A sentence per variant: what it changes of its cell's seen exact match."""
+    """A sentence per variant: what it changes of its cell's exact matches on seen captions."""
     groups, sentences = by_cell(rows), []
+    title = metric_of("seen_exact", rows).title
     for name, own in groups.items():
         if not own[0]["variant"]:
             continue
@@ -140,7 +142,7 @@ def _variants(rows: Sequence[Row], steps: str) -> list[str]:
         shown = [over_seeds(group, "seen_exact", steps).show(3) for group in (own, cell)]
         sure = interval(own, "seen_exact", cell) if cell else None
         end = f"; {_sure(sure)}" if sure else ""
-        sentences.append(f"Variant {name}: seen exact match {shown[0]}, the cell {shown[1]}{end}.")
+        sentences.append(f"Variant {name}: {title} {shown[0]}, the cell {shown[1]}{end}.")
     return sentences
 
 
@@ -160,7 +162,7 @@ def _effect(pairs: Sequence[tuple[Row, Row]], name: str, steps: str | None) -> s
 
     Pairs that share their two trainings are one: several samplers do not make two trainings more.
     """
-    metric = METRICS[name]
+    metric = metric_of(name, pairs[0]) if pairs else METRICS[name]
     at = steps if name in STEP_METRICS else None
     of_trainings: dict[tuple[Any, ...], list[float]] = {}
     for pair in pairs:

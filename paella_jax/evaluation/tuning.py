@@ -14,6 +14,8 @@ from paella_jax.sampling.schedule import first_and_last
 
 ATTRIBUTES = ("color", "shape", "size", "position")
 Settings = dict[str, Any]
+# Images -> the fraction that is exact, and of attributes that are right.
+Mark = Callable[[np.ndarray], tuple[float, float]]
 
 
 class Tried(NamedTuple):
@@ -48,22 +50,26 @@ def combinations(choices: Mapping[str, Sequence[Any]]) -> list[Settings]:
 def try_all(
     settings: Sequence[Settings],
     draw: Callable[..., np.ndarray],
-    captions: Sequence[str],
-    spec: str,
+    mark: Mark,
 ) -> list[Tried]:
-    """Draws the captions with each of some settings and scores the images.
+    """Draws captions with each of some settings and marks the images.
 
     Args:
       settings: what to try.
-      draw: settings as keywords -> images of the captions.
-      captions: for tuning.
-      spec: variant of the embedded data.
+      draw: settings as keywords -> images of the captions for tuning.
+      mark: of such images.
     """
-    tried = []
-    for own in settings:
-        scores = summary(score_images(draw(**own), captions, spec))
-        tried.append(Tried(own, scores["exact"], mean_attributes(scores)))
-    return tried
+    return [Tried(own, *mark(draw(**own))) for own in settings]
+
+
+def oracle_mark(captions: Sequence[str], spec: str) -> Mark:
+    """Marks images of captions of the embedded data."""
+
+    def mark(images: np.ndarray) -> tuple[float, float]:
+        scores = summary(score_images(images, captions, spec))
+        return scores["exact"], mean_attributes(scores)
+
+    return mark
 
 
 def best(tried: Sequence[Tried]) -> Tried:

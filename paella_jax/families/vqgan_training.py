@@ -25,7 +25,12 @@ from paella_jax.models.perceptual import load_perceptual, perceptual_distance
 from paella_jax.models.quantizer import is_decoder
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
-from paella_jax.objectives.vqgan import initial_code_state, revive_dead_codes, vqgan_objective
+from paella_jax.objectives.vqgan import (
+    in_steps,
+    initial_code_state,
+    revive_dead_codes,
+    vqgan_objective,
+)
 from paella_jax.runs.frozen import FIXED, variables_of
 from paella_jax.training.method import Method
 from paella_jax.typing import Array, Tree
@@ -115,7 +120,7 @@ def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
             "train_decoder_only needs --config.init_from=RUN, the trained tokenizer whose encoder "
             "and codebook are kept"
         )
-    model, settings, size = make_vqgan(config), config.objective, config.data.image_size
+    model, settings, size = make_vqgan(config), in_steps(config), config.data.image_size
     halvings = "model.levels" if architecture_of(config) == "paella" else "model.widths"
     check_sizes(config.data, model.downsampling, halvings)
     if settings.perceptual_weight > 0 and not settings.perceptual_file:

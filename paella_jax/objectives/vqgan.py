@@ -19,6 +19,8 @@ from paella_jax.noise.tokens import split_keys, uniform_per_sample
 from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
 from paella_jax.typing import Array, Tree
 
+POINTS = ("adversarial_start", "revive_until", "settle_statistics_from")  # in a training
+
 
 def code_usage(tokens: Array, codebook_size: int) -> Array:
     """Fraction of positions holding each code times the codebook size: float32 [codes], mean 1."""
@@ -73,7 +75,7 @@ def vqgan_objective(
         the whole trees.
       discriminate: (params, state, images) -> (logits, new state); None without adversarial loss.
       perceptual: (frozen, a, b) -> distance [batch]; None without perceptual loss.
-      settings: `config.objective` of configs/vqgan.py.
+      settings: `config.objective` of configs/vqgan.py, `in_steps`.
       codebook_size: number of codes.
     """
 
@@ -153,6 +155,18 @@ def revive_dead_codes(params: Tree, model_state: Tree, step: Array, settings: Co
     vqgan = params["vqgan"]
     codebook = jnp.where(dead[:, None], codes["candidates"], vqgan["codebook"])
     return params | {"vqgan": vqgan | {"codebook": codebook}}
+
+
+def in_steps(config: ConfigDict) -> ConfigDict:
+    """The settings of `config.objective` with every point in time as a step.
+
+    A value of at most 1 is a fraction of `num_steps`, so that a shorter run keeps its shape.
+    """
+    settings = config.objective.copy_and_resolve_references()
+    for name in POINTS:
+        value = settings[name]
+        settings[name] = type(value)(round(value * config.num_steps) if value <= 1 else value)
+    return settings
 
 
 KINDS = ("hinge", "nonsaturating")

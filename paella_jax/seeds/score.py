@@ -21,6 +21,7 @@ from paella_jax.evaluation.tuning import (
     best,
     combinations,
     mean_attributes,
+    oracle_mark,
     tried_settings,
     try_all,
 )
@@ -115,7 +116,7 @@ def score_seed(seed: Seed, data: Measured, file: Path) -> None:
     rounds = []
     for settings in tuning_rounds(config):
         draw = partial(_draw, pipeline, data.tuning, **chosen)
-        tried = try_all([{}, *settings], draw, data.tuning, data.spec)
+        tried = try_all([{}, *settings], draw, oracle_mark(data.tuning, data.spec))
         rounds.append([one._asdict() for one in tried])
         chosen = chosen | best(tried).settings
     report(f"tuned {seed.name}: {chosen or 'the preset is best'}")
