@@ -43,11 +43,11 @@ class FrozenConvNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[batch, h, w, C] -> [batch, h', w', features]."""
         inputs = 1 if self.depthwise else x.shape[-1]
-        init = nn.initializers.he_normal()
-        kernel = self.param("kernel", init, (*self.kernel_size, inputs, self.features))
-        vector = (self.features,)
-        scale = self.param("scale", nn.initializers.ones, vector)
-        bias = self.param("bias", nn.initializers.zeros, vector)
+        # All weights come from a file. Zeros are quick to trace, and there are a hundred layers.
+        zeros, vector = nn.initializers.zeros, (self.features,)
+        kernel = self.param("kernel", zeros, (*self.kernel_size, inputs, self.features))
+        scale = self.param("scale", zeros, vector)
+        bias = self.param("bias", zeros, vector)
         mean = self.variable("batch_stats", "mean", jnp.zeros, vector).value
         variance = self.variable("batch_stats", "var", jnp.ones, vector).value
         gain = scale * lax.rsqrt(variance + self.epsilon)

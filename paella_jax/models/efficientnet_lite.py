@@ -58,9 +58,9 @@ class Block(NamedTuple):
     features: int
 
 
-def _blocks() -> Iterator[Block]:
+def _blocks(stages: tuple[Stage, ...]) -> Iterator[Block]:
     inputs, number = STEM_WIDTH, 0
-    for repeats, kernel, stride, expansion, features in STAGES:
+    for repeats, kernel, stride, expansion, features in stages:
         for repeat in range(repeats):
             own_stride = stride if repeat == 0 else 1
             yield Block(f"block_{number}", kernel, own_stride, expansion, inputs, features)
@@ -68,7 +68,13 @@ def _blocks() -> Iterator[Block]:
 
 
 class EfficientNetLite(nn.Module):
-    """Images to pooled features and logits. The padding is TensorFlow's, uneven at stride 2."""
+    """Images to pooled features and logits. The padding is TensorFlow's, uneven at stride 2.
+
+    Attributes:
+      stages: of the published network, unless told otherwise.
+    """
+
+    stages: tuple[Stage, ...] = STAGES
 
     @nn.compact
     def __call__(self, images: Array) -> tuple[Array, Array]:
@@ -83,11 +89,11 @@ class EfficientNetLite(nn.Module):
         relu6 = jax.nn.relu6
         size = (3, 3)
         x = FrozenConvNorm(STEM_WIDTH, size, stride=2, activation=relu6, name="stem")(images)
-        for block in _blocks():
+        for block in _blocks(self.stages):
             x = _bottleneck(x, block)
         x = FrozenConvNorm(WIDTH, activation=relu6, name="head")(x)
         features = x.mean((1, 2))
-        kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (WIDTH, CLASSES))
+        kernel = self.param("fc_kernel", nn.initializers.zeros, (WIDTH, CLASSES))
         bias = self.param("fc_bias", nn.initializers.zeros, (CLASSES,))
         return features, features @ kernel + bias.reshape(1, -1)
 
@@ -109,7 +115,7 @@ def _bottleneck(x: Array, block: Block) -> Array:
 def _entries(module: EfficientNetLite) -> list[Entry]:
     """Published names -> our variables."""
     named = [("_conv_stem", "_bn0", "stem"), ("_conv_head", "_bn1", "head")]
-    for number, block in enumerate(_blocks()):
+    for number, block in enumerate(_blocks(module.stages)):
         theirs = f"_blocks.{number}"
         if block.expansion > 1:
             named.append((f"{theirs}._expand_conv", f"{theirs}._bn0", f"{block.name}_expand"))

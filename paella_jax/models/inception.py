@@ -185,7 +185,7 @@ class Inception(nn.Module):
         for name, chains in MIXED.items():
             x = Mixed(chains, name=name)(x)
         features = x.mean((1, 2))
-        kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (WIDTH, CLASSES))
+        kernel = self.param("fc_kernel", nn.initializers.zeros, (WIDTH, CLASSES))
         self.param("fc_bias", nn.initializers.zeros, (CLASSES,))
         return features, features @ kernel
 

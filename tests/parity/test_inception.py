@@ -1,4 +1,7 @@
-"""The FID Inception network, its resizing and the scores of features, under --golden."""
+"""The FID Inception network, its resizing and the scores of features, under --golden.
+
+The network has 24 million weights; compiling and running it takes most of this file's time.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paella_jax.evaluation.distances import frechet_of, kernel_estimate
+from paella_jax.evaluation.frechet import feature_statistics, frechet_distance
+from paella_jax.evaluation.image_measures import inception_score
+from paella_jax.evaluation.kernel_distance import kernel_distance
+from paella_jax.evaluation.neighbours import precision_recall
 from paella_jax.files.tensors import COUNTER
 from paella_jax.models.inception import MIXED, NAMES, Inception, resize, resize_legacy
 
@@ -93,3 +101,20 @@ def test_features_and_logits(recorded):
     near_the_largest("pool of the legacy resize", legacy, arrays["pool_legacy"])
     near_the_largest("logits", logits[0], arrays["logits_unbiased"])
     assert np.abs(clean - legacy).max() > 1e-2 * np.abs(clean).max()
+
+
+def test_scores_of_features(folder):
+    config, arrays = golden.config_of(folder), golden.arrays_of(folder)
+    close = lambda label, ours, theirs: golden.check_close(label, ours, theirs, atol=0, rtol=1e-6)
+    a, b = arrays["features_a"], arrays["features_b"]
+    by_matrices = frechet_distance(feature_statistics(a), feature_statistics(b))
+    close("frechet", [frechet_of(a, b), by_matrices], [config["frechet"]] * 2)
+    some = a[:300]
+    whole = kernel_estimate(some, b).whole.value
+    close("kernel", [kernel_distance(some, b), whole], [config["kernel_mmd_first_300"]] * 2)
+    scored = inception_score(np.log(arrays["probabilities"]), splits=1)
+    close("inception score", scored.mean, config["inception_score"])
+    shares = precision_recall(a, b, 3)
+    recorded = config["precision_recall_k3"]
+    ours = [shares.precision.value, shares.recall.value]
+    close("precision, recall", ours, [recorded["precision"], recorded["recall"]])
