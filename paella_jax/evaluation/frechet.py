@@ -1,7 +1,7 @@
 """Fréchet distance between two sets of feature vectors, as in FID (Heusel et al. 2017).
 
-FID's Inception network needs downloaded weights and photographs; for the embedded shapes the
-features come from `evaluation.classifier`, so the numbers compare with each other only.
+FID's Inception network needs a downloaded file (`features.py`); for the embedded shapes the
+features come from `classifier.py`, so those numbers compare with each other only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+CHUNK = 4096  # samples in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,24 @@ class FeatureStatistics:
 
 
 def feature_statistics(features: np.ndarray) -> FeatureStatistics:
-    """Statistics of features [n, d], in float64.
+    """Statistics of features [n, d], in float64; beside float32 features little memory is taken.
 
     Raises:
       ValueError: another rank, fewer than two samples, or values that are not finite.
     """
-    features = np.asarray(features, np.float64)
+    features = np.asarray(features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(
             f"features must be [n, d] with at least 2 samples, got shape {list(features.shape)}"
         )
     if not np.isfinite(features).all():
         raise ValueError("features hold values that are not finite; check the generated images")
-    mean = features.mean(0)
-    centred = features - mean[None]
-    return FeatureStatistics(mean, centred.T @ centred / (len(features) - 1), len(features))
+    mean = features.mean(0, dtype=np.float64)
+    total = np.zeros((features.shape[1], features.shape[1]))
+    for start in range(0, len(features), CHUNK):
+        centred = features[start : start + CHUNK].astype(np.float64) - mean[None]
+        total += centred.T @ centred
+    return FeatureStatistics(mean, total / (len(features) - 1), len(features))
 
 
 def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
