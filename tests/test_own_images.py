@@ -13,14 +13,9 @@ from paella_jax.comparison.own_images import OwnImages
 from paella_jax.comparison.report import markdown
 from paella_jax.comparison.verdict import verdict
 from paella_jax.config import ConfigError, load_config
+from paella_jax.evaluation.features import Features
 
-COUNT = 60
-
-
-def flat(images):
-    """Features that tell apart what the images below differ in: their mean colour."""
-    images = np.asarray(images, np.float32)
-    return images.mean((1, 2)) * (255 if images.max() <= 1 else 1)
+COUNT = 250
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +24,24 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     for number in range(COUNT):
         pixels = np.zeros((8, 8, 3), np.uint8)
-        pixels[:4] = number * 4, 255 - number * 4, (number * 37) % 256
+        pixels[:4] = number, (number * 91) % 256, (number * 37) % 256
         Image.fromarray(pixels).save(root / f"{number:03}.png")
         (root / f"{number:03}.txt").write_text(f"thing {number // 2 if number < 4 else number}")
     return root
 
 
-class Named:
+class MeanColour:
     def __init__(self, name):
         self.name = name
 
-    def __call__(self, images):
-        return flat(images)
+    def extract(self, images):
+        """Features that tell apart what the images below differ in: their mean colour."""
+        return Features(np.stack([image.mean((0, 1)) for image in images]), None)
 
 
 @pytest.fixture
 def subject(folder, monkeypatch):
-    monkeypatch.setattr(own_images, "load_features", lambda kind, file: Named(kind))
+    monkeypatch.setattr(own_images, "load_features", lambda kind, file: MeanColour(kind))
     return lambda **measure: make(folder, **measure)
 
 
@@ -55,7 +51,7 @@ def make(folder, **measure):
         "paella:folder32",
         [f"--config.data.folder={folder}", "--config.data.image_size=8", "--config.data.split=0.4"],
     ).data
-    sizes = {"images": 8, "tuning_images": 4, "token_images": 5, "real_images": 20} | measure
+    sizes = {"images": 64, "tuning_images": 30, "token_images": 5, "real_images": 20} | measure
     return OwnImages(data, ConfigDict(config.measure.to_dict() | sizes))
 
 
@@ -64,13 +60,13 @@ def test_no_image_is_measured_that_something_was_chosen_on(subject):
     seen, heldout, tuning, tokens = own.samples()
     search = own.search_tokens()
     sizes = [len(part[1]) for part in (seen, heldout, tuning, tokens, search)]
-    assert sizes == [8, 8, 4, 5, 5] and len(own.real_images()) == 20
+    assert sizes == [64, 64, 30, 5, 5] and len(own.real_images()) == 20
     assert not set(tuning[1]) & set(seen[1]) and not set(search[1]) & set(tokens[1])
     for images, captions in (seen, heldout, tuning):
         assert len(set(captions)) == len(captions)
         numbers = [int(text.split()[1]) for text in captions]
         for number, image in zip(numbers, images, strict=True):
-            assert number < 4 or image[0, 0, 0] == number * 4
+            assert number < 4 or image[0, 0, 0] == number
     assert not set(seen[1]) & set(heldout[1]), "one caption is of an image of each"
     pixels = lambda parts: {image.tobytes() for part in parts for image in part[0]}
     assert not pixels([seen, tuning]) & pixels([heldout, tokens, search])
@@ -84,22 +80,27 @@ def test_an_image_is_right_if_its_own_true_one_is_the_nearest(subject):
     assert marks.exact.all() and marks[1:] == (1.0, 1.0)
     wrong = np.roll(drawn, 1, axis=0)
     marks = own.mark(wrong, captions)
-    assert not marks.exact.any() and marks.clean == 0.0
-    half = np.where(np.arange(8)[:, None, None, None] < 4, drawn, wrong)
-    assert own.mark(half, captions).exact.tolist() == [True] * 4 + [False] * 4
+    assert marks.exact.mean() < 0.1 and marks.clean < 0.1
+    half = np.where(np.arange(64)[:, None, None, None] < 32, drawn, wrong)
+    found = own.mark(half, captions).exact
+    assert found[:32].all() and found[32:].mean() < 0.1
+    few = own.mark(half[28:36], captions[28:36]).exact
+    assert few.tolist() == found[28:36].tolist(), "a part is marked as the whole"
 
 
 def test_a_blank_image_is_not_clean(subject):
     own = subject()
     images, captions = own.samples().heldout
-    blank = np.broadcast_to(flat(images)[:, None, None] / 255, images.shape)
+    blank = np.broadcast_to(images.mean((1, 2), keepdims=True) / 255, images.shape)
     marks = own.mark(blank, captions)
     assert marks.exact.all() and marks.clean == 0.0, "as near as the true ones, and nothing in them"
 
 
 def test_too_few_images_are_told_before_anything_is_trained(subject):
-    with pytest.raises(ConfigError, match=r"the train images have 27 .*, but 40 are to be"):
-        subject(images=40).check()
+    with pytest.raises(ConfigError, match=r"the train images have \d+ .*, but 140 are to be"):
+        subject(images=140, tuning_images=64).check()
+    with pytest.raises(ConfigError, match=r"measure\.tuning_images must be at least 64, got 30"):
+        subject().check()
 
 
 def test_the_page_says_what_its_numbers_are_of():

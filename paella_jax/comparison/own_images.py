@@ -1,7 +1,7 @@
 """A comparison on a user's own captioned images, marked by what a feature network finds alike.
 
-A drawn image is right if the true image of its caption is the nearest to it among those of up to
-`GROUP` captions. Chance is one in so many, and a perfect network need not reach one: captions may
+A drawn image is right if the true image of its caption is the nearest to it among those of
+`AMONG` captions. Chance is one in so many, and a perfect network need not reach one: captions may
 leave open what their images show.
 """
 
@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,11 +23,20 @@ from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
 from paella_jax.evaluation.captions import TUNING_PARTS
 from paella_jax.evaluation.features import FeatureNetwork, load_features
-from paella_jax.evaluation.retrieval import GROUP, ranks
+from paella_jax.evaluation.image_measures import is_blank
+from paella_jax.evaluation.neighbours import AMONG, centred, ranks_among
+from paella_jax.images.write import to_uint8
 
-BLANK = 0.01  # deviation of an image's values in [0, 1], below which it shows nothing
 SHUFFLED = 0  # seed of the order in which images are taken
 SOFT = 5  # nearest images among which the true one counts as nearly found
+
+
+class _Part(NamedTuple):
+    """True images of some captions, their features, and a caption's place among them."""
+
+    images: np.ndarray
+    features: np.ndarray
+    places: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ class OwnImages:
 
     def check(self) -> None:
         """Reads the feature network and all captions, so that what is missing ends here."""
+        for name in ("images", "tuning_images"):
+            if self.measure[name] < AMONG:
+                raise ConfigError(
+                    f"measure.{name} must be at least {AMONG}, got {self.measure[name]}: an image "
+                    "is right if its caption's true one is the nearest of so many"
+                )
         self._network  # noqa: B018
         self.samples()
 
@@ -61,16 +77,20 @@ class OwnImages:
         return self._take("train", self.measure.real_images, None, distinct=False)[0]
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        return self._network(images)
+        return self._network.extract(_as_uint8(images)).vectors
 
     def mark(self, images: np.ndarray, captions: Sequence[str]) -> Marks:
-        found = ranks(self.features(images), self._true_features(captions), GROUP)
-        blank = np.asarray(images, np.float32).std((1, 2)).mean(-1) < BLANK
-        first = found == 0
-        return Marks(first, float((found < SOFT).mean()), float((first & ~blank).mean()))
+        part = next(part for part in self._parts if captions[0] in part.places)
+        own = np.array([part.places[text] for text in captions])
+        drawn, true = (centred(x, part.features) for x in (self.features(images), part.features))
+        ranks = ranks_among(drawn, true, own=own)
+        first = ranks < 1
+        blank = np.array([is_blank(image) for image in _as_uint8(images)])
+        return Marks(first, float((ranks < SOFT).mean()), float((first & ~blank).mean()))
 
     def true_images(self, captions: Sequence[str]) -> np.ndarray:
-        return np.stack([self._places[text][0] for text in captions])
+        found = {t: part.images[i] for part in self._parts for t, i in part.places.items()}
+        return np.stack([found[text] for text in captions])
 
     def note(self) -> str:
         return f"The features behind the scores are {self._network.name}'s."
@@ -91,16 +111,12 @@ class OwnImages:
         )
 
     @cached_property
-    def _places(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Caption -> its true image, and the image's features."""
-        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for images, captions in (self._samples.tuning, self._samples.heldout, self._samples.seen):
-            own = zip(images, self.features(images), strict=True)
-            found |= dict(zip(captions, own, strict=True))
-        return found
-
-    def _true_features(self, captions: Sequence[str]) -> np.ndarray:
-        return np.stack([self._places[text][1] for text in captions])
+    def _parts(self) -> list[_Part]:
+        own = self._samples
+        return [
+            _Part(images, self.features(images), {text: i for i, text in enumerate(captions)})
+            for images, captions in (own.seen, own.heldout, own.tuning)
+        ]
 
     def _take(
         self,
@@ -136,3 +152,7 @@ class OwnImages:
     @cached_property
     def _sources(self) -> dict[str, Source]:
         return {split: make_source(self.data, split, 0) for split in ("train", "validation")}
+
+
+def _as_uint8(images: np.ndarray) -> np.ndarray:
+    return images if images.dtype == np.uint8 else to_uint8(images)

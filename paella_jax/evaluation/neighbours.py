@@ -122,18 +122,39 @@ def retrieval(
     Raises:
       ValueError: fewer candidates than that.
     """
+    ranks = ranks_among(queries, candidates, among, seed)
+    return Retrieval(mean_of(ranks < 1), mean_of(ranks < 5), among)
+
+
+def ranks_among(
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    among: int = AMONG,
+    seed: int = 0,
+    own: np.ndarray | None = None,
+) -> np.ndarray:
+    """How many candidates are nearer to a query than its own one, float64 [n]; as `retrieval`.
+
+    Args:
+      queries: [n, d].
+      candidates: [m, d].
+      among: candidates of each query.
+      seed: of the draw of the others, which depends on the own one alone.
+      own: place of each query's own candidate, int [n]; None where they are in the same order.
+    """
     need(len(candidates), among, "retrieval", f"one is to be found among {among}")
     q, c = (_unit(x) for x in (queries, candidates))
     ranks = np.empty(len(q))
-    for row in range(len(q)):
-        draw = np.random.default_rng([seed, row])
+    places = np.arange(len(q)) if own is None else own
+    for row, place in enumerate(places.tolist()):
+        draw = np.random.default_rng([seed, place])
         others = draw.choice(len(c) - 1, among - 1, replace=False)
-        others += others >= row
-        likeness, right = c[others] @ q[row], c[row] @ q[row]
+        others += others >= place
+        likeness, right = c[others] @ q[row], c[place] @ q[row]
         ranks[row] = (likeness > right + SAME).sum() + 0.5 * (
             np.abs(likeness - right) <= SAME
         ).sum()
-    return Retrieval(mean_of(ranks < 1), mean_of(ranks < 5), among)
+    return ranks
 
 
 def centred(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
