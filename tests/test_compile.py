@@ -87,6 +87,7 @@ def test_super_resolution_needs_no_tokenizer_of_small_pictures(narrow_tokenizers
     assert report["held_mib_of"].keys() >= {"frozen vqgan", "frozen low_vqgan"}
 
 
+@pytest.mark.slow
 def test_a_small_preset_compiles_with_every_axis(narrow_tokenizers):
     """And its report, told as a page and as a row."""
     config = small.small_paella(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)

@@ -203,6 +203,7 @@ def test_the_command_line_that_repeats_it_has_no_workers():
     assert command._alone(words) == ["--config", "paella:tiny", "--out", "x"]
 
 
+@pytest.mark.slow
 def test_a_whole_repetition_and_its_resumption(tokenizers, tmp_path, monkeypatch):
     tried = {"guidance": (1.0,), "temperature": ((1.0, 1.0),), "choice_temperature": ((0.0, 0.0),)}
     monkeypatch.setattr(score, "TOKENS", ConfigDict(tried))
