@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from paella_jax.typing import Array
 
 LOSS_WEIGHTS = ("none", "p2", "p2_paper", "clean")
-MOST_CLEAN_WEIGHT = 20.0  # reached where 5 % of the variance is signal
+MOST_CLEAN_WEIGHT = 100.0  # reached where 1 % of the variance is signal
 
 
 @dataclass(frozen=True)
