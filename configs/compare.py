@@ -113,6 +113,7 @@ def _quick(config: ConfigDict) -> None:
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
     config.seeds = (0, 1, 2)
+    config.search.rates = (1e-3, 2e-3, 4e-3, 8e-3)  # short runs like higher ones
     config.search.fraction = 0.15
     config.budget.images = 32_000
     config.budget.multiples = ()
