@@ -17,6 +17,7 @@ from paella_jax.objectives.token_prediction import (
     drop_conditions,
     token_weight,
     unmasked_padding,
+    weighted_token_loss,
 )
 
 COUNT = 4000
@@ -119,6 +120,23 @@ def test_the_loss_is_of_the_positions_asked_for():
         np.testing.assert_array_equal(found, expected)
     older = ConfigDict({"minimum_weight": 0.3})
     np.testing.assert_array_equal(token_weight(noised, level, older, None), everything)
+
+
+def test_an_image_of_which_nothing_was_corrupted_has_no_loss():
+    """At small levels random tokens may leave an image as it is; its weights are then all 0."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    features, classifier = (jax.random.normal(k, s) for k, s in zip(keys, ((2, 2, 2, 3), (3, 5)), strict=True))  # fmt: skip
+    targets = jnp.arange(8).reshape(2, 2, 2) % 5
+    mask = jnp.zeros((2, 2, 2), bool).at[0, 0, 0].set(True)
+
+    def loss(features):
+        weight = mask.astype(jnp.float32)
+        return weighted_token_loss(features, classifier, targets, mask, weight)[0]
+
+    value, gradient = jax.value_and_grad(loss)(features)
+    alone = weighted_token_loss(features[:1], classifier, targets[:1], mask[:1], mask[:1] * 1.0)[0]
+    np.testing.assert_allclose(value, alone / 2, rtol=1e-6)
+    assert np.isfinite(gradient).all() and np.any(gradient[0]) and not np.any(gradient[1])
 
 
 def test_padding_seen_like_text():

@@ -187,7 +187,8 @@ def weighted_token_loss(
       classifier: [width, codes].
       targets: int32 [batch, h, w], the clean tokens.
       noise_mask: bool [batch, h, w].
-      weight: float32 [batch, h, w], the weight of each token's loss; not all 0 in an image.
+      weight: float32 [batch, h, w], the weight of each token's loss; an image whose weights are all
+        0, as no token of it happened to be corrupted, has no loss.
       smoothing: label smoothing.
       chunks: of `chunked_cross_entropy`.
 
@@ -198,7 +199,8 @@ def weighted_token_loss(
     scores = chunked_cross_entropy(
         features, classifier, targets, smoothing=smoothing, chunks=chunks
     )
-    per_image = (scores.loss * weight).sum((1, 2)) / weight.sum((1, 2))
+    total = weight.sum((1, 2))
+    per_image = (scores.loss * weight).sum((1, 2)) / jnp.where(total > 0, total, 1.0)
     noised = noise_mask.astype(jnp.float32)
     count = jnp.maximum(noised.sum(), 1.0)
     metrics = {
