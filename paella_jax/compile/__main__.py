@@ -14,12 +14,10 @@ not (it computes bfloat16 in float32 and saves no memory in its order of operati
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
-from paella_jax.cli import run
+from paella_jax.cli import Parser, path, run
 from paella_jax.compile.targets import (
     EXAMPLES,
     Target,
@@ -31,13 +29,18 @@ from paella_jax.compile.targets import (
 
 def main() -> int:
     """Parses the command line and compiles."""
-    parser = argparse.ArgumentParser(
-        "python -m paella_jax.compile", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(
+        "python -m paella_jax.compile",
+        description=__doc__,
+        overrides=True,
+    )
     parser.add_argument("--config", help="configs/NAME.py:preset")
     parser.add_argument(
-        "--table", type=Path, nargs="+", metavar="FILE", help="prints a table of JSON files instead"
+        "--table",
+        type=lambda text: Path(path(text)),
+        nargs="+",
+        metavar="FILE",
+        help="prints a table of JSON files instead",
     )
     parser.add_argument("--target", help=f"machine to compile for: {EXAMPLES}")
     parser.add_argument("--devices", type=int, help="the same as --target cpu:DEVICES")
@@ -46,7 +49,11 @@ def main() -> int:
         help="the train step, or the preset's sampler as one program",
     )  # fmt: skip
     parser.add_argument("--images", type=int, help="drawn by --program sample; 8 per device")
-    parser.add_argument("--json", type=Path, help="file for the JSON; text goes to stdout then")
+    parser.add_argument(
+        "--json",
+        type=lambda text: Path(path(text)),
+        help="file for the JSON; text goes to stdout then",
+    )
     arguments, overrides = parser.parse_known_args()
     if arguments.table:
         from paella_jax.compile.show import as_table
@@ -73,9 +80,8 @@ def main() -> int:
     from paella_jax.config import load_config
 
     config = load_config(arguments.config, overrides)
-    say = lambda line: print(line, file=sys.stderr, flush=True)
     report = {"config": arguments.config, "overrides": overrides}
-    report |= compile_preset(config, target, arguments.program, arguments.images, say)
+    report |= compile_preset(config, target, arguments.program, arguments.images)
     text = json.dumps(report, indent=2)
     if arguments.json is None:
         print(text)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.data.sizes import whole_image_conds
+from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import load_networks
@@ -53,6 +54,7 @@ from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
 from paella_jax.training.placing import fetch
+from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
 
 # A text, a Condition, a list with one of them per image, or a list of lists of conditions to mix.
@@ -90,7 +92,8 @@ class TokenPipeline(Pipeline):
         self._encode_low = jax.jit(networks.encode_low)
         self._embed = jax.jit(networks.embed_images)
         self._embed_texts = jax.jit(networks.embed_texts)
-        self._generate = jax.jit(partial(draw_request, networks), static_argnames="form")
+        draw = partial(draw_request, networks)
+        self._generate = Program("the sampler", draw, static_argnames="form")
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
@@ -171,6 +174,16 @@ class TokenPipeline(Pipeline):
         run = lambda piece: self._generate(self.params, self.frozen, piece, ramps, form=form)
         images, tokens, *history = in_batches(run, request, len(keys), job.batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
+
+    def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
+        """Its config and weights."""
+        return {"": (self.config, (self.params, self.frozen))}
+
+    def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Padded lengths of texts, each alone. Raises PromptError where one is too long."""
+        check_prompts(texts, text_limit(self.networks), allow_empty=True)
+        ids = [tokenize(self.networks, self.config, [text])[0] for text in texts]
+        return tuple(0 if x is None else x.shape[1] for x in ids)
 
     def _states(self, result: Generation) -> Iterable[np.ndarray]:
         return () if result.trace is None else self.strip(result)

@@ -40,6 +40,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
     stage_c_settings,
 )
 from paella_jax.sampling.diffusion import DDPMSettings
+from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
 
 LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
@@ -92,10 +93,10 @@ class WuerstchenPipeline(Pipeline):
         for name, tree in weights.items():
             self.set_weights(name, tree)
         if stage_c is not None:
-            self._draw_c = jax.jit(
-                partial(draw_c, stage_c, stage_b), static_argnames=("settings", "shape", "trace")
-            )
-        self._draw_b = jax.jit(partial(draw_b, stage_b), static_argnames=("settings", "shape"))
+            drawing, static = partial(draw_c, stage_c, stage_b), ("settings", "shape", "trace")
+            self._draw_c = Program("Stage C's sampler", drawing, static_argnames=static)
+        drawing = partial(draw_b, stage_b)
+        self._draw_b = Program("Stage B's sampler", drawing, static_argnames=("settings", "shape"))
         decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
         self._decode = jax.jit(decode)
         self._compress = jax.jit(stage_b.compress)
@@ -186,6 +187,11 @@ class WuerstchenPipeline(Pipeline):
         images, latents_b = self._decode_latents(request_b, size, settings_b, job.batch_size)
         moved = np.moveaxis(history[0], 1, 0) if job.trace else None
         return WuerstchenGeneration(images, latents_c, latents_b, moved)
+
+    def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
+        """Configs and weights of its stages."""
+        named = {"": "stage_c", "stage_b": "stage_b"} if self.stage_c else {"": "stage_b"}
+        return {name: (self.configs[s], self._weights[s]) for name, s in named.items()}
 
     def _states(self, result: WuerstchenGeneration) -> Iterable[np.ndarray]:
         return () if result.trace is None else result.trace
