@@ -25,16 +25,16 @@ TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows 
 class Parser(argparse.ArgumentParser):
     """Flags without abbreviations; a wrong one is told in one line with what was probably meant."""
 
-    def __init__(self, *texts: str, overrides: bool = False, **options: Any) -> None:
+    def __init__(self, prog: str | None = None, overrides: bool = False, **options: Any) -> None:
         """As argparse's, with `allow_abbrev=False`.
 
         Args:
-          *texts: as argparse's.
+          prog: the command's name.
           overrides: whether `--config.section.field=value` are taken as well.
           **options: as argparse's.
         """
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*texts, allow_abbrev=False, **options)
+        super().__init__(prog, **options | {"allow_abbrev": False})
         self._overrides = overrides
 
     def format_help(self) -> str:
@@ -46,7 +46,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, once every flag is known: what is missing may be there, mistyped."""
         given = list(sys.argv[1:] if args is None else args)
-        for flag in (word.partition("=")[0] for word in given[: (given + ["--"]).index("--")]):
+        end = given.index("--") if "--" in given else len(given)
+        for flag in (word.partition("=")[0] for word in given[:end]):
             long = flag if flag.startswith("--") else f"-{flag}"
             is_flag = re.match("--?[A-Za-z]", flag) and " " not in flag
             override = self._overrides and flag.startswith("--config.")

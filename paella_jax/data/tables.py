@@ -1,4 +1,4 @@
-"""Rows of a table of captions, as JSON lines, CSV or TSV; every error names the file and the row."""
+"""Rows of a table, as JSON lines, CSV or TSV; every error names the file and the row."""
 
 from __future__ import annotations
 

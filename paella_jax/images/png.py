@@ -33,7 +33,7 @@ def read_png_texts(file: str | Path) -> dict[str, str]:
         with Image.open(file, formats=["PNG"]) as image:
             image.load()  # texts may come behind the pixels
             return {str(keyword): str(text) for keyword, text in getattr(image, "text", {}).items()}
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return {}
 
 

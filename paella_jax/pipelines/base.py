@@ -114,6 +114,10 @@ class Pipeline:
         """
         return ()
 
+    def cut_text(self, text: str) -> str:
+        """The part of a text that is not too long for this run, where it can tell."""
+        return text
+
     def _states(self, result: Any) -> Iterable[np.ndarray]:
         """What a callback sees of a result with a trace, step after step."""
         raise NotImplementedError

@@ -32,15 +32,19 @@ class GalleryError(UserError, ValueError):
 class Gallery:
     """The folder, open for adding; one process at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         """Opens or makes the folder and reads its manifest.
 
+        Args:
+          folder: where to.
+          run: digest of what draws; it is in every record.
+
         Raises:
-          GalleryError: another process writes there, or a line is damaged.
+          GalleryError: another process draws there, another run has, or a line is damaged.
           OSError: the folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
+        self.folder, self._run = folder, run
         self._stream: IO[bytes] = (folder / MANIFEST).open("a+b")
         self._known: dict[str, bytes] = {}  # some 100 bytes an image
         try:
@@ -50,7 +54,11 @@ class Gallery:
             raise GalleryError(
                 f"another process draws into {folder}; choose another --out"
             ) from None
-        self._read()
+        try:
+            self._read()
+        except GalleryError:
+            self._stream.close()
+            raise
 
     def __enter__(self) -> Gallery:
         return self
@@ -104,6 +112,11 @@ class Gallery:
                 raise GalleryError(
                     f"{self.folder / MANIFEST}, line {number} is damaged; remove the line, or "
                     "choose another --out"
+                )
+            if record.get("run") != self._run:
+                raise GalleryError(
+                    f"{self.folder} holds images of another run ({record.get('run')}, in line "
+                    f"{number} of {MANIFEST}; this one is {self._run}); choose another --out"
                 )
             self._known[record["file"]] = _digest(record)
             whole += len(line)

@@ -96,7 +96,7 @@ def check_prompt_file(file: Path, defaults: Defaults) -> tuple[int, bool]:
     Raises:
       PromptError, ValueError: as `read_prompt_file`, or there is no prompt.
     """
-    count, usual, own = 0, _given(defaults.settings), False
+    count, usual, own = 0, given_settings(defaults.settings), False
     for row in read_prompt_file(file, defaults):
         count += 1
         own = own or row.settings != usual
@@ -179,10 +179,11 @@ def _row(where: str, cells: Mapping[str, Any], index: int, defaults: Defaults) -
         seed = _whole(where, "seed", cells["seed"], 0, SEEDS - 1)
     file = _name(where, str(cells["file"])) if "file" in cells else f"{index:05d}.png"
     return Row(where, texts["prompt"].strip(), texts["negative_prompt"].strip(), seed, file,
-               _given(settings))  # fmt: skip
+               given_settings(settings))  # fmt: skip
 
 
-def _given(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+def given_settings(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Those of `SETTINGS` that are not left to the run, in their order."""
     return tuple((name, settings[name]) for name in SETTINGS if settings.get(name) is not None)
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from paella_jax.config import to_json
+from paella_jax.config import flatten_config, to_json
 from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.base import Pipeline
 from paella_jax.pipelines.best_of import Score, best
@@ -149,8 +149,9 @@ def sampler_of(pipe: Pipeline) -> dict[str, Any]:
 
     `{"num_steps": 12, ...}`, or `{"stage_b.num_steps": 12, ...}`.
     """
-    own = {}
+    own: dict[str, Any] = {}
     for name, (config, _) in pipe.parts().items():
         prefix = f"{name}." if name else ""
-        own |= {f"{prefix}{key}": value for key, value in config.get("sampler", {}).items()}
+        flat = flatten_config(config.get("sampler", {}))
+        own |= {f"{prefix}{key}": value for key, value in flat.items()}
     return own

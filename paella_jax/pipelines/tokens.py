@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.data.sizes import whole_image_conds
-from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import load_networks
@@ -36,6 +35,7 @@ from paella_jax.pipelines.prompts import (
     as_conditions,
     build_inputs,
     clip_ids,
+    padded_lengths,
     text_limit,
     tokenize,
 )
@@ -181,9 +181,11 @@ class TokenPipeline(Pipeline):
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Padded lengths of texts, each alone. Raises PromptError where one is too long."""
-        check_prompts(texts, text_limit(self.networks), allow_empty=True)
-        ids = [tokenize(self.networks, self.config, [text])[0] for text in texts]
-        return tuple(0 if x is None else x.shape[1] for x in ids)
+        return padded_lengths(self.networks, self.config, texts)
+
+    def cut_text(self, text: str) -> str:
+        """The part of a text that is not too long, where the run's tokenizer can tell it."""
+        return getattr(self.networks.text_tokenizer, "cut", lambda whole: whole)(text)
 
     def _states(self, result: Generation) -> Iterable[np.ndarray]:
         return () if result.trace is None else self.strip(result)

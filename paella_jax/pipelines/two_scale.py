@@ -143,6 +143,10 @@ class TwoScalePipeline(Pipeline):
         """Padded lengths of texts in both runs. Raises PromptError where one is too long."""
         return (*self.base.text_lengths(texts), *self.super_resolution.text_lengths(texts))
 
+    def cut_text(self, text: str) -> str:
+        """The part of a text that is not too long for either run, where they can tell."""
+        return self.base.cut_text(self.super_resolution.cut_text(text))
+
     def _states(self, result: Generation) -> Iterable[np.ndarray]:
         """The images of both scales, the small ones in their own size."""
         for pipe, generation in ((self.base, result.low), (self.super_resolution, result)):

@@ -95,8 +95,8 @@ class WuerstchenPipeline(Pipeline):
         if stage_c is not None:
             drawing, static = partial(draw_c, stage_c, stage_b), ("settings", "shape", "trace")
             self._draw_c = Program("Stage C's sampler", drawing, static_argnames=static)
-        drawing = partial(draw_b, stage_b)
-        self._draw_b = Program("Stage B's sampler", drawing, static_argnames=("settings", "shape"))
+        decoding = partial(draw_b, stage_b)
+        self._draw_b = Program("Stage B's sampler", decoding, static_argnames=("settings", "shape"))
         decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
         self._decode = jax.jit(decode)
         self._compress = jax.jit(stage_b.compress)

@@ -69,7 +69,7 @@ class Program:
         leaves, shape = jax.tree.flatten(inputs)
         kind = (
             shape,
-            tuple((np.shape(x), np.result_type(x)) for x in leaves),
+            tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves),
             tuple(static.items()),
         )
         if kind in self._seen:
