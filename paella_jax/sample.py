@@ -94,7 +94,7 @@ def read_emphasis(arguments: argparse.Namespace) -> dict[str, float]:
     emphasis = {}
     for text in arguments.emphasis:
         phrase, equals, factor = text.rpartition("=")
-        if not equals or not phrase.strip():
+        if not equals or not phrase.strip() or "," in factor:
             raise ValueError(f"--emphasis {text!r} must be PHRASE=FACTOR, e.g. 'red circle=1.5'")
         emphasis[phrase] = numbers(factor, "emphasis")[0]
     return emphasis
@@ -165,13 +165,14 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def draw_wuerstchen(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    """Image-to-image; without a prompt, an image through the stages and back."""
+    """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
     prompts, options = arguments.prompt, {n: getattr(arguments, n) for n in OPTIONS}
-    image = pipe.read(arguments.image)
-    if not prompts:
+    image = None if arguments.image is None else pipe.read(arguments.image)
+    if image is not None and not prompts:
         return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
-    strength = 0.6 if arguments.strength is None else arguments.strength
-    options |= {"image": image, "strength": strength}
+    if image is not None:
+        strength = 0.6 if arguments.strength is None else arguments.strength
+        options |= {"image": image, "strength": strength}
     size = {"height": arguments.height, "width": arguments.width, "stepper": arguments.stepper}
     titles = [prompt for prompt in prompts for _ in range(arguments.num_images_per_prompt)]
     return pipe.generate(prompts, **size, **options), titles

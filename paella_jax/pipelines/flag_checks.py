@@ -66,9 +66,12 @@ def check_flags(flags: Any) -> None:
     if flags.strip:
         refuse(flags, ("best_of",), "keeps no steps; leave --strip out")
     check_kind(flags, read_config(flags.checkpoint).method)
-    has_other = flags.image or flags.like or flags.between or flags.label is not None
-    if not (flags.prompt or flags.prompts or has_other or flags.segmentation):
+    has_other = any(is_given(flags, n) for n in ("like", "between", "label", "segmentation"))
+    if not (flags.prompt or flags.prompts or flags.image or has_other):
         raise ValueError('nothing to draw: give --prompt "..." or --prompts FILE')
+    for number, prompt in enumerate(flags.prompt):
+        if not prompt.strip() and not has_other:
+            raise ValueError(f"prompt {number} is empty; give a text to draw")
 
 
 def check_numbers(flags: Any) -> None:
@@ -85,6 +88,8 @@ def check_numbers(flags: Any) -> None:
         value = getattr(flags, name)
         if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"--{name} must be from 0 to 1, got {value}")
+    if flags.temperature is not None and flags.temperature < 0.0:
+        raise ValueError(f"--temperature must be at least 0, got {flags.temperature}")
     if flags.weights:
         numbers(flags.weights, "weights")
     if flags.outpaint and len(numbers(flags.outpaint, "outpaint", int)) != 4:
@@ -94,6 +99,8 @@ def check_numbers(flags: Any) -> None:
 def check_out(flags: Any) -> None:
     """Raises ValueError where --out cannot be written, or is of a kind that is never written."""
     out = Path(flags.out)
+    if not flags.out:
+        raise ValueError("--out is empty; give a .png, a .gif or a folder")
     if out.suffix.lower() in IMAGE_FILES:
         raise ValueError(f"--out {out} must be a .png, a .gif or a folder")
     is_file = out.suffix.lower() in (".png", ".gif")
@@ -104,6 +111,10 @@ def check_out(flags: Any) -> None:
 
 def check_files(flags: Any) -> None:
     """Raises ValueError, ImageError or CheckpointError where a given file or run is none."""
+    if flags.prompts is not None and not Path(flags.prompts).is_file():
+        raise ValueError(f"--prompts {flags.prompts!r} is not a file")
+    if flags.between and len(flags.between) != 2:
+        raise ValueError(f"--between needs two images, got {len(flags.between)}")
     for file in filter(None, (flags.image, flags.mask, *flags.like, *flags.between)):
         read_image(file)
     if flags.segmentation:

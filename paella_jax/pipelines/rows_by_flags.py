@@ -201,12 +201,10 @@ def write_one_file(flags: Any, drawn: Sequence[Drawn], record: Recorder) -> int:
     records = [record.of(d.row, d.number, d.score) | {"file": out.name} for d in drawn]
     texts = png_texts(records[0])
     if len(records) > 1:
-        texts = png_texts({
-            "prompt": "\n".join(str(r["prompt"]) for r in records),
-            "negative_prompt": flags.negative_prompt,
-            "seed": ", ".join(str(r["seed"]) for r in records),
-            "images": records,
-        })  # fmt: skip
+        own = lambda name: dict.fromkeys(str(record[name]) for record in records)
+        texts = png_texts({"prompt": "\n".join(own("prompt")), "seed": ", ".join(own("seed")),
+                           "negative_prompt": "\n".join(own("negative_prompt")),
+                           "images": records})  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".png" and not flags.captions:
         save_png(out, tiled([d.image for d in drawn]), texts)
