@@ -36,6 +36,9 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.training.distributed import joined
+    from paella_jax.training.metrics import check_writers
+
+    check_writers(config.log)
 
     with joined(cluster):
         return train_together(cluster, config, Path(arguments.workdir).absolute())
