@@ -122,6 +122,10 @@ def main() -> int:
 
     config = load_config(arguments.config, overrides)
     setup_jax()
+    if arguments.out:
+        from paella_jax.files.atomic import check_writable
+
+        check_writable(Path(arguments.out), folder=False)
     measure = sampling_report if arguments.sample else training_report
     write({"config": arguments.config} | measure(config, arguments), arguments.out)
     return 0

@@ -19,6 +19,7 @@ from paella_jax.config import UserError, preset_names
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+INTERRUPTED = 130
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
 
 
@@ -136,7 +137,10 @@ def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs an entry point; a user's mistake ends in one clear line and exit code 2."""
+    """Runs an entry point; a user's mistake ends in one clear line and exit code 2.
+
+    So does Ctrl-C, with exit code 130; PAELLA_JAX_TRACEBACK=1 shows where that was.
+    """
     _keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is written
         if isinstance(stream, io.TextIOWrapper):
@@ -147,6 +151,11 @@ def run(main: Callable[[], int]) -> None:
     logging.use_absl_handler()
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        if os.environ.get("PAELLA_JAX_TRACEBACK"):
+            raise
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (UserError, *LIKELY_USER_ERRORS) as error:
         if not isinstance(error, UserError) and os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise

@@ -48,6 +48,9 @@ def main() -> int:
     setup_jax()
     check_method(arguments)
 
+    from paella_jax.files.atomic import check_writable
+
+    check_writable(Path(arguments.out or arguments.checkpoint), folder=True)
     from paella_jax.pipelines.load import load
     from paella_jax.reports.report import evaluate_run, show
 

@@ -111,6 +111,17 @@ def test_lines_of_a_log_file_are_written_at_once(monkeypatch, tmp_path):
     assert seen == ["a line\n"]
 
 
+def test_ctrl_c_ends_in_one_line(monkeypatch, capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_keep_freed_memory", lambda: None)
+    monkeypatch.delenv("PAELLA_JAX_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == cli.INTERRUPTED and capsys.readouterr().err == "stopped\n"
+
+
 def test_a_log_file_is_told_what_goes_on(monkeypatch, capsys):
     """At its begin, in between with seconds, and at its end."""
     monkeypatch.setattr(pulse, "FIRST_SECONDS", 0.001)

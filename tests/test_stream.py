@@ -177,6 +177,15 @@ def test_one_process_draws_into_a_folder(tmp_path):
         Gallery(tmp_path, "run")
 
 
+def test_a_full_disk_is_told(monkeypatch, tmp_path, prompts):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("paella_jax.pipelines.gallery.save_png", full)
+    with pytest.raises(GalleryError, match=r"cannot write .*00000\.png: No space left on device"):
+        run(monkeypatch, Painter(), "--prompts", prompts, "--out", tmp_path / "out")
+
+
 def row(number, **settings):
     return Row(f"row {number}", f"p{number}", "", number, f"{number}.png", tuple(settings.items()))
 

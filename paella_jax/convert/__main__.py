@@ -38,6 +38,20 @@ CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
 
+# Networks that a converted run takes along.
+CARRIED = {
+    "tokenizer": "vqgan run folder to carry along",
+    "text": "T5 or ByT5 (Paella) or CLIP folder (Würstchen)",
+    "clip": "CLIP folder to carry along (Paella, aMUSEd)",
+    "stage_b": "Stage B run folder to carry along (Stage C)",
+    "compressor": "file of Stage B's compressor",
+}
+PATHS = CARRIED | {
+    "weights": "file or folder to convert",
+    "checkpoint": "run folder to export",
+    "merge": "run folder to merge LoRA adapters of",
+}
+
 
 def main() -> int:
     """Parses the command line and converts."""
@@ -55,33 +69,16 @@ def main() -> int:
     )
     parser.formatter_class = argparse.RawTextHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
-    parser.add_argument("--weights", type=path, help="file or folder to convert")
+    for name, meaning in PATHS.items():
+        default = "" if name in CARRIED else None
+        parser.add_argument(f"--{name}", type=path, default=default, help=meaning)
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
-    parser.add_argument(
-        "--tokenizer", type=path, default="", help="vqgan run folder to carry along"
-    )
-    parser.add_argument(
-        "--text", type=path, default="", help="T5 or ByT5 (Paella) or CLIP folder (Würstchen)"
-    )
-    parser.add_argument(
-        "--clip", type=path, default="", help="CLIP folder to carry along (Paella, aMUSEd)"
-    )
-    parser.add_argument(
-        "--stage_b", type=path, default="", help="Stage B run folder to carry along (Stage C)"
-    )
-    parser.add_argument("--compressor", type=path, default="", help="file of Stage B's compressor")
     parser.add_argument("--export", choices=FORMS)
-    parser.add_argument("--checkpoint", type=path, help="run folder to export")
-    parser.add_argument(
-        "--interpolate", type=path, nargs=2, metavar="RUN", help="two run folders to mix"
-    )
+    two = "two run folders to mix"
+    parser.add_argument("--interpolate", type=path, nargs=2, metavar="RUN", help=two)
     parser.add_argument("--share", type=float, default=0.5, help="of the second run, 0 to 1")
-    parser.add_argument(
-        "--merge", type=path, metavar="RUN", help="run folder to merge LoRA adapters of"
-    )
-    parser.add_argument(
-        "--out", type=path, required=True, help="new folder, or a FILE.safetensors to export"
-    )
+    meaning = "new folder, or a FILE.safetensors to export"
+    parser.add_argument("--out", type=path, required=True, help=meaning)
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help=DTYPE_HELP)
     arguments, overrides = parser.parse_known_args()
     weights, checkpoint = bool(arguments.weights), bool(arguments.checkpoint)

@@ -36,7 +36,7 @@ def write_atomically(file: Path, text: str) -> None:
         part.write_text(text)
 
 
-def check_writable(out: Path, folder: bool) -> None:
+def check_writable(out: Path, folder: bool, flag: str = "--out") -> None:
     """Makes sure that `out` can be written, as a file or as a folder, without leaving anything.
 
     Raises:
@@ -60,7 +60,7 @@ def check_writable(out: Path, folder: bool) -> None:
     if not wrong and not folder and out.exists() and not os.access(out, os.W_OK):
         wrong = f"cannot write {out}: it is write-protected"
     if wrong:
-        raise ConversionError(f"{wrong}; choose another --out")
+        raise ConversionError(f"{wrong}; choose another {flag}")
 
 
 def check_new(out: Path) -> None:

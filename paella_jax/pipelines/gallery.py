@@ -49,11 +49,13 @@ class Gallery:
         self._known: dict[str, bytes] = {}  # some 100 bytes an image
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._stream.close()
             raise GalleryError(
                 f"another process draws into {folder}; choose another --out"
             ) from None
+        except OSError:
+            pass  # a file system without locks
         try:
             self._read()
         except GalleryError:
@@ -91,9 +93,19 @@ class Gallery:
         return True
 
     def add(self, image: np.ndarray, record: Mapping[str, Any]) -> None:
-        """Writes an image uint8 [height, width, 3], then its line."""
-        save_png(self.folder / record["file"], image, png_texts(record))
-        self._append(record)
+        """Writes an image uint8 [height, width, 3], then its line.
+
+        Raises:
+          GalleryError: the disk is full, or the like.
+        """
+        try:
+            save_png(self.folder / record["file"], image, png_texts(record))
+            self._append(record)
+        except OSError as error:
+            raise GalleryError(
+                f"cannot write {self.folder / record['file']}: {error.strerror}; what is drawn is "
+                "kept, the same call goes on"
+            ) from error
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self._stream.write(_json(record).encode() + b"\n")

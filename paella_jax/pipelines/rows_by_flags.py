@@ -30,9 +30,9 @@ from paella_jax.pipelines.prompt_file import (
 )
 from paella_jax.pipelines.stream import Drawing, Drawn, draw_rows, run_digest, sampler_of
 
-# flags that an image is of as well
-RECORDED = ("sampler", "stepper", "label", "emphasis", "segmentation", "prior", "decoder",
-            "super_resolution", "best_of", "score_with")  # fmt: skip
+# Flags that an image is of as well, beside the runs that draw; of files and folders their names.
+RECORDED = ("sampler", "stepper", "label", "emphasis", "best_of")
+RECORDED_FILES = ("segmentation", "prior", "score_with")
 
 
 def defaults_of(flags: Any) -> Defaults:
@@ -147,6 +147,7 @@ class Recorder:
         """Looks at the run's weights and settings once."""
         self.run = run_digest(pipe)
         given = {name: getattr(flags, name) for name in RECORDED}
+        given |= {n: Path(getattr(flags, n) or "").name for n in RECORDED_FILES}
         self._own = sampler_of(pipe)
         self._flags = {name: x for name, x in given.items() if x not in (None, "", [])}
         self.copies = flags.num_images_per_prompt

@@ -193,6 +193,11 @@ class WuerstchenPipeline(Pipeline):
         named = {"": "stage_c", "stage_b": "stage_b"} if self.stage_c else {"": "stage_b"}
         return {name: (self.configs[s], self._weights[s]) for name, s in named.items()}
 
+    def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Texts of any lengths can be drawn together. Raises PromptError where one is too long."""
+        check_prompts(texts, LONGEST_TEXT, allow_empty=True)
+        return ()
+
     def _states(self, result: WuerstchenGeneration) -> Iterable[np.ndarray]:
         return () if result.trace is None else result.trace
 
