@@ -38,15 +38,15 @@ CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
 
-# Networks that a converted run takes along.
-CARRIED = {
+# Flags that name files and folders; "" where those that go along are left out.
+ALONG = {
     "tokenizer": "vqgan run folder to carry along",
     "text": "T5 or ByT5 (Paella) or CLIP folder (Würstchen)",
     "clip": "CLIP folder to carry along (Paella, aMUSEd)",
     "stage_b": "Stage B run folder to carry along (Stage C)",
     "compressor": "file of Stage B's compressor",
 }
-PATHS = CARRIED | {
+PATHS = ALONG | {
     "weights": "file or folder to convert",
     "checkpoint": "run folder to export",
     "merge": "run folder to merge LoRA adapters of",
@@ -70,7 +70,7 @@ def main() -> int:
     parser.formatter_class = argparse.RawTextHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
     for name, meaning in PATHS.items():
-        default = "" if name in CARRIED else None
+        default = "" if name in ALONG else None
         parser.add_argument(f"--{name}", type=path, default=default, help=meaning)
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
     parser.add_argument("--export", choices=FORMS)
