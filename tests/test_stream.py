@@ -217,7 +217,9 @@ def test_too_long_prompts_are_told_before_drawing(monkeypatch, tmp_path, capsys)
     file, pipe = tmp_path / "p.txt", Painter()
     file.write_text("short\n" + "x" * 61 + "\n" + "y" * 80 + "\n")
     flags = ("--prompts", file, "--out", tmp_path / "out")
-    with pytest.raises(PromptError, match=r"line 2 has 61 ids .* \(and 1 more\), or give --cut"):
+    with pytest.raises(
+        PromptError, match=r"line 2: prompt has 61 ids .* \(and 1 more\), or give --cut"
+    ):
         run(monkeypatch, pipe, *flags)
     assert not pipe.calls
     run(monkeypatch, pipe, *flags, "--cut_long_prompts")

@@ -96,6 +96,11 @@ def check_numbers(flags: Any) -> None:
         raise ValueError(f"--outpaint {flags.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
 
 
+def is_one_file(out: str | Path) -> bool:
+    """Whether an --out is a file with all images, and no folder."""
+    return Path(out).suffix.lower() in (".png", ".gif")
+
+
 def check_out(flags: Any) -> None:
     """Raises ValueError where --out cannot be written, or is of a kind that is never written."""
     out = Path(flags.out)
@@ -103,10 +108,9 @@ def check_out(flags: Any) -> None:
         raise ValueError("--out is empty; give a .png, a .gif or a folder")
     if out.suffix.lower() in IMAGE_FILES:
         raise ValueError(f"--out {out} must be a .png, a .gif or a folder")
-    is_file = out.suffix.lower() in (".png", ".gif")
     if flags.captions and out.suffix.lower() != ".png":
         raise ValueError(f"--captions needs a .png as --out, got {out}")
-    check_writable(out, folder=not is_file)
+    check_writable(out, folder=not is_one_file(out))
 
 
 def check_files(flags: Any) -> None:

@@ -17,7 +17,7 @@ from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.images.png import save_png, tiled
 from paella_jax.images.write import pad_to_same_size, save_images
 from paella_jax.pipelines.best_of import clip_score
-from paella_jax.pipelines.flag_checks import MOST_IN_ONE_FILE
+from paella_jax.pipelines.flag_checks import MOST_IN_ONE_FILE, is_one_file
 from paella_jax.pipelines.gallery import Gallery, png_texts
 from paella_jax.pipelines.prompt_file import (
     SETTINGS,
@@ -69,7 +69,7 @@ def check_rows(flags: Any) -> int:
         if own and flags.strip:
             raise ValueError(f"{file} has settings of its own, which --strip cannot draw")
     images = count * flags.num_images_per_prompt
-    if Path(flags.out).suffix and images > MOST_IN_ONE_FILE:
+    if is_one_file(flags.out) and images > MOST_IN_ONE_FILE:
         raise ValueError(
             f"--out {flags.out} cannot hold {images} images, at most {MOST_IN_ONE_FILE}; give a "
             "folder"
@@ -105,7 +105,7 @@ def draw_by_flags(pipe: Any, flags: Any, count: int, conditions: Conditions) -> 
     cut = (lambda row: cut_row(pipe, row)) if flags.cut_long_prompts else (lambda row: row)
     rows = lambda: map(cut, rows_of(flags))
     record = Recorder(pipe, flags)
-    if Path(flags.out).suffix.lower() in (".png", ".gif"):
+    if is_one_file(flags.out):
         return write_one_file(flags, list(draw_rows(pipe, rows(), drawing)), record)
     with Gallery(Path(flags.out), record.run) as gallery:
         return fill_gallery(pipe, gallery, rows, count, drawing, record)
@@ -116,22 +116,28 @@ def check_lengths(pipe: Any, rows: Iterator[Row], cut: bool) -> None:
 
     With `cut` it says how many, and raises only where a text cannot be cut.
     """
-    first, long = None, 0
+    first, long = "", 0
     for row in rows:
-        try:
-            pipe.text_lengths([row.prompt, row.negative_prompt])
-            continue
-        except PromptError as error:
-            first = first or str(error).replace("prompt 0", row.where)
-            long += 1
-        if cut:
-            shorter = cut_row(pipe, row)
-            pipe.text_lengths([shorter.prompt, shorter.negative_prompt])
+        wrong = too_long(pipe, row)
+        long += bool(wrong)
+        first = first or wrong
+        if wrong and cut and (wrong := too_long(pipe, cut_row(pipe, row))):
+            raise PromptError(wrong)
     if long and not cut:
         more = f" (and {long - 1} more)" if long > 1 else ""
         raise PromptError(f"{first}{more}, or give --cut_long_prompts")
     if long:
         print(f"{long} prompts are longer than this run reads and were cut", file=sys.stderr)
+
+
+def too_long(pipe: Any, row: Row) -> str:
+    """What is too long about a row, or nothing."""
+    for name in ("prompt", "negative_prompt"):
+        try:
+            pipe.text_lengths([getattr(row, name)])
+        except PromptError as error:
+            return f"{row.where}: {str(error).replace('prompt 0', name)}"
+    return ""
 
 
 def cut_row(pipe: Any, row: Row) -> Row:
