@@ -40,6 +40,8 @@ def clip_score(folder: str | Path) -> Score:
             f"{folder}: the towers project to {text.projection} and {vision.projection}; a score "
             "needs a CLIP with both projections of one width"
         )
+    on_device = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    weights = (on_device(text_weights), on_device(vision_weights))
     tokenizer = ClipTokenizer(folder, text.max_length, truncate=True)
 
     @jax.jit
@@ -51,7 +53,7 @@ def clip_score(folder: str | Path) -> Score:
 
     def score(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         ids, _ = tokenizer(list(prompts))
-        return np.asarray(cosines((text_weights, vision_weights), images, ids))
+        return np.asarray(cosines(weights, images, ids))
 
     return score
 
