@@ -48,6 +48,10 @@ class Painter:
     def parts(self):
         return {"": (self.config, {"w": np.full(3, self.weight)})}
 
+    def check_settings(self, *, height=None, **settings):
+        if height not in (None, 4):
+            raise ValueError("height must be 4")
+
     def cut_text(self, text):
         return text[:60]
 
@@ -213,6 +217,14 @@ def test_rows_of_equal_settings_are_drawn_together():
     assert [options["num_steps"] for _, options in pipe.calls] == [0, 1, 0, 1]
 
 
+def test_a_size_the_run_cannot_draw_is_told_before_drawing(monkeypatch, tmp_path):
+    file, pipe = tmp_path / "p.csv", Painter()
+    file.write_text("prompt,height\na,4\nb,\nc,5\n")
+    with pytest.raises(PromptError, match="row 3: height must be 4"):
+        run(monkeypatch, pipe, "--prompts", file, "--out", tmp_path / "out", "--batch_size", 1)
+    assert not pipe.calls
+
+
 def test_too_long_prompts_are_told_before_drawing(monkeypatch, tmp_path, capsys):
     file, pipe = tmp_path / "p.txt", Painter()
     file.write_text("short\n" + "x" * 61 + "\n" + "y" * 80 + "\n")
@@ -336,6 +348,17 @@ def test_an_image_depends_on_its_row_alone(pipeline):
     for seed in range(4):
         np.testing.assert_array_equal(alone[seed], together[seed])
     assert (alone[0] != alone[3]).any()
+
+
+def test_settings_are_checked_as_in_drawing(pipeline):
+    pipeline.check_settings(height=16, width=48, num_steps=2, guidance_scale=1.0)
+    for wrong in ({"height": 17}, {"temperature": -1.0}):
+        messages = set()
+        for call in (pipeline.check_settings, lambda **x: pipeline.generate(RED, **x)):
+            with pytest.raises(ValueError) as error:
+                call(**wrong)
+            messages.add(str(error.value))
+        assert len(messages) == 1
 
 
 def test_a_run_is_known_by_its_weights(pipeline, monkeypatch):

@@ -114,6 +114,9 @@ class Pipeline:
         """
         return ()
 
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError where `generate` would refuse a size or a sampler's setting."""
+
     def cut_text(self, text: str) -> str:
         """The part of a text that is not too long for this run, where it can tell."""
         return text

@@ -101,7 +101,7 @@ def draw_by_flags(pipe: Any, flags: Any, count: int, conditions: Conditions) -> 
         options=options,
         conditions=lambda rows: conditions(pipe, rows),
     )
-    check_lengths(pipe, rows_of(flags), flags.cut_long_prompts)
+    check_rows_of(pipe, rows_of(flags), flags.cut_long_prompts)
     cut = (lambda row: cut_row(pipe, row)) if flags.cut_long_prompts else (lambda row: row)
     rows = lambda: map(cut, rows_of(flags))
     record = Recorder(pipe, flags)
@@ -111,13 +111,20 @@ def draw_by_flags(pipe: Any, flags: Any, count: int, conditions: Conditions) -> 
         return fill_gallery(pipe, gallery, rows, count, drawing, record)
 
 
-def check_lengths(pipe: Any, rows: Iterator[Row], cut: bool) -> None:
-    """Looks at all texts, keeping none. Raises PromptError where some are too long.
+def check_rows_of(pipe: Any, rows: Iterator[Row], cut: bool) -> None:
+    """Looks at all rows, keeping none, before any is drawn.
 
-    With `cut` it says how many, and raises only where a text cannot be cut.
+    With `cut` it says how many texts are too long, and raises only where one cannot be cut.
+
+    Raises:
+      PromptError: texts are too long for this run, or it cannot draw a row's size or settings.
     """
     first, long = "", 0
     for row in rows:
+        try:
+            pipe.check_settings(**dict(row.settings))
+        except ValueError as error:
+            raise PromptError(f"{row.where}: {error}") from None
         wrong = too_long(pipe, row)
         long += bool(wrong)
         first = first or wrong

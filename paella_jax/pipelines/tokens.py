@@ -21,14 +21,7 @@ from paella_jax.families.tokens import load_networks
 from paella_jax.families.vqgan import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.base import (
-    Generation,
-    Job,
-    Pipeline,
-    all_devices,
-    in_batches,
-    on_mesh,
-)
+from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches, on_mesh
 from paella_jax.pipelines.geometry import Scale, Sizes
 from paella_jax.pipelines.prompts import (
     Condition,
@@ -182,6 +175,11 @@ class TokenPipeline(Pipeline):
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Padded lengths of texts, each alone. Raises PromptError where one is too long."""
         return padded_lengths(self.networks, self.config, texts)
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError for a size or a sampler's setting that it cannot draw with."""
+        self.sizes.grid(settings.pop("height", None), settings.pop("width", None))
+        self.settings(**settings)
 
     def cut_text(self, text: str) -> str:
         """The part of a text that is not too long, where the run's tokenizer can tell it."""

@@ -94,11 +94,7 @@ class TwoScalePipeline(Pipeline):
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
         """
         job, base = Job.take(options)
-        for name, given in (("height", job.height), ("width", job.width)):
-            if given not in (None, self.side):
-                raise ValueError(
-                    f"{name} is {given}; these runs draw {self.side}x{self.side} pixels only"
-                )
+        self._check_size(job.height, job.width)
         second: dict[str, Any] = {
             "num_steps": super_resolution_steps,
             "guidance_scale": super_resolution_guidance,
@@ -142,6 +138,18 @@ class TwoScalePipeline(Pipeline):
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Padded lengths of texts in both runs. Raises PromptError where one is too long."""
         return (*self.base.text_lengths(texts), *self.super_resolution.text_lengths(texts))
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError for a size or a sampler's setting that the base cannot draw with."""
+        self._check_size(settings.pop("height", None), settings.pop("width", None))
+        self.base.settings(**settings)
+
+    def _check_size(self, height: int | None, width: int | None) -> None:
+        for name, given in (("height", height), ("width", width)):
+            if given not in (None, self.side):
+                raise ValueError(
+                    f"{name} is {given}; these runs draw {self.side}x{self.side} pixels only"
+                )
 
     def cut_text(self, text: str) -> str:
         """The part of a text that is not too long for either run, where they can tell."""

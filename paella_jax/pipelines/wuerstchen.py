@@ -153,8 +153,7 @@ class WuerstchenPipeline(Pipeline):
                 "folder of configs/stage_c.py"
             )
         job, of_stage_b = Job.take(options)
-        if of_stage_b.pop("temperature", None) is not None:
-            raise ValueError("diffusion stages have no temperature; use guidance_scale and stepper")
+        _refuse_temperature(of_stage_b.pop("temperature", None))
         texts = check_prompts(prompt, LONGEST_TEXT)
         negatives, keys = job.negatives(len(texts), LONGEST_TEXT), job.keys(len(texts))
         texts, negatives = job.repeat(texts), job.repeat(negatives)
@@ -192,6 +191,13 @@ class WuerstchenPipeline(Pipeline):
         """Configs and weights of its stages."""
         named = {"": "stage_c", "stage_b": "stage_b"} if self.stage_c else {"": "stage_b"}
         return {name: (self.configs[s], self._weights[s]) for name, s in named.items()}
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError for a size or a setting of Stage C that it cannot draw with."""
+        _refuse_temperature(settings.get("temperature"))
+        self._size(None, settings.get("height"), settings.get("width"))
+        steps, scale = settings.get("num_steps"), settings.get("guidance_scale")
+        stage_c_settings(self._sampler("stage_c"), steps, scale, None, 1.0)
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Texts of any lengths can be drawn together. Raises PromptError where one is too long."""
@@ -310,3 +316,8 @@ class WuerstchenPipeline(Pipeline):
         for name, side in zip(("height", "width"), size, strict=True):
             check_side(name, side, self.stage_b.size_divisor)
         return size
+
+
+def _refuse_temperature(given: Any) -> None:
+    if given is not None:
+        raise ValueError("diffusion stages have no temperature; use guidance_scale and stepper")
