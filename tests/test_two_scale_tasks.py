@@ -105,7 +105,7 @@ def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, ta
         (["--emphasis", "red=2"], "--emphasis has no effect"),
         (["--image", "IMAGE", "--mask", "MASK", "--prompt", "another"], "one --prompt, got 2"),
         (["--image", "PART", "--edit", "2"], "the image is 24x32 pixels"),
-        (["--image", "IMAGE", "--edit", "0"], "rounds=0"),
+        (["--image", "IMAGE", "--edit", "0"], "--edit must be from 1"),
     ],
 )
 def test_commands_that_make_no_sense(pipe, files, monkeypatch, flags, words):
