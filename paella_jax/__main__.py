@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import runpy
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def main() -> None:
     lines = [f"  {command:10} {summary(command)}" for command in COMMANDS]
     print("usage: python -m paella_jax.COMMAND ... (--help says more)\n\n" + "\n".join(lines))
     if name not in ("-h", "--help", "help"):
-        sys.exit(f"error: no command {name!r}; choose one of {', '.join(COMMANDS)}")
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        sys.exit(f"error: no command {name!r}; choose one of {', '.join(COMMANDS)}{hint}")
 
 
 if __name__ == "__main__":

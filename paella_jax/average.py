@@ -7,10 +7,9 @@ average them afterwards, oldest to newest. The new folder samples, evaluates and
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from paella_jax.cli import run, setup_jax
+from paella_jax.cli import Parser, path, run, setup_jax
 
 
 def _steps(text: str) -> list[int]:
@@ -41,9 +40,9 @@ def write_average(
 
 def main() -> int:
     """Parses the command line and averages."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="run folder")
-    parser.add_argument("--out", required=True, help="new folder")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", type=path, required=True, help="run folder")
+    parser.add_argument("--out", type=path, required=True, help="new folder")
     parser.add_argument("--decay", type=float, default=0.7, help="0: the newest; default MUSE's .7")
     parser.add_argument("--steps", default="", help="checkpoints to use, as 100,200; default: all")
     arguments = parser.parse_args()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from paella_jax.cli import run, setup_jax
+from paella_jax.cli import Parser, path, run, setup_jax
 from paella_jax.evaluation.timing import interleaved
 
 # The Stage B preset of a Stage C one, where they differ.
@@ -107,21 +107,25 @@ def training_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any
 
 def main() -> int:
     """Runs the benchmark and prints (and writes) its numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", default="paella:shapes")
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peer", help="Python file with make(config, batch_size)")
+    parser.add_argument("--peer", type=path, help="Python file with make(config, batch_size)")
     parser.add_argument("--sample", action="store_true", help="draw one image, random weights")
     parser.add_argument("--image_size", type=int, default=256, help="with --sample")
     parser.add_argument("--params_dtype", default="float32", help="with --sample")
-    parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--out", type=path, help="JSON file")
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
 
     config = load_config(arguments.config, overrides)
     setup_jax()
+    if arguments.out:
+        from paella_jax.files.atomic import check_writable
+
+        check_writable(Path(arguments.out), folder=False)
     measure = sampling_report if arguments.sample else training_report
     write({"config": arguments.config} | measure(config, arguments), arguments.out)
     return 0

@@ -1,20 +1,96 @@
-"""What every command-line entry shares: compilation cache, short error messages."""
+"""What every command-line entry shares: flags, compilation cache, short error messages."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import difflib
+import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
-from paella_jax.config import UserError
+from paella_jax.config import UserError, preset_names
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+INTERRUPTED = 130
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags without abbreviations; a wrong one is told in one line with what was probably meant."""
+
+    def __init__(self, prog: str | None = None, overrides: bool = False, **options: Any) -> None:
+        """As argparse's, with `allow_abbrev=False`.
+
+        Args:
+          prog: the command's name.
+          overrides: whether `--config.section.field=value` are taken as well.
+          **options: as argparse's.
+        """
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, **options | {"allow_abbrev": False})
+        self._overrides = overrides
+
+    def format_help(self) -> str:
+        """As argparse's, with the presets there are where configs can be chosen."""
+        if self._overrides and self.epilog is None:
+            self.epilog = help_on_configs()
+        return super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, once every flag is known: what is missing may be there, mistyped."""
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        for flag in (word.partition("=")[0] for word in given[:end]):
+            long = flag if flag.startswith("--") else f"-{flag}"
+            is_flag = re.match("--?[A-Za-z]", flag) and " " not in flag
+            override = self._overrides and flag.startswith("--config.")
+            if is_flag and flag not in self._option_string_actions and not override:
+                flags = sorted(f for f in self._option_string_actions if f.startswith("--"))
+                known = ", ".join(flags)
+                self.error(f"unknown flag {flag}{did_you_mean(long, flags)}; known: {known}")
+        return super().parse_known_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with one line and exit code 2."""
+        wrong = re.match(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            flag, given, known = wrong.groups()
+            choices = [choice.strip(" '") for choice in known.split(",")]
+            close = did_you_mean(given, choices)
+            message = f"{flag} {given!r} is none of {', '.join(choices)}{close}"
+        self.exit(2, f"error: {message} (--help says more)\n")
+
+
+def did_you_mean(given: str, known: Sequence[str]) -> str:
+    """ "; did you mean X?" where there is something like it, else nothing."""
+    close = difflib.get_close_matches(given, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def path(text: str) -> str:
+    """A path given as a flag; `~` is the home folder, also behind `=` where a shell leaves it."""
+    return os.path.expanduser(text)
+
+
+def help_on_configs() -> str:
+    """The presets of every config and how to override their fields, for the end of a help page."""
+    rows = [f"  {name:14} {', '.join(presets)}" for name, presets in preset_names().items()]
+    lines = (
+        "presets, as --config NAME:PRESET (configs/NAME.py says what each is for):",
+        *rows,
+        "",
+        "any field of a config can be given as --config.section.field=value, for example",
+        "  --config.num_steps=1000 --config.optim.learning_rate=3e-4 --config.data.folder=IMAGES",
+    )
+    return "\n".join(lines)
 
 
 def setup_jax() -> None:
@@ -61,14 +137,25 @@ def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
 
 
 def run(main: Callable[[], int]) -> None:
-    """Runs an entry point; a user's mistake ends in one clear line and exit code 2."""
+    """Runs an entry point; a user's mistake ends in one clear line and exit code 2.
+
+    So does Ctrl-C, with exit code 130; PAELLA_JAX_TRACEBACK=1 shows where that was.
+    """
     _keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is written
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # orbax warns about its own details
     logging.use_absl_handler()
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        if os.environ.get("PAELLA_JAX_TRACEBACK"):
+            raise
+        print("stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (UserError, *LIKELY_USER_ERRORS) as error:
         if not isinstance(error, UserError) and os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise

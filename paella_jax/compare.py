@@ -10,19 +10,18 @@ command may also be started on several machines that share the folder.
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import TERMINATED, helped_by, run, setup_jax
+from paella_jax.cli import TERMINATED, Parser, helped_by, path, run, setup_jax
 
 
 def main() -> int:
     """Parses the command line and compares; `--config.a.b=value` overrides a field."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", default="compare:shapes")
-    parser.add_argument("--out", required=True, help="folder of runs and results")
+    parser.add_argument("--out", type=path, required=True, help="folder of runs and results")
     parser.add_argument("--workers", type=int, default=1, help="processes that divide the work")
     arguments, overrides = parser.parse_known_args()
 

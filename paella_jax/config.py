@@ -12,6 +12,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,14 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A configuration is wrong; the message names the field, its value and the fix."""
+
+
+class UnknownPreset(ConfigError):
+    """A config file has no preset of this name; `known` are those it has."""
+
+    def __init__(self, message: str, known: Iterable[str]) -> None:
+        super().__init__(message)
+        self.known = list(known)
 
 
 # Fields that say where images are, and the source that reads them.
@@ -88,12 +97,33 @@ def _config_file(path: str) -> Path:
     if not file.is_file() and file.parent == Path("configs"):
         file = CONFIGS / file.name  # from any directory, as configs/compare.py does
     if not file.is_file():
-        known = sorted(f.stem for f in CONFIGS.glob("*.py") if "def get_config" in f.read_text())
+        known = config_names()
         raise ConfigError(
-            f"no config file {path!r}; give a path such as configs/paella.py:shapes, or one of "
-            f"{', '.join(known)} as in paella:shapes"
+            f"no config file {path!r}{_close(file.stem, known)}; give a path such as "
+            f"configs/paella.py:shapes, or one of {', '.join(known)} as in paella:shapes"
         )
     return file
+
+
+def config_names() -> list[str]:
+    """The configs that come with the package."""
+    return sorted(f.stem for f in CONFIGS.glob("*.py") if "def get_config" in f.read_text())
+
+
+def preset_names() -> dict[str, list[str]]:
+    """{config: its presets} of all that come with the package."""
+    found = {}
+    for name in config_names():
+        try:
+            load_module(CONFIGS / f"{name}.py").get_config("")
+        except UnknownPreset as error:
+            found[name] = error.known
+    return found
+
+
+def _close(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def shipped(spec: str) -> str:
@@ -108,10 +138,12 @@ def shipped(spec: str) -> str:
 
 
 def choose(file: str, presets: Mapping[str, Any], name: str) -> Any:
-    """One of a config file's presets. Raises ConfigError listing them where there is no such."""
+    """One of a config file's presets. Raises UnknownPreset listing them where there is no such."""
     if name not in presets:
-        raise ConfigError(
-            f"unknown preset {name!r} of configs/{Path(file).name}; known: {sorted(presets)}"
+        raise UnknownPreset(
+            f"unknown preset {name!r} of configs/{Path(file).name}{_close(name, presets)}; "
+            f"known: {sorted(presets)}",
+            presets,
         )
     return presets[name]
 
@@ -154,8 +186,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 def _parse(path: str, text: str, default: Any) -> Any:
-    if isinstance(default, str):
-        return text
+    if isinstance(default, str):  # a shell leaves the ~ of --config.folder=~/x as it is
+        return os.path.expanduser(text) if text.startswith("~/") else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

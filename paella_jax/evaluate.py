@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from paella_jax.cli import run, setup_jax
+from paella_jax.cli import Parser, path, run, setup_jax
 
 
 def check_method(arguments: argparse.Namespace) -> None:
@@ -27,15 +27,19 @@ def check_method(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Parses the command line and evaluates a run."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="run folder")
-    parser.add_argument("--out", help="folder for the report (default: the run folder)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", type=path, required=True, help="run folder")
+    parser.add_argument("--out", type=path, help="folder for the report (default: the run folder)")
     parser.add_argument("--num_images", type=int, help="per split (default: the config's)")
     parser.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
     parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
     parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
-    parser.add_argument("--direct", help="direct decoder run: score a Würstchen's stages apart")
-    parser.add_argument("--super_resolution", default="", help="run that enlarges the images")
+    parser.add_argument(
+        "--direct", type=path, help="direct decoder run: score a Würstchen's stages apart"
+    )
+    parser.add_argument(
+        "--super_resolution", type=path, default="", help="run that enlarges the images"
+    )
     parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
     parser.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
@@ -44,6 +48,9 @@ def main() -> int:
     setup_jax()
     check_method(arguments)
 
+    from paella_jax.files.atomic import check_writable
+
+    check_writable(Path(arguments.out or arguments.checkpoint), folder=True)
     from paella_jax.pipelines.load import load
     from paella_jax.reports.report import evaluate_run, show
 

@@ -15,20 +15,20 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import TERMINATED, helped_by, run, setup_jax
+from paella_jax.cli import TERMINATED, Parser, helped_by, path, run, setup_jax
 
 
 def read_arguments() -> tuple[argparse.Namespace, list[str]]:
     """The command line, and the overrides in it."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, overrides=True)
     parser.add_argument(
         "--config", required=True, help="of paella, muse or stage_c, as NAME:preset"
     )
-    parser.add_argument("--out", required=True, help="folder of runs and results")
+    parser.add_argument("--out", type=path, required=True, help="folder of runs and results")
     parser.add_argument("--seeds", default="0,1,2", help="of the runs, separated by commas")
     given = parser.add_argument_group("trained runs to stand on, seeds take turns; repeatable")
     for name in ("tokenizer", "low_tokenizer", "stage_b"):
-        given.add_argument(f"--{name}", action="append", default=[], metavar="RUN")
+        given.add_argument(f"--{name}", type=path, action="append", default=[], metavar="RUN")
     parser.add_argument("--direct", action="store_true", help="with stage_c: direct decoders too")
     parser.add_argument("--num_images", type=int, default=256, help="captions per split")
     parser.add_argument("--tuning_images", type=int, default=96, help="captions to tune on")

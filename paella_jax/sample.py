@@ -12,6 +12,14 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
 and --emphasis "PHRASE=1.5", --label N, --segmentation FILE add conditions to the prompt.
+
+--out FILE.png holds the image itself, or several side by side; with --captions in frames, enlarged
+and with their prompts. The prompt, the seed and all settings are in the file's texts.
+--prompts FILE --out FOLDER draws one image per line of text, or per row of a .jsonl, .csv or .tsv
+(columns: prompt, and if wanted negative_prompt, seed, file, height, width, num_steps,
+guidance_scale, temperature), each with a seed of its own, and a line in manifest.jsonl. The same
+call goes on where it was stopped.
+--best_of 16 --score_with FOLDER keeps the image of 16 that a CLIP model finds to fit best.
 --strip writes the intermediate steps as well: a row per image, or a .gif.
 --super_resolution RUN enlarges what is drawn (text-to-image, --mix, --mask, --outpaint, --edit).
 """
@@ -19,27 +27,31 @@ and --emphasis "PHRASE=1.5", --label N, --segmentation FILE add conditions to th
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paella_jax.cli import run, setup_jax
+from paella_jax.cli import Parser, path, run, setup_jax
 
-IMAGE_FILES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
            "temperature", "seed")  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, help="run folder")
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", type=path, required=True, help="run folder")
     parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
-    parser.add_argument("--prompts", help="text file with one prompt per line")
+    parser.add_argument("--prompts", metavar="FILE", type=path, help="a prompt per line or row")
     parser.add_argument("--negative_prompt", default="")
-    parser.add_argument("--out", default="grid.png", help=".png grid, .gif, or a folder")
+    parser.add_argument("--out", type=path, default="grid.png", help=".png, .gif, or a folder")
+    parser.add_argument("--captions", action="store_true", help="frames and prompts in a .png")
     parser.add_argument("--num_images_per_prompt", type=int, default=1)
+    parser.add_argument("--batch_size", type=int, default=64, help="images drawn at once, at most")
+    parser.add_argument("--best_of", type=int, metavar="N", help="keep the best of N images")
+    parser.add_argument("--score_with", type=path, metavar="FOLDER", help="CLIP or PickScore model")
+    parser.add_argument("--cut_long_prompts", action="store_true", help="instead of refusing them")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--num_steps", type=int)
@@ -48,65 +60,83 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sampler", choices=("random", "confidence"), help="default: the run's")
     parser.add_argument("--strip", action="store_true", help="show the intermediate steps")
-    parser.add_argument("--super_resolution", metavar="RUN", help="run that enlarges the images")
-    parser.add_argument("--decoder", metavar="RUN", help="tokenizer run whose decoder is used")
+    parser.add_argument("--super_resolution", type=path, metavar="RUN", help="run that enlarges")
+    parser.add_argument("--decoder", type=path, metavar="RUN", help="tokenizer run that decodes")
     tasks = parser.add_argument_group("image tasks")
-    tasks.add_argument("--image")
+    tasks.add_argument("--image", type=path, metavar="FILE")
     tasks.add_argument("--strength", type=float)
-    tasks.add_argument("--mask")
+    tasks.add_argument("--mask", type=path, metavar="FILE")
     tasks.add_argument("--outpaint", metavar="TOP,BOTTOM,LEFT,RIGHT")
     tasks.add_argument("--morph", type=int, metavar="STEP")
     tasks.add_argument("--edit", type=int, metavar="ROUNDS")
     tasks.add_argument("--share", type=float, help="of the tokens, per round; default 0.08")
     tasks.add_argument("--top_k", type=int, help="draw among as many tokens; default 3")
-    tasks.add_argument("--like", action="append", default=[], metavar="FILE")
+    tasks.add_argument("--like", type=path, action="append", default=[], metavar="FILE")
     tasks.add_argument("--mix", action="append", default=[], metavar="PROMPT")
     tasks.add_argument("--weights", help="of --prompt and every --mix, with commas")
-    tasks.add_argument("--between", action="append", default=[], metavar="FILE")
+    tasks.add_argument("--between", type=path, action="append", default=[], metavar="FILE")
     tasks.add_argument("--to", metavar="PROMPT")
     tasks.add_argument("--frames", type=int, default=8, help="of --to, --between, --edit --strip")
-    tasks.add_argument("--prior", help="run folder of configs/clip_prior.py")
+    tasks.add_argument("--prior", type=path, help="run folder of configs/clip_prior.py")
     tasks.add_argument("--emphasis", action="append", default=[], metavar="PHRASE=FACTOR")
     tasks.add_argument("--label", type=int)
-    tasks.add_argument("--segmentation", metavar="FILE", help="classes as .npy or grey image")
+    tasks.add_argument("--segmentation", type=path, metavar="FILE", help=".npy or grey image")
     stages = parser.add_argument_group("Würstchen")
     stages.add_argument("--stepper", help="of Stage C: ddpm, ddim or dpm++")
     stages.add_argument("--offload", action="store_true", help="one stage on the device at a time")
     return parser.parse_args()
 
 
-def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """The prompts of --prompt and --prompts."""
-    prompts = list(arguments.prompt)
-    if arguments.prompts:
-        file = Path(arguments.prompts)
-        if not file.is_file():
-            raise ValueError(f"--prompts {file} is not a file")
-        lines = file.read_text(encoding="utf-8").splitlines()
-        prompts += [line for line in lines if line.strip()]
-    return prompts
-
-
-def read_conditions(arguments: argparse.Namespace, prompts: list[str]) -> list[Any]:
-    """One condition per prompt, with the flags that add to a prompt."""
-    from paella_jax.images.read import read_classes
-    from paella_jax.pipelines.prompts import Condition
+def read_emphasis(arguments: argparse.Namespace) -> dict[str, float]:
+    """{phrase: factor} of --emphasis. Raises ValueError where one is of another form."""
     from paella_jax.pipelines.tasks import numbers
 
     emphasis = {}
     for text in arguments.emphasis:
         phrase, equals, factor = text.rpartition("=")
-        if not equals:
+        if not equals or not phrase.strip() or "," in factor:
             raise ValueError(f"--emphasis {text!r} must be PHRASE=FACTOR, e.g. 'red circle=1.5'")
         emphasis[phrase] = numbers(factor, "emphasis")[0]
-    given = arguments.segmentation
+    return emphasis
+
+
+def read_conditions(arguments: argparse.Namespace, prompts: Sequence[str]) -> list[Any]:
+    """One condition per prompt, with the flags that add to a prompt."""
+    from paella_jax.images.read import read_classes
+    from paella_jax.pipelines.prompts import Condition
+
+    emphasis, given = read_emphasis(arguments), arguments.segmentation
     segmentation = read_classes(given) if given else None
-    if not prompts and (arguments.like or arguments.label is not None or arguments.segmentation):
+    if not prompts and (arguments.like or arguments.label is not None or given):
         prompts = [""]
     return [
         Condition(prompt, label=arguments.label, segmentation=segmentation, emphasis=dict(emphasis))
         for prompt in prompts
     ]
+
+
+def conditions_of_rows(arguments: argparse.Namespace) -> Any:
+    """A function (pipeline, rows) -> what is drawn for them."""
+    from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
+
+    prior = None
+    if arguments.prior:
+        from paella_jax.families.clip_prior import load_clip_prior
+
+        prior = load_clip_prior(arguments.prior)
+
+    def conditions(pipe: Any, rows: Sequence[Any]) -> list[Any]:
+        prompts = [row.prompt for row in rows]
+        if isinstance(pipe, WuerstchenPipeline):
+            return prompts
+        asked = read_conditions(arguments, prompts)
+        if prior is None:
+            return asked
+        from paella_jax.pipelines.variations import with_prior
+
+        return with_prior(pipe, prior, asked, seed=[row.seed for row in rows])
+
+    return conditions
 
 
 def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
@@ -115,33 +145,28 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     Raises:
       ValueError: flags that do not go together, or not with this pipeline.
     """
-    from paella_jax.pipelines.tasks import ONE_SCALE, Asked, draw_task, refuse
-    from paella_jax.pipelines.tokens import TokenPipeline
+    from paella_jax.pipelines.rows_by_flags import rows_of
+    from paella_jax.pipelines.tasks import Asked, draw_task
     from paella_jax.pipelines.two_scale import TwoScalePipeline
+    from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 
-    two_scales = isinstance(pipe, TwoScalePipeline)
-    if not two_scales and not isinstance(pipe, TokenPipeline):
+    if isinstance(pipe, WuerstchenPipeline):
         return draw_wuerstchen(pipe, arguments)
-    if arguments.stepper:
-        raise ValueError("--stepper belongs to Würstchen runs; this is a token predictor")
-    if two_scales:
-        refuse(arguments, ONE_SCALE, "has no effect with --super_resolution; leave it out")
-    prompts = read_prompts(arguments)
+    rows = list(rows_of(arguments)) if arguments.prompts else []
+    prompts = [*arguments.prompt, *(row.prompt for row in rows)]
     options = {name: getattr(arguments, name) for name in (*OPTIONS, "sampler")}
+    if rows:
+        options |= {"seed": [row.seed for row in rows]}
+        options |= {"negative_prompt": [row.negative_prompt for row in rows]}
     options |= {"trace": True} if arguments.strip else {}
     conditions = read_conditions(arguments, prompts)
-    return draw_task(Asked(pipe, arguments, prompts, conditions, options), two_scales)
+    asked = Asked(pipe, arguments, prompts, conditions, options)
+    return draw_task(asked, isinstance(pipe, TwoScalePipeline))
 
 
 def draw_wuerstchen(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
-    from paella_jax.pipelines.tasks import CONDITIONS, TASKS, refuse
-
-    others = [name for name in TASKS if name not in ("image", "strength")]
-    own = [name for task in TASKS.values() for name in task.own]
-    why = "is a task of token predictors; this is a Würstchen run"
-    refuse(arguments, (*others, *CONDITIONS, *own, "sampler", "strip"), why)
-    prompts, options = read_prompts(arguments), {n: getattr(arguments, n) for n in OPTIONS}
+    prompts, options = arguments.prompt, {n: getattr(arguments, n) for n in OPTIONS}
     image = None if arguments.image is None else pipe.read(arguments.image)
     if image is not None and not prompts:
         return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
@@ -153,25 +178,48 @@ def draw_wuerstchen(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list
     return pipe.generate(prompts, **size, **options), titles
 
 
+def draw_task_to_files(pipe: Any, arguments: argparse.Namespace) -> int:
+    """Runs an image task, or draws the steps, and writes; returns the number of images."""
+    from paella_jax.images.write import save_images, save_strip
+
+    out, captions = Path(arguments.out), arguments.captions
+    result, titles = draw(pipe, arguments)
+    texts = {
+        "prompt": "\n".join(arguments.prompt),
+        "negative_prompt": arguments.negative_prompt,
+        "seed": str(arguments.seed),
+        "record": json.dumps({name: x for name, x in vars(arguments).items() if x}),
+    }
+    if arguments.strip:
+        save_strip(out, pipe.strip(result), titles, captions, texts)
+    else:
+        save_images(out, result.images, titles, captions=captions, texts=texts)
+    return len(result.images)
+
+
 def main() -> int:
     """Parses the command line, samples and writes."""
     arguments = parse()
-    if Path(arguments.out).suffix.lower() in IMAGE_FILES:
-        raise ValueError(f"--out {arguments.out} must be a .png grid, a .gif or a folder")
     setup_jax()
 
-    from paella_jax.images.write import save_images, save_strip
+    from paella_jax.pipelines.flag_checks import check_flags, draws_rows
+    from paella_jax.pipelines.rows_by_flags import check_rows, draw_by_flags
+
+    check_flags(arguments)
+    read_emphasis(arguments)
+    count = check_rows(arguments)
+
     from paella_jax.pipelines.load import load
 
     names = ("offload", "super_resolution", "decoder")
     loading = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
     pipe = load(arguments.checkpoint, **loading)
-    result, titles = draw(pipe, arguments)
-    if arguments.strip:
-        save_strip(Path(arguments.out), pipe.strip(result), titles)
+    if draws_rows(arguments):
+        drawn = draw_by_flags(pipe, arguments, count, conditions_of_rows(arguments))
     else:
-        save_images(Path(arguments.out), result.images, titles)
-    print(f"wrote {arguments.out} ({len(result.images)} images)")
+        drawn = draw_task_to_files(pipe, arguments)
+    new = "new " if arguments.prompts else ""
+    print(f"wrote {arguments.out} ({drawn} {new}{'image' if drawn == 1 else 'images'})")
     return 0
 
 

@@ -14,11 +14,10 @@ preset given.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from paella_jax.cli import run, setup_jax
+from paella_jax.cli import Parser, run, setup_jax
 from paella_jax.config import ConfigError, load_config
 
 if TYPE_CHECKING:
@@ -66,10 +65,11 @@ def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 
 def main() -> int:
     """Prints the tables of every network of every config."""
-    parser = argparse.ArgumentParser(
-        "python -m paella_jax.signals", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(
+        "python -m paella_jax.signals",
+        description=__doc__,
+        overrides=True,
+    )
     parser.add_argument("--config", action="append", help="configs/NAME.py:preset; may be repeated")
     parser.add_argument("--first", type=int, help="only so many sums of each network")
     parser.add_argument("--far", action="store_true", help="only the rows marked !")

@@ -5,12 +5,11 @@ Started on every host of a cluster, the processes find each other (docs/pods.md)
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paella_jax.cli import TERMINATED, run, setup_jax
+from paella_jax.cli import TERMINATED, Parser, path, run, setup_jax
 from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
@@ -19,9 +18,11 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Parses the command line and trains; `--config.a.b=value` overrides a field."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", required=True, help="configs/NAME.py:preset")
-    parser.add_argument("--workdir", required=True, help="run folder; an existing run resumes")
+    parser.add_argument(
+        "--workdir", type=path, required=True, help="run folder; an existing run resumes"
+    )
     by_hand = parser.add_argument_group("several processes, where no scheduler tells of them")
     for name, meaning in FLAGS.items():
         by_hand.add_argument(f"--{name}", help=meaning)
@@ -35,6 +36,9 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.training.distributed import joined
+    from paella_jax.training.metrics import check_writers
+
+    check_writers(config.log)
 
     with joined(cluster):
         return train_together(cluster, config, Path(arguments.workdir).absolute())

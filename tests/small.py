@@ -136,6 +136,18 @@ def carry_random_tokenizer(workdir: Path) -> None:
     (workdir / "frozen" / "vqgan.json").write_text(to_json(small_vqgan()))
 
 
+def sample_by_flags(monkeypatch, pipe, *flags):
+    """What `paella_jax.sample` draws with these flags and a pipeline that is loaded already."""
+    from paella_jax import sample
+    from paella_jax.pipelines import flag_checks
+
+    monkeypatch.setattr("sys.argv", ["sample", "--checkpoint", "RUN", *flags])
+    monkeypatch.setattr(flag_checks, "read_config", lambda _: pipe.config)
+    arguments = sample.parse()
+    flag_checks.check_flags(arguments)
+    return sample.draw(pipe, arguments)
+
+
 def untrained(workdir: Path, config) -> Path:
     """A run folder of `config` with random weights: to draw from, as if trained."""
     workdir = prepare_workdir(workdir, config)

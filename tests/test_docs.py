@@ -10,6 +10,8 @@ import pytest
 import small
 
 from paella_jax.config import CONFIGS, load_config
+from paella_jax.encoders.byte_tokenizer import ByteTokenizer
+from paella_jax.encoders.words import WordTokenizer
 
 ROOT = small.ROOT
 PACKAGE = ROOT / "paella_jax"
@@ -182,6 +184,16 @@ def test_the_readme_is_short_and_its_map_true():
     assert [path for path in paths if not path.exists()] == []
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
     assert rooms <= {path.name for path in paths if path.parent == PACKAGE}
+
+
+def test_the_readme_s_prompts_fit_its_small_presets():
+    prompts = re.findall(r'"(an? (?:large|small) [^"]+)"', README.read_text())
+    assert len(prompts) >= 2
+    for preset in ("paella:tiny", "paella:shapes", "muse:tiny", "stage_c:tiny"):
+        text = load_config(preset).text
+        units = text.get("units", "bytes")
+        tokenizer = {"bytes": ByteTokenizer, "words": WordTokenizer}[units](text.max_length)
+        tokenizer(prompts)  # refuses those that are longer
 
 
 def test_sections_are_read():

@@ -10,7 +10,6 @@ import small
 from PIL import Image
 
 import paella_jax
-from paella_jax import sample as sample_command
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import ByteTokenizer, PromptError
 from paella_jax.encoders.emphasis import text_weights
@@ -393,9 +392,8 @@ def files(picture, tmp_path_factory):
 
 
 def command_line(monkeypatch, pipe, files, flags):
-    arguments = ["--checkpoint", "RUN", "--prompt", RED, *(files.get(f, f) for f in flags)]
-    monkeypatch.setattr("sys.argv", ["sample", *arguments])
-    return sample_command.draw(pipe, sample_command.parse())
+    flags = ["--prompt", RED, *(files.get(f, f) for f in flags)]
+    return small.sample_by_flags(monkeypatch, pipe, *flags)
 
 
 @pytest.mark.parametrize("task", COMMANDS)

@@ -18,6 +18,7 @@ import paella_jax
 from paella_jax import pipelines
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import PromptError
+from paella_jax.images.png import read_png_texts
 from paella_jax.registry import build_method
 from paella_jax.reports.report import evaluate_run
 from paella_jax.runs.checkpoint import CheckpointError
@@ -61,6 +62,8 @@ def test_image_depends_on_prompt_and_seed_only(pipeline):
 
 def test_settings_change_the_result(pipeline):
     base = pipeline.generate(RED, seed=0).tokens
+    none = pipeline.generate(RED, seed=0, negative_prompt=None).tokens
+    np.testing.assert_array_equal(none, base)
     for change in ({"num_steps": 2}, {"guidance_scale": 9.0}, {"temperature": (3.0, 3.0)},
                    {"negative_prompt": BLUE, "guidance_scale": 9.0}):  # fmt: skip
         other = pipeline.generate(RED, seed=0, **change).tokens
@@ -230,7 +233,8 @@ def test_sample_command(run_folder, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     with Image.open(out) as picture:
-        assert picture.size[0] > 90
+        assert picture.size == (32, 32)
+    assert read_png_texts(out)["prompt"] == RED and "compiling the sampler" in result.stderr
     result = entry(
         "paella_jax.sample", "--checkpoint", str(run_folder), "--prompt", "", "--out", str(out)
     )

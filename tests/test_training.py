@@ -24,7 +24,7 @@ from paella_jax.reports import previews
 from paella_jax.runs.checkpoint import CheckpointError, complete_steps, restore_variables
 from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training.loop import TrainingDiverged, train
-from paella_jax.training.metrics import MetricWriter
+from paella_jax.training.metrics import MetricWriter, check_writers
 
 SHALLOW = {"model__patterns": "('CT',)"}  # without attention: compiles sooner
 
@@ -78,6 +78,29 @@ def test_a_preview_that_fails_ends_nothing(tmp_path, capsys):
     assert train(config, workdir, method).step == 3
     assert seen == [1, 2, 3] and restore_variables(workdir)[0] == 3
     assert capsys.readouterr().out.count("no caption can be drawn") == 3
+
+    def works(state, frozen, file):
+        seen.append(int(state.step))
+        file.touch()
+        return {"preview_exact": 0.5}
+
+    object.__setattr__(method, "preview", works)
+    for _ in range(2):  # a finished run gets what it lacks, once
+        assert train(config, workdir, method).step == 3
+    assert seen == [1, 2, 3, 3]
+    assert [r for r in read_metrics(workdir / "metrics.jsonl") if "preview_exact" in r] == [
+        {"step": 3, "preview_exact": 0.5}
+    ]
+
+
+def test_log_packages_are_looked_for_at_the_start(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    log = small.small_paella().log
+    check_writers(log)
+    with log.unlocked():
+        log.wandb = "project"
+    with pytest.raises(ConfigError, match=r"log\.wandb needs: pip install 'paella_jax\[wandb\]'"):
+        check_writers(log)
 
 
 def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):

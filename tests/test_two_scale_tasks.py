@@ -8,7 +8,6 @@ import small
 from PIL import Image
 from test_two_scale import RED, SIDE, change_codebook, config_of, pipeline
 
-from paella_jax import sample as sample_command
 from paella_jax.images.write import save_strip
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.two_scale import TwoScalePipeline
@@ -71,10 +70,9 @@ def test_editing_a_part_keeps_the_rest_at_both_scales(pipe, picture):
 
 
 def command_line(monkeypatch, pipe, files, flags):
-    arguments = ["--checkpoint", "RUN", "--super_resolution", "RUN", "--prompt", RED]
-    arguments += [files.get(flag, flag) for flag in flags]
-    monkeypatch.setattr("sys.argv", ["sample", *arguments])
-    return sample_command.draw(pipe, sample_command.parse())
+    flags = [files.get(flag, flag) for flag in flags]
+    more = ("--super_resolution", "RUN", "--prompt", RED)
+    return small.sample_by_flags(monkeypatch, pipe, *more, *flags)
 
 
 COMMANDS = {
@@ -107,7 +105,7 @@ def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, ta
         (["--emphasis", "red=2"], "--emphasis has no effect"),
         (["--image", "IMAGE", "--mask", "MASK", "--prompt", "another"], "one --prompt, got 2"),
         (["--image", "PART", "--edit", "2"], "the image is 24x32 pixels"),
-        (["--image", "IMAGE", "--edit", "0"], "rounds=0"),
+        (["--image", "IMAGE", "--edit", "0"], "--edit must be from 1"),
     ],
 )
 def test_commands_that_make_no_sense(pipe, files, monkeypatch, flags, words):

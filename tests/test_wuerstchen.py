@@ -12,7 +12,6 @@ import small
 from PIL import Image
 
 import paella_jax
-from paella_jax import sample as sample_command
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
@@ -146,8 +145,7 @@ def test_the_command_line(pipe, picture, tmp_path, monkeypatch):
     Image.fromarray((picture * 255).round().astype(np.uint8)).save(file)
 
     def draw(*flags):
-        monkeypatch.setattr("sys.argv", ["sample", "--checkpoint", "RUN", *flags])
-        return sample_command.draw(pipe, sample_command.parse())
+        return small.sample_by_flags(monkeypatch, pipe, *flags)
 
     result, titles = draw("--prompt", RED, "--num_images_per_prompt", "2", "--stepper", "ddim")
     assert result.images.shape == (2, 32, 32, 3) and titles == [RED, RED]
@@ -156,7 +154,7 @@ def test_the_command_line(pipe, picture, tmp_path, monkeypatch):
     assert over.images.shape == (1, 32, 32, 3)
     with pytest.raises(ValueError, match="strength must be in"):
         draw("--image", str(file), "--prompt", RED, "--strength", "0")
-    with pytest.raises(ValueError, match="--label is a task of token predictors"):
+    with pytest.raises(ValueError, match="--label is of token predictors"):
         draw("--prompt", RED, "--label", "0")
 
 

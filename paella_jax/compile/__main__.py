@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from paella_jax.cli import run
+from paella_jax.cli import Parser, path, run
 from paella_jax.compile.targets import (
     EXAMPLES,
     Target,
@@ -29,15 +28,13 @@ from paella_jax.compile.targets import (
 )
 
 
-def main() -> int:
-    """Parses the command line and compiles."""
-    parser = argparse.ArgumentParser(
-        "python -m paella_jax.compile", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """Reads the command line; ends with one line where flags do not go together."""
+    parser = Parser("python -m paella_jax.compile", description=__doc__, overrides=True)
+    file = lambda text: Path(path(text))
     parser.add_argument("--config", help="configs/NAME.py:preset")
     parser.add_argument(
-        "--table", type=Path, nargs="+", metavar="FILE", help="prints a table of JSON files instead"
+        "--table", type=file, nargs="+", metavar="FILE", help="prints a table of JSON files instead"
     )
     parser.add_argument("--target", help=f"machine to compile for: {EXAMPLES}")
     parser.add_argument("--devices", type=int, help="the same as --target cpu:DEVICES")
@@ -46,14 +43,9 @@ def main() -> int:
         help="the train step, or the preset's sampler as one program",
     )  # fmt: skip
     parser.add_argument("--images", type=int, help="drawn by --program sample; 8 per device")
-    parser.add_argument("--json", type=Path, help="file for the JSON; text goes to stdout then")
+    parser.add_argument("--json", type=file, help="file for the JSON; text goes to stdout then")
     arguments, overrides = parser.parse_known_args()
-    if arguments.table:
-        from paella_jax.compile.show import as_table
-
-        print(as_table([json.loads(file.read_text()) for file in arguments.table]))
-        return 0
-    if arguments.config is None:
+    if arguments.config is None and not arguments.table:
         parser.error("the following arguments are required: --config")
     if arguments.devices is not None and arguments.target:
         parser.error("give either --target or --devices")
@@ -61,6 +53,17 @@ def main() -> int:
         parser.error(f"--devices must be at least 1, got {arguments.devices}")
     if arguments.images is not None and arguments.images < 1:
         parser.error(f"--images must be at least 1, got {arguments.images}")
+    return arguments, overrides
+
+
+def main() -> int:
+    """Parses the command line and compiles."""
+    arguments, overrides = parse()
+    if arguments.table:
+        from paella_jax.compile.show import as_table
+
+        print(as_table([json.loads(file.read_text()) for file in arguments.table]))
+        return 0
     asked = arguments.target or (arguments.devices and f"cpu:{arguments.devices}")
     target: Target | None = None
     if asked:
@@ -71,11 +74,13 @@ def main() -> int:
     from paella_jax.compile.preset import compile_preset
     from paella_jax.compile.show import as_text
     from paella_jax.config import load_config
+    from paella_jax.files.atomic import check_writable
 
+    if arguments.json is not None:
+        check_writable(arguments.json, folder=False, flag="--json")
     config = load_config(arguments.config, overrides)
-    say = lambda line: print(line, file=sys.stderr, flush=True)
     report = {"config": arguments.config, "overrides": overrides}
-    report |= compile_preset(config, target, arguments.program, arguments.images, say)
+    report |= compile_preset(config, target, arguments.program, arguments.images)
     text = json.dumps(report, indent=2)
     if arguments.json is None:
         print(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,9 +17,9 @@ from paella_jax.compile.targets import Target, devices_of
 from paella_jax.evaluation.flops import flops_by_type
 from paella_jax.families.start import settle_config
 from paella_jax.training.compiled_step import FOR_LOOKING, MIB
+from paella_jax.training.pulse import pulse
 from paella_jax.training.sharding import MeshError, check_batch, make_mesh
 
-Say = Callable[[str], None]
 # Without a GPU to try them on, XLA finds no tiles for some products ("Couldn't find output tile
 # sizes"): all of them are left to cuBLAS.
 OPTIONS = {"cpu": FOR_LOOKING, "gpu": {"xla_gpu_enable_triton_gemm": False}}
@@ -31,7 +31,6 @@ def compile_preset(
     target: Target | None = None,
     program: str = "train",
     images: int | None = None,
-    say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Compiles one step, or the sampler, of a config; returns what `compile` prints.
 
@@ -40,7 +39,6 @@ def compile_preset(
       target: the machine; None for this one's devices.
       program: "train" or "sample".
       images: that the sampler draws at once; 8 per device by default.
-      say: is told how far it is.
 
     Raises:
       MeshError, ConfigError, TargetError: what cannot be compiled, before anything is.
@@ -55,9 +53,9 @@ def compile_preset(
         mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), devices)
         images = images or IMAGES_PER_DEVICE * len(devices)
         check_batch(images, 1, mesh)
-        return _compile(config, target, mesh, program, images, say)
+        return _compile(config, target, mesh, program, images)
     mesh = _mesh(config, devices)
-    return _compile(config, target, mesh, program, config.batch_size, say)
+    return _compile(config, target, mesh, program, config.batch_size)
 
 
 def _mesh(config: ConfigDict, devices: list[Any]) -> Mesh:
@@ -81,20 +79,20 @@ def possible_meshes(devices: int, batch: int, most: int = 8) -> list[tuple[int, 
 
 
 def _compile(
-    config: ConfigDict, target: Target, mesh: Mesh, name: str, images: int, say: Say
+    config: ConfigDict, target: Target, mesh: Mesh, name: str, images: int
 ) -> dict[str, Any]:
     seconds: dict[str, float] = {}
-    with _timed("trace", seconds, say):
+    with _timed("trace", seconds):
         is_train = name == "train"
         program = train_program(config, mesh) if is_train else sample_program(config, mesh, images)
         with jax.set_mesh(mesh) if is_train else nullcontext():
             traced = program.function.trace(*program.arguments)
     flops = flops_by_type(traced.jaxpr.jaxpr)
-    with _timed("lower", seconds, say):
+    with _timed("lower", seconds):
         lowered = traced.lower()
     options = OPTIONS.get(target.platform)
     told: dict[str, Any] = {}
-    with _timed("compile", seconds, say):
+    with _timed("compile", seconds):
         try:
             compiled = lowered.compile(options)
         except jax.errors.JaxRuntimeError as error:
@@ -149,8 +147,8 @@ def _head(
 
 
 @contextmanager
-def _timed(stage: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     began = time.perf_counter()
-    say(f"{stage} ... ({sum(seconds.values()):.0f} s so far)")
-    yield
+    with pulse(stage):
+        yield
     seconds[stage] = round(time.perf_counter() - began, 1)

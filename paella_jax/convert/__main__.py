@@ -32,11 +32,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paella_jax.cli import run
+from paella_jax.cli import Parser, path, run
 
 CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 DTYPE_HELP = "to store the weights in; networks taken along keep theirs"
+
+# Flags that name files and folders; "" where those that go along are left out.
+ALONG = {
+    "tokenizer": "vqgan run folder to carry along",
+    "text": "T5 or ByT5 (Paella) or CLIP folder (Würstchen)",
+    "clip": "CLIP folder to carry along (Paella, aMUSEd)",
+    "stage_b": "Stage B run folder to carry along (Stage C)",
+    "compressor": "file of Stage B's compressor",
+}
+PATHS = ALONG | {
+    "weights": "file or folder to convert",
+    "checkpoint": "run folder to export",
+    "merge": "run folder to merge LoRA adapters of",
+}
 
 
 def main() -> int:
@@ -47,22 +61,24 @@ def main() -> int:
     from paella_jax.convert.recognise import FAMILIES, GROUPS
     from paella_jax.files.atomic import check_new
 
-    parser = argparse.ArgumentParser("python -m paella_jax.convert", description=__doc__)
-    parser.allow_abbrev, parser.formatter_class = False, argparse.RawTextHelpFormatter
+    parser = Parser(
+        "python -m paella_jax.convert",
+        description=__doc__,
+        overrides=True,
+        epilog="fields of the new run's config: --config.section.field=value",
+    )
+    parser.formatter_class = argparse.RawTextHelpFormatter
     parser.add_argument("--family", choices=(*FAMILIES, *GROUPS))
-    parser.add_argument("--weights", help="file or folder to convert")
+    for name, meaning in PATHS.items():
+        default = "" if name in ALONG else None
+        parser.add_argument(f"--{name}", type=path, default=default, help=meaning)
     parser.add_argument("--key", help="entry of a torch file that holds the weights")
-    parser.add_argument("--tokenizer", default="", help="vqgan run folder to carry along")
-    parser.add_argument("--text", default="", help="T5 or ByT5 (Paella) or CLIP folder (Würstchen)")
-    parser.add_argument("--clip", default="", help="CLIP folder to carry along (Paella, aMUSEd)")
-    parser.add_argument("--stage_b", default="", help="Stage B run folder to carry along (Stage C)")
-    parser.add_argument("--compressor", default="", help="file of Stage B's compressor")
     parser.add_argument("--export", choices=FORMS)
-    parser.add_argument("--checkpoint", help="run folder to export")
-    parser.add_argument("--interpolate", nargs=2, metavar="RUN", help="two run folders to mix")
+    two = "two run folders to mix"
+    parser.add_argument("--interpolate", type=path, nargs=2, metavar="RUN", help=two)
     parser.add_argument("--share", type=float, default=0.5, help="of the second run, 0 to 1")
-    parser.add_argument("--merge", metavar="RUN", help="run folder to merge LoRA adapters of")
-    parser.add_argument("--out", required=True, help="new folder, or a FILE.safetensors to export")
+    meaning = "new folder, or a FILE.safetensors to export"
+    parser.add_argument("--out", type=path, required=True, help=meaning)
     parser.add_argument("--dtype", choices=DTYPES, default="keep", help=DTYPE_HELP)
     arguments, overrides = parser.parse_known_args()
     weights, checkpoint = bool(arguments.weights), bool(arguments.checkpoint)

@@ -1,4 +1,4 @@
-"""Rows of a table of captions, as JSON lines or CSV; every error names the file and the row."""
+"""Rows of a table, as JSON lines, CSV or TSV; every error names the file and the row."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TABLES = ("metadata.jsonl", "metadata.csv")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LONGEST_FIELD = 2**24  # characters in CSV: tables may hold more than captions, such as thumbnails
 
 
@@ -18,7 +19,7 @@ def read_rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
       ValueError: the table cannot be read, is not UTF-8, or a row is damaged.
     """
-    read = _csv_rows if table.suffix == ".csv" else _json_rows
+    read = _csv_rows if table.suffix.lower() in DELIMITERS else _json_rows
     try:
         for number, row in read(table):
             yield f"{table}, row {number}", row
@@ -33,7 +34,7 @@ def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     usual = csv.field_size_limit(LONGEST_FIELD)
     try:
         with table.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened)
+            reader = csv.DictReader(opened, delimiter=DELIMITERS[table.suffix.lower()])
             try:
                 yield from enumerate(reader, 1)
             except csv.Error as error:

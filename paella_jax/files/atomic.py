@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,33 @@ def write_atomically(file: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with atomic_path(file) as part:
         part.write_text(text)
+
+
+def check_writable(out: Path, folder: bool, flag: str = "--out") -> None:
+    """Makes sure that `out` can be written, as a file or as a folder, without leaving anything.
+
+    Raises:
+      ConversionError: naming what is in the way.
+    """
+    wrong = ""
+    if folder and out.exists() and not out.is_dir():
+        wrong = f"{out} is a file; give a folder, or a name that ends in .png or .gif"
+    elif not folder and out.is_dir():
+        wrong = f"{out} is a folder; give a file name"
+    above = out.absolute() if out.is_dir() else out.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not wrong and not above.is_dir():
+        wrong = f"cannot write {out}: {above} is a file"
+    if not wrong:
+        try:
+            tempfile.TemporaryFile(dir=above).close()
+        except OSError as error:
+            wrong = f"cannot write {out}: {above}: {error.strerror}"
+    if not wrong and not folder and out.exists() and not os.access(out, os.W_OK):
+        wrong = f"cannot write {out}: it is write-protected"
+    if wrong:
+        raise ConversionError(f"{wrong}; choose another {flag}")
 
 
 def check_new(out: Path) -> None:

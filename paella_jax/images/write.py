@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from paella_jax.files.atomic import atomic_path
+from paella_jax.images.png import save_png, tiled
 
 MIN_SIDE = 96  # small images are enlarged to at least this many pixels
 
@@ -26,6 +27,7 @@ def save_grid(
     titles: Sequence[str] | None = None,
     correct: Sequence[bool] | None = None,
     columns: int | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Writes images [count, H, W, 3] as one PNG, each with its title below.
 
@@ -35,6 +37,7 @@ def save_grid(
       titles: one per image, wrapped to the image's width.
       correct: adds a tick or a cross before each title.
       columns: default about as many as rows.
+      texts: what the file says of itself, by keyword.
     """
     from PIL import ImageDraw, ImageFont
 
@@ -57,8 +60,7 @@ def save_grid(
         _paste(canvas, image, (left, top), zoom, None if correct is None else bool(correct[index]))
         for row, text in enumerate(lines[index]):
             draw.text((left, top + height * zoom + row * line), text, fill="black", font=font)
-    with atomic_path(Path(file)) as part:
-        canvas.save(part, format="PNG")
+    save_png(file, np.asarray(canvas), texts)
 
 
 def save_table(
@@ -145,29 +147,46 @@ def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> N
 
 
 def save_images(
-    out: Path, images: np.ndarray, titles: list[str], columns: int | None = None
+    out: Path,
+    images: np.ndarray,
+    titles: list[str],
+    columns: int | None = None,
+    captions: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes images [count, H, W, 3] in [0, 1] as a grid (.png), a movie (.gif) or a folder.
+    """Writes images [count, H, W, 3] in [0, 1] as one PNG, a movie (.gif) or a folder.
+
+    A PNG of one image is that image; several are put side by side.
 
     Args:
       out: where to; its folder is made.
       images: float in [0, 1].
       titles: one per image.
       columns: of a grid; default about as many as rows.
+      captions: frames the images of a PNG, enlarges small ones and puts the titles below.
+      texts: what each PNG says of itself, by keyword.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".gif":
         save_gif(out, images)
+    elif out.suffix.lower() == ".png" and captions:
+        save_grid(out, images, titles, columns=columns, texts=texts)
     elif out.suffix.lower() == ".png":
-        save_grid(out, images, titles, columns=columns)
+        save_png(out, tiled(list(to_uint8(images)), columns), texts)
     else:
         out.mkdir(exist_ok=True)
         for index, image in enumerate(to_uint8(images)):
-            Image.fromarray(image).save(out / f"{index:05d}.png")
+            save_png(out / f"{index:05d}.png", image, texts)
         (out / "prompts.txt").write_text("\n".join(titles) + "\n", encoding="utf-8")
 
 
-def save_strip(out: Path, strip: np.ndarray, titles: list[str]) -> None:
+def save_strip(
+    out: Path,
+    strip: np.ndarray,
+    titles: list[str],
+    captions: bool = False,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Writes images [steps, count, H, W, 3]: a row of steps each, or all of them in a movie."""
     steps = strip.shape[0]
     by_image = strip.swapaxes(0, 1)
@@ -175,7 +194,8 @@ def save_strip(out: Path, strip: np.ndarray, titles: list[str]) -> None:
         save_images(out, np.concatenate(list(by_image), axis=2), titles)
         return
     names = [f"{title} ({step})" for title in titles for step in range(1, steps + 1)]
-    save_images(out, by_image.reshape(-1, *strip.shape[2:]), names, columns=steps)
+    flat = by_image.reshape(-1, *strip.shape[2:])
+    save_images(out, flat, names, columns=steps, captions=captions, texts=texts)
 
 
 def _mark(draw: Any, x: int, y: int, correct: bool) -> None:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 
-from paella_jax.encoders.byte_tokenizer import check_prompts
+from paella_jax.encoders.byte_tokenizer import PromptError, check_prompts
 from paella_jax.images.modes import WHITE
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.images.write import to_uint8
@@ -48,7 +48,7 @@ class Job:
       trace: also return what there was after every step.
     """
 
-    negative_prompt: str | Sequence[str] = ""
+    negative_prompt: str | Sequence[str] | None = ""
     height: int | None = None
     width: int | None = None
     seed: int | Sequence[int] = 0
@@ -69,7 +69,11 @@ class Job:
         Raises:
           PromptError, ValueError: an over-long text, or another number of them.
         """
-        texts = check_prompts(self.negative_prompt, max_length, allow_empty=True)
+        given = "" if self.negative_prompt is None else self.negative_prompt
+        try:
+            texts = check_prompts(given, max_length, allow_empty=True)
+        except PromptError as error:
+            raise PromptError(f"negative_prompt: {error}") from None
         return one_per_prompt(texts, count, "negative_prompt")
 
     def seeds(self, count: int) -> list[int]:
@@ -98,6 +102,25 @@ class Pipeline:
         """Draws; the result has `images`, and `trace` where asked for."""
         raise NotImplementedError
 
+    def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
+        """Config and weights of each run it draws with, by name; empty of the one that counts."""
+        raise NotImplementedError
+
+    def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Padded lengths of texts, each alone: those of equal lengths can be drawn together.
+
+        Raises:
+          PromptError: one is too long for this run.
+        """
+        return ()
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError where `generate` would refuse a size or a sampler's setting."""
+
+    def cut_text(self, text: str) -> str:
+        """The part of a text that is not too long for this run, where it can tell."""
+        return text
+
     def _states(self, result: Any) -> Iterable[np.ndarray]:
         """What a callback sees of a result with a trace, step after step."""
         raise NotImplementedError
@@ -106,7 +129,7 @@ class Pipeline:
         self,
         prompt: Any,
         *,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         height: int | None = None,
         width: int | None = None,
         num_steps: int | None = None,
@@ -122,7 +145,7 @@ class Pipeline:
 
         Args:
           prompt: one text or several; for token predictors also `Condition`s (prompts.py).
-          negative_prompt: what to steer away from; one text, or one per prompt.
+          negative_prompt: what to steer away from; one text, or one per prompt. None is none.
           height: pixels; default the training size.
           width: pixels; default the training size.
           num_steps: predictions; fewer is faster.

@@ -143,6 +143,19 @@ def tokenize(
     return tokenizer(texts, pad_to)
 
 
+def padded_lengths(
+    networks: TokenNetworks, config: ConfigDict, texts: Sequence[str]
+) -> tuple[int, ...]:
+    """The lengths that texts, each alone, are padded to; 0 of CLIP's alone.
+
+    Raises:
+      PromptError: a text is too long.
+    """
+    check_prompts(texts, text_limit(networks), allow_empty=True)
+    ids = [tokenize(networks, config, [text])[0] for text in texts]
+    return tuple(0 if x is None else x.shape[1] for x in ids)
+
+
 def text_limit(networks: TokenNetworks) -> int:
     """Bytes of the longest prompt. Other tokenizers count their own units, when they are called."""
     tokenizer = networks.text_tokenizer

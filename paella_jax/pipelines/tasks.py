@@ -83,11 +83,9 @@ def inpaint(asked: Asked) -> Drawn:
 
 
 def outpaint(asked: Asked) -> Drawn:
-    """Draws around the image. Raises ValueError where the margins are not four whole numbers."""
+    """Draws around the image."""
     pipe, flags, prompts, (condition,), options = asked
     margins = numbers(flags.outpaint, "outpaint", int)
-    if len(margins) != 4:
-        raise ValueError(f"--outpaint {flags.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
     sides = dict(zip(("top", "bottom", "left", "right"), margins, strict=True))
     drawn = editing.outpaint(pipe, flags.image, condition, **sides, **options)
     return drawn, asked.copies(prompts)
@@ -122,10 +120,8 @@ def vary(asked: Asked) -> Drawn:
 
 
 def between(asked: Asked) -> Drawn:
-    """A strip from one image to another. Raises ValueError where there are not two."""
+    """A strip from one image to another."""
     files, frames = asked.flags.between, asked.flags.frames
-    if len(files) != 2:
-        raise ValueError(f"--between needs two images, got {len(files)}")
     prompt = " ".join(asked.prompts)
     drawn = variations.interpolate_images(asked.pipe, *files, prompt=prompt, **asked.strip)
     first, last = (Path(file).name for file in files)

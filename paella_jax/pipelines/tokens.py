@@ -21,20 +21,14 @@ from paella_jax.families.tokens import load_networks
 from paella_jax.families.vqgan import swap_decoder
 from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.base import (
-    Generation,
-    Job,
-    Pipeline,
-    all_devices,
-    in_batches,
-    on_mesh,
-)
+from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches, on_mesh
 from paella_jax.pipelines.geometry import Scale, Sizes
 from paella_jax.pipelines.prompts import (
     Condition,
     as_conditions,
     build_inputs,
     clip_ids,
+    padded_lengths,
     text_limit,
     tokenize,
 )
@@ -53,6 +47,7 @@ from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
 from paella_jax.training.placing import fetch
+from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
 
 # A text, a Condition, a list with one of them per image, or a list of lists of conditions to mix.
@@ -90,7 +85,8 @@ class TokenPipeline(Pipeline):
         self._encode_low = jax.jit(networks.encode_low)
         self._embed = jax.jit(networks.embed_images)
         self._embed_texts = jax.jit(networks.embed_texts)
-        self._generate = jax.jit(partial(draw_request, networks), static_argnames="form")
+        draw = partial(draw_request, networks)
+        self._generate = Program("the sampler", draw, static_argnames="form")
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
@@ -171,6 +167,23 @@ class TokenPipeline(Pipeline):
         run = lambda piece: self._generate(self.params, self.frozen, piece, ramps, form=form)
         images, tokens, *history = in_batches(run, request, len(keys), job.batch_size, self.mesh)
         return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
+
+    def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
+        """Its config and weights."""
+        return {"": (self.config, (self.params, self.frozen))}
+
+    def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Padded lengths of texts, each alone. Raises PromptError where one is too long."""
+        return padded_lengths(self.networks, self.config, texts)
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError for a size or a sampler's setting that it cannot draw with."""
+        self.sizes.grid(settings.pop("height", None), settings.pop("width", None))
+        self.settings(**settings)
+
+    def cut_text(self, text: str) -> str:
+        """The part of a text that is not too long, where the run's tokenizer can tell it."""
+        return getattr(self.networks.text_tokenizer, "cut", lambda whole: whole)(text)
 
     def _states(self, result: Generation) -> Iterable[np.ndarray]:
         return () if result.trace is None else self.strip(result)

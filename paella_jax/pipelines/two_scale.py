@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.pipelines.base import Generation, Job, Pipeline, image_keys
@@ -18,6 +19,7 @@ from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
 from paella_jax.pipelines.tokens import Prompt, TokenPipeline
 from paella_jax.sampling.token_loop import Known
+from paella_jax.typing import Tree
 
 Range = float | tuple[float, float]
 SECOND_SCALE = 2**31 - 2  # number of an image key's child; the samplers use no number near it
@@ -92,11 +94,7 @@ class TwoScalePipeline(Pipeline):
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
         """
         job, base = Job.take(options)
-        for name, given in (("height", job.height), ("width", job.width)):
-            if given not in (None, self.side):
-                raise ValueError(
-                    f"{name} is {given}; these runs draw {self.side}x{self.side} pixels only"
-                )
+        self._check_size(job.height, job.width)
         second: dict[str, Any] = {
             "num_steps": super_resolution_steps,
             "guidance_scale": super_resolution_guidance,
@@ -132,6 +130,30 @@ class TwoScalePipeline(Pipeline):
             **second,
         )
         return high._replace(low=low)
+
+    def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
+        """Config and weights of the super-resolution, and those of the base."""
+        return {"": self.super_resolution.parts()[""], "base": self.base.parts()[""]}
+
+    def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Padded lengths of texts in both runs. Raises PromptError where one is too long."""
+        return (*self.base.text_lengths(texts), *self.super_resolution.text_lengths(texts))
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError for a size or a sampler's setting that the base cannot draw with."""
+        self._check_size(settings.pop("height", None), settings.pop("width", None))
+        self.base.settings(**settings)
+
+    def _check_size(self, height: int | None, width: int | None) -> None:
+        for name, given in (("height", height), ("width", width)):
+            if given not in (None, self.side):
+                raise ValueError(
+                    f"{name} is {given}; these runs draw {self.side}x{self.side} pixels only"
+                )
+
+    def cut_text(self, text: str) -> str:
+        """The part of a text that is not too long for either run, where they can tell."""
+        return self.base.cut_text(self.super_resolution.cut_text(text))
 
     def _states(self, result: Generation) -> Iterable[np.ndarray]:
         """The images of both scales, the small ones in their own size."""

@@ -40,6 +40,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
     stage_c_settings,
 )
 from paella_jax.sampling.diffusion import DDPMSettings
+from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
 
 LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
@@ -92,10 +93,10 @@ class WuerstchenPipeline(Pipeline):
         for name, tree in weights.items():
             self.set_weights(name, tree)
         if stage_c is not None:
-            self._draw_c = jax.jit(
-                partial(draw_c, stage_c, stage_b), static_argnames=("settings", "shape", "trace")
-            )
-        self._draw_b = jax.jit(partial(draw_b, stage_b), static_argnames=("settings", "shape"))
+            drawing, static = partial(draw_c, stage_c, stage_b), ("settings", "shape", "trace")
+            self._draw_c = Program("Stage C's sampler", drawing, static_argnames=static)
+        decoding = partial(draw_b, stage_b)
+        self._draw_b = Program("Stage B's sampler", decoding, static_argnames=("settings", "shape"))
         decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
         self._decode = jax.jit(decode)
         self._compress = jax.jit(stage_b.compress)
@@ -152,8 +153,7 @@ class WuerstchenPipeline(Pipeline):
                 "folder of configs/stage_c.py"
             )
         job, of_stage_b = Job.take(options)
-        if of_stage_b.pop("temperature", None) is not None:
-            raise ValueError("diffusion stages have no temperature; use guidance_scale and stepper")
+        _refuse_temperature(of_stage_b.pop("temperature", None))
         texts = check_prompts(prompt, LONGEST_TEXT)
         negatives, keys = job.negatives(len(texts), LONGEST_TEXT), job.keys(len(texts))
         texts, negatives = job.repeat(texts), job.repeat(negatives)
@@ -186,6 +186,23 @@ class WuerstchenPipeline(Pipeline):
         images, latents_b = self._decode_latents(request_b, size, settings_b, job.batch_size)
         moved = np.moveaxis(history[0], 1, 0) if job.trace else None
         return WuerstchenGeneration(images, latents_c, latents_b, moved)
+
+    def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
+        """Configs and weights of its stages."""
+        named = {"": "stage_c", "stage_b": "stage_b"} if self.stage_c else {"": "stage_b"}
+        return {name: (self.configs[s], self._weights[s]) for name, s in named.items()}
+
+    def check_settings(self, **settings: Any) -> None:
+        """Raises ValueError for a size or a setting of Stage C that it cannot draw with."""
+        _refuse_temperature(settings.get("temperature"))
+        self._size(None, settings.get("height"), settings.get("width"))
+        steps, scale = settings.get("num_steps"), settings.get("guidance_scale")
+        stage_c_settings(self._sampler("stage_c"), steps, scale, None, 1.0)
+
+    def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
+        """Texts of any lengths can be drawn together. Raises PromptError where one is too long."""
+        check_prompts(texts, LONGEST_TEXT, allow_empty=True)
+        return ()
 
     def _states(self, result: WuerstchenGeneration) -> Iterable[np.ndarray]:
         return () if result.trace is None else result.trace
@@ -299,3 +316,8 @@ class WuerstchenPipeline(Pipeline):
         for name, side in zip(("height", "width"), size, strict=True):
             check_side(name, side, self.stage_b.size_divisor)
         return size
+
+
+def _refuse_temperature(given: Any) -> None:
+    if given is not None:
+        raise ValueError("diffusion stages have no temperature; use guidance_scale and stepper")

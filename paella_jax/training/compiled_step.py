@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import report
 from paella_jax.training.placing import abstract_batch, place
+from paella_jax.training.pulse import pulse
 from paella_jax.training.sharding import replicated
 from paella_jax.training.step import make_train_step
 from paella_jax.typing import Tree
@@ -50,7 +51,8 @@ def compile_step(
     began = time.perf_counter()
     step = jitted_step(config, method, state, mesh)
     num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
-    compiled = step.lower(state, frozen, batch, base_key, num_steps).compile(options)
+    with pulse("compiling the train step"):
+        compiled = step.lower(state, frozen, batch, base_key, num_steps).compile(options)
     return compiled, time.perf_counter() - began
 
 

@@ -107,6 +107,8 @@ def _train(
     start = int(state.step)
     if start >= config.num_steps:
         checkpointer.close()
+        if start == config.num_steps and jax.process_count() == 1:
+            _draw_missing_preview(config, workdir, method, state, mesh)
         return RunResult(state, start, time.perf_counter() - began, 0.0, False)
 
     data = make_iterator(
@@ -162,6 +164,38 @@ def _termination_flag() -> Iterator[list[bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _preview_file(workdir: Path, step: int) -> Path:
+    return workdir / "samples" / f"step_{step:07d}.png"
+
+
+def _draw_preview(
+    method: Method, writer: MetricWriter, workdir: Path, state: TrainState, frozen: Tree, step: int
+) -> None:
+    """Draws and scores samples, where the method has them."""
+    if method.preview is None:
+        return
+    file = _preview_file(workdir, step)
+    file.parent.mkdir(exist_ok=True)
+    try:
+        with jax.transfer_guard("allow"):
+            scores = method.preview(state, frozen, file)
+    except Exception as error:  # previews are for looking at; training must not end for them
+        report(f"preview of step {step} failed, training goes on: {error}")
+        return
+    writer.write(step, scores)
+
+
+def _draw_missing_preview(
+    config: ConfigDict, workdir: Path, method: Method, state: TrainState, mesh: Mesh
+) -> None:
+    """What a stop between the last save and the last preview left out."""
+    step = config.num_steps
+    if method.preview is not None and not _preview_file(workdir, step).is_file():
+        frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
+        writer = MetricWriter(workdir, config.log, step)
+        _draw_preview(method, writer, workdir, state, frozen, step)
+
+
 @dataclass
 class _Run:
     """The parts a running loop uses; `steps` is the loop."""
@@ -204,18 +238,8 @@ class _Run:
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every
-        last = step == self.config.num_steps
-        if self.method.preview is None or not (last or (every and step % every == 0)):
-            return
-        folder = self.workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        try:
-            with jax.transfer_guard("allow"):
-                scores = self.method.preview(state, frozen, folder / f"step_{step:07d}.png")
-        except Exception as error:  # previews are for looking at; training must not end for them
-            report(f"preview of step {step} failed, training goes on: {error}")
-            return
-        self.writer.write(step, scores)
+        if step == self.config.num_steps or (every and step % every == 0):
+            _draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
         if jax.process_count() == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 
@@ -45,6 +47,17 @@ class MetricWriter:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         for other in self.others:
             other(step, values)
+
+
+def check_writers(log: ConfigDict) -> None:
+    """Raises ConfigError where metrics are to go somewhere that needs a package that is not there.
+
+    For the start of a command: the writers themselves are made behind longer work.
+    """
+    needed = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+    for field, package in needed.items():
+        if log[field] and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"log.{field} needs: pip install 'paella_jax[{field}]'")
 
 
 def _cut_after(file: Path, step: int) -> None:
