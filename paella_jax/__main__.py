@@ -17,6 +17,7 @@ COMMANDS = (
     "convert",
     "benchmark",
     "compile",
+    "encode",
     "signals",
 )
 
