@@ -76,7 +76,8 @@ def encode_together(
     check_folder(config, out, options)
     first_alone("folder", lambda: prepare_workdir(out, config))
     check_shared(out)
-    manifest = encode_data(config, out, method_alone(config, out), options)
+    share = jax.process_index(), jax.process_count()
+    manifest = encode_data(config, out, method_alone(config, out), options, share)
     barrier("shards", 1e6)
     if jax.process_index() == 0:
         print(f"{out}: {manifest.describe()}; train with --config.data.encoded={out}")

@@ -177,8 +177,10 @@ def pack(sample: Mapping[str, np.ndarray], caption: str, fields: Mapping[str, St
         field, array = fields[name], np.asarray(sample[name])
         if array.shape != field.shape:
             raise ValueError(f"{name} has shape {array.shape}, expected {field.shape}")
-        stored = np.ascontiguousarray(array[: _rows(name, field, fields, sample)])
-        narrow = stored.astype(dtype_of(field.dtype))
+        rows = _rows(name, field, fields, sample)
+        stored = array if rows is None else array[:rows]
+        with np.errstate(over="ignore"):  # found below
+            narrow = stored.astype(dtype_of(field.dtype))
         if narrow.dtype.kind in "iu" and not np.array_equal(narrow, stored):
             raise ValueError(f"{name} holds numbers that {field.dtype} cannot")
         if narrow.dtype.kind not in "biu" and not np.isfinite(narrow.astype(np.float32)).all():
@@ -220,7 +222,7 @@ def _rows(
 ) -> int | None:
     """How many of an array's rows are stored; None for all."""
     mask = ROWS_OF.get(name)
-    return int(np.asarray(sample[mask]).sum()) if mask in fields else None
+    return int(np.asarray(sample[mask]).sum()) if mask and mask in fields else None
 
 
 # --- digests

@@ -34,7 +34,7 @@ def token_encoding(
 
     def arrays(frozen: Tree, batch: dict[str, Array]) -> dict[str, Array]:
         images = images_from_batch(batch)
-        stored = {"tokens": networks.encode_images(frozen, images)}
+        stored: dict[str, Array | None] = {"tokens": networks.encode_images(frozen, images)}
         if networks.low_vqgan is not None:
             stored["low_tokens"] = networks.encode_low(frozen, images)
         if images_train:

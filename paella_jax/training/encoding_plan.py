@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -104,14 +103,21 @@ def check_folder(config: ConfigDict, out: Path, options: EncodeOptions) -> None:
     _refuse(out, changes)
 
 
-def encode_data(config: ConfigDict, out: Path, method: Method, options: EncodeOptions) -> Manifest:
-    """Writes this process's shards; the manifest that they belong to.
+def encode_data(
+    config: ConfigDict,
+    out: Path,
+    method: Method,
+    options: EncodeOptions,
+    share: tuple[int, int] = (0, 1),
+) -> Manifest:
+    """Writes a process's shards; returns the manifest that they belong to.
 
     Args:
       config: of a run.
       out: the folder, which exists.
       method: of the config, on its images.
       options: checked.
+      share: which process this is, of how many.
 
     Raises:
       ConfigError: nothing can be encoded for the method, its variants would all be the same, or
@@ -128,7 +134,7 @@ def encode_data(config: ConfigDict, out: Path, method: Method, options: EncodeOp
     first_alone("manifest", lambda: _begin(out, wanted, encoder, method))
     manifest = read_manifest(out)
     _refuse(out, _all_changes(manifest, wanted))
-    began, index, count = time.monotonic(), jax.process_index(), jax.process_count()
+    began, (index, count) = time.monotonic(), share
     shards = [(name, s) for name, split in manifest.splits.items() for s in range(split.shards)]
     own = shards[index::count]
     for number, (name, shard) in enumerate(own, 1):
