@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--variants", type=int, default=1, help="passes with other crops and flips")
     parser.add_argument("--batch_size", type=int, default=64, help="samples at once per process")
     parser.add_argument("--shard_size", type=int, default=4096, help="samples per file")
-    parser.add_argument("--validation", type=int, default=1024, help="most validation samples")
+    parser.add_argument("--validation", type=int, default=256, help="most validation samples")
     parser.add_argument(
         "--text_dtype", default="", help="of frozen text states: float32, float16 or bfloat16; "
         "default what the encoder gives",

@@ -20,14 +20,15 @@ import absl.flags
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from paella_jax.data.encoded import open_shard
 from paella_jax.data.encoded_format import Manifest, Split, Stored, pack, seal, shard_name
 from paella_jax.data.loader import RandomSource, Source, Transform
 from paella_jax.files.atomic import atomic_path
 from paella_jax.training.method import Encoding, Method
+from paella_jax.training.placing import batch_sharding
+from paella_jax.training.sharding import frozen_shardings
 from paella_jax.typing import Tree
 
 # One record here and one there are read: no groups, and a light compression.
@@ -68,9 +69,11 @@ def stored_fields(method: Method, encoding: Encoding, text_dtype: str) -> dict[s
 class Encoder:
     """Runs an encoding over batches of one size, on all devices of this process.
 
+    Large networks are spread over them, as in training.
+
     Attributes:
       encoding: what to compute.
-      frozen: the networks' parameters.
+      frozen: the method's, of which those that it uses are kept.
       batch_size: samples at once; rounded up to a multiple of the devices.
     """
 
@@ -83,9 +86,10 @@ class Encoder:
     def __post_init__(self) -> None:
         devices = jax.local_devices()
         self.batch_size = -(-self.batch_size // len(devices)) * len(devices)
-        mesh = Mesh(np.array(devices), ("data",))
-        self._put = partial(jax.device_put, device=NamedSharding(mesh, P("data")))
-        self.frozen = jax.device_put(self.frozen, NamedSharding(mesh, P()))
+        mesh = Mesh(np.array(devices).reshape(1, -1, 1), ("data", "fsdp", "tensor"))
+        self._put = partial(jax.device_put, device=batch_sharding(mesh))
+        used = {name: self.frozen[name] for name in self.encoding.networks}
+        self.frozen = jax.device_put(used, frozen_shardings(used, mesh))
         self._run = jax.jit(self.encoding.arrays)
 
     def start(self, samples: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:

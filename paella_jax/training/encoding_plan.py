@@ -59,7 +59,7 @@ class EncodeOptions:
     variants: int = 1
     batch_size: int = 64
     shard_size: int = 4096
-    validation: int = 1024
+    validation: int = 256
     text_dtype: str = ""
 
     def check(self) -> None:
