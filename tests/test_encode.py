@@ -27,7 +27,7 @@ from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.runs.weights import save_tree
 from paella_jax.training import encode_shards
 from paella_jax.training.cluster import Cluster
-from paella_jax.training.encoding_plan import EncodeOptions, encode_data
+from paella_jax.training.encoding_plan import EncodeOptions, check_folder, encode_data
 from paella_jax.training.loop import train
 
 ALONE = Cluster("one process", 1)
@@ -354,6 +354,8 @@ def test_what_cannot_be_encoded(data, photos, tmp_path):
         encoded(tmp_path / "same", joint(), variants=2)
     with pytest.raises(ConfigError, match="method 'vqgan' trains from images"):
         encoded(tmp_path / "vqgan", small.small_vqgan())
+    with pytest.raises(ConfigError, match="method 'clip_prior' trains from"):
+        check_folder(small.config_of("clip_prior:tiny"), tmp_path, EncodeOptions())
     for options in ({"variants": 0}, {"validation": -1}, {"text_dtype": "float8"}):
         with pytest.raises(ConfigError, match=f"--{next(iter(options))} must be"):
             EncodeOptions(**options).check()

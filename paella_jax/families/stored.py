@@ -15,7 +15,7 @@ from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.vqgan import encoder_arrays
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.objectives.inputs import images_from_batch
-from paella_jax.training.method import Encoding, Tokenize
+from paella_jax.training.method import TEXT_LENGTH, Encoding, Tokenize
 from paella_jax.typing import Array, Tree
 
 # Neither encoded nor left out.
@@ -77,7 +77,7 @@ def text_length(config: ConfigDict) -> int:
 
 def stored_settings(config: ConfigDict, text: int) -> dict[str, Any]:
     """What the arrays of every method depend on; `text` is the length of a text's ids."""
-    return {"data.image_size": config.data.image_size, "text.pad_to or text.max_length": text}
+    return {"data.image_size": config.data.image_size, TEXT_LENGTH: text}
 
 
 def text_tokenizers(text: TextSide) -> dict[str, Tokenize]:

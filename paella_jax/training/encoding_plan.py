@@ -37,7 +37,13 @@ from paella_jax.training.encode_shards import (
     sample_of,
     stored_fields,
 )
-from paella_jax.training.from_encoded import encoding_of, network_digests, tokenizer_digests
+from paella_jax.training.from_encoded import (
+    NOTHING,
+    encoding_of,
+    network_digests,
+    nothing_to_encode,
+    tokenizer_digests,
+)
 from paella_jax.training.method import Encoding, Method
 
 TEXT_DTYPES = ("float32", "float16", "bfloat16")
@@ -76,6 +82,8 @@ class EncodeOptions:
 
 def check_folder(config: ConfigDict, out: Path, options: EncodeOptions) -> None:
     """Raises ConfigError where nothing of a config can be encoded into a folder; reads no data."""
+    if config.method in NOTHING:
+        raise nothing_to_encode(config)
     if config.data.get("encoded"):
         raise ConfigError(
             f"data.encoded is {config.data.encoded!r}: encode reads images; leave it out"

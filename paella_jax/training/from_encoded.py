@@ -15,10 +15,11 @@ from paella_jax.config import ConfigError
 from paella_jax.data.encoded import EncodedSource, read_empty
 from paella_jax.data.encoded_format import Manifest, tokenizer_digest, tree_digest
 from paella_jax.objectives.inputs import EMPTY
-from paella_jax.training.method import Encoding, Method
+from paella_jax.training.method import TEXT_LENGTH, Encoding, Method
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Tree
 
+NOTHING = ("vqgan", "direct_decoder", "clip_prior")  # methods without an encoding
 Preview = Callable[[TrainState, Tree, Path], dict[str, float]]
 
 
@@ -58,11 +59,16 @@ def from_encoded(config: ConfigDict, method: Method) -> Method:
 def encoding_of(config: ConfigDict, method: Method) -> Encoding:
     """What can be encoded for a method. Raises ConfigError where nothing can."""
     if method.encoding is None:
-        raise ConfigError(
-            f"method {config.method!r} trains from images or from its own files; encoded data is "
-            "for methods 'tokens', 'stage_b' and 'stage_c'"
-        )
+        raise nothing_to_encode(config)
     return method.encoding
+
+
+def nothing_to_encode(config: ConfigDict) -> ConfigError:
+    """The error about a method that has no use for encoded data."""
+    return ConfigError(
+        f"method {config.method!r} trains from images or from its own files; encoded data is for "
+        "methods 'tokens', 'stage_b' and 'stage_c'"
+    )
 
 
 def differing(manifest: Manifest, method: str, encoding: Encoding) -> list[str]:
@@ -71,10 +77,11 @@ def differing(manifest: Manifest, method: str, encoding: Encoding) -> list[str]:
         return [f"method: {manifest.method!r} -> {method!r}"]
     shown = lambda digest: digest[:12] if isinstance(digest, str) else "none"
     pairs: list[tuple[str, Any, Any]] = []
-    for kind, theirs, ours in (
-        ("weights of", manifest.networks, network_digests(encoding)),
-        ("ids of the tokenizer of", manifest.tokenizers, tokenizer_digests(encoding)),
-    ):
+    digests = [("weights of", manifest.networks, network_digests(encoding))]
+    if manifest.settings.get(TEXT_LENGTH) == encoding.settings.get(TEXT_LENGTH):
+        ours = tokenizer_digests(encoding)  # which ids of another length would change too
+        digests.append(("ids of the tokenizer of", manifest.tokenizers, ours))
+    for kind, theirs, ours in digests:
         for name in sorted(theirs.keys() | ours.keys()):
             pairs.append((f"{kind} {name}", shown(theirs.get(name)), shown(ours.get(name))))
     for name in sorted(manifest.settings.keys() | encoding.settings.keys()):

@@ -19,6 +19,8 @@ from paella_jax.typing import Array, Tree
 # Texts -> ids and mask, of a fixed length.
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
+TEXT_LENGTH = "text.pad_to or text.max_length"  # the name of that number in `Encoding.settings`
+
 
 @dataclass(frozen=True)
 class Encoding:
