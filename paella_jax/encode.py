@@ -73,7 +73,7 @@ def encode_together(
     from paella_jax.training.encoding_plan import check_folder, encode_data
 
     check_same_config(config)
-    check_folder(config, out, options)
+    first_alone("checks", lambda: check_folder(config, out, options))
     first_alone("folder", lambda: prepare_workdir(out, config))
     check_shared(out)
     share = jax.process_index(), jax.process_count()

@@ -189,6 +189,7 @@ def test_validation_samples_keep_their_images(data):
     for index in range(len(source)):
         np.testing.assert_array_equal(source[index]["image"], shown[index]["image"])
         assert source[index]["caption"] == shown[index]["caption"]
+    assert set(source[0]) == {*EncodedSource(data, "train")[0], "image"}
 
 
 # --- stopped, shared, in variants
@@ -247,7 +248,8 @@ def test_variants_take_turns(photos, tmp_path):
     """Each has its own crops; an epoch sees every sample once, in one of them."""
     fields = {"data__source": "folder", "data__folder": photos, "data__crop": "random",
               "data__resize": 40, "data__flip": True, "data__split": 0.0}  # fmt: skip
-    folder = encoded(tmp_path / "data", joint(**fields), variants=2)
+    folder = encoded(tmp_path / "data", joint(**fields), variants=2, validation=0)
+    assert len(EncodedSource(folder, "validation")) == 0
     config = describe_data(joint(data__encoded=folder))
     assert config.data.source == "folder" and config.data.flip and config.data.resize == 40
     source = make_source(config.data, "train", config.seed)
@@ -345,6 +347,7 @@ def test_what_cannot_be_encoded(data, photos, tmp_path):
         (joint(seed=5), {}, "holds another encoded data set(?s:.*)seed: 0 -> 5"),
         (joint(data__size=50), {}, "data.size: 40 -> 50"),
         (joint(), {"shard_size": 8}, "--shard_size: 16 -> 8"),
+        (joint(), {"validation": 3}, r"there -> this call\):\n  splits.validation.count: 4 -> 3$"),
         (joint(data__encoded=data), {}, "encode reads images; leave it out"),
         (joint(data__buckets="((32,64),)"), {}, "data.buckets gives images of several shapes"),
     ):

@@ -13,6 +13,7 @@ from paella_jax.config import ConfigError, UserError
 from paella_jax.data.encoded_format import (
     EMPTY,
     Manifest,
+    Split,
     read_manifest,
     seal,
     shard_name,
@@ -38,22 +39,18 @@ class EncodedSource:
 
     Args:
       folder: the `--out` of `encode`.
-      split: "train", or anything else for the validation samples, which also hold `image`.
+      split: "train", or anything else for the validation samples, which also hold `image`; there
+        are none where they were not encoded.
 
     Raises:
-      ConfigError: no manifest, a damaged one, one of another version, or no such split.
+      ConfigError: no manifest, a damaged one, or one of another version.
       EncodedDataError: shards are missing, damaged or of another data set.
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
         self.folder, self.manifest = Path(folder), read_manifest(folder)
         self.name = "train" if split == "train" else "validation"
-        if self.name not in self.manifest.splits:
-            raise ConfigError(
-                f"data.encoded {folder} was encoded without {self.name} samples; encode it with "
-                "--validation above 0"
-            )
-        self.split = self.manifest.splits[self.name]
+        self.split = self.manifest.splits.get(self.name, Split(0, 1, 1, {}))
         self._find_shards()
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
             self._readers = list(pool.map(self._open, range(self.split.shards)))

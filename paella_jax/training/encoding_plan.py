@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError
+from paella_jax.config import ConfigError, flatten_config
 from paella_jax.data.build import make_source
 from paella_jax.data.encoded import HOW_READ
 from paella_jax.data.encoded_format import (
@@ -141,7 +141,6 @@ def encode_data(
     wanted = _manifest(config, method, encoding, sources, options)
     first_alone("manifest", lambda: _begin(out, wanted, encoder, method))
     manifest = read_manifest(out)
-    _refuse(out, _all_changes(manifest, wanted))
     began, (index, count) = time.monotonic(), share
     shards = [(name, s) for name, split in manifest.splits.items() for s in range(split.shards)]
     own = shards[index::count]
@@ -217,9 +216,9 @@ def _named(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _begin(out: Path, wanted: Manifest, encoder: Encoder, method: Method) -> None:
-    """Writes the manifest and the empty text's arrays where they are not there yet."""
+    """Writes the manifest and the empty text's arrays, or checks the manifest that is there."""
     if (out / MANIFEST).is_file():
-        return
+        return _refuse(out, _all_changes(read_manifest(out), wanted))
     empty = encoder.empty(method)
     kinds = {n: dtype_of(f.used_as) for n, f in wanted.splits["train"].fields.items()}
     empty = {name: array.astype(kinds[name]) for name, array in empty.items()}
@@ -236,13 +235,7 @@ def _begin(out: Path, wanted: Manifest, encoder: Encoder, method: Method) -> Non
 
 def _all_changes(found: Manifest, wanted: Manifest) -> list[str]:
     """What a folder's manifest has otherwise than this call's, but for its empty text."""
-    flat: list[dict[str, Any]] = []
-    for manifest in (found, wanted):
-        values: dict[str, Any] = {}
-        for name, value in asdict(manifest).items():
-            part = value if isinstance(value, dict) else {"": value}
-            values |= {f"{name} {key}".strip(): x for key, x in part.items()}
-        flat.append({name: value for name, value in values.items() if name != "empty"})
+    flat = [flatten_config(asdict(replace(manifest, empty=""))) for manifest in (found, wanted)]
     return _changes(*flat)
 
 
