@@ -270,7 +270,9 @@ def stage_b_encoding(config: ConfigDict, networks: StageBNetworks, frozen: Tree)
         return stored | stored_text(networks.text, frozen, batch)
 
     digested = {n: encoder_arrays(t) if n == "vqgan" else t for n, t in frozen.items()}
-    settings = stored_settings(config, text=networks.text.length) | {"precision": config.precision}
+    settings = stored_settings(config, text=networks.text.length)
+    if digested.keys() - {"vqgan"}:
+        settings["precision"] = config.precision
     if not networks.joint_compressor:
         settings["compressor.ratio"] = networks.ratio
     return Encoding(arrays, digested, text_tokenizers(networks.text), settings)
