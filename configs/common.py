@@ -36,6 +36,9 @@ def base() -> ConfigDict:
     config.data.caption_lines = False  # True: every line of a caption's text file is one of several
     config.data.background = "white"  # behind transparent images: a colour's name or #rrggbb
     config.data.size = 1_000_000  # index range of the embedded source
+    config.data.encoded = (
+        ""  # --out of paella_jax.encode: arrays made beforehand, in place of images
+    )
     config.data.prefetch = 8  # batches prepared ahead
     config.data.threads = 2  # reading threads per process
 

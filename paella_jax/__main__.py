@@ -18,6 +18,7 @@ COMMANDS = (
     "convert",
     "benchmark",
     "compile",
+    "encode",
     "signals",
 )
 

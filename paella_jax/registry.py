@@ -21,6 +21,7 @@ from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.pipelines.load import LOADERS
 from paella_jax.reports import previews
 from paella_jax.training.distributed import first_alone
+from paella_jax.training.from_encoded import from_encoded
 from paella_jax.training.method import Method
 
 
@@ -106,6 +107,18 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
     Raises:
       ConfigError: unknown method, or parts that do not fit together.
     """
+    method, family = method_alone(config, workdir), family_of(config)
+    if family.preview is not None:
+        method = dataclasses.replace(method, preview=family.preview(config, workdir))
+    return fine_tuned(config, workdir, from_encoded(config, method))
+
+
+def method_alone(config: ConfigDict, workdir: Path) -> Method:
+    """Networks, objective and data as the config has them, without preview and starting weights.
+
+    Raises:
+      ConfigError: unknown method, or parts that do not fit together.
+    """
     family = family_of(config)
 
     def prepare() -> None:
@@ -113,10 +126,7 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
         family.prepare(config, workdir)
 
     first_alone("frozen networks", prepare)
-    method = family.build(config, workdir)
-    if family.preview is not None:
-        method = dataclasses.replace(method, preview=family.preview(config, workdir))
-    return fine_tuned(config, workdir, method)
+    return family.build(config, workdir)
 
 
 def abstract_method(config: ConfigDict) -> Method:

@@ -29,10 +29,12 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
+    from paella_jax.data.encoded import describe_data
     from paella_jax.families.start import settle_config
 
     cluster = find_cluster(vars(arguments))
     config = settle_config(load_config(arguments.config, overrides), arguments.workdir)
+    config = describe_data(config)
     setup_jax()
 
     from paella_jax.training.distributed import joined

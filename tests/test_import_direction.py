@@ -18,8 +18,8 @@ ORDER = ("config", "typing", "files", "images", "ops", "noise", "models", "data"
          "commands")  # fmt: skip
 # What converts weights knows nothing of what draws from them.
 STRANGERS = {"convert": {"pipelines"}}
-COMMANDS = {"train", "sample", "evaluate", "compare", "repeat", "average", "benchmark", "signals",
-            "compile.__main__", "convert.__main__", "__main__"}  # fmt: skip
+COMMANDS = {"train", "sample", "evaluate", "compare", "repeat", "average", "benchmark", "encode",
+            "signals", "compile.__main__", "convert.__main__", "__main__"}  # fmt: skip
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 
 

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import IMPLIED, ConfigError
 from paella_jax.data.buckets import BucketedFolderSource
+from paella_jax.data.encoded import EncodedSource
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.loader import Source
 from paella_jax.data.one_image import OneImageSource
@@ -26,6 +27,8 @@ def make_source(data: ConfigDict, split: str, seed: int) -> Source:
       ConfigError: unknown source or spec, wrong image size, a folder without images or captions, or
         an unfit single image or its caption.
     """
+    if data.get("encoded"):
+        return EncodedSource(data.encoded, split)
     # Old runs lack settings that came later.
     options = {name: data[name] for name in (*CROPPING, "background") if name in data}
     try:

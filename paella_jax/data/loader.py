@@ -38,6 +38,13 @@ class BatchwiseSource(Source, Protocol):
     def draw_at(self, position: int, batch_size: int, seed: int) -> dict[str, Any]: ...
 
 
+@runtime_checkable
+class EpochSource(Source, Protocol):
+    """A source whose samples take turns in several variants, epoch by epoch."""
+
+    def of_epoch(self, index: int, epoch: int) -> dict[str, Any]: ...
+
+
 # One sample -> the arrays the method trains on.
 Transform = Callable[[dict[str, Any]], dict[str, np.ndarray]]
 
@@ -59,7 +66,7 @@ def make_iterator(
       source: where samples come from; a `BatchwiseSource` is asked for each position of the stream,
         a `RandomSource` is drawn from with a generator that depends on the seed and on the sample's
         position in the endless stream, so that each epoch differs and neither threads, processes
-        nor a resumed run change a sample.
+        nor a resumed run change a sample; an `EpochSource` is told the epoch.
       transform: applied to each sample.
       batch_size: samples per step over all processes.
       seed: order of the samples and their chance.
@@ -77,6 +84,9 @@ def make_iterator(
     if isinstance(source, BatchwiseSource):
         place = lambda position: source.draw_at(position, batch_size, seed)
         samples = grain.MapDataset.range(ENDLESS).map(place)
+    elif isinstance(source, EpochSource):
+        order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        samples = order.map_with_index(lambda p, i: source.of_epoch(i, p // len(source)))
     elif isinstance(source, RandomSource):
         order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         samples = order.random_map(source.draw, seed=seed)

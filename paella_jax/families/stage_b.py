@@ -16,13 +16,15 @@ from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
 from paella_jax.data.sizes import check_sizes
 from paella_jax.encoders.preprocess import compressor_preprocess
+from paella_jax.families.stored import stored_settings, stored_text, text_tokenizers
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
-from paella_jax.families.vqgan import load_carried_vqgan
+from paella_jax.families.vqgan import encoder_arrays, load_carried_vqgan
 from paella_jax.models.compressor import Compressor, from_stage_c, to_stage_c
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.wuerstchen import stage_b_objective
 from paella_jax.runs.folder import read_config
 from paella_jax.runs.frozen import (
@@ -33,7 +35,7 @@ from paella_jax.runs.frozen import (
     place_of,
     stage_b_run,
 )
-from paella_jax.training.method import Method
+from paella_jax.training.method import Encoding, Method
 from paella_jax.typing import Array, Tree
 
 CLIP = "stage_b_clip"  # the carried text encoder
@@ -251,7 +253,29 @@ def stage_b_networks_method(
         frozen=frozen,
         source=source,
         transform=networks.text.transform,
+        encoding=stage_b_encoding(config, networks, frozen),
     )
+
+
+def stage_b_encoding(config: ConfigDict, networks: StageBNetworks, frozen: Tree) -> Encoding:
+    """Of Stage B: Stage A's latents, the guide of a frozen compressor, frozen text states."""
+
+    def arrays(frozen: Tree, batch: dict[str, Array]) -> dict[str, Array]:
+        images = images_from_batch(batch)
+        stored = {"latents": networks.encode_latents(frozen, images)}
+        if networks.joint_compressor:
+            stored["image"] = batch["image"]
+        else:
+            stored["guide"] = networks.compress(frozen[COMPRESSOR], images)
+        return stored | stored_text(networks.text, frozen, batch)
+
+    digested = {n: encoder_arrays(t) if n == "vqgan" else t for n, t in frozen.items()}
+    settings = stored_settings(config, text=networks.text.length)
+    if digested.keys() - {"vqgan"}:
+        settings["precision"] = config.precision
+    if not networks.joint_compressor:
+        settings["compressor.ratio"] = networks.ratio
+    return Encoding(arrays, digested, text_tokenizers(networks.text), settings)
 
 
 def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:

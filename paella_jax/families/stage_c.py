@@ -14,13 +14,15 @@ from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
 from paella_jax.data.sizes import check_sizes
 from paella_jax.families.stage_b import StageBNetworks, load_stage_b
+from paella_jax.families.stored import stored_settings, stored_text, text_tokenizers
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.stage_c import StageC
 from paella_jax.noise.gaussian import CosineSchedule
+from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.wuerstchen import stage_c_objective
 from paella_jax.runs.frozen import COMPRESSOR, carry
-from paella_jax.training.method import Method
+from paella_jax.training.method import Encoding, Method
 from paella_jax.typing import Array, Tree
 
 CLIP = "stage_c_clip"  # the carried text encoder
@@ -136,4 +138,24 @@ def stage_c_networks_method(
         frozen=frozen,
         source=source,
         transform=networks.text.transform,
+        encoding=stage_c_encoding(config, networks, stage_b, frozen),
     )
+
+
+def stage_c_encoding(
+    config: ConfigDict, networks: StageCNetworks, stage_b: StageBNetworks, frozen: Tree
+) -> Encoding:
+    """Of Stage C: the compressor's latents in its scale, frozen text states."""
+
+    def arrays(frozen: Tree, batch: dict[str, Array]) -> dict[str, Array]:
+        raw = stage_b.compress(frozen[COMPRESSOR], images_from_batch(batch))
+        text = stored_text(networks.text, frozen, batch)
+        return {"latents": stage_b.to_stage_c(raw), **text}
+
+    settings = stored_settings(config, text=networks.text.length) | {
+        "precision": config.precision,
+        "compressor.ratio of Stage B": stage_b.ratio,
+        "compressor.shift of Stage B": stage_b.shift,
+        "compressor.scale of Stage B": stage_b.scale,
+    }
+    return Encoding(arrays, dict(frozen), text_tokenizers(networks.text), settings)

@@ -92,14 +92,17 @@ class TokenNetworks:
     def condition(
         self, params: Tree, frozen: Tree, inputs: ConditionInputs, key: Array | None = None
     ) -> Conditioning:
-        """Runs the text encoders. `key` switches dropout on (jointly trained encoder only)."""
-        text, values, text_mask = None, None, inputs.text_mask
+        """Runs the text encoders, but for those whose outputs are given.
+
+        `key` switches dropout on (jointly trained encoder only).
+        """
+        text, values, text_mask = inputs.text_states, None, inputs.text_mask
         if inputs.text_ids is not None:
             text = self._encode_text(params, frozen, inputs.text_ids, text_mask, key)
             text, values = text if isinstance(text, tuple) else (text, None)
         if self.empty_text_is_absent and text_mask is not None:
             text_mask = text_mask & (text_mask.sum(1, keepdims=True) > 1)
-        text_pooled = None
+        text_pooled = inputs.text_pooled
         if inputs.clip_ids is not None and self.clip_text is not None:
             output = self.clip_text.apply({"params": frozen["clip_text"]}, inputs.clip_ids)
             output = jax.lax.stop_gradient(output)

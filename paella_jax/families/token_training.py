@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
+from paella_jax.data.encoded import EncodedSource
 from paella_jax.data.loader import Source
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_maps import ShapesWithMaps
@@ -18,11 +19,12 @@ from paella_jax.data.sources import ShapesSource
 from paella_jax.data.transform import ConditionedImageTransform
 from paella_jax.encoders.text import truncating
 from paella_jax.families.cells import check_cell
+from paella_jax.families.stored import text_length, token_encoding
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import CLIP, load_networks
 from paella_jax.objectives.token_prediction import token_objective
 from paella_jax.runs.frozen import carry
-from paella_jax.training.method import Method
+from paella_jax.training.method import Method, Tokenize
 from paella_jax.typing import Tree
 
 
@@ -53,8 +55,12 @@ def networks_method(
     config: ConfigDict, networks: TokenNetworks, frozen: Tree, source: Source
 ) -> Method:
     """Training of given networks on given data, without a preview; `frozen` may be shapes."""
-    length = min(config.text.pad_to, config.text.max_length)
-    text, clip = networks.text_tokenizer, networks.clip_tokenizer
+    length, text, clip = text_length(config), networks.text_tokenizer, networks.clip_tokenizer
+    tokenizers: dict[str, Tokenize] = {}
+    if text is not None:
+        tokenizers["text"] = lambda texts: truncating(text, length)(texts, length)
+    if clip is not None:
+        tokenizers["clip"] = lambda texts: truncating(clip, clip.max_length)(texts, 77)
     grid = config.data.image_size // networks.vqgan.downsampling
     from_images: dict[str, Callable[..., jax.Array]] = {}
     if networks.image_encoder is not None:
@@ -85,6 +91,7 @@ def networks_method(
             segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
             micro_conds="micro_conds" in networks.takes,
         ),
+        encoding=token_encoding(config, networks, frozen, tokenizers),
     )
 
 
@@ -96,7 +103,7 @@ def training_source(config: ConfigDict) -> Source:
     """
     source = make_source(config.data, "train", config.seed)
     classes, segments = config.model.num_classes, config.model.num_segments
-    if not (classes or segments):
+    if not (classes or segments) or isinstance(source, EncodedSource):
         return source
     if not isinstance(source, ShapesSource):
         raise ConfigError(

@@ -113,7 +113,7 @@ def differing_codes(first: tuple[ConfigDict, Tree], second: tuple[ConfigDict, Tr
     )
     if fields:
         return fields
-    trees = [_encoder_arrays(variables) for _, variables in (first, second)]
+    trees = [encoder_arrays(variables) for _, variables in (first, second)]
     return sorted(
         name
         for name in trees[0].keys() | trees[1].keys()
@@ -131,7 +131,8 @@ def _encoder_fields(config: ConfigDict) -> dict[str, Any]:
     return fields
 
 
-def _encoder_arrays(variables: Tree) -> dict[str, Any]:
+def encoder_arrays(variables: Tree) -> dict[str, Any]:
+    """A tokenizer's arrays that decide an image's latents and tokens, by their paths."""
     kept = {name: tree for name, tree in variables["params"].items() if not is_decoder(name)}
     kept = {"params": kept, "batch_stats": variables.get("batch_stats", {})}
     leaves = jax.tree_util.tree_flatten_with_path(kept)[0]

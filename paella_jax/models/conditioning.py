@@ -63,6 +63,8 @@ class ConditionInputs:
       text_mask: bool [batch, length].
       text_weights: as in `Conditioning`.
       clip_ids: int32 [batch, 77], the caption as CLIP's tokens.
+      text_states: float [batch, length, width], what a frozen encoder made of the ids beforehand.
+      text_pooled: as in `Conditioning`, where CLIP's tower ran beforehand.
       image_pooled: as in `Conditioning`; images are embedded beforehand.
       image_mask: as in `Conditioning`.
       labels: as in `Conditioning`.
@@ -75,6 +77,8 @@ class ConditionInputs:
     text_mask: Leaf | None = None
     text_weights: Leaf | None = None
     clip_ids: Leaf | None = None
+    text_states: Leaf | None = None
+    text_pooled: Leaf | None = None
     image_pooled: Leaf | None = None
     image_mask: Leaf | None = None
     labels: Leaf | None = None

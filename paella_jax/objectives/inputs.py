@@ -9,6 +9,9 @@ from flax import struct
 
 from paella_jax.typing import Array, Tree
 
+# In the frozen tree: what encoders made of the empty text, where they ran beforehand.
+EMPTY = "empty"
+
 
 @struct.dataclass
 class StepInputs:
@@ -36,3 +39,9 @@ Objective = Callable[[Tree, StepInputs], tuple[Array, tuple[dict[str, Array], Tr
 def images_from_batch(batch: dict[str, Array]) -> Array:
     """A batch's uint8 `image` -> float32 [batch, H, W, 3] in [0, 1]."""
     return batch["image"].astype(jnp.float32) / 255.0
+
+
+def drop_rows(drop: Array, given: Array, empty: Array) -> Array:
+    """Puts `empty` [...] in the place of some rows of `given` [batch, ...], in its type."""
+    dropped = drop.reshape(-1, *[1] * empty.ndim)
+    return jnp.where(dropped, empty[None], given.astype(empty.dtype))

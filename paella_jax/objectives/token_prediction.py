@@ -20,21 +20,27 @@ from ml_collections import ConfigDict
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
 from paella_jax.noise.masking import add_mask, sample_mask_ratio
 from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level, split_keys
-from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
+from paella_jax.objectives.inputs import EMPTY, Objective, StepInputs, drop_rows, images_from_batch
 from paella_jax.ops.cross_entropy import chunked_cross_entropy
 from paella_jax.typing import Array, Tree
 
-CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation",
-              "micro_conds")  # fmt: skip # in a batch
+# In a batch; the second line where frozen networks ran beforehand (data/encoded.py).
+CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation", "micro_conds",
+              "text_states", "text_pooled", "image_pooled", "low_tokens")  # fmt: skip
 
 
 def drop_conditions(
-    keys: Array, inputs: ConditionInputs, settings: ConfigDict, empty_clip_ids: Array | None
+    keys: Array,
+    inputs: ConditionInputs,
+    settings: ConfigDict,
+    empty_clip_ids: Array | None,
+    empty: Mapping[str, Array] = MappingProxyType({}),
 ) -> ConditionInputs:
     """Takes conditions away from a fraction of the samples, each kind by its own draw.
 
     Text becomes the empty one (a single end token), CLIP text the empty one's ids; images, labels
-    and maps become absent. Where CLIP's is the only text, `text_drop` is its fraction.
+    and maps become absent. Where CLIP's is the only text, `text_drop` is its fraction. What frozen
+    encoders made of texts beforehand becomes what they made of the empty one, `empty`.
 
     Every sample's own key decides. The reference decides once per per-process batch, which makes
     the gradient of a small batch all or nothing; the expected fractions are the same
@@ -42,20 +48,28 @@ def drop_conditions(
     it always runs.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
-    clip_drop = settings.text_drop if inputs.text_ids is None else settings.clip_text_drop
+    clip_alone = inputs.text_ids is None and inputs.text_mask is None
+    clip_drop = settings.text_drop if clip_alone else settings.clip_text_drop
     fractions = (settings.text_drop, clip_drop, settings.image_drop,
               settings.label_drop, settings.segmentation_drop)  # fmt: skip
     text, clip_text, image, label, segmentation = (uniform < jnp.asarray(fractions)[None, :]).T
     changes: dict[str, Any] = {}
-    if inputs.text_ids is not None and inputs.text_mask is not None:
-        ids, mask = inputs.text_ids, inputs.text_mask
-        first = jnp.arange(ids.shape[1])[None, :] == 0
-        empty = jnp.broadcast_to(first.astype(ids.dtype), ids.shape)  # end token 1, padding 0
-        changes["text_ids"] = jnp.where(text[:, None], empty, ids)
+    if inputs.text_mask is not None:
+        mask = inputs.text_mask
+        first = jnp.arange(mask.shape[1])[None, :] == 0
         changes["text_mask"] = jnp.where(text[:, None], first, mask)
+        if inputs.text_ids is not None:
+            ids = inputs.text_ids
+            end = jnp.broadcast_to(first.astype(ids.dtype), ids.shape)  # end token 1, padding 0
+            changes["text_ids"] = jnp.where(text[:, None], end, ids)
     if inputs.clip_ids is not None and empty_clip_ids is not None:
-        empty = jnp.broadcast_to(empty_clip_ids[None, :], inputs.clip_ids.shape)
-        changes["clip_ids"] = jnp.where(clip_text[:, None], empty, inputs.clip_ids)
+        nothing = jnp.broadcast_to(empty_clip_ids[None, :], inputs.clip_ids.shape)
+        changes["clip_ids"] = jnp.where(clip_text[:, None], nothing, inputs.clip_ids)
+    states_drop = clip_text if clip_alone else text
+    for name, drop in (("text_states", states_drop), ("text_pooled", clip_text)):
+        given = getattr(inputs, name)
+        if given is not None:
+            changes[name] = drop_rows(drop, given, empty[name])
     if inputs.image_pooled is not None:
         changes["image_mask"] = jnp.broadcast_to(~image[:, None], inputs.image_pooled.shape[:2])
     if inputs.labels is not None:
@@ -147,9 +161,10 @@ def token_objective(
             tokens = encode_images(frozen, images_from_batch(batch))
         conditions = {name: batch.get(name) for name in CONDITIONS}
         for name, make in from_images.items():
-            conditions[name] = make(params, frozen, images_from_batch(batch))
-        given = ConditionInputs(**conditions)
-        given = drop_conditions(drop_keys, given, settings, empty_clip_ids)
+            if conditions.get(name) is None:
+                conditions[name] = make(params, frozen, images_from_batch(batch))
+        given, empty = ConditionInputs(**conditions), frozen.get(EMPTY, {})
+        given = drop_conditions(drop_keys, given, settings, empty_clip_ids, empty)
         if not settings.mask_padding:
             given = unmasked_padding(given)
         text_key, network_key = jax.random.split(dropout_keys[0])

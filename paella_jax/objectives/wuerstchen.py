@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
 from paella_jax.noise.tokens import split_keys, uniform_per_sample
-from paella_jax.objectives.inputs import Objective, StepInputs, images_from_batch
+from paella_jax.objectives.inputs import EMPTY, Objective, StepInputs, drop_rows, images_from_batch
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.typing import Array, Tree
 
@@ -76,13 +76,17 @@ def stage_b_objective(
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         noise_keys, text_keys, guide_keys, dropout_keys = split_keys(inputs.keys, 4)
         text_key, guide_key, network_key = jax.random.split(dropout_keys[0], 3)
-        images = images_from_batch(inputs.batch)
-        latents = encode_latents(inputs.frozen, images)
-        guide, model_state = compress(params, inputs.frozen, inputs.model_state, images, guide_key)
+        batch, frozen, model_state = inputs.batch, inputs.frozen, inputs.model_state
+        latents = batch.get("latents")
+        if latents is None:
+            latents = encode_latents(frozen, images_from_batch(batch))
+        guide = batch.get("guide")
+        if guide is None:
+            images = images_from_batch(batch)
+            guide, model_state = compress(params, frozen, model_state, images, guide_key)
         guide = disturb_guide(guide_keys, guide, schedule, settings)
-        ids, mask = _text(inputs.batch, text_keys, empty, settings.text_drop)
-        cond = encode_text(params, inputs.frozen, ids, mask, len(images), text_key)
-        cond = replace(cond, guide=guide)
+        run = lambda ids, mask: encode_text(params, frozen, ids, mask, len(latents), text_key)
+        cond = replace(_text(run, inputs, text_keys, empty, settings.text_drop), guide=guide)
         denoise = lambda x, t: predict(params, x, t, cond, network_key)
         loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, model_state)
@@ -112,9 +116,11 @@ def stage_c_objective(
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         noise_keys, text_keys, dropout_keys = split_keys(inputs.keys, 3)
         text_key, network_key = jax.random.split(dropout_keys[0])
-        latents = compress(inputs.frozen, images_from_batch(inputs.batch))
-        ids, mask = _text(inputs.batch, text_keys, empty, settings.text_drop)
-        cond = encode_text(params, inputs.frozen, ids, mask, len(latents), text_key)
+        latents, frozen = inputs.batch.get("latents"), inputs.frozen
+        if latents is None:
+            latents = compress(frozen, images_from_batch(inputs.batch))
+        run = lambda ids, mask: encode_text(params, frozen, ids, mask, len(latents), text_key)
+        cond = _text(run, inputs, text_keys, empty, settings.text_drop)
         denoise = lambda x, t: predict(params, x, t, cond, network_key)
         loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, inputs.model_state)
@@ -123,14 +129,21 @@ def stage_c_objective(
 
 
 def _text(
-    batch: dict[str, Array],
+    run: Callable[[Array | None, Array | None], Conditioning],
+    inputs: StepInputs,
     keys: Array,
     empty: tuple[np.ndarray, np.ndarray] | None,
     fraction: float,
-) -> tuple[Array | None, Array | None]:
+) -> Conditioning:
+    """The text that is left: encoded by `run` (ids, mask), or beforehand by a frozen encoder."""
+    batch = inputs.batch
     if empty is None:
-        return None, None
-    return drop_text(keys, batch["text_ids"], batch["text_mask"], empty, fraction)
+        return run(None, None)
+    if "text_states" in batch:
+        drop = uniform_per_sample(keys) < fraction
+        nothing = inputs.frozen[EMPTY]["text_states"]
+        return Conditioning(text=drop_rows(drop, batch["text_states"], nothing))
+    return run(*drop_text(keys, batch["text_ids"], batch["text_mask"], empty, fraction))
 
 
 def direct_decoder_objective(

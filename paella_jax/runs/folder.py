@@ -29,12 +29,13 @@ METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "cell.sampler",
-       "preset", "optim.gradient_reduction", "model.loop", "transformer.loop",
+       "data.encoded", "preset", "optim.gradient_reduction", "model.loop", "transformer.loop",
        "super_resolution.loop")  # fmt: skip
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
     "data.background": "white",
     "data.caption_lines": False,
+    "data.encoded": "",
     "data.split": 0.05,
     "data.split_column": "split",
     "data.split_seed": -1,

@@ -33,6 +33,7 @@ PER_HOST = (
     "data.folder",
     "data.validation_folder",
     "data.image_file",
+    "data.encoded",
     "data.threads",
     "data.prefetch",
 )

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from paella_jax.data.loader import Source, Transform
 from paella_jax.objectives.inputs import Objective
 from paella_jax.training.state import TrainState
 from paella_jax.training.step import AfterUpdate
-from paella_jax.typing import Tree
+from paella_jax.typing import Array, Tree
+
+# Texts -> ids and mask, of a fixed length.
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+TEXT_LENGTH = "text.pad_to or text.max_length"  # the name of that number in `Encoding.settings`
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a step can be given in place of images and texts: `paella_jax.encode` computes it once.
+
+    Attributes:
+      arrays: (frozen, batch of the method's transform) -> the batch that the objective takes
+        instead, each array [batch, ...]; pure.
+      largest: the largest whole number in an array of token ids, by the array's name.
+      networks: the frozen trees that `arrays` uses and a step then does not; of a tokenizer, the
+        part that makes tokens.
+      tokenizers: of texts.
+      settings: config fields, and other numbers, that the arrays depend on.
+    """
+
+    arrays: Callable[[Tree, dict[str, Array]], dict[str, Array]]
+    networks: Mapping[str, Tree]
+    tokenizers: Mapping[str, Tokenize]
+    settings: Mapping[str, Any]
+    largest: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,6 +57,7 @@ class Method:
       after_update: optional change of the parameters after the optimiser.
       preview: optional (state, frozen, png path) -> writes a sample grid and returns
         scores for the metrics file.
+      encoding: optional: what may be computed once for all epochs.
     """
 
     title: str
@@ -39,3 +68,4 @@ class Method:
     transform: Transform
     after_update: AfterUpdate | None = None
     preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None
+    encoding: Encoding | None = None
