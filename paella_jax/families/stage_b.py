@@ -251,6 +251,7 @@ def stage_b_networks_method(
         frozen=frozen,
         source=source,
         transform=networks.text.transform,
+        tokenizers=networks.text.tokenizers,
     )
 
 

@@ -136,4 +136,5 @@ def stage_c_networks_method(
         frozen=frozen,
         source=source,
         transform=networks.text.transform,
+        tokenizers=networks.text.tokenizers,
     )

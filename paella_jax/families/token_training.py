@@ -16,7 +16,7 @@ from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.data.transform import ConditionedImageTransform
-from paella_jax.encoders.text import truncating
+from paella_jax.encoders.text import CLIP_LIMITS, TEXT_LIMITS, truncating
 from paella_jax.families.cells import check_cell
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import CLIP, load_networks
@@ -55,6 +55,9 @@ def networks_method(
     """Training of given networks on given data, without a preview; `frozen` may be shapes."""
     length = min(config.text.pad_to, config.text.max_length)
     text, clip = networks.text_tokenizer, networks.clip_tokenizer
+    text = None if text is None else truncating(text, length)
+    clip = None if clip is None else truncating(clip, clip.max_length)
+    tokenizers = {TEXT_LIMITS: text, CLIP_LIMITS: clip}
     grid = config.data.image_size // networks.vqgan.downsampling
     from_images: dict[str, Callable[..., jax.Array]] = {}
     if networks.image_encoder is not None:
@@ -78,13 +81,14 @@ def networks_method(
         frozen=frozen,
         source=source,
         transform=ConditionedImageTransform(
-            None if text is None else truncating(text, length),
+            text,
             length,
-            clip_tokenize=None if clip is None else truncating(clip, clip.max_length),
+            clip_tokenize=clip,
             labels=config.model.num_classes > 0,
             segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
             micro_conds="micro_conds" in networks.takes,
         ),
+        tokenizers={limits: t for limits, t in tokenizers.items() if t is not None},
     )
 
 

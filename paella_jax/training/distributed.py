@@ -33,6 +33,12 @@ PER_HOST = (
     "data.folder",
     "data.validation_folder",
     "data.image_file",
+    "data.shards",
+    "data.array_record",
+    "data.parquet",
+    "data.tfds",
+    "data.tfds_folder",
+    "data.validation_files",
     "data.threads",
     "data.prefetch",
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,6 +28,7 @@ class Method:
       source: training samples.
       transform: sample -> arrays.
       after_update: optional change of the parameters after the optimiser.
+      tokenizers: those of captions, by what their length is called in messages.
       preview: optional (state, frozen, png path) -> writes a sample grid and returns
         scores for the metrics file.
     """
@@ -39,3 +41,4 @@ class Method:
     transform: Transform
     after_update: AfterUpdate | None = None
     preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
