@@ -52,8 +52,8 @@ class ArrayRecords:
             raise ValueError(f"{owner}: no records in {len(files)} files")
         try:
             first = decode_example(self._bytes(0))
-        except ValueError as error:
-            raise ValueError(f"{owner}: the first record of {self.files[0]} is {error}") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{owner}: the first record of {self.files[0]}: {error}") from error
         self.fields: Fields = choose_fields(owner, first, wanted)
 
     def _forget(self) -> None:

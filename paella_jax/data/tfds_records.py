@@ -39,7 +39,10 @@ class TfdsRecords:
         self.source = _open(owner, builder, split)
         if not len(self):
             raise ValueError(f"{owner} has no examples in split {split!r}")
-        names = names_of(self.source[0])
+        try:
+            names = names_of(self._example(0))
+        except OSError as error:
+            raise ValueError(f"{owner}: its first example cannot be read: {error}") from error
         self.fields: Fields = choose_fields(owner, names, wanted)
 
     def __len__(self) -> int:
@@ -55,9 +58,15 @@ class TfdsRecords:
 
     def read(self, position: int) -> Record:
         """See `records.Records`."""
-        record = self.source[position]
+        record = self._example(position)
         captions = self.fields.captions_of(record)
         return Record(self.fields.image_of(record, self.name(position)), captions)
+
+    def _example(self, position: int) -> Any:
+        try:
+            return self.source[position]
+        except Exception as error:  # of a damaged file, readers raise nearly anything
+            raise OSError(str(error) or type(error).__name__) from error
 
 
 def find_builder(name: str, folder: str) -> Any:
