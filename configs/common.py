@@ -64,7 +64,7 @@ def _add_data(data: ConfigDict) -> None:
     data.crop = "center"  # of images in training: center or random
     data.resize = 0  # pixels of their short side before the crop; 0: image_size
     data.flip = False  # mirror half of them (not where captions say left and right)
-    data.draft = False  # decode JPEGs of over twice the needed size at a fraction of it: faster
+    data.draft = False  # decode JPEGs of four times the needed sides at a fraction: faster
     data.captions = True  # False: images alone, for a tokenizer
     data.caption_lines = False  # True: every line of a caption's text is one of several
     data.background = "white"  # behind transparent images: a colour's name or #rrggbb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import small
 import small_records
 from PIL import Image
 
+from paella_jax.benchmark import reading_report
 from paella_jax.config import ConfigError
 from paella_jax.data.array_records import ArrayRecords, write_array_record
 from paella_jax.data.build import make_source
@@ -199,3 +201,16 @@ def test_large_jpegs_may_be_decoded_in_part(tmp_path):
         assert far.max() <= (6 if index in (0, 2) else 0) and far.mean() < 1
         assert (far.max() > 0) == (index in (0, 2))
     assert list(whole[0]["micro_conds"][:2]) == [1200, 800]
+
+
+@pytest.mark.parametrize("given", ["", "20x10"])
+def test_reading_is_measured(tmp_path, given):
+    folder = small_records.write("webdataset", tmp_path / "w", 24)
+    config = small.config_of("vqgan:tiny", data__shards=folder, batch_size=4)
+    report = reading_report(config, SimpleNamespace(photos=given, seconds=0.01))
+    assert report["images"] == (16 if given else 23)
+    assert report["source"] == ("folder" if given else "webdataset")
+    for part in ("one thread", "2 threads"):
+        assert report[part]["images_per_cpu_second"] > 0
+    with pytest.raises(ConfigError, match=r"--photos must be WIDTHxHEIGHT, got '20x'"):
+        reading_report(config, SimpleNamespace(photos="20x", seconds=0.01))

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-
+from paella_jax.config import ConfigError
 from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields
 from paella_jax.data.records import Record
 from paella_jax.files.atomic import atomic_path
@@ -104,11 +103,20 @@ class ArrayRecords:
 
 
 def _open(file: str) -> Any:
-    return ArrayRecordReader(file, options=READ_AS, file_reader_buffer_size=BUFFER)
+    return _module().ArrayRecordReader(file, options=READ_AS, file_reader_buffer_size=BUFFER)
+
+
+def _module() -> Any:
+    try:
+        from array_record.python import array_record_module
+    except ImportError as error:  # there is none for Windows
+        raise ConfigError("ArrayRecord files need: pip install array_record") from error
+    return array_record_module
 
 
 def _count(file: str) -> int:
     """How many records a file has. Raises ValueError where it is damaged."""
+    _module()
     try:
         reader = _open(file)
         count = reader.num_records()
@@ -132,7 +140,7 @@ def write_array_record(file: str | Path, records: Iterable[Record]) -> int:
     """
     count = 0
     with atomic_path(Path(file)) as part:
-        writer = ArrayRecordWriter(str(part), WRITTEN_AS)
+        writer = _module().ArrayRecordWriter(str(part), WRITTEN_AS)
         for image, captions in records:
             with image.open("rb") as opened:
                 encoded = opened.read()

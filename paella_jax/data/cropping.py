@@ -25,7 +25,7 @@ class Cropping:
       resize: pixels of the short side before the crop; 0 means `image_size`.
       flip: mirror half of the drawn samples left to right.
       background: the colour behind transparent images.
-      draft: decode JPEGs of more than twice the needed size at a fraction of it.
+      draft: decode JPEGs of at least four times the needed sides at a fraction of their size.
 
     Raises:
       ValueError: an unknown crop or colour, or a `resize` below `image_size`.
