@@ -68,8 +68,13 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     overrides = list(overrides)
     for override in overrides:
         apply_override(config, override)
-    _imply_source(config, {o.removeprefix("--config.").partition("=")[0] for o in overrides})
+    _imply_source(config, {_name_of(o) for o in overrides})
     return config.lock()
+
+
+def _name_of(override: str) -> str:
+    """The field that an override sets."""
+    return override.removeprefix("--").removeprefix("config.").partition("=")[0]
 
 
 def with_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:

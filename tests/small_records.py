@@ -92,6 +92,7 @@ def _arrow(folder, made, files):
         file = folder / f"data-{number:05d}-of-{files:05d}.arrow"
         with pyarrow.ipc.new_stream(str(file), table.schema) as opened:
             opened.write_table(table, max_chunksize=3)
+    (folder / "cache-0a1b.arrow").write_bytes(b"indices")
 
 
 def _table(part):

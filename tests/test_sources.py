@@ -11,7 +11,7 @@ import pytest
 import small
 import small_records
 
-from paella_jax.config import ConfigError, from_json, to_json
+from paella_jax.config import ConfigError, from_json, load_config, to_json
 from paella_jax.data.build import make_records, make_source
 from paella_jax.data.loader import make_iterator
 from paella_jax.registry import build_method
@@ -162,6 +162,7 @@ def test_captions_that_are_cut_are_counted(written, tmp_path):
 def test_what_is_given_is_the_source(written):
     given = written("webdataset")
     assert config_of("webdataset", given).data.source == "webdataset"
+    assert load_config("vqgan:tiny", [f"config.data.shards={given}"]).data.source == "webdataset"
     assert small.config_of("vqgan:f4", data__shards=given).data.source == "webdataset"
     assert small.config_of("clip_prior:tiny", data__shards="x").data.source == "embeddings"
     with pytest.raises(ConfigError, match=r"data\.shards and data\.tfds are given"):
@@ -176,6 +177,8 @@ def test_what_is_given_is_the_source(written):
     ):
         with pytest.raises(ConfigError, match=words):
             make_source(small.config_of("vqgan:tiny", **options).data, "train", 0)
+    with pytest.raises(ValueError, match="'shapes' has no records"):
+        make_records(small.config_of("vqgan:tiny").data, True)
 
 
 def test_files_are_named_in_several_ways(written, tmp_path):

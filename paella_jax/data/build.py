@@ -33,7 +33,7 @@ HELD = {"folder": "validation_folder", "fraction": "split", "seed": "split_seed"
 FILES = {
     "webdataset": ("shards", r"\.tar$"),
     "array_record": ("array_record", r"\.array_?record(-\d+-of-\d+)?$"),
-    "parquet": ("parquet", r"\.(parquet|arrow)$"),
+    "parquet": ("parquet", r"^(?!cache-).*\.(parquet|arrow)$"),  # datasets keeps caches there
 }
 SOURCES = ("shapes", *IMPLIED.values())
 # Fields that some sources alone read.
@@ -86,6 +86,8 @@ def make_records(data: ConfigDict, training: bool) -> Records:
     if data.source == "folder":
         texts = {name: data[name] for name in ("captions", "caption_lines") if name in data}
         return FolderRecords(data.folder, "train" if training else "validation", held, **texts)
+    if data.source != "tfds" and data.source not in FILES:
+        raise ValueError(f"data.source {data.source!r} has no records of captioned images")
     left_out: Counter[str] = Counter()
     read = _tfds if data.source == "tfds" else _files
     records, how = read(data, training, left_out)
