@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -105,29 +106,37 @@ def _table(part):
 def _tfds(folder, made, files):
     import tensorflow_datasets as tfds
 
-    features = tfds.features.FeaturesDict({
-        "image": tfds.features.Image(),
-        "captions": tfds.features.Sequence(tfds.features.Text()),
-        "number": np.int64,
-    })  # fmt: skip
+    builder = _captioned()(data_dir=str(folder), file_format="array_record")
+    builder.made = made
+    config = tfds.download.DownloadConfig(num_shards=files)
+    builder.download_and_prepare(download_config=config)
+    return builder.data_path
+
+
+@cache  # TFDS knows every class by its name, and takes none twice
+def _captioned():
+    import tensorflow_datasets as tfds
 
     class Captioned(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+            texts = tfds.features.Sequence(tfds.features.Text())
+            features = {"image": tfds.features.Image(), "captions": texts, "number": np.int64}
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
 
         def _split_generators(self, _):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
-            for number, (_, image, captions) in enumerate(made):
+            for number, (_, image, captions) in enumerate(self.made):
                 yield number, {"image": io.BytesIO(image), "captions": captions, "number": number}
 
-    builder = Captioned(data_dir=str(folder), file_format="array_record")
-    config = tfds.download.DownloadConfig(num_shards=files)
-    builder.download_and_prepare(download_config=config)
-    return builder.data_path
+    return Captioned
 
 
 def _parts(made, files):
