@@ -110,8 +110,9 @@ class FolderSource(CaptionedImages):
 def _missing(sample: CaptionedFile) -> str | None:
     if sample.caption is None:
         return "no caption"
-    if isinstance(sample.caption, Path) and _is_empty(sample.caption):
-        return f"no caption: {sample.caption.name} is empty"
+    text = sample.text_file
+    if text is not None and _is_empty(text):
+        return f"no caption: {text.name} is empty"
     return None if sample.image.is_file() else "no such file"
 
 
