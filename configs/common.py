@@ -17,30 +17,7 @@ def base() -> ConfigDict:
     config.precision = "float32"  # compute dtype: float32 or bfloat16 (slower on CPU)
 
     config.data = ConfigDict()
-    config.data.source = "shapes"  # shapes (embedded), folder (captioned images) or one_image; the
-    # last two are implied by folder and image_file
-    config.data.spec = "shapes"  # tiny, single, shapes or shapes64
-    config.data.folder = ""  # for source=folder; layouts: paella_jax/data/captions.py
-    config.data.validation_folder = ""  # empty: held back from the folder, as data/split.py says
-    config.data.split = 0.05  # fraction held back where neither folders nor a table say which
-    config.data.split_seed = -1  # at least 0: chosen by names; -1: evenly spaced in their order
-    config.data.split_column = "split"  # of a table with captions, if it has one
-    config.data.image_file = ""  # for source=one_image, with its caption: the same every step
-    config.data.caption = ""
-    config.data.image_size = 32  # pixels, square; folder images are resized and cropped to it
-    config.data.buckets = ()  # (height, width) pairs: folder images keep about their aspect ratio
-    config.data.crop = "center"  # of folder images in training: center or random
-    config.data.resize = 0  # pixels of their short side before the crop; 0: image_size
-    config.data.flip = False  # mirror half of them (not where captions say left and right)
-    config.data.captions = True  # False: images alone, for a tokenizer
-    config.data.caption_lines = False  # True: every line of a caption's text file is one of several
-    config.data.background = "white"  # behind transparent images: a colour's name or #rrggbb
-    config.data.size = 1_000_000  # index range of the embedded source
-    config.data.encoded = (
-        ""  # --out of paella_jax.encode: arrays made beforehand, in place of images
-    )
-    config.data.prefetch = 8  # batches prepared ahead
-    config.data.threads = 2  # reading threads per process
+    _add_data(config.data)
 
     _add_optimiser(config)
 
@@ -60,6 +37,42 @@ def base() -> ConfigDict:
     config.log.tensorboard = False  # needs the tensorboard extra
     config.log.wandb = ""  # project name; needs the wandb extra
     return config
+
+
+def _add_data(data: ConfigDict) -> None:
+    """Where images and captions are, and what is made of them (paella_jax/docs/data.md)."""
+    data.source = "shapes"  # shapes (embedded), or what one of the next six fields implies
+    data.folder = ""  # of images with captions
+    data.image_file = ""  # one image, with its caption: the same every step
+    data.shards = ""  # webdataset .tar files: a folder, a glob, or {0000..0099}
+    data.array_record = ""  # ArrayRecord files, given as shards are
+    data.parquet = ""  # parquet files, or Arrow files of `save_to_disk`, given as shards are
+    data.tfds = ""  # a prepared data set of TFDS: its folder, or its name
+    data.tfds_folder = ""  # where tfds looks for names; empty: TFDS's own folder
+    data.validation_folder = ""  # empty: held back from the folder, as data/split.py says
+    data.validation_files = ""  # of shards, array_record and parquet; empty: by names, or split
+    data.training_split = "train"  # of tfds, also as in train[:90%]
+    data.validation_split = ""  # of tfds; empty: validation or test where it has one, or split
+    data.split = 0.05  # fraction held back where nothing else says what is
+    data.split_seed = -1  # at least 0: chosen by names; -1: evenly spaced in their order
+    data.split_column = "split"  # of a folder's table with captions, if it has one
+    data.image_field = ""  # of array_record, parquet and tfds; empty: image, jpg, png, ...
+    data.caption_field = ""  # of these, and of shards' json; empty: text, caption, ...
+    data.caption = ""  # of image_file
+    data.image_size = 32  # pixels, square; images are resized and cropped to it
+    data.buckets = ()  # (height, width) pairs: images keep about their aspect ratio
+    data.crop = "center"  # of images in training: center or random
+    data.resize = 0  # pixels of their short side before the crop; 0: image_size
+    data.flip = False  # mirror half of them (not where captions say left and right)
+    data.draft = False  # decode JPEGs of four times the needed sides at a fraction: faster
+    data.captions = True  # False: images alone, for a tokenizer
+    data.caption_lines = False  # True: every line of a caption's text is one of several
+    data.background = "white"  # behind transparent images: a colour's name or #rrggbb
+    data.spec = "shapes"  # of the embedded source: tiny, single, shapes or shapes64
+    data.size = 1_000_000  # index range of the embedded source
+    data.encoded = ""  # --out of paella_jax.encode: arrays made beforehand, in place of images
+    data.prefetch = 8  # batches prepared ahead
+    data.threads = 2  # reading threads per process
 
 
 def _add_optimiser(config: ConfigDict) -> None:

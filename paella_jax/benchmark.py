@@ -4,7 +4,8 @@ Variants are interleaved in one run and compared by the ratio of their medians, 
 noisy. `--peer FILE` adds a callable from a Python file (`make(config, batch_size) -> function`,
 one forward and backward pass per call), e.g. the same network in another framework.
 `--sample` instead draws an image with random weights and prints time and memory: of a Paella, or
-with configs/stage_c.py of all Würstchen stages, one after the other.
+with configs/stage_c.py of all Würstchen stages, one after the other. `--data` measures how fast the
+config's images are read instead (`--photos 512x384`: made-up JPEGs of that size).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,24 @@ def training_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any
     }
 
 
+def reading_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How fast the config's images are read, or photos of a size that are made up here."""
+    from paella_jax.config import IMPLIED, ConfigError, with_overrides
+    from paella_jax.reports.reading_speed import reading_cost, write_photos
+
+    if not arguments.photos:
+        return reading_cost(config, arguments.seconds)
+    sides = arguments.photos.split("x")
+    if len(sides) != 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise ConfigError(f"--photos must be WIDTHxHEIGHT, got {arguments.photos!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        write_photos(Path(folder), *map(int, sides))
+        others = [f"{field}=" for field in IMPLIED]
+        given = [f"data.folder={folder}", "data.source=folder"]
+        photos = with_overrides(config, [*others, *given])
+        return {"photos": arguments.photos} | reading_cost(photos, arguments.seconds)
+
+
 def main() -> int:
     """Runs the benchmark and prints (and writes) its numbers."""
     parser = Parser(description=__doc__, overrides=True)
@@ -113,6 +133,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer", type=path, help="Python file with make(config, batch_size)")
     parser.add_argument("--sample", action="store_true", help="draw one image, random weights")
+    parser.add_argument("--data", action="store_true", help="read the config's images")
+    parser.add_argument("--photos", default="", help="with --data: WIDTHxHEIGHT of made-up JPEGs")
+    parser.add_argument("--seconds", type=float, default=5.0, help="with --data: of CPU, twice")
     parser.add_argument("--image_size", type=int, default=256, help="with --sample")
     parser.add_argument("--params_dtype", default="float32", help="with --sample")
     parser.add_argument("--out", type=path, help="JSON file")
@@ -127,6 +150,8 @@ def main() -> int:
 
         check_writable(Path(arguments.out), folder=False)
     measure = sampling_report if arguments.sample else training_report
+    if arguments.data or arguments.photos:
+        measure = reading_report
     write({"config": arguments.config} | measure(config, arguments), arguments.out)
     return 0
 

@@ -42,7 +42,16 @@ class UnknownPreset(ConfigError):
 
 
 # Fields that say where images are, and the source that reads them.
-IMPLIED = {"data.folder": "folder", "data.image_file": "one_image"}
+IMPLIED = {
+    "data.folder": "folder",
+    "data.image_file": "one_image",
+    "data.shards": "webdataset",
+    "data.array_record": "array_record",
+    "data.parquet": "parquet",
+    "data.tfds": "tfds",
+}
+
+REPLACED = ("shapes", "folder")  # sources that presets name, and that give way to what is given
 
 # Beside the package in a checkout, inside of it where the package is installed.
 PACKAGE = Path(__file__).resolve().parent
@@ -68,8 +77,13 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     overrides = list(overrides)
     for override in overrides:
         apply_override(config, override)
-    _imply_source(config, {o.removeprefix("--config.").partition("=")[0] for o in overrides})
+    _imply_source(config, {_name_of(o) for o in overrides})
     return config.lock()
+
+
+def _name_of(override: str) -> str:
+    """The field that an override sets."""
+    return override.removeprefix("--").removeprefix("config.").partition("=")[0]
 
 
 def with_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
@@ -81,14 +95,14 @@ def with_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 
 def _imply_source(config: ConfigDict, given: set[str]) -> None:
-    """Images that are given are the data: they take the embedded source's place."""
-    if "data" not in config or "data.source" in given or config.data.get("source") != "shapes":
+    """Images that are given are the data: they take the place of the preset's source."""
+    if "data" not in config or "data.source" in given or config.data.get("source") not in REPLACED:
         return
-    sources = [s for name, s in IMPLIED.items() if name in given and flatten_config(config)[name]]
-    if len(sources) > 1:
-        raise ConfigError(f"{' and '.join(IMPLIED)} are both given; leave one out")
-    if sources:
-        config.data.source = sources[0]
+    named = [name for name in IMPLIED if name in given and flatten_config(config)[name]]
+    if len(named) > 1:
+        raise ConfigError(f"{' and '.join(named)} are given; leave all but one out")
+    if named:
+        config.data.source = IMPLIED[named[0]]
 
 
 def _config_file(path: str) -> Path:

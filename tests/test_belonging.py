@@ -11,7 +11,7 @@ import small
 from PIL import Image
 
 from paella_jax.config import ConfigError, from_json, to_json
-from paella_jax.data import folder as folder_module
+from paella_jax.data import captioned, cropping
 from paella_jax.data.build import make_source
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.loader import make_iterator
@@ -142,7 +142,7 @@ def test_headers_are_looked_at_before_the_first_step(tmp_path):
 
 
 def test_missing_captions_elsewhere_do_not_count_among_those_looked_at(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, "PROBED", 10)
+    monkeypatch.setattr(captioned, "PROBED", 10)
     fill(tmp_path, 60)
     for number in (5, 6, 7, 8):
         (tmp_path / f"{number:03d}.txt").unlink()
@@ -297,7 +297,7 @@ def test_images_that_are_given_are_the_data(tmp_path):
     image = tmp_path / "000.png"
     assert small.config_of("vqgan:tiny", data__image_file=image).data.source == "one_image"
     assert small.config_of("muse:style", data__folder="x").data.source == "one_image"
-    with pytest.raises(ConfigError, match="both given"):
+    with pytest.raises(ConfigError, match="are given; leave all but one out"):
         small.config_of("paella:tiny", data__folder="x", data__image_file="y")
     for options in ({"data__source": "shapes", "data__folder": "x"},
                     {"data__source": "folder", "data__image_file": "x"}):  # fmt: skip
@@ -343,7 +343,7 @@ def test_the_background_reaches_the_samples(tmp_path, capsys):
 
 def test_a_long_narrow_image_is_broken_not_a_full_memory(tmp_path, monkeypatch):
     fill(tmp_path, 20)
-    monkeypatch.setattr(folder_module, "MOST_PIXELS", 100_000)  # or the image must be huge
+    monkeypatch.setattr(cropping, "MOST_PIXELS", 100_000)  # or the image must be huge
     Image.new("RGB", (6_000, 2)).save(tmp_path / "000.png")
     source = source_of(tmp_path)
     assert source[0]["caption"] == "caption 1" and source.broken == {0}

@@ -8,8 +8,9 @@ import small
 from PIL import Image
 
 from paella_jax.config import ConfigError
-from paella_jax.data.buckets import BucketedFolderSource
+from paella_jax.data.buckets import BucketedImages
 from paella_jax.data.build import make_source
+from paella_jax.data.folder import FolderRecords
 from paella_jax.data.loader import make_iterator
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir
@@ -33,7 +34,7 @@ def photos(tmp_path_factory):
 
 
 def source_of(folder, **options):
-    return BucketedFolderSource(str(folder), list(SIZES), **options)
+    return BucketedImages(FolderRecords(str(folder)), list(SIZES), **options)
 
 
 def batches(folder, count, **options):
@@ -51,8 +52,8 @@ def test_every_batch_has_one_size_and_all_sizes_come(photos):
 
 def test_images_go_to_the_nearest_bucket(photos):
     source = source_of(photos)
-    for position, sample in enumerate(source.samples):
-        words = sample.read_caption().split()
+    for position in range(len(source)):
+        words = source[position]["caption"].split()
         own = (int(words[-3]), int(words[-1]))
         assert source[position]["image"].shape[:2] == own
 
@@ -105,7 +106,7 @@ def test_training_compiles_each_size_once(photos, tmp_path, capsys):
 
 def test_what_cannot_be_used(photos, tmp_path):
     with pytest.raises(ValueError, match="must be \\(height, width\\) pairs"):
-        BucketedFolderSource(str(photos), [(32,)])
+        BucketedImages(FolderRecords(str(photos)), [(32,)])
     config = small.config_of("stage_c:tiny", data__source="folder", data__folder=tmp_path,
                              data__buckets=BUCKETS)  # fmt: skip
     with pytest.raises(ConfigError, match="has no images"):

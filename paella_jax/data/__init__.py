@@ -1,6 +1,9 @@
 """From images and captions to batches: sources -> transform -> loader.
 
-- Sources: shapes*.py (the embedded task; sources.py reads it), folder.py with captions.py and
-  buckets.py, one_image.py, embeddings.py; build.py makes the one that a config names.
-- transform.py turns one sample into arrays, loader.py shuffles, batches and resumes.
+- Captioned images: records.py is what a format offers, folder.py (with listing.py, captions.py,
+  tables.py and split.py), webdataset.py (with shard_index.py), array_records.py, parquet.py and
+  tfds_records.py are the formats, captioned.py and buckets.py make samples of them.
+- Other sources: shapes*.py (the embedded task; sources.py reads it), one_image.py, embeddings.py.
+- build.py makes the source that a config names, transform.py turns one sample into arrays,
+  loader.py shuffles, batches and resumes.
 """

@@ -13,35 +13,47 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.data.folder import UNREADABLE, FolderSource
+from paella_jax.data.captioned import CaptionedImages
+from paella_jax.data.cropping import Cropping
+from paella_jax.data.records import UNREADABLE, Records
 from paella_jax.images.decode import shown_size
 
 Size = tuple[int, int]
 
 
-class BucketedFolderSource(FolderSource):
-    """A folder whose images are cropped to the bucket nearest to their aspect ratio.
+class BucketedImages(CaptionedImages):
+    """Images that are cropped to the bucket nearest to their aspect ratio.
+
+    Every image's header is read at the start, to know its bucket.
 
     Args:
-      folder: images and captions, as in `FolderSource`.
+      records: images and captions of any format.
       buckets: sizes (height, width) in pixels.
-      **options: further fields of `FolderSource`.
+      lines_are_captions: as in `CaptionedImages`.
+      **cropping: fields of `Cropping`, but for the size.
 
     Raises:
-      ValueError: no buckets, or as `FolderSource`.
+      ValueError: no buckets, or as `CaptionedImages`.
     """
 
-    def __init__(self, folder: str, buckets: Sequence[Size], **options: Any) -> None:
+    def __init__(
+        self,
+        records: Records,
+        buckets: Sequence[Size],
+        lines_are_captions: bool = False,
+        **cropping: Any,
+    ) -> None:
         if not buckets or any(len(size) != 2 or min(size) < 1 for size in buckets):
             raise ValueError(f"data.buckets must be (height, width) pairs, got {buckets!r}")
-        super().__init__(folder, min(min(size) for size in buckets), **options)
+        side = min(min(size) for size in buckets)
+        super().__init__(records, Cropping(side, **cropping), lines_are_captions)
         self.buckets = [(int(height), int(width)) for height, width in buckets]
         self.members: list[list[int]] = [[] for _ in self.buckets]
-        for position, sample in enumerate(self.samples):
+        for position in range(len(self)):
             if position in self.broken:
                 continue
             try:
-                width, height = shown_size(sample.image, self.notes)
+                width, height = shown_size(records.read(position).image, self.notes)
                 self.members[self._nearest(width / height)].append(position)
             except UNREADABLE as error:
                 self._skip(position, error)

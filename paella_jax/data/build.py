@@ -2,65 +2,159 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from paella_jax.config import IMPLIED, ConfigError
-from paella_jax.data.buckets import BucketedFolderSource
+from paella_jax.data.array_records import ArrayRecords
+from paella_jax.data.buckets import BucketedImages
+from paella_jax.data.captioned import CaptionedImages
+from paella_jax.data.cropping import Cropping
 from paella_jax.data.encoded import EncodedSource
-from paella_jax.data.folder import FolderSource
+from paella_jax.data.fields import Wanted
+from paella_jax.data.files_of_records import choose_files, find_files
+from paella_jax.data.folder import FolderRecords
 from paella_jax.data.loader import Source
 from paella_jax.data.one_image import OneImageSource
+from paella_jax.data.parquet import TableRecords
+from paella_jax.data.records import Records, hold_back, tell
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.sources import ShapesSource
 from paella_jax.data.split import Held
+from paella_jax.data.tfds_records import TfdsRecords, find_builder, validation_split
+from paella_jax.data.webdataset import ShardRecords
 
-CROPPING = ("crop", "resize", "flip")
+CROPPING = ("crop", "resize", "flip", "background", "draft")
 # Fields of `Held` and of a config's data block.
 HELD = {"folder": "validation_folder", "fraction": "split", "seed": "split_seed",
         "column": "split_column"}  # fmt: skip
+# Sources of files of many records: the field that names them, and what their names end with.
+FILES = {
+    "webdataset": ("shards", r"\.tar$"),
+    "array_record": ("array_record", r"\.array_?record(-\d+-of-\d+)?$"),
+    "parquet": ("parquet", r"^(?!cache-).*\.(parquet|arrow)$"),  # datasets keeps caches there
+}
+SOURCES = ("shapes", *IMPLIED.values())
+# Fields that some sources alone read.
+READ_BY = {
+    "validation_folder": ("folder",),
+    "validation_files": tuple(FILES),
+    "validation_split": ("tfds",),
+    "tfds_folder": ("tfds",),
+}
 
 
 def make_source(data: ConfigDict, split: str, seed: int) -> Source:
     """The training or validation source.
 
     Raises:
-      ConfigError: unknown source or spec, wrong image size, a folder without images or captions, or
+      ConfigError: unknown source or spec, wrong image size, data without images or captions, or
         an unfit single image or its caption.
     """
     if data.get("encoded"):
         return EncodedSource(data.encoded, split)
     # Old runs lack settings that came later.
-    options = {name: data[name] for name in (*CROPPING, "background") if name in data}
+    cropping = {name: data[name] for name in CROPPING if name in data}
     try:
         _refuse_unused(data)
-        if data.source == "folder":
-            options |= {name: data[name] for name in ("captions", "caption_lines") if name in data}
-            held = {own: data[name] for own, name in HELD.items() if name in data}
-            options |= {"split": split, "held": Held(**held)}
-            if data.buckets and split == "train":
-                return BucketedFolderSource(data.folder, data.buckets, **options)
-            return FolderSource(data.folder, data.image_size, **options)
         if data.source == "one_image":
-            return OneImageSource(data.image_file, data.caption, data.image_size, **options)
+            cropping.pop("draft", None)
+            return OneImageSource(data.image_file, data.caption, data.image_size, **cropping)
         if data.source == "shapes":
-            spec = get_spec(data.spec)
-            if spec.image_size != data.image_size:
-                raise ValueError(
-                    f"data.image_size {data.image_size} does not fit spec {spec.name!r}, whose "
-                    f"images have {spec.image_size} pixels"
-                )
-            return ShapesSource(data.spec, split, data.size, seed)
+            return _shapes(data, split, seed)
+        if data.source not in SOURCES:
+            raise ValueError(
+                f"data.source must be one of {', '.join(SOURCES)}, got {data.source!r}"
+            )
+        checked = Cropping(data.image_size, **cropping)  # before anything is listed
+        records, lines = make_records(data, split == "train"), data.get("caption_lines", False)
+        if data.buckets and split == "train":
+            return BucketedImages(records, data.buckets, lines, **cropping)
+        return CaptionedImages(records, checked, lines)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    raise ConfigError(f"data.source must be 'shapes', 'folder' or 'one_image', got {data.source!r}")
+
+
+def make_records(data: ConfigDict, training: bool) -> Records:
+    """The records that a data block names, of any format, for training or for validation.
+
+    Raises:
+      ValueError: there are none, they are damaged, or lack images or captions.
+    """
+    held = Held(**{own: data[name] for own, name in HELD.items() if name in data})
+    if data.source == "folder":
+        texts = {name: data[name] for name in ("captions", "caption_lines") if name in data}
+        return FolderRecords(data.folder, "train" if training else "validation", held, **texts)
+    if data.source != "tfds" and data.source not in FILES:
+        raise ValueError(f"data.source {data.source!r} has no records of captioned images")
+    left_out: Counter[str] = Counter()
+    read = _tfds if data.source == "tfds" else _files
+    records, how = read(data, training, left_out)
+    if not how:
+        records, how = hold_back(records, held, training)
+    tell(records.owner, len(records), training, how, left_out)
+    return records
+
+
+def _files(data: ConfigDict, training: bool, left_out: Counter[str]) -> tuple[Records, str]:
+    """The records of the files that are for a split, and in words how they were chosen."""
+    field, pattern = FILES[data.source]
+    given, owner = data[field], f"data.{field} {data[field]}"
+    if not given:
+        raise ValueError(f"data.{field} is empty; give the files of data.source={data.source}")
+    files = find_files(f"data.{field}", given, pattern)
+    held: list[Path] = []
+    if data.validation_files:
+        held = find_files("data.validation_files", data.validation_files, pattern)
+    chosen = choose_files(files, held, training, left_out)
+    if data.source == "webdataset":
+        return ShardRecords(owner, chosen.files, _wanted(data), left_out), chosen.how
+    kind = ArrayRecords if data.source == "array_record" else TableRecords
+    return kind(owner, chosen.files, _wanted(data)), chosen.how
+
+
+def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, str]:
+    """The same of a data set of TFDS."""
+    if not data.tfds:
+        raise ValueError("data.tfds is empty; give a data set's name, or its folder")
+    builder, owner = find_builder(data.tfds, data.tfds_folder), f"data.tfds {data.tfds}"
+    other = data.validation_split or validation_split(builder)
+    split = data.training_split if training or not other else other
+    how = f"split {split}" if other else ""
+    return TfdsRecords(owner, builder, split, _wanted(data)), how
+
+
+def _wanted(data: ConfigDict) -> Wanted:
+    """Which fields of records are read."""
+    return Wanted(data.image_field, data.caption_field, data.captions, data.caption_lines)
+
+
+def _shapes(data: ConfigDict, split: str, seed: int) -> ShapesSource:
+    spec = get_spec(data.spec)
+    if spec.image_size != data.image_size:
+        raise ValueError(
+            f"data.image_size {data.image_size} does not fit spec {spec.name!r}, whose "
+            f"images have {spec.image_size} pixels"
+        )
+    return ShapesSource(data.spec, split, data.size, seed)
 
 
 def _refuse_unused(data: ConfigDict) -> None:
     """Raises ConfigError for images that are given and would not be read."""
     for name, source in IMPLIED.items():
         given = data.get(name.removeprefix("data."))
-        if given and data.source in ("shapes", *IMPLIED.values()) and data.source != source:
+        if given and data.source in SOURCES and data.source != source:
             raise ConfigError(
                 f"{name} is {given!r}, but data.source {data.source!r} would not read it: give "
                 f"--config.data.source={source}, or leave {name} out"
+            )
+    for name, sources in READ_BY.items():
+        if data.get(name) and data.source in SOURCES and data.source not in sources:
+            raise ConfigError(
+                f"data.{name} is {data[name]!r}, but data.source {data.source!r} does not read it "
+                f"({', '.join(sources)}); leave it out"
             )

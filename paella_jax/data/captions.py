@@ -24,13 +24,14 @@ class CaptionedFile(NamedTuple):
 
     Attributes:
       image: its file.
-      caption: the texts themselves, the file that holds them, or None where missing.
+      caption: the texts themselves, the suffix of the file beside the image that holds them, or
+        None where missing.
       split: what the table's split column says of it; empty without.
       lines: every line of the caption's file is a caption.
     """
 
     image: Path
-    caption: tuple[str, ...] | Path | None
+    caption: tuple[str, ...] | str | None
     split: str = ""
     lines: bool = False
 
@@ -41,14 +42,20 @@ class CaptionedFile(NamedTuple):
         """
         if self.texts:
             return list(self.texts)
-        if not isinstance(self.caption, Path):
+        file = self.text_file
+        if file is None:
             raise ValueError("no caption")
-        text = read_text(self.caption)
+        text = read_text(file)
         texts = [line.strip() for line in text.splitlines()] if self.lines else [text.strip()]
         texts = [text for text in texts if text]
         if not texts:
-            raise ValueError(f"no caption: {self.caption.name} is empty")
+            raise ValueError(f"no caption: {file.name} is empty")
         return texts
+
+    @property
+    def text_file(self) -> Path | None:
+        """The file of its captions, if they are in one of its own."""
+        return self.image.with_suffix(self.caption) if isinstance(self.caption, str) else None
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -124,15 +131,15 @@ def find_table(folder: Path) -> Path | None:
 
 def _from_text_files(folder: Path, left_out: Counter[str], lines: bool) -> list[CaptionedFile]:
     files = list_files(folder, left_out)
-    known = set(files)  # one listing instead of a look at the disk per caption
+    known = set(map(str, files))  # one listing instead of a look at the disk per caption
     samples, texts = [], set()
     for file in files:
         if is_image(file):
-            beside = [file.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
-            text = next((text for text in beside if text in known), None)
-            samples.append(CaptionedFile(file, text, lines=lines))
-            texts.add(text)
-    count_others(files, texts.__contains__, left_out)
+            beside = {suffix: str(file.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES}
+            suffix = next((suffix for suffix, text in beside.items() if text in known), None)
+            samples.append(CaptionedFile(file, suffix, lines=lines))
+            texts.add(beside[suffix] if suffix else "")
+    count_others(files, lambda file: str(file) in texts, left_out)
     if samples and all(sample.caption is None for sample in samples):
         raise ValueError(
             f"data.folder {folder} has {len(samples)} images without captions: put NAME.txt beside "

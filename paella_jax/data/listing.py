@@ -89,7 +89,7 @@ class _Walk:
         inner = []
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            kind = _kind(entry.name)
+            kind = why_left_out(entry.name)
             if kind:
                 self.left_out[kind] += 1
             elif entry.is_symlink():
@@ -101,7 +101,7 @@ class _Walk:
         return inner
 
 
-def _kind(name: str) -> str:
+def why_left_out(name: str) -> str:
     """Why a name is left out; empty where it is not."""
     if name.startswith("._"):
         return "macOS forks (._*)"

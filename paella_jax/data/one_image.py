@@ -9,13 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from paella_jax.data.folder import (
-    UNREADABLE,
-    check_background,
-    check_cropping,
-    cover,
-    crop_and_flip,
-)
+from paella_jax.data.cropping import check_background, check_cropping, cover, crop_and_flip
+from paella_jax.data.records import UNREADABLE
 from paella_jax.images.modes import WHITE
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb
@@ -62,6 +57,7 @@ class OneImageSource:
             )
         check_cropping(self.crop, self.resize, self.image_size)
         check_background(self.background)
+        self.some_captions = [self.caption]
         original, self.image = self._read(self.resize or self.image_size)
         self.original_size = original.size
 

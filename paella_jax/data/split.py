@@ -17,7 +17,7 @@ from paella_jax.data.captions import CaptionedFile, find_table
 from paella_jax.data.listing import is_image, list_files
 
 TRAIN = ("train", "training")
-VALIDATION = ("validation", "valid", "val", "dev")
+VALIDATION = ("validation", "valid", "val", "dev", "heldout")
 TEST = ("test",)  # validates where nothing else is there to do so
 USUAL_COLUMN = "split"
 
@@ -46,6 +46,11 @@ class Held:
             raise ValueError(f"data.split must be at least 0 and below 1, got {self.fraction}")
         if self.folder and not Path(self.folder).is_dir():
             raise ValueError(f"data.validation_folder {self.folder!r} is not a folder")
+
+    @property
+    def way(self) -> str:
+        """How the fraction is chosen, in words."""
+        return "evenly spaced" if self.seed < 0 else f"by data.split_seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -158,13 +163,27 @@ def _by_label(
 
 
 def _by_fraction(samples: Samples, folder: Path, held: Held, training: bool) -> Chosen:
+    def name(index: int) -> str:
+        image = samples[index].image
+        return (image.relative_to(folder) if image.is_relative_to(folder) else image).as_posix()
+
     count = len(samples)
-    chosen = _evenly(count, held.fraction) if held.seed < 0 else _drawn(samples, folder, held)
+    chosen = held_back(count, held, name)
     if not chosen or len(chosen) == count:
         return Chosen(samples, "none is held back: validation shows images of the training")
     part = [s for i, s in enumerate(samples) if (i in chosen) != training]
-    way = "evenly spaced" if held.seed < 0 else f"by data.split_seed {held.seed}"
-    return Chosen(part, f"{len(chosen)} of {count} are held back, {way}")
+    return Chosen(part, f"{len(chosen)} of {count} are held back, {held.way}")
+
+
+def held_back(count: int, held: Held, name: Callable[[int], str]) -> set[int]:
+    """Which of so many images are held back: a fraction, evenly or by their names.
+
+    Args:
+      count: of the images.
+      held: the fraction, and the seed that chooses by names.
+      name: of the image at an index, the same wherever the data set lies.
+    """
+    return _evenly(count, held.fraction) if held.seed < 0 else _drawn(count, held, name)
 
 
 def _evenly(count: int, fraction: float) -> set[int]:
@@ -173,15 +192,13 @@ def _evenly(count: int, fraction: float) -> set[int]:
     return {i for i in range(count) if up_to(i + 1) > up_to(i)}
 
 
-def _drawn(samples: Samples, folder: Path, held: Held) -> set[int]:
+def _drawn(count: int, held: Held, name: Callable[[int], str]) -> set[int]:
     """The indices whose names come first in an order that the seed makes of them."""
 
     def place(index: int) -> bytes:
-        image = samples[index].image
-        name = image.relative_to(folder) if image.is_relative_to(folder) else image
-        return hashlib.sha256(f"{held.seed}:{name.as_posix()}".encode()).digest()
+        return hashlib.sha256(f"{held.seed}:{name(index)}".encode()).digest()
 
-    wanted = round(len(samples) * held.fraction)
-    if held.fraction > 0 and len(samples) > 1:
-        wanted = min(max(wanted, 1), len(samples) - 1)
-    return set(sorted(range(len(samples)), key=place)[:wanted])
+    wanted = round(count * held.fraction)
+    if held.fraction > 0 and count > 1:
+        wanted = min(max(wanted, 1), count - 1)
+    return set(sorted(range(count), key=place)[:wanted])

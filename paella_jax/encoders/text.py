@@ -30,6 +30,8 @@ from paella_jax.encoders.byte_tokenizer import (
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.words import WordTokenizer
 
+# What sets how many ids of a caption are read, in messages.
+TEXT_LIMITS, CLIP_LIMITS = "text.max_length and text.pad_to", "as CLIP has it"
 UNITS = {"bytes": VOCAB_SIZE, "words": 0}  # of the encoder that trains along: its table's rows
 
 

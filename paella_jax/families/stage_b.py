@@ -254,6 +254,7 @@ def stage_b_networks_method(
         source=source,
         transform=networks.text.transform,
         encoding=stage_b_encoding(config, networks, frozen),
+        tokenizers=networks.text.tokenizers,
     )
 
 

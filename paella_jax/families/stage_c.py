@@ -139,6 +139,7 @@ def stage_c_networks_method(
         source=source,
         transform=networks.text.transform,
         encoding=stage_c_encoding(config, networks, stage_b, frozen),
+        tokenizers=networks.text.tokenizers,
     )
 
 

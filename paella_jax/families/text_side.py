@@ -19,7 +19,14 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.t5 import T5Encoder
-from paella_jax.encoders.text import ClipTokenizer, Tokenizer, joint_text_encoder, make_tokenizer
+from paella_jax.encoders.text import (
+    CLIP_LIMITS,
+    TEXT_LIMITS,
+    ClipTokenizer,
+    Tokenizer,
+    joint_text_encoder,
+    make_tokenizer,
+)
 from paella_jax.families.networks import frozen_form
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.runs.frozen import carry, load_carried, place_of
@@ -48,6 +55,12 @@ class TextSide:
     def is_joint(self) -> bool:
         """Whether the encoder trains along."""
         return isinstance(self.encoder, T5Encoder)
+
+    @property
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """The tokenizer, if there is one, by what sets how long texts may be."""
+        limits = TEXT_LIMITS if self.is_joint else CLIP_LIMITS
+        return {} if self.tokenizer is None else {limits: self.tokenizer}
 
     def ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids int32 and mask bool [count, length]; None without text."""

@@ -17,7 +17,7 @@ from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.data.transform import ConditionedImageTransform
-from paella_jax.encoders.text import truncating
+from paella_jax.encoders.text import CLIP_LIMITS, TEXT_LIMITS, truncating
 from paella_jax.families.cells import check_cell
 from paella_jax.families.stored import text_length, token_encoding
 from paella_jax.families.token_networks import TokenNetworks
@@ -56,11 +56,14 @@ def networks_method(
 ) -> Method:
     """Training of given networks on given data, without a preview; `frozen` may be shapes."""
     length, text, clip = text_length(config), networks.text_tokenizer, networks.clip_tokenizer
-    tokenizers: dict[str, Tokenize] = {}
+    text = None if text is None else truncating(text, length)
+    clip = None if clip is None else truncating(clip, clip.max_length)
+    tokenizers = {TEXT_LIMITS: text, CLIP_LIMITS: clip}
+    stored: dict[str, Tokenize] = {}
     if text is not None:
-        tokenizers["text"] = lambda texts: truncating(text, length)(texts, length)
+        stored["text"] = lambda texts: text(texts, length)
     if clip is not None:
-        tokenizers["clip"] = lambda texts: truncating(clip, clip.max_length)(texts, 77)
+        stored["clip"] = lambda texts: clip(texts, 77)
     grid = config.data.image_size // networks.vqgan.downsampling
     from_images: dict[str, Callable[..., jax.Array]] = {}
     if networks.image_encoder is not None:
@@ -84,14 +87,15 @@ def networks_method(
         frozen=frozen,
         source=source,
         transform=ConditionedImageTransform(
-            None if text is None else truncating(text, length),
+            text,
             length,
-            clip_tokenize=None if clip is None else truncating(clip, clip.max_length),
+            clip_tokenize=clip,
             labels=config.model.num_classes > 0,
             segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
             micro_conds="micro_conds" in networks.takes,
         ),
-        encoding=token_encoding(config, networks, frozen, tokenizers),
+        encoding=token_encoding(config, networks, frozen, stored),
+        tokenizers={limits: t for limits, t in tokenizers.items() if t is not None},
     )
 
 

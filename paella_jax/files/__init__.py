@@ -1,1 +1,1 @@
-"""File formats and nothing else: safetensors, torch files, published folders, name tables."""
+"""File formats and nothing else: safetensors, torch files, published folders, name tables, tar."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     A reader never sees half of it. An error inside leaves `target` as it was and removes the part.
     """
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")  # others may do the same
+    # Others may do the same, and in containers processes of several hosts have one number.
+    part = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}.part")
     remove = lambda: shutil.rmtree(part, True) if part.is_dir() else part.unlink(missing_ok=True)
     remove()
     try:

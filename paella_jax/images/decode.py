@@ -7,9 +7,11 @@ a small file cannot fill the memory.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -30,19 +32,38 @@ TURNS = {
 LYING = (5, 6, 7, 8)  # width and height change places
 # Formats that may hold the orientation behind the pixels, or turn the image while decoding it.
 DECODED_FIRST = ("PNG", "TIFF")
+DRAFTED = ("JPEG", "MPO")  # can be decoded at a fraction of their size
 
 
 class ImageError(UserError, ValueError):
     """An image or mask cannot be used; the message says what is wrong and what to do."""
 
 
-def decode(file: Path, notes: Notes, deep: bool = False) -> Image.Image:
+class Encoded(NamedTuple):
+    """The bytes of an image file that is part of another file, and its name for messages."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: str = "rb") -> BinaryIO:
+        """As `Path.open`, for reading."""
+        return io.BytesIO(self.data)
+
+
+def decode(
+    file: Path | Encoded, notes: Notes, deep: bool = False, at_least: tuple[int, int] | None = None
+) -> Image.Image:
     """The first image of a file, decoded and turned as its camera says.
 
     Args:
       file: in any format that PIL reads.
       notes: is told of files of several images and of unreadable EXIF.
       deep: keep grey of 16 and 32 bits as it is; else it becomes 8 bits (modes.py).
+      at_least: width and height that are needed: a larger JPEG is decoded at a half, a quarter or
+        an eighth of its size where that is not less.
 
     Raises:
       ImageError: no such file, not an image, damaged, cut off, or too large.
@@ -50,13 +71,16 @@ def decode(file: Path, notes: Notes, deep: bool = False) -> Image.Image:
     with _opened(file) as opened:
         if _has_several(opened):
             notes.add(file, "holds several images: its first one is used")
+        if at_least is not None and opened.format in DRAFTED:
+            lying = _orientation(opened, file, notes) in LYING
+            opened.draft(None, at_least[::-1] if lying else at_least)
         opened.load()
         image = opened if deep else to_eight_bits(opened, file, notes)
         turn = TURNS.get(_orientation(opened, file, notes))
         return image.copy() if turn is None else image.transpose(turn)
 
 
-def shown_size(file: Path, notes: Notes) -> tuple[int, int]:
+def shown_size(file: Path | Encoded, notes: Notes) -> tuple[int, int]:
     """Width and height of an image as it is shown, from its header where that is enough.
 
     Raises:
@@ -70,7 +94,7 @@ def shown_size(file: Path, notes: Notes) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | Encoded) -> Iterator[Image.Image]:
     """The open image; every error while it is open is an `ImageError`."""
     # Not by its path: PIL maps uncompressed files, and gets the sides of turned TIFFs wrong then.
     with readable(file), file.open("rb") as data, Image.open(data) as opened:
@@ -103,7 +127,7 @@ def _has_several(opened: Image.Image) -> bool:
         return False
 
 
-def _orientation(opened: Image.Image, file: Path, notes: Notes) -> int:
+def _orientation(opened: Image.Image, file: object, notes: Notes) -> int:
     """The EXIF orientation, 1 to 8; 1 where there is none or it cannot be read."""
     try:
         value = opened.getexif().get(ORIENTATION, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paella_jax.images.decode import ImageError, decode, readable
+from paella_jax.images.decode import Encoded, ImageError, decode, readable
 from paella_jax.images.modes import WHITE, parse_colour, to_marked, to_rgb
 from paella_jax.images.notes import SINGLE, Notes
 
@@ -20,7 +20,10 @@ GIVEN = "an image given"  # one without a name, in messages
 
 
 def read_rgb(
-    image: str | Path | Image.Image, background: str = WHITE, notes: Notes = SINGLE
+    image: str | Path | Encoded | Image.Image,
+    background: str = WHITE,
+    notes: Notes = SINGLE,
+    at_least: tuple[int, int] | None = None,
 ) -> Image.Image:
     """A file or a PIL image of any mode -> an upright RGB image of its own size.
 
@@ -28,15 +31,18 @@ def read_rgb(
       image: of a file that holds several images, the first is taken.
       background: the colour behind transparent images; a name, or "#rrggbb".
       notes: is told of the first image of each kind that is not plain.
+      at_least: width and height that are enough: a larger JPEG may become smaller (`decode`).
 
     Raises:
       ImageError: no such file, not an image, damaged, cut off, or too large.
       ValueError: no such colour.
     """
     colour, name = parse_colour(background), GIVEN
-    if isinstance(image, str | Path):
+    if isinstance(image, str):
+        image = Path(image)
+    if isinstance(image, Path | Encoded):
         name = str(image)
-        image = decode(Path(image), notes)
+        image = decode(image, notes, at_least=at_least)
     with readable(name):
         return to_rgb(image, colour, name, notes)
 

@@ -28,17 +28,24 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
-       "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "cell.sampler",
-       "data.encoded", "preset", "optim.gradient_reduction", "model.loop", "transformer.loop",
+       "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "data.shards",
+       "data.array_record", "data.parquet", "data.tfds", "data.tfds_folder",
+       "data.validation_files", "data.encoded", "cell.sampler", "preset",
+       "optim.gradient_reduction", "model.loop", "transformer.loop",
        "super_resolution.loop")  # fmt: skip
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
     "data.background": "white",
+    "data.caption_field": "",
     "data.caption_lines": False,
+    "data.draft": False,
     "data.encoded": "",
+    "data.image_field": "",
     "data.split": 0.05,
     "data.split_column": "split",
     "data.split_seed": -1,
+    "data.training_split": "train",
+    "data.validation_split": "",
     "model.positions": False,
     "text.units": "bytes",
     "text.values_from": "states",

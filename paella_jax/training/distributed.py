@@ -34,6 +34,12 @@ PER_HOST = (
     "data.validation_folder",
     "data.image_file",
     "data.encoded",
+    "data.shards",
+    "data.array_record",
+    "data.parquet",
+    "data.tfds",
+    "data.tfds_folder",
+    "data.validation_files",
     "data.threads",
     "data.prefetch",
 )

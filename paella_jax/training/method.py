@@ -55,6 +55,7 @@ class Method:
       source: training samples.
       transform: sample -> arrays.
       after_update: optional change of the parameters after the optimiser.
+      tokenizers: those of captions, by what their length is called in messages.
       preview: optional (state, frozen, png path) -> writes a sample grid and returns
         scores for the metrics file.
       encoding: optional: what may be computed once for all epochs.
@@ -68,4 +69,5 @@ class Method:
     transform: Transform
     after_update: AfterUpdate | None = None
     preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)
     encoding: Encoding | None = None

@@ -1,0 +1,177 @@
+"""Tables of Hugging Face `datasets` as records: parquet files, and folders of `save_to_disk`.
+
+Both need `pyarrow` alone. Parquet is read by groups of rows: a row costs its whole group unless the
+group is still in memory, so that large shuffled sets are better written to ArrayRecord once. Arrow
+files, as `save_to_disk` writes them, are mapped into memory and read row by row.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paella_jax.config import ConfigError
+from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields
+from paella_jax.data.records import Record
+
+MOST_CACHED = 2**29  # bytes of groups of rows in memory
+
+
+class TableRecords:
+    """The rows of parquet or Arrow files, in the files' order.
+
+    An image is bytes, or `bytes` and `path` as `datasets.Image` stores them; captions are texts or
+    lists of them.
+
+    Args:
+      owner: what they are, in messages.
+      files: all to be read.
+      wanted: which of their fields to read.
+
+    Raises:
+      ConfigError: without pyarrow.
+      ValueError: a damaged file, no rows, or no such columns.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        files: Sequence[Path],
+        wanted: Wanted = ALL,
+    ) -> None:
+        _pyarrow()  # or it would be missed in every file
+        self.owner, self.files = owner, list(files)
+        self.groups: list[tuple[int, int]] = []  # of rows: the file, and the group in it
+        self.ends: list[int] = []
+        self._forget()
+        names: list[str] = []
+        for number, file in enumerate(self.files):
+            try:
+                sizes, columns = _describe(file)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{file} cannot be read: {error}") from error
+            if names and columns != names:
+                raise ValueError(f"{file} has the columns {columns}, {self.files[0]} {names}")
+            names = columns
+            for group, size in enumerate(sizes):
+                self.groups.append((number, group))
+                self.ends.append((self.ends[-1] if self.ends else 0) + size)
+        if not len(self):
+            raise ValueError(f"{owner}: no rows in {len(files)} files")
+        self.fields: Fields = choose_fields(owner, names, wanted)
+
+    def _forget(self) -> None:
+        self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The group of rows, and the row in it."""
+        group = bisect_right(self.ends, position)
+        return group, position - (self.ends[group - 1] if group else 0)
+
+    def name(self, position: int) -> str:
+        """The file's name and the row's number in its group."""
+        group, row = self._place(position)
+        file, inner = self.groups[group]
+        return f"{self.files[file].name}[group {inner}, row {row}]"
+
+    def missing(self) -> Iterator[tuple[int, str]]:
+        """See `records.Records`; nothing is known without reading."""
+        return iter(())
+
+    def read(self, position: int) -> Record:
+        """See `records.Records`."""
+        group, row = self._place(position)
+        record: Mapping[str, Any] = self._group(group).slice(row, 1).to_pylist()[0]
+        captions = self.fields.captions_of(record)
+        return Record(self.fields.image_of(record, self.name(position)), captions)
+
+    def _group(self, number: int) -> Any:
+        """A group of rows as a table, of those read last or read now."""
+        with self._lock:
+            if number in self._cache:
+                self._cache.move_to_end(number)
+                return self._cache[number]
+        file, inner = self.groups[number]
+        columns = [name for name in (self.fields.image, self.fields.captions) if name]
+        table = _read(self.files[file], inner, columns)
+        with self._lock:
+            self._cache[number] = table
+            while len(self._cache) > 1 and self._cached_bytes() > MOST_CACHED:
+                self._cache.popitem(last=False)
+        return table
+
+    def _cached_bytes(self) -> int:
+        return sum(0 if _is_arrow(self._file_of(n)) else t.nbytes for n, t in self._cache.items())
+
+    def _file_of(self, group: int) -> Path:
+        return self.files[self.groups[group][0]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_cache", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+
+def _is_arrow(file: Path) -> bool:
+    return file.suffix == ".arrow"
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError("data.source=parquet needs: pip install 'paella_jax[parquet]'") from error
+    return pyarrow
+
+
+def _describe(file: Path) -> tuple[list[int], list[str]]:
+    """The rows of each of a file's groups, and the names of its columns, with inner ones."""
+    arrow = _pyarrow()
+    if _is_arrow(file):
+        table = _mapped(file)
+        return [table.num_rows], _names(table.schema)
+    with arrow.parquet.ParquetFile(file) as opened:
+        meta = opened.metadata
+        sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+        return sizes, _names(opened.schema_arrow)
+
+
+def _names(fields: Any, prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for field in fields:
+        found.append(prefix + field.name)
+        if _pyarrow().types.is_struct(field.type):
+            found += _names(field.type, f"{prefix}{field.name}/")
+    return found
+
+
+def _read(file: Path, group: int, columns: list[str]) -> Any:
+    outer = sorted({name if name else "" for name in columns})
+    if _is_arrow(file):
+        return _mapped(file).select(sorted({name.partition("/")[0] for name in outer}))
+    with _pyarrow().parquet.ParquetFile(file) as opened:
+        return opened.read_row_group(
+            group, [name.replace("/", ".") for name in outer], use_threads=False
+        )
+
+
+def _mapped(file: Path) -> Any:
+    """An Arrow file, in the stream's or the file's format, whose bytes stay on the disk."""
+    arrow = _pyarrow()
+    source = arrow.memory_map(str(file))
+    try:
+        return arrow.ipc.open_stream(source).read_all()
+    except arrow.ArrowInvalid:
+        return arrow.ipc.open_file(source).read_all()

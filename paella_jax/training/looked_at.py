@@ -1,0 +1,83 @@
+"""What is looked at before a run's first step: whether its data is the same, and captions' lengths.
+
+`data.json` of a run folder says how many samples the run began with: the order of a shuffle is that
+of so many, and a resumed run must see what it would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from paella_jax.config import ConfigError
+from paella_jax.files.atomic import write_atomically
+from paella_jax.training.method import Method
+
+DATA_FILE = "data.json"
+LONGEST = 4096  # ids that are counted of a caption
+
+
+def check_length(workdir: Path, length: int, resumed: bool) -> None:
+    """Compares the number of training samples with that of a resumed run; notes a new run's.
+
+    Args:
+      workdir: the run's folder; process 0 alone writes to it.
+      length: of the training source.
+      resumed: whether there is a checkpoint.
+
+    Raises:
+      ConfigError: the run was begun on another number of samples.
+    """
+    file = workdir / DATA_FILE
+    before = _noted(file) if resumed else None
+    if before is None:  # runs older than the note begin it
+        if jax.process_index() == 0:
+            write_atomically(file, json.dumps({"samples": length}))
+    elif before != length:
+        raise ConfigError(
+            f"{workdir} was begun on {before} training samples, the data has {length} now, so that "
+            "steps would not see what they would have seen. Give the data as it was; or start "
+            f"another run from its weights (--config.init_from={workdir}); or delete {file} to go "
+            "on with other data"
+        )
+
+
+def _noted(file: Path) -> int | None:
+    try:
+        return int(json.loads(file.read_text())["samples"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}); delete it to go on") from error
+
+
+def describe_cut(method: Method) -> list[str]:
+    """A line for each tokenizer of a run that cuts captions of its data; none if nothing is cut.
+
+    Only data that was looked at before training says (`some_captions` of its source).
+    """
+    captions = getattr(method.source, "some_captions", ())
+    return _cut(captions, method.tokenizers) if captions else []
+
+
+def _cut(captions: Sequence[str], tokenizers: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for limits, tokenizer in tokenizers.items():
+        whole = copy.copy(tokenizer)
+        whole.max_length, whole.truncate = LONGEST, True
+        lengths = [int(whole([caption])[1].sum()) for caption in captions]
+        longer = sum(length > tokenizer.max_length for length in lengths)
+        if longer:
+            longest = max(lengths)
+            more = " or more" if longest >= LONGEST else ""
+            lines.append(
+                f"captions: {longer} of {len(lengths)} looked at are longer than the "
+                f"{tokenizer.max_length} ids that are read ({limits}) and are cut; the longest has "
+                f"{longest}{more}"
+            )
+    return lines
