@@ -128,7 +128,8 @@ class OwnImages:
     ) -> Clean:
         """Images and captions of a split, or of its part (not) for tuning, in a fixed order."""
         source = self._sources[split]
-        images, captions = [], []
+        images: list[np.ndarray] = []
+        captions: list[str] = []
         known = set(skip)
         for place in np.random.default_rng(SHUFFLED).permutation(len(source)).tolist():
             if len(images) == count:

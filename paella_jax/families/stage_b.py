@@ -253,6 +253,9 @@ def stage_b_networks_method(
         frozen=frozen,
         source=source,
         transform=networks.text.transform,
+        rebuild=lambda frozen, images: networks.decode_latents(
+            frozen, networks.encode_latents(frozen, images)
+        ),
         encoding=stage_b_encoding(config, networks, frozen),
         tokenizers=networks.text.tokenizers,
     )

@@ -94,6 +94,9 @@ def networks_method(
             segmentation_pixels=networks.vqgan.downsampling if config.model.num_segments else 0,
             micro_conds="micro_conds" in networks.takes,
         ),
+        rebuild=lambda frozen, images: networks.decode_tokens(
+            frozen, networks.encode_images(frozen, images)
+        ),
         encoding=token_encoding(config, networks, frozen, stored),
         tokenizers={limits: t for limits, t in tokenizers.items() if t is not None},
     )

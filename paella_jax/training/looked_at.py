@@ -1,4 +1,4 @@
-"""What is looked at before a run's first step: whether its data is the same, and captions' lengths.
+"""What is looked at before a run's first step: the data's length, its captions', its tokenizer.
 
 `data.json` of a run folder says how many samples the run began with: the order of a shuffle is that
 of so many, and a resumed run must see what it would have seen.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.training.method import Method
 
 DATA_FILE = "data.json"
+REBUILT = 16  # images that a tokenizer is tried on
+ENOUGH = 22.0  # dB
 LONGEST = 4096  # ids that are counted of a caption
 
 
@@ -63,6 +67,30 @@ def describe_cut(method: Method) -> list[str]:
     """
     captions = getattr(method.source, "some_captions", ())
     return _cut(captions, method.tokenizers) if captions else []
+
+
+def describe_rebuilt(method: Method) -> list[str]:
+    """A line on how well a frozen tokenizer gives a user's images back; none where there is none.
+
+    The embedded data, and arrays that were made beforehand, are not looked at.
+    """
+    if method.rebuild is None or not hasattr(method.source, "some_captions"):
+        return []
+    count = min(REBUILT, len(method.source))
+    places = np.linspace(0, len(method.source) - 1, count).round().astype(int).tolist()
+    images = [method.source[place]["image"] for place in places]
+    size = images[0].shape  # with buckets, those of the first one's
+    batch = np.stack([image for image in images if image.shape == size]).astype(np.float32) / 255.0
+    rebuilt = np.asarray(jax.jit(method.rebuild)(method.frozen, batch), np.float32)
+    error = float(np.mean(np.square(np.clip(rebuilt, 0.0, 1.0) - batch)))
+    psnr = -10.0 * math.log10(max(error, 1e-10))
+    line = f"the frozen tokenizer gives {len(batch)} of these images back at {psnr:.1f} dB (PSNR)"
+    if psnr >= ENOUGH:
+        return [line]
+    return [
+        f"{line}: nothing that is drawn can be sharper. Below {ENOUGH:g} dB train it further on "
+        "them (--config.init_from of its own preset), or a new one (vqgan:folder32, vqgan:folder64)"
+    ]
 
 
 def _cut(captions: Sequence[str], tokenizers: Mapping[str, Any]) -> list[str]:

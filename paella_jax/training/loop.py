@@ -25,7 +25,7 @@ from paella_jax.data.loader import make_iterator
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
-from paella_jax.training.looked_at import check_length, describe_cut
+from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer
@@ -102,7 +102,7 @@ def _train(
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     resumed = checkpointer.latest_step() is not None
     check_length(workdir, len(method.source), resumed)
-    for line in describe_cut(method):
+    for line in [*describe_cut(method), *describe_rebuilt(method)]:
         report(line)
     if resumed:
         state = checkpointer.restore(abstract)

@@ -58,6 +58,7 @@ class Method:
       tokenizers: those of captions, by what their length is called in messages.
       preview: optional (state, frozen, png path) -> writes a sample grid and returns
         scores for the metrics file.
+      rebuild: optional (frozen, images in [0, 1]) -> images: a frozen tokenizer there and back.
       encoding: optional: what may be computed once for all epochs.
     """
 
@@ -70,4 +71,5 @@ class Method:
     after_update: AfterUpdate | None = None
     preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
+    rebuild: Callable[[Tree, Array], Array] | None = None
     encoding: Encoding | None = None
