@@ -152,7 +152,8 @@ def scores_real_images(arguments: argparse.Namespace) -> bool:
 
 def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
     """Draws or reconstructs, and scores by features; returns the table."""
-    from paella_jax.reports.run_scores import Asked, score_run
+    from paella_jax.reports.run_scores import score_run
+    from paella_jax.reports.scored_run import Asked
 
     numbers = lambda text: [float(x) for x in text.split(",") if x]
     asked = Asked(

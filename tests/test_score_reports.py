@@ -15,7 +15,8 @@ from paella_jax.evaluation.features import FeatureNetwork
 from paella_jax.reports.folder_scores import score_folders
 from paella_jax.reports.gathered import Judges
 from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
-from paella_jax.reports.run_scores import Asked, score_run
+from paella_jax.reports.run_scores import score_run
+from paella_jax.reports.scored_run import Asked
 
 SIDE = 4
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
-from paella_jax.data.loader import Source
 from paella_jax.evaluation.distances import check_counts
-from paella_jax.images.write import save_table, to_uint8
+from paella_jax.images.write import save_table
 from paella_jax.pipelines.load import load
 from paella_jax.reports.gathered import (
     Gathered,
@@ -25,6 +23,16 @@ from paella_jax.reports.gathered import (
     read_prompts,
 )
 from paella_jax.reports.previews import caption_cutter
+from paella_jax.reports.score_curves import draw_curves
+from paella_jax.reports.scored_run import (
+    AXES,
+    SHOWN,
+    Asked,
+    Subject,
+    draw,
+    images_of,
+    rebuild,
+)
 from paella_jax.reports.scores import (
     Row,
     distances,
@@ -35,71 +43,12 @@ from paella_jax.reports.scores import (
     real_against_real,
     write_report,
 )
+from paella_jax.reports.tokenizer_scores import score_rebuilding
 from paella_jax.runs.folder import read_config
 
-SHOWN = 12  # captions in scores.png
 DRAWING = ("tokens", "stage_c")
 REBUILDING = ("vqgan", "stage_b")
-AXES = ("steps", "guidance")
 USUAL = 256  # images, where a config does not say how many
-
-# Images [n, H, W, 3] in [0, 1], and how many of them count -> those, encoded and decoded. The rest
-# fill up the last batch.
-RoundTrip = Callable[[np.ndarray, int], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is to be scored, as the command's flags say it.
-
-    Attributes:
-      checkpoint: run folder.
-      out: folder of the report.
-      data: folder of captioned images; empty is the run's own data.
-      prompts: file of captions to draw instead of the held-back ones.
-      num_images: None is the config's number.
-      training_images: searched for copies; 0 leaves them out.
-      super_resolution: run that enlarges what the checkpoint draws.
-      perceptual: file of VGG weights, for LPIPS.
-      axes: of the curves, among `AXES`.
-      steps: on the axis of that name.
-      guidance: likewise.
-    """
-
-    checkpoint: Path
-    out: Path
-    data: str = ""
-    prompts: str = ""
-    num_images: int | None = None
-    training_images: int = 2000
-    super_resolution: str = ""
-    perceptual: str = ""
-    axes: Sequence[str] = ()
-    steps: Sequence[int] = ()
-    guidance: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A run with the data it is scored on.
-
-    Attributes:
-      config: of the run.
-      held: the validation part of the data.
-      training: the rest.
-      count: of images to score.
-      batch: images drawn at a time.
-    """
-
-    config: ConfigDict
-    held: Source
-    training: Source
-    count: int
-    batch: int
-
-    def samples(self) -> list[int]:
-        """Which of the held-back samples are scored, evenly spaced."""
-        return first(list(range(len(self.held))), self.count)
 
 
 def score_run(asked: Asked, judges: Judges) -> str:
@@ -115,9 +64,6 @@ def score_run(asked: Asked, judges: Judges) -> str:
     _check(asked, config.method)
     subject = _subject(asked, config)
     if config.method in REBUILDING:
-        # Imported here: a run that draws does without.
-        from paella_jax.reports.tokenizer_scores import score_rebuilding
-
         return score_rebuilding(asked, subject, judges)
     return _score_drawing(asked, subject, judges)
 
@@ -158,7 +104,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     cut = caption_cutter(subject.config)
     chosen = subject.samples()
     kept_real: list[np.ndarray] = []
-    real = gather(keeping(_images(subject.held, chosen), kept_real, SHOWN), judges)
+    real = gather(keeping(images_of(subject.held, chosen), kept_real, SHOWN), judges)
     own_captions = [cut(subject.held[n]["caption"]) for n in chosen]
     captions = own_captions
     if asked.prompts:
@@ -175,7 +121,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     rows, training, nearest = [row], None, None
     if asked.training_images:
         places = first(list(range(len(subject.training))), asked.training_images)
-        training = gather(_images(subject.training, places), judges)
+        training = gather(images_of(subject.training, places), judges)
         copies, found = of_copies(ours, training, real)
         row |= copies
         nearest = [subject.training[places[n]]["image"] for n in found[:SHOWN]]
@@ -188,8 +134,6 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     _save(asked.out / "scores.png", columns, captions)
     more: dict[str, Any] = {}
     if asked.axes:
-        from paella_jax.reports.score_curves import draw_curves
-
         more["curves"] = draw_curves(asked, subject, pipe, captions, real, judges)
     notes = [*notes_on(len(ours), len(real), judges), _shortage(asked, subject)]
     return write_report(asked.out, rows, [note for note in notes if note], **more)
@@ -210,30 +154,6 @@ def _settings(config: ConfigDict) -> Row:
     return {"steps": sum(steps) if isinstance(steps, list | tuple) else steps, "guidance": shown}
 
 
-def draw(pipe: Any, captions: Sequence[str], batch: int, **settings: Any) -> Iterator[np.ndarray]:
-    """One uint8 image [H, W, 3] per caption; the n-th has seed n, whatever the batches are.
-
-    The last batch is filled up, so that one program serves.
-    """
-    for start in range(0, len(captions), batch):
-        some = list(captions[start : start + batch])
-        filled = some + [some[0]] * (batch - len(some))
-        seeds = list(range(start, start + batch))
-        images = pipe.generate(filled, seed=seeds, batch_size=batch, **settings).images
-        yield from to_uint8(np.asarray(images)[: len(some)])
-
-
-def rebuild(
-    run: RoundTrip, source: Source, chosen: Sequence[int], batch: int
-) -> Iterator[np.ndarray]:
-    """Images of a source through a network and back, uint8 [H, W, 3]."""
-    for start in range(0, len(chosen), batch):
-        some = list(chosen[start : start + batch])
-        filled = some + [some[0]] * (batch - len(some))
-        images = np.stack([source[n]["image"] for n in filled]).astype(np.float32) / 255.0
-        yield from to_uint8(run(images, len(some)))
-
-
 def _through_the_tokenizer(
     pipe: Any, subject: Subject, chosen: Sequence[int], real: Gathered, judges: Judges
 ) -> Row:
@@ -243,11 +163,6 @@ def _through_the_tokenizer(
     row: Row = {"name": "true images, encoded and decoded"}
     row |= of_the_images(rebuilt, judges, ())
     return row | distances(rebuilt, real) | of_the_pairs(rebuilt, real)
-
-
-def _images(source: Source, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-    for n in chosen:
-        yield source[n]["image"]
 
 
 def _save(file: Path, columns: dict[str, list[np.ndarray] | None], captions: Sequence[str]) -> None:

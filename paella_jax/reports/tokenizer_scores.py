@@ -12,7 +12,7 @@ from paella_jax.evaluation.estimates import mean_of
 from paella_jax.evaluation.image_measures import code_usage, psnr
 from paella_jax.images.write import save_table
 from paella_jax.reports.gathered import Judges, first, gather, keeping
-from paella_jax.reports.run_scores import SHOWN, Asked, RoundTrip, Subject, rebuild
+from paella_jax.reports.scored_run import SHOWN, Asked, RoundTrip, Subject, rebuild
 from paella_jax.reports.scores import (
     Row,
     distances,
