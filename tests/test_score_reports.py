@@ -9,26 +9,18 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
+from small_judges import shrinking_judges
 
 from paella_jax import evaluate
-from paella_jax.evaluation.features import FeatureNetwork
 from paella_jax.reports.folder_scores import score_folders
-from paella_jax.reports.gathered import Judges
 from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
 from paella_jax.reports.run_scores import score_run
 from paella_jax.reports.scored_run import Asked
 
-SIDE = 4
-
-
-def shrink(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX)) / 255.0
-
 
 @pytest.fixture(scope="module")
 def judges():
-    run = lambda batch: (batch.reshape(len(batch), -1), None)
-    return Judges(FeatureNetwork("shrunk", "", SIDE * SIDE * 3, shrink, run))
+    return shrinking_judges()
 
 
 def write_images(folder, count, seed, side=32):

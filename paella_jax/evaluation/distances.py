@@ -104,7 +104,7 @@ def kernel_estimate(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Ker
     kept = lambda block: [i for i in range(BLOCKS) if i != block]
     without = [_from_sums(own, counts, kept(block)) for block in range(BLOCKS)]
     whole = jackknife(_from_sums(own, counts, list(range(BLOCKS))), without)
-    values = _of_subsets(*(_thinned(z, POOL) for z in (x, y)), seed=seed)
+    values = _of_subsets(_thinned(x, POOL), _thinned(y, POOL), seed)
     subset = _subset_size(len(x), len(y))
     return KernelDistance(whole, float(np.mean(values)), float(np.std(values, ddof=1)), subset)
 

@@ -120,7 +120,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     row |= of_the_pairs(ours, real) if paired else {}
     rows, training, nearest = [row], None, None
     if asked.training_images:
-        places = first(list(range(len(subject.training))), asked.training_images)
+        places = first(range(len(subject.training)), asked.training_images)
         training = gather(images_of(subject.training, places), judges)
         copies, found = of_copies(ours, training, real)
         row |= copies
@@ -150,7 +150,7 @@ def _settings(config: ConfigDict) -> Row:
     guidance = config.sampler.get("guidance_scale")
     ends = list(guidance) if isinstance(guidance, list | tuple) else [guidance]
     shown = " to ".join(f"{x:g}" for x in dict.fromkeys(ends) if x is not None)
-    steps = config.sampler.get("num_steps")
+    steps = config.sampler.get("num_steps", config.sampler.get("segments"))
     return {"steps": sum(steps) if isinstance(steps, list | tuple) else steps, "guidance": shown}
 
 

@@ -72,7 +72,7 @@ class Subject:
 
     def samples(self) -> list[int]:
         """Which of the held-back samples are scored, evenly spaced."""
-        return first(list(range(len(self.held))), self.count)
+        return first(range(len(self.held)), self.count)
 
 
 def draw(pipe: Any, captions: Sequence[str], batch: int, **settings: Any) -> Iterator[np.ndarray]:

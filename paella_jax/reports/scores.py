@@ -17,6 +17,7 @@ from paella_jax.evaluation.neighbours import (
     NEIGHBOURS,
     centred,
     copying,
+    nearest_of,
     precision_recall,
     retrieval,
 )
@@ -111,8 +112,7 @@ def of_the_pairs(images: Gathered, originals: Gathered) -> Row:
 def of_copies(images: Gathered, training: Gathered, real: Gathered) -> tuple[Row, np.ndarray]:
     """The share of images that come too near to a training image, and every nearest one."""
     if len(real) < AMONG:
-        nearest = copying(images.vectors, training.vectors, images.vectors).nearest
-        return {}, nearest
+        return {}, nearest_of(images.vectors, training.vectors)[0]
     found = copying(images.vectors, training.vectors, real.vectors)
     return {"copies": found.share}, found.nearest
 
@@ -161,6 +161,8 @@ def notes_on(count: int, real: int, judges: Judges) -> list[str]:
             f"With at most {network.width} images FID is biased upwards (by the same for sets of "
             "the same size); KID is not."
         )
+    if min(count, real) < AMONG:
+        notes.append(f"Retrieval and the search for copies need {AMONG} images and are left out.")
     return notes
 
 
