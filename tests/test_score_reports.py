@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
+from safetensors.numpy import save_file
 from small_judges import shrinking_judges
 
 from paella_jax import evaluate
@@ -150,8 +151,15 @@ def test_other_prompts_have_no_true_images(shared_runs, data, judges, tmp_path):
 def test_a_tokenizer(data, judges, tmp_path):
     config = small.small_vqgan()
     run = small.untrained(tmp_path / "run", config)
-    score_run(Asked(run, tmp_path, str(data), num_images=21), judges)
+    draw = np.random.default_rng(0)
+    vgg = {"features.0.weight": draw.normal(size=(4, 3, 3, 3)).astype(np.float32),
+           "features.0.bias": np.zeros(4, np.float32)}  # fmt: skip
+    save_file(vgg, tmp_path / "vgg.safetensors")
+    perceptual = str(tmp_path / "vgg.safetensors")
+    asked = Asked(run, tmp_path, str(data), num_images=21, perceptual=perceptual)
+    score_run(asked, judges)
     row, _ = rows_of(tmp_path)
+    assert row["lpips"]["value"] > 0
     used, codes = map(int, row["codes_used"].split(" of "))
     assert codes == config.model.codebook_size and 1 <= row["perplexity"] <= used <= codes
     assert 0 < row["psnr"]["value"] < 40 and row["images"] == 21
