@@ -1,18 +1,31 @@
-"""Score a run: `python -m paella_jax.evaluate --checkpoint RUN [--out DIR]`.
+"""Score images: a run's, or any folder's.
 
-Writes report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
+Runs on the embedded data: `python -m paella_jax.evaluate --checkpoint RUN [--out DIR]` writes
+report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
 sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
 renoised. With --tasks it writes an example of every image task to `tasks/`.
 With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
 directly: stages.json, stages.png.
+
+Real images: `--checkpoint RUN --data FOLDER`, or a run that was trained on own images, draws the
+captions that were held back and scores the images against the true ones; of a tokenizer's run,
+its reconstructions. `--images A --reference B` scores a folder that anything drew. Both write
+scores.json and scores.md (docs/scores.md says what each score is). `--manipulations FOLDER` tells
+how far small changes of the same images move FID.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paella_jax.cli import Parser, path, run, setup_jax
+
+if TYPE_CHECKING:
+    from paella_jax.reports.gathered import Judges
+
+SUBJECTS = ("checkpoint", "images", "manipulations")
 
 
 def check_method(arguments: argparse.Namespace) -> None:
@@ -25,32 +38,156 @@ def check_method(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{flag} is for runs of method {needed!r}, this is a {method!r}")
 
 
-def main() -> int:
-    """Parses the command line and evaluates a run."""
+def check_subject(arguments: argparse.Namespace) -> None:
+    """Raises ValueError unless one thing is to be scored, with the flags that belong to it."""
+    given = [name for name in SUBJECTS if getattr(arguments, name)]
+    if len(given) != 1:
+        raise ValueError(
+            "give one of --checkpoint RUN, --images FOLDER or --manipulations FOLDER"
+            + (f", not {' and '.join(f'--{name}' for name in given)}" if given else "")
+        )
+    if bool(arguments.images) != bool(arguments.reference):
+        raise ValueError("--images A and --reference B belong together")
+    for flag in ("data", "curve", "perceptual", "super_resolution", "direct", "sweep", "tasks"):
+        if getattr(arguments, flag) and given != ["checkpoint"]:
+            raise ValueError(f"--{flag} belongs to --checkpoint RUN; leave it out")
+    if arguments.paired and not arguments.images:
+        raise ValueError("--paired belongs to --images A --reference B; leave it out")
+
+
+def load_judges(arguments: argparse.Namespace) -> Judges:
+    """The feature network and CLIP models that the flags name."""
+    from paella_jax.evaluation.clip_score import load_clip_judge
+    from paella_jax.evaluation.features import load_features
+    from paella_jax.reports.gathered import Judges
+
+    name = arguments.features or ("inception" if arguments.weights else "efficientnet")
+    judge = lambda folder: load_clip_judge(folder) if folder else None
+    network = load_features(name, arguments.weights)
+    return Judges(network, judge(arguments.clip), judge(arguments.pick))
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
     parser = Parser(description=__doc__)
-    parser.add_argument("--checkpoint", type=path, required=True, help="run folder")
-    parser.add_argument("--out", type=path, help="folder for the report (default: the run folder)")
-    parser.add_argument("--num_images", type=int, help="per split (default: the config's)")
-    parser.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
-    parser.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
-    parser.add_argument("--sweep_images", type=int, default=64, help="captions per split")
+    parser.add_argument("--checkpoint", type=path, help="run folder")
     parser.add_argument(
-        "--direct", type=path, help="direct decoder run: score a Würstchen's stages apart"
+        "--out", type=path, help="folder for the report (default: the run folder, or `scores`)"
     )
+    parser.add_argument("--num_images", type=int, help="per split (default: the config's)")
     parser.add_argument(
         "--super_resolution", type=path, default="", help="run that enlarges the images"
     )
-    parser.add_argument("--tasks", action="store_true", help="draw an example of each image task")
-    parser.add_argument(
+    shapes = parser.add_argument_group("runs on the embedded data")
+    shapes.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
+    shapes.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
+    shapes.add_argument("--sweep_images", type=int, default=64, help="captions per split")
+    shapes.add_argument(
+        "--direct", type=path, help="direct decoder run: score a Würstchen's stages apart"
+    )
+    shapes.add_argument("--tasks", action="store_true", help="draw an example of each image task")
+    shapes.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
     )
-    arguments = parser.parse_args()
-    setup_jax()
-    check_method(arguments)
+    real = parser.add_argument_group("real images")
+    real.add_argument("--images", type=path, default="", metavar="FOLDER", help="images to score")
+    real.add_argument("--reference", type=path, default="", metavar="FOLDER", help="real images")
+    real.add_argument("--paired", action="store_true", help="of one name each in both folders")
+    real.add_argument(
+        "--manipulations", type=path, default="", metavar="FOLDER", help="images to change"
+    )
+    real.add_argument(
+        "--data", type=path, default="", metavar="FOLDER", help="default: the run's own"
+    )
+    real.add_argument("--prompts", type=path, default="", metavar="FILE", help="a caption per line")
+    real.add_argument("--features", default="", help="inception (--weights), efficientnet or clip")
+    real.add_argument(
+        "--weights", type=path, default="", help="the feature network's file or folder"
+    )
+    real.add_argument(
+        "--clip", type=path, default="", metavar="FOLDER", help="CLIP model, for its score"
+    )
+    real.add_argument("--pick", type=path, default="", metavar="FOLDER", help="PickScore's model")
+    real.add_argument(
+        "--perceptual", type=path, default="", metavar="FILE", help="VGG weights, for LPIPS"
+    )
+    real.add_argument("--training_images", type=int, default=2000, help="searched for copies")
+    real.add_argument("--curve", default="", metavar="steps,guidance", help="scores against these")
+    real.add_argument("--guidance", default="1,2,4,8", help="guidance scales of --curve")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Parses the command line and evaluates."""
+    arguments = parse()
+    check_subject(arguments)
 
     from paella_jax.files.atomic import check_writable
 
-    check_writable(Path(arguments.out or arguments.checkpoint), folder=True)
+    check_writable(Path(arguments.out or arguments.checkpoint or "scores"), folder=True)
+    setup_jax()
+    if arguments.checkpoint:
+        check_method(arguments)
+    if arguments.images:
+        from paella_jax.reports.folder_scores import score_folders
+
+        page = score_folders(
+            arguments.images,
+            arguments.reference,
+            load_judges(arguments),
+            Path(arguments.out or "scores"),
+            prompts=arguments.prompts,
+            paired=arguments.paired,
+        )
+        print(page)
+    elif arguments.manipulations:
+        from paella_jax.reports.manipulations import measure_manipulations
+
+        network, out = load_judges(arguments).network, Path(arguments.out or "scores")
+        print(measure_manipulations(arguments.manipulations, network, out, arguments.num_images))
+    elif scores_real_images(arguments):
+        print(evaluate_on_real_images(arguments))
+    else:
+        evaluate_on_shapes(arguments)
+    return 0
+
+
+def scores_real_images(arguments: argparse.Namespace) -> bool:
+    """Whether a run is scored by features: on own images, or where it was asked for."""
+    from paella_jax.runs.folder import read_config
+
+    config = read_config(arguments.checkpoint)
+    return bool(
+        config.data.source != "shapes"
+        or config.method == "vqgan"
+        or any((arguments.data, arguments.features, arguments.weights, arguments.prompts))
+    )
+
+
+def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
+    """Draws or reconstructs, and scores by features; returns the table."""
+    from paella_jax.reports.run_scores import score_run
+    from paella_jax.reports.scored_run import Asked
+
+    numbers = lambda text: [float(x) for x in text.split(",") if x]
+    asked = Asked(
+        Path(arguments.checkpoint),
+        Path(arguments.out or arguments.checkpoint),
+        data=arguments.data,
+        prompts=arguments.prompts,
+        num_images=arguments.num_images,
+        training_images=arguments.training_images,
+        super_resolution=arguments.super_resolution,
+        perceptual=arguments.perceptual,
+        axes=tuple(axis for axis in arguments.curve.split(",") if axis),
+        steps=[int(x) for x in numbers(arguments.steps)],
+        guidance=numbers(arguments.guidance),
+    )
+    return score_run(asked, load_judges(arguments))
+
+
+def evaluate_on_shapes(arguments: argparse.Namespace) -> None:
+    """Scores a run on the embedded data by reading its images back."""
     from paella_jax.pipelines.load import load
     from paella_jax.reports.report import evaluate_run, show
 
@@ -79,7 +216,6 @@ def main() -> int:
         from paella_jax.reports.sweep import show_sweep, sweep
 
         print(show_sweep(sweep(load(checkpoint), out, arguments.sweep_images)))
-    return 0
 
 
 if __name__ == "__main__":

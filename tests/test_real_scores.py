@@ -117,7 +117,10 @@ def test_code_usage():
 @pytest.mark.parametrize(
     "score, message",
     [
-        (lambda: frechet_estimate(normal(19), normal(30)), "FID needs at least 20 images.*are 19"),
+        (
+            lambda: frechet_estimate(normal(19), normal(30)),
+            "FID or KID needs at least 20 images.*are 19",
+        ),
         (lambda: kernel_estimate(normal(30), normal(9)), "KID needs at least 20 images"),
         (lambda: kernel_estimate(normal(30), normal(30, 5)), "one width"),
         (lambda: precision_recall(normal(4), normal(9)), "at least 5 images"),

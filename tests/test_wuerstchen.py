@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small
 from PIL import Image
+from small_judges import shrinking_judges
 
 import paella_jax
 from paella_jax.config import ConfigError
@@ -32,6 +33,8 @@ from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.objectives.wuerstchen import disturb_guide, drop_text
 from paella_jax.pipelines.wuerstchen_programs import spread_steps
 from paella_jax.registry import build_method
+from paella_jax.reports.run_scores import score_run
+from paella_jax.reports.scored_run import Asked
 from paella_jax.reports.stages import compare_decoders, show_decoders
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir, read_metrics
@@ -243,6 +246,15 @@ def test_a_frozen_compressor_stays_as_it_was(stage_b, tmp_path):
 
 
 @pytest.mark.slow
+def test_both_stages_are_scored_on_held_back_images(stage_b, stage_c, tmp_path):
+    for folder, words in ((stage_c, "encoded and decoded"), (stage_b, "PSNR dB")):
+        asked = Asked(folder, tmp_path / folder.name, num_images=20, training_images=20)
+        page = score_run(asked, shrinking_judges())
+        assert words in page and "| FID |" in page and "20 of the training" in page
+        assert (asked.out / "scores.png").is_file()
+    assert "| steps | guidance |" in (tmp_path / stage_c.name / "scores.md").read_text()
+
+
 def test_the_direct_decoder(stage_b, stage_c, tmp_path):
     """It learns to decode the compressor's latents, and both decoders are scored."""
     config = small.config_of(

@@ -18,7 +18,9 @@ from paella_jax.evaluation.frechet import feature_statistics, frechet_distance
 
 LEAST = 2 * BLOCKS  # images of a set that a distance can be measured and its spread told of
 SUBSETS, SUBSET = 100, 1000  # Binkowski et al. 2018
-MOST_OF_A_KERNEL = 10_000  # images; of more, so many are taken, evenly spaced
+# Images; of more, so many are taken, evenly spaced.
+MOST_OF_A_KERNEL = 10_000
+POOL = 3000  # that the subsets are drawn from
 CHUNK = 1024
 
 
@@ -79,7 +81,7 @@ def frechet_estimate(first: np.ndarray, second: np.ndarray) -> Estimate:
     Raises:
       ValueError: too few images.
     """
-    _check_counts("FID", first, second)
+    _check_shapes(first, second)
     return leave_blocks_out(frechet_of, first, second)
 
 
@@ -94,37 +96,55 @@ def kernel_estimate(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Ker
     Raises:
       ValueError: too few images.
     """
-    _check_counts("KID", first, second)
-    x, y = (_thinned(np.asarray(f, np.float64)) for f in (first, second))
+    _check_shapes(first, second)
+    x, y = (_thinned(np.asarray(f, np.float64), MOST_OF_A_KERNEL) for f in (first, second))
     sums = _block_sums(x, x), _block_sums(y, y), _block_sums(x, y)
     counts = [np.bincount(blocks_of(len(z)), minlength=BLOCKS) for z in (x, y)]
     own = [sums[0] - np.diag(_diagonal(x)), sums[1] - np.diag(_diagonal(y)), sums[2]]
     kept = lambda block: [i for i in range(BLOCKS) if i != block]
     without = [_from_sums(own, counts, kept(block)) for block in range(BLOCKS)]
     whole = jackknife(_from_sums(own, counts, list(range(BLOCKS))), without)
-    subset = min(SUBSET, min(len(x), len(y)) // 2)
-    values = [_of_subset(x, y, subset, np.random.default_rng([seed, n])) for n in range(SUBSETS)]
+    values = _of_subsets(_thinned(x, POOL), _thinned(y, POOL), seed)
+    subset = _subset_size(len(x), len(y))
     return KernelDistance(whole, float(np.mean(values)), float(np.std(values, ddof=1)), subset)
 
 
-def _of_subset(x: np.ndarray, y: np.ndarray, size: int, draw: np.random.Generator) -> float:
-    a, b = (z[draw.choice(len(z), size, replace=False)] for z in (x, y))
-    within = sum(
-        (_kernel(z, z).sum() - _kernel_of_itself(z).sum()) / (size * (size - 1)) for z in (a, b)
-    )
-    return float(within - 2.0 * _kernel(a, b).mean())
+def _subset_size(first: int, second: int) -> int:
+    return min(SUBSET, min(first, second) // 2)
 
 
-def _check_counts(what: str, *sets: np.ndarray) -> None:
+def _of_subsets(x: np.ndarray, y: np.ndarray, seed: int) -> list[float]:
+    """KID of random subsets, all cut out of the same three kernel matrices."""
+    size = _subset_size(len(x), len(y))
+    kernels = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    values = []
+    for number in range(SUBSETS):
+        draw = np.random.default_rng([seed, number])
+        i, j = (draw.choice(len(z), size, replace=False) for z in (x, y))
+        of_x, of_y, between = (
+            k[np.ix_(*places)] for k, places in zip(kernels, ((i, i), (j, j), (i, j)), strict=True)
+        )
+        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (of_x, of_y))
+        values.append(float(within - 2.0 * between.mean()))
+    return values
+
+
+def check_counts(*counts: int) -> None:
+    """Raises ValueError where a set has too few images for a distance."""
+    for count in counts:
+        need(count, LEAST, "a distance such as FID or KID", "in each of its two sets")
+
+
+def _check_shapes(*sets: np.ndarray) -> None:
     for features in sets:
         if features.ndim != 2 or features.shape[1] != sets[0].shape[1]:
             shapes = " and ".join(str(list(x.shape)) for x in sets)
-            raise ValueError(f"{what} compares features [n, d] of one width, not {shapes}")
-        need(len(features), LEAST, what, "of each of the two sets")
+            raise ValueError(f"distances compare features [n, d] of one width, not {shapes}")
+    check_counts(*map(len, sets))
 
 
-def _thinned(features: np.ndarray) -> np.ndarray:
-    places = np.linspace(0, len(features) - 1, min(len(features), MOST_OF_A_KERNEL))
+def _thinned(features: np.ndarray, most: int) -> np.ndarray:
+    places = np.linspace(0, len(features) - 1, min(len(features), most))
     return features[places.round().astype(int)]
 
 

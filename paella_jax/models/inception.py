@@ -200,7 +200,9 @@ def _layers(chain: Chain) -> Iterator[Layer]:
 
 def _entries(module: Inception) -> list[Entry]:
     """Published names -> our variables."""
-    named = [((layer.name,), layer.name) for layer in _layers(STEM)]
+    named: list[tuple[tuple[str, ...], str]] = [
+        ((layer.name,), layer.name) for layer in _layers(STEM)
+    ]
     for block, chains in MIXED.items():
         named += [
             ((block, layer.name), f"{block}.{layer.name}")

@@ -174,16 +174,21 @@ def _write_grid(file: Path, images: np.ndarray, *labels: Any) -> None:
 def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
     """Validation samples with a caption that can be drawn: not blank, cut to the text's limit."""
     source = make_source(config.data, "validation", config.seed)
-    # A frozen encoder's own units are no longer than bytes.
-    words = config.text.get("units") == "words" and not config.text.folder
-    tokenizer = (WordTokenizer if words else ByteTokenizer)(config.text.max_length)
+    cut = caption_cutter(config)
     samples: list[dict[str, Any]] = []
     for index in range(min(len(source), 2 * config.log.preview_images)):
         sample = dict(source[index])
-        text = tokenizer.cut(sample["caption"])
+        text = cut(sample["caption"])
         if text.strip() and len(samples) < config.log.preview_images:
             samples.append(sample | {"caption": text})
     return samples
+
+
+def caption_cutter(config: ConfigDict) -> Callable[[str], str]:
+    """What cuts a caption to the text's limit of a run."""
+    # A frozen encoder's own units are no longer than bytes.
+    words = config.text.get("units") == "words" and not config.text.folder
+    return (WordTokenizer if words else ByteTokenizer)(config.text.max_length).cut
 
 
 def _show(

@@ -1,0 +1,176 @@
+"""Scores of a run on real images: drawn with held-back captions, or reconstructed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.data.build import make_source
+from paella_jax.evaluation.distances import check_counts
+from paella_jax.images.write import save_table
+from paella_jax.pipelines.load import load
+from paella_jax.reports.gathered import (
+    Gathered,
+    Judges,
+    ScoreError,
+    first,
+    gather,
+    keeping,
+    read_prompts,
+)
+from paella_jax.reports.previews import caption_cutter
+from paella_jax.reports.score_curves import draw_curves
+from paella_jax.reports.scored_run import (
+    AXES,
+    SHOWN,
+    Asked,
+    Subject,
+    draw,
+    images_of,
+    rebuild,
+)
+from paella_jax.reports.scores import (
+    Row,
+    distances,
+    notes_on,
+    of_copies,
+    of_the_images,
+    of_the_pairs,
+    real_against_real,
+    write_report,
+)
+from paella_jax.reports.tokenizer_scores import score_rebuilding
+from paella_jax.runs.folder import read_config
+
+DRAWING = ("tokens", "stage_c")
+REBUILDING = ("vqgan", "stage_b")
+USUAL = 256  # images, where a config does not say how many
+
+
+def score_run(asked: Asked, judges: Judges) -> str:
+    """Writes scores.json, scores.md and scores.png, and with axes curves.json and curves.png.
+
+    Returns:
+      The table as Markdown.
+
+    Raises:
+      ValueError: a run that draws and rebuilds nothing, no data, or too few images for a score.
+    """
+    config = read_config(asked.checkpoint)
+    _check(asked, config.method)
+    subject = _subject(asked, config)
+    if config.method in REBUILDING:
+        return score_rebuilding(asked, subject, judges)
+    return _score_drawing(asked, subject, judges)
+
+
+def _check(asked: Asked, method: str) -> None:
+    if method not in (*DRAWING, *REBUILDING):
+        raise ScoreError(
+            f"{asked.checkpoint} holds a run of method {method!r}, which makes no images; give one "
+            f"of {', '.join((*DRAWING, *REBUILDING))}"
+        )
+    if unknown := sorted(set(asked.axes) - set(AXES)):
+        raise ScoreError(f"--curve knows {' and '.join(AXES)}, not {', '.join(unknown)}")
+    if method in REBUILDING and (asked.axes or asked.prompts):
+        raise ScoreError(f"--curve and --prompts are for runs that draw, this is a {method!r}")
+    if method in DRAWING and asked.perceptual:
+        raise ScoreError("--perceptual compares reconstructions; this run draws")
+
+
+def _subject(asked: Asked, config: ConfigDict) -> Subject:
+    data = config.data.copy_and_resolve_references()
+    if asked.data:
+        if not Path(asked.data).is_dir():
+            raise ScoreError(f"--data {asked.data} is not a folder")
+        with data.unlocked():
+            data.folder, data.source, data.validation_folder = asked.data, "folder", ""
+            data.buckets = data.get("buckets", ())
+    held, training = (make_source(data, split, config.seed) for split in ("validation", "train"))
+    own = config.get("evaluation", ConfigDict())
+    count = asked.num_images or own.get("num_images", USUAL)
+    batch = min(own.get("batch_size", 64), count)
+    check_counts(count := min(count, len(held)))
+    return Subject(config, held, training, count, batch)
+
+
+def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
+    options = {"super_resolution": asked.super_resolution} if asked.super_resolution else {}
+    pipe = load(asked.checkpoint, **options)
+    cut = caption_cutter(subject.config)
+    chosen = subject.samples()
+    kept_real: list[np.ndarray] = []
+    real = gather(keeping(images_of(subject.held, chosen), kept_real, SHOWN), judges)
+    own_captions = [cut(subject.held[n]["caption"]) for n in chosen]
+    captions = own_captions
+    if asked.prompts:
+        captions = [cut(text) for text in read_prompts(asked.prompts)]
+    if blank := [n for n, text in enumerate(captions) if not text.strip()]:
+        raise ScoreError(f"{len(blank)} captions are empty, the first is number {blank[0]}")
+    paired = not asked.prompts
+
+    kept: list[np.ndarray] = []
+    ours = gather(keeping(draw(pipe, captions, subject.batch), kept, SHOWN), judges)
+    row: Row = {"name": asked.checkpoint.name} | _settings(subject.config)
+    row |= of_the_images(ours, judges, captions) | distances(ours, real)
+    row |= of_the_pairs(ours, real) if paired else {}
+    rows, training, nearest = [row], None, None
+    if asked.training_images:
+        places = first(range(len(subject.training)), asked.training_images)
+        training = gather(images_of(subject.training, places), judges)
+        copies, found = of_copies(ours, training, real)
+        row |= copies
+        nearest = [subject.training[places[n]]["image"] for n in found[:SHOWN]]
+    if paired:
+        rows.append(_through_the_tokenizer(pipe, subject, chosen, real, judges))
+    rows.append(real_against_real(real, training, len(ours)) | of_the_images(
+        real, judges, own_captions))  # fmt: skip
+    columns = {"drawn": kept, "true": kept_real if paired else None, "nearest training": nearest}
+    asked.out.mkdir(parents=True, exist_ok=True)
+    _save(asked.out / "scores.png", columns, captions)
+    more: dict[str, Any] = {}
+    if asked.axes:
+        more["curves"] = draw_curves(asked, subject, pipe, captions, real, judges)
+    notes = [*notes_on(len(ours), len(real), judges), _shortage(asked, subject)]
+    return write_report(asked.out, rows, [note for note in notes if note], **more)
+
+
+def _shortage(asked: Asked, subject: Subject) -> str:
+    if asked.num_images and asked.num_images > subject.count:
+        return f"{asked.num_images} images were asked for; the data holds {subject.count} back."
+    return ""
+
+
+def _settings(config: ConfigDict) -> Row:
+    """Steps and guidance of a run, as a table shows them."""
+    guidance = config.sampler.get("guidance_scale")
+    ends = list(guidance) if isinstance(guidance, list | tuple) else [guidance]
+    shown = " to ".join(f"{x:g}" for x in dict.fromkeys(ends) if x is not None)
+    steps = config.sampler.get("num_steps", config.sampler.get("segments"))
+    return {"steps": sum(steps) if isinstance(steps, list | tuple) else steps, "guidance": shown}
+
+
+def _through_the_tokenizer(
+    pipe: Any, subject: Subject, chosen: Sequence[int], real: Gathered, judges: Judges
+) -> Row:
+    """What a perfect predictor would reach: the true images through the run's own decoder."""
+    run = lambda images, count: np.asarray(pipe.decode(pipe.encode(images)))[:count]
+    rebuilt = gather(rebuild(run, subject.held, chosen, subject.batch), judges)
+    row: Row = {"name": "true images, encoded and decoded"}
+    row |= of_the_images(rebuilt, judges, ())
+    return row | distances(rebuilt, real) | of_the_pairs(rebuilt, real)
+
+
+def _save(file: Path, columns: dict[str, list[np.ndarray] | None], captions: Sequence[str]) -> None:
+    """A row per caption: what was drawn, the true image, the nearest training image."""
+    shown = {title: images for title, images in columns.items() if images}
+    side = next(iter(shown.values()))[0].shape
+    # A super-resolution run draws larger images than the data has.
+    shown = {title: images for title, images in shown.items() if images[0].shape == side}
+    count = min(map(len, shown.values()))
+    table = np.stack([np.stack(images[:count]) for images in shown.values()], axis=1)
+    save_table(file, table.astype(np.float32) / 255.0, list(shown), list(captions[:count]))

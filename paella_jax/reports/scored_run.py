@@ -1,0 +1,105 @@
+"""What a scored run is, and its images as streams: drawn, or encoded and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from paella_jax.data.loader import Source
+from paella_jax.images.write import to_uint8
+from paella_jax.reports.gathered import first
+
+SHOWN = 12  # images in scores.png
+AXES = ("steps", "guidance")
+# Images [n, H, W, 3] in [0, 1], and how many of them count -> those, encoded and decoded. The rest
+# fill up the last batch.
+RoundTrip = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be scored, as the command's flags say it.
+
+    Attributes:
+      checkpoint: run folder.
+      out: folder of the report.
+      data: folder of captioned images; empty is the run's own data.
+      prompts: file of captions to draw instead of the held-back ones.
+      num_images: None is the config's number.
+      training_images: searched for copies; 0 leaves them out.
+      super_resolution: run that enlarges what the checkpoint draws.
+      perceptual: file of VGG weights, for LPIPS.
+      axes: of the curves, among `AXES`.
+      steps: on the axis of that name.
+      guidance: likewise.
+    """
+
+    checkpoint: Path
+    out: Path
+    data: str = ""
+    prompts: str = ""
+    num_images: int | None = None
+    training_images: int = 2000
+    super_resolution: str = ""
+    perceptual: str = ""
+    axes: Sequence[str] = ()
+    steps: Sequence[int] = ()
+    guidance: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run with the data it is scored on.
+
+    Attributes:
+      config: of the run.
+      held: the validation part of the data.
+      training: the rest.
+      count: of images to score.
+      batch: images drawn at a time.
+    """
+
+    config: ConfigDict
+    held: Source
+    training: Source
+    count: int
+    batch: int
+
+    def samples(self) -> list[int]:
+        """Which of the held-back samples are scored, evenly spaced."""
+        return first(range(len(self.held)), self.count)
+
+
+def draw(pipe: Any, captions: Sequence[str], batch: int, **settings: Any) -> Iterator[np.ndarray]:
+    """One uint8 image [H, W, 3] per caption; the n-th has seed n, whatever the batches are.
+
+    The last batch is filled up, so that one program serves.
+    """
+    for start in range(0, len(captions), batch):
+        some = list(captions[start : start + batch])
+        filled = some + [some[0]] * (batch - len(some))
+        seeds = list(range(start, start + batch))
+        images = pipe.generate(filled, seed=seeds, batch_size=batch, **settings).images
+        yield from to_uint8(np.asarray(images)[: len(some)])
+
+
+def rebuild(
+    run: RoundTrip, source: Source, chosen: Sequence[int], batch: int
+) -> Iterator[np.ndarray]:
+    """Images of a source through a network and back, uint8 [H, W, 3]."""
+    for start in range(0, len(chosen), batch):
+        some = list(chosen[start : start + batch])
+        filled = some + [some[0]] * (batch - len(some))
+        images = np.stack([source[n]["image"] for n in filled]).astype(np.float32) / 255.0
+        yield from to_uint8(run(images, len(some)))
+
+
+def images_of(source: Source, chosen: Sequence[int]) -> Iterator[np.ndarray]:
+    """The images of some samples, uint8 [H, W, 3]."""
+    for n in chosen:
+        yield source[n]["image"]

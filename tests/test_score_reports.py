@@ -1,0 +1,203 @@
+"""Scores of folders, of changed images and of runs, on a feature network that only shrinks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+from safetensors.numpy import save_file
+from small_judges import shrinking_judges
+
+from paella_jax import evaluate
+from paella_jax.reports.folder_scores import score_folders
+from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
+from paella_jax.reports.run_scores import score_run
+from paella_jax.reports.scored_run import Asked
+
+
+@pytest.fixture(scope="module")
+def judges():
+    return shrinking_judges()
+
+
+def write_images(folder, count, seed, side=32):
+    """Two blocks of colour each, with captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(seed)
+    for n in range(count):
+        blocks = draw.integers(0, 256, (2, 2, 3), np.uint8).repeat(side // 2, 0)
+        Image.fromarray(blocks.repeat(side // 2, 1)).save(folder / f"{n:03}.png")
+        (folder / f"{n:03}.txt").write_text(f"a small red circle {n}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("images")
+    return write_images(base / "a", 40, 0), write_images(base / "b", 44, 1)
+
+
+def rows_of(out):
+    return json.loads((out / "scores.json").read_text())["rows"]
+
+
+def test_a_folder_against_another(folders, judges, tmp_path):
+    first, second = map(str, folders)
+    page = score_folders(first, second, judges, tmp_path, paired=False)
+    row, floor = rows_of(tmp_path)
+    assert row["images"] == 40 and floor["images"] == 44
+    assert row["fid"]["low"] < row["fid"]["value"] < row["fid"]["high"]
+    assert abs(row["kid"]["value"]) < 0.2 and row["blank"]["value"] == 0.0
+    assert "| FID |" in page and "do not compare with published numbers" in page
+    assert "22 against 22" in floor["name"] and "with at most 48 images" in page.lower()
+
+
+def test_pairs_of_equal_images(folders, judges, tmp_path):
+    first = str(folders[0])
+    score_folders(first, first, judges, tmp_path, paired=True)
+    row = rows_of(tmp_path)[0]
+    assert row["fid"]["value"] < 1e-8 and row["psnr"]["value"] == 100.0
+    assert row["precision"]["value"] == row["recall"]["value"] == 1.0
+
+
+def test_unreadable_images_are_skipped_and_many_refused(folders, judges, tmp_path, capsys):
+    copy = write_images(tmp_path / "copy", 40, 0)
+    for n in range(3):
+        (copy / f"{n:03}.png").write_bytes(b"no image")
+    score_folders(str(copy), str(folders[1]), judges, tmp_path / "out", paired=False)
+    assert rows_of(tmp_path / "out")[0]["images"] == 37
+    assert capsys.readouterr().out.count("skipping") == 3
+    for n in range(3, 7):
+        (copy / f"{n:03}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"5 of 40 images of .* cannot be read"):
+        score_folders(str(copy), str(folders[1]), judges, tmp_path / "out", paired=False)
+
+
+def test_folders_that_cannot_be_scored(folders, judges, tmp_path):
+    (tmp_path / "empty").mkdir()
+    few = write_images(tmp_path / "few", 19, 2)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    first, second = map(str, folders)
+    for images, options, message in (
+        (tmp_path / "absent", {}, "is not a folder of images"),
+        (tmp_path / "empty", {}, "has no images"),
+        (few, {}, "FID or KID needs at least 20 images .*, there are 19"),
+        (first, {"prompts": str(prompts)}, "2 prompts for 40 images"),
+        (first, {"prompts": str(tmp_path / "no.txt")}, "is not a file"),
+        (first, {"paired": True}, "4 differ, the first: 040.png"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_folders(str(images), second, judges, tmp_path, **{"paired": False} | options)
+
+
+def test_changed_images_are_farther_away_the_more_they_are_changed(folders, judges, tmp_path):
+    page = measure_manipulations(str(folders[1]), judges.network, tmp_path, num_images=40)
+    rows = json.loads((tmp_path / "manipulations.json").read_text())["rows"]
+    assert len(rows) == 1 + sum(len(m.strengths) for m in MANIPULATIONS)
+    fid = {row["name"]: row["fid"]["value"] for row in rows}
+    assert 0 < fid["brightness ×0.95"] < fid["brightness ×0.9"]
+    assert 0 < fid["shift 1 px"] < fid["shift 4 px"]
+    assert rows[-1]["name"].startswith("none: 20 against") and rows[-1]["psnr"] is None
+    assert page.count("\n") == 2 + len(rows)
+    with pytest.raises(ValueError, match="at least 40 images"):
+        measure_manipulations(str(folders[1]), judges.network, tmp_path, num_images=39)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Captioned images in two parts."""
+    base = tmp_path_factory.mktemp("data")
+    write_images(base / "train", 70, 3)
+    write_images(base / "validation", 70, 4)
+    return base
+
+
+@pytest.mark.devices(8)
+def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
+    run = shared_runs.trained(small.brief_paella())
+    asked = Asked(run, tmp_path, str(data), num_images=64, axes=("steps",), steps=[3])
+    page = score_run(asked, judges)
+    row, ceiling, floor = rows_of(tmp_path)
+    assert row["images"] == ceiling["images"] == floor["images"] == 64
+    assert row["steps"] == 3 and row["guidance"] == "3"
+    for key in ("fid", "kid", "precision", "recall", "retrieval_five", "copies", "blank"):
+        assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
+    assert "64 of the training against 64" in floor["name"]
+    assert "encoded and decoded" in page and (tmp_path / "scores.png").is_file()
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert [row["steps"] for row in curves] == [3]
+    # The run's own number of steps draws the same images again.
+    assert curves[0]["fid"]["value"] == pytest.approx(row["fid"]["value"], rel=1e-5)
+    assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.devices(8)
+def test_other_prompts_have_no_true_images(shared_runs, data, judges, tmp_path):
+    run = shared_runs.trained(small.brief_paella())
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a large blue square {n}\n" for n in range(24)))
+    asked = Asked(run, tmp_path, str(data), str(prompts), num_images=64, training_images=0)
+    score_run(asked, judges)
+    row, floor = rows_of(tmp_path)
+    assert row["images"] == 24 and "retrieval_first" not in row and "copies" not in row
+    assert "32 against 32" in floor["name"]
+
+
+def test_a_tokenizer(data, judges, tmp_path):
+    config = small.small_vqgan()
+    run = small.untrained(tmp_path / "run", config)
+    draw = np.random.default_rng(0)
+    vgg = {"features.0.weight": draw.normal(size=(4, 3, 3, 3)).astype(np.float32),
+           "features.0.bias": np.zeros(4, np.float32)}  # fmt: skip
+    save_file(vgg, tmp_path / "vgg.safetensors")
+    perceptual = str(tmp_path / "vgg.safetensors")
+    asked = Asked(run, tmp_path, str(data), num_images=21, perceptual=perceptual)
+    score_run(asked, judges)
+    row, _ = rows_of(tmp_path)
+    assert row["lpips"]["value"] > 0
+    used, codes = map(int, row["codes_used"].split(" of "))
+    assert codes == config.model.codebook_size and 1 <= row["perplexity"] <= used <= codes
+    assert 0 < row["psnr"]["value"] < 40 and row["images"] == 21
+    assert (tmp_path / "scores.png").is_file()
+    with pytest.raises(ValueError, match="KID needs at least 20 images"):
+        score_run(Asked(run, tmp_path, str(data), num_images=19), judges)
+    with pytest.raises(ValueError, match="--curve and --prompts are for runs that draw"):
+        score_run(Asked(run, tmp_path, str(data), axes=("steps",)), judges)
+    with pytest.raises(ValueError, match=r"--data .*absent is not a folder"):
+        score_run(Asked(run, tmp_path, str(tmp_path / "absent")), judges)
+    with pytest.raises(ValueError, match="--curve knows steps and guidance, not seed"):
+        score_run(Asked(run, tmp_path, str(data), axes=("seed",)), judges)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("", "give one of --checkpoint RUN, --images FOLDER or --manipulations FOLDER"),
+        ("--images a --manipulations b", "not --images and --manipulations"),
+        ("--images a", "belong together"),
+        ("--checkpoint r --reference b", "belong together"),
+        ("--images a --reference b --curve steps", "--curve belongs to --checkpoint"),
+        ("--checkpoint r --paired", "--paired belongs to --images"),
+        ("--checkpoint /nowhere", "not a run folder"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *flags.split()])
+    monkeypatch.setattr(evaluate, "setup_jax", lambda: None)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        evaluate.main()
+
+
+def test_the_command_scores_folders(folders, judges, tmp_path, monkeypatch, capsys):
+    first, second = map(str, folders)
+    flags = ["--images", first, "--reference", second, "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *flags])
+    monkeypatch.setattr(evaluate, "setup_jax", lambda: None)
+    monkeypatch.setattr(evaluate, "load_judges", lambda arguments: judges)
+    assert evaluate.main() == 0
+    assert "| a |" in capsys.readouterr().out and (tmp_path / "scores.md").is_file()
