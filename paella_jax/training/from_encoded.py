@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
@@ -16,6 +17,8 @@ from paella_jax.data.encoded import EncodedSource, read_empty
 from paella_jax.data.encoded_format import Manifest, tokenizer_digest, tree_digest
 from paella_jax.objectives.inputs import EMPTY
 from paella_jax.training.method import TEXT_LENGTH, Encoding, Method
+from paella_jax.training.placing import place
+from paella_jax.training.sharding import frozen_shardings
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Tree
 
@@ -106,6 +109,9 @@ def _with_networks(preview: Preview, networks: Tree) -> Preview:
 
     def shown(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
         own = {name: tree for name, tree in frozen.items() if name != EMPTY}
-        return preview(state, {**own, **networks}, file)
+        sharding = state.step.sharding
+        assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
+        placed = place(networks, frozen_shardings(networks, sharding.mesh))
+        return preview(state, {**own, **placed}, file)
 
     return shown
