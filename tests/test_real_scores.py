@@ -46,6 +46,17 @@ def test_kernel_distance_without_a_block_is_recomputed_right():
     assert ours.mean == pytest.approx(ours.whole.value, abs=4 * ours.deviation / 10)
 
 
+def test_pairs_are_not_compared_with_each_other():
+    images = normal(60)
+    same = kernel_estimate(images, images, paired=True)
+    assert same.whole.value == pytest.approx(0.0, abs=1e-9) and abs(same.mean) < 1e-9
+    assert kernel_estimate(images, images).whole.value < -0.1
+    moved = kernel_estimate(images, images + 0.5, paired=True)
+    assert moved.whole.low > 0 and moved.mean == pytest.approx(moved.whole.value, rel=0.3)
+    with pytest.raises(ValueError, match="no pairs of 60 and 59"):
+        kernel_estimate(images, images[1:], paired=True)
+
+
 def test_frechet_interval_holds_the_distance_of_equal_bias():
     estimate = frechet_estimate(normal(300), normal(300, 6, 1, 0.5))
     assert estimate.low < 6 * 0.25 + 0.05 < estimate.high

@@ -60,7 +60,8 @@ def test_pairs_of_equal_images(folders, judges, tmp_path):
     first = str(folders[0])
     score_folders(first, first, judges, tmp_path, paired=True)
     row = rows_of(tmp_path)[0]
-    assert row["fid"]["value"] < 1e-8 and row["psnr"]["value"] == 100.0
+    assert row["fid"]["value"] < 1e-8 and abs(row["kid"]["value"]) < 1e-9
+    assert row["psnr"]["value"] == 100.0
     assert row["precision"]["value"] == row["recall"]["value"] == 1.0
 
 

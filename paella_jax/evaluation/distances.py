@@ -85,26 +85,34 @@ def frechet_estimate(first: np.ndarray, second: np.ndarray) -> Estimate:
     return leave_blocks_out(frechet_of, first, second)
 
 
-def kernel_estimate(first: np.ndarray, second: np.ndarray, seed: int = 0) -> KernelDistance:
+def kernel_estimate(
+    first: np.ndarray, second: np.ndarray, seed: int = 0, paired: bool = False
+) -> KernelDistance:
     """KID with its interval, and with the mean and deviation over random subsets.
 
     Args:
       first: features [n, d].
       second: features [m, d].
       seed: of the subsets. They have 1000 images, or half of the smaller set.
+      paired: image i of one set belongs to image i of the other (its reconstruction, say). Pairs
+        are then not compared with each other: being alike they would pull the result below 0.
 
     Raises:
-      ValueError: too few images.
+      ValueError: too few images, or pairs that do not come out even.
     """
     _check_shapes(first, second)
+    if paired and len(first) != len(second):
+        raise ValueError(f"there are no pairs of {len(first)} and {len(second)} images")
     x, y = (_thinned(np.asarray(f, np.float64), MOST_OF_A_KERNEL) for f in (first, second))
     sums = _block_sums(x, x), _block_sums(y, y), _block_sums(x, y)
     counts = [np.bincount(blocks_of(len(z)), minlength=BLOCKS) for z in (x, y)]
-    own = [sums[0] - np.diag(_diagonal(x)), sums[1] - np.diag(_diagonal(y)), sums[2]]
+    own = [sums[0] - np.diag(_diagonal(x, x)), sums[1] - np.diag(_diagonal(y, y)), sums[2]]
     kept = lambda block: [i for i in range(BLOCKS) if i != block]
-    without = [_from_sums(own, counts, kept(block)) for block in range(BLOCKS)]
-    whole = jackknife(_from_sums(own, counts, list(range(BLOCKS))), without)
-    values = _of_subsets(_thinned(x, POOL), _thinned(y, POOL), seed)
+    if paired:
+        own[2] = own[2] - np.diag(_diagonal(x, y))
+    without = [_from_sums(own, counts, kept(block), paired) for block in range(BLOCKS)]
+    whole = jackknife(_from_sums(own, counts, list(range(BLOCKS)), paired), without)
+    values = _of_subsets(_thinned(x, POOL), _thinned(y, POOL), seed, paired)
     subset = _subset_size(len(x), len(y))
     return KernelDistance(whole, float(np.mean(values)), float(np.std(values, ddof=1)), subset)
 
@@ -113,7 +121,7 @@ def _subset_size(first: int, second: int) -> int:
     return min(SUBSET, min(first, second) // 2)
 
 
-def _of_subsets(x: np.ndarray, y: np.ndarray, seed: int) -> list[float]:
+def _of_subsets(x: np.ndarray, y: np.ndarray, seed: int, paired: bool) -> list[float]:
     """KID of random subsets, all cut out of the same three kernel matrices."""
     size = _subset_size(len(x), len(y))
     kernels = _kernel(x, x), _kernel(y, y), _kernel(x, y)
@@ -121,11 +129,13 @@ def _of_subsets(x: np.ndarray, y: np.ndarray, seed: int) -> list[float]:
     for number in range(SUBSETS):
         draw = np.random.default_rng([seed, number])
         i, j = (draw.choice(len(z), size, replace=False) for z in (x, y))
+        j = i if paired else j
         of_x, of_y, between = (
             k[np.ix_(*places)] for k, places in zip(kernels, ((i, i), (j, j), (i, j)), strict=True)
         )
-        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (of_x, of_y))
-        values.append(float(within - 2.0 * between.mean()))
+        apart = lambda k: (k.sum() - np.trace(k)) / (size * (size - 1))
+        across = apart(between) if paired else between.mean()
+        values.append(float(apart(of_x) + apart(of_y) - 2.0 * across))
     return values
 
 
@@ -152,13 +162,10 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1.0) ** 3
 
 
-def _kernel_of_itself(x: np.ndarray) -> np.ndarray:
-    return (np.square(x).sum(1) / x.shape[1] + 1.0) ** 3
-
-
-def _diagonal(x: np.ndarray) -> np.ndarray:
-    """Sums over a block's images of their kernel with themselves, [BLOCKS]."""
-    return np.bincount(blocks_of(len(x)), weights=_kernel_of_itself(x), minlength=BLOCKS)
+def _diagonal(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Sums over a block of the kernel of image i with image i of the other set, [BLOCKS]."""
+    values = ((x * y).sum(1) / x.shape[1] + 1.0) ** 3
+    return np.bincount(blocks_of(len(x)), weights=values, minlength=BLOCKS)
 
 
 def _block_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -171,8 +178,10 @@ def _block_sums(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return total
 
 
-def _from_sums(sums: list[np.ndarray], counts: list[np.ndarray], kept: list[int]) -> float:
+def _from_sums(
+    sums: list[np.ndarray], counts: list[np.ndarray], kept: list[int], paired: bool
+) -> float:
     """The unbiased distance between the images of some blocks."""
     of_x, of_y, between = (float(s[np.ix_(kept, kept)].sum()) for s in sums)
     n, m = (int(c[kept].sum()) for c in counts)
-    return of_x / (n * (n - 1)) + of_y / (m * (m - 1)) - 2.0 * between / (n * m)
+    return of_x / (n * (n - 1)) + of_y / (m * (m - 1)) - 2.0 * between / (n * (m - paired))

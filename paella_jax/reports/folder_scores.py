@@ -49,7 +49,7 @@ def score_folders(
     check_counts(len(drawn), len(real))
     ours, theirs = gather(drawn.images(), judges), gather(real.images(), judges)
     row = {"name": Path(images).name}
-    row |= of_the_images(ours, judges, drawn.read_captions()) | distances(ours, theirs)
+    row |= of_the_images(ours, judges, drawn.read_captions()) | distances(ours, theirs, paired)
     floor = real_against_real(theirs, None, len(ours))
     floor |= of_the_images(theirs, judges, real.read_captions())
     if paired:

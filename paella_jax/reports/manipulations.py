@@ -104,7 +104,10 @@ def measure_manipulations(
             moved = _changed(images, change, strength, likeness)
             vectors = network.extract(moved).vectors
             shown = f"{name} {unit if unit == '×' else ''}{strength:g}{'' if unit == '×' else unit}"
-            fid, kid = frechet_estimate(vectors, clean), kernel_estimate(vectors, clean).whole
+            fid, kid = (
+                frechet_estimate(vectors, clean),
+                kernel_estimate(vectors, clean, paired=True).whole,
+            )
             rows.append(Measured(shown, fid, kid, mean_of(likeness)))
             print(f"{shown}: FID {fid.show(2)}", flush=True)
     halves = clean[::2], clean[1::2]

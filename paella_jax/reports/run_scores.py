@@ -116,7 +116,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     kept: list[np.ndarray] = []
     ours = gather(keeping(draw(pipe, captions, subject.batch), kept, SHOWN), judges)
     row: Row = {"name": asked.checkpoint.name} | _settings(subject.config)
-    row |= of_the_images(ours, judges, captions) | distances(ours, real)
+    row |= of_the_images(ours, judges, captions) | distances(ours, real, paired)
     row |= of_the_pairs(ours, real) if paired else {}
     rows, training, nearest = [row], None, None
     if asked.training_images:
@@ -162,7 +162,7 @@ def _through_the_tokenizer(
     rebuilt = gather(rebuild(run, subject.held, chosen, subject.batch), judges)
     row: Row = {"name": "true images, encoded and decoded"}
     row |= of_the_images(rebuilt, judges, ())
-    return row | distances(rebuilt, real) | of_the_pairs(rebuilt, real)
+    return row | distances(rebuilt, real, True) | of_the_pairs(rebuilt, real)
 
 
 def _save(file: Path, columns: dict[str, list[np.ndarray] | None], captions: Sequence[str]) -> None:

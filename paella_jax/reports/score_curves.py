@@ -43,7 +43,7 @@ def draw_curves(
         images = draw(pipe, captions, subject.batch, num_steps=count, guidance_scale=weight)
         drawn = gather(images, judges)
         row: Row = {"name": f"{count} steps, guidance {weight}", "steps": count, "guidance": weight}
-        row |= of_the_images(drawn, judges, captions) | distances(drawn, real)
+        row |= of_the_images(drawn, judges, captions) | distances(drawn, real, not asked.prompts)
         rows.append(row | (of_the_pairs(drawn, real) if not asked.prompts else {}))
         print(f"{row['name']}: FID {row['fid'].show(1)}", flush=True)
     write_atomically(asked.out / "curves.json", as_json(rows))

@@ -60,13 +60,13 @@ COLUMNS = (
 )
 
 
-def distances(images: Gathered, real: Gathered) -> Row:
-    """What says how far a set is from the real images.
+def distances(images: Gathered, real: Gathered, paired: bool = False) -> Row:
+    """What says how far a set is from the real images; `paired` as `kernel_estimate` has it.
 
     Raises:
       ValueError: fewer images than a score needs.
     """
-    kernel = kernel_estimate(images.vectors, real.vectors)
+    kernel = kernel_estimate(images.vectors, real.vectors, paired=paired)
     shares = precision_recall(images.vectors, real.vectors, NEIGHBOURS)
     return {
         "fid": frechet_estimate(images.vectors, real.vectors),

@@ -49,7 +49,7 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
     if counts is not None:
         usage = code_usage(counts)
         row |= {"codes_used": f"{usage.used} of {usage.codes}", "perplexity": usage.perplexity}
-    row |= of_the_images(ours, judges, ()) | distances(ours, real) | of_the_pairs(ours, real)
+    row |= of_the_images(ours, judges, ()) | distances(ours, real, True) | of_the_pairs(ours, real)
     others = first(range(len(subject.training)), len(chosen))
     training = gather((subject.training[n]["image"] for n in others), judges)
     floor = real_against_real(real, training, len(ours)) | of_the_images(real, judges, ())
