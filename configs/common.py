@@ -81,6 +81,7 @@ def _add_optimiser(config: ConfigDict) -> None:
     config.optim.kind = "adamw"  # or adafactor: second moments per row and column, not per weight
     config.optim.learning_rate = 1e-4  # peak
     config.optim.schedule = "constant"  # after warm-up: constant, or cosine to zero
+    config.optim.decay_steps = 0  # at which the cosine ends; 0: num_steps
     config.optim.warmup_steps = 10_000  # linear, from zero
     config.optim.beta1 = 0.9  # adafactor with 0 keeps no momentum
     config.optim.beta2 = 0.999

@@ -72,7 +72,7 @@ def _add_budget(config: ConfigDict) -> None:
     config.search = ConfigDict()
     config.search.rates = (5e-4, 1e-3, 2e-3, 4e-3)
     config.search.seeds = (0, 1)
-    config.search.fraction = 0.25  # of each training's budget
+    config.search.fraction = 0.25  # of each training, its beginning
 
     config.learning_rate = ConfigDict()  # per network: peak, where nothing is searched
     config.learning_rate.unet = 2e-3
@@ -113,8 +113,6 @@ def _quick(config: ConfigDict) -> None:
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
     config.seeds = (0, 1, 2)
-    config.search.rates = (1e-3, 2e-3, 4e-3, 8e-3)  # short runs like higher ones
-    config.search.fraction = 0.15
     config.budget.images = 32_000
     config.budget.multiples = ()
     config.budget.seconds = 120.0
@@ -135,7 +133,6 @@ def _folder(config: ConfigDict) -> None:
     config.seeds = (0, 1, 2)
     config.budget.images = 192_000
     config.budget.multiples = ()
-    config.search.fraction = 0.15
     config.measure.images = 256
     config.measure.tuning_images = 128
     config.measure.token_images = 256

@@ -174,7 +174,10 @@ def test_equal_parameters():
         ({"seeds": "(0, 0)"}, "has one twice"),
         ({"search__rates": "(1e-3, 2e-3)", "budget__kind": "seconds"}, "a budget of images"),
         ({"search__rates": "(1e-3,)"}, "at least two different positive rates"),
-        ({"search__rates": "(1e-3, 2e-3)", "search__fraction": 1.5}, r"fraction of the budget in"),
+        (
+            {"search__rates": "(1e-3, 2e-3)", "search__fraction": 1.5},
+            "fraction of the training",
+        ),
         ({"budget__images": -5}, "budget.images must be positive"),
         ({"measure__images": 1}, "measure.images must be at least 2"),
         ({"measure__speed_rounds": 0}, "at least 1"),

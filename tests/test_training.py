@@ -93,6 +93,21 @@ def test_a_preview_that_fails_ends_nothing(tmp_path, capsys):
     ]
 
 
+def test_a_run_can_be_the_beginning_of_a_longer_one(tmp_path):
+    """The rate of `optim.decay_steps` is that of so many steps, whatever part of them is run."""
+    options = {"optim__schedule": "cosine", "optim__warmup_steps": 1, "log__every": 1}
+    rates = {}
+    for name, own in {
+        "whole": {"num_steps": 4},
+        "beginning": {"num_steps": 3, "optim__decay_steps": 4},
+        "shorter": {"num_steps": 3},
+    }.items():
+        run(tmp_path / name, **own, **options, **SHALLOW)
+        rows = read_metrics(tmp_path / name / "metrics.jsonl")
+        rates[name] = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates["beginning"] == rates["whole"][:3] != rates["shorter"]
+
+
 def test_log_packages_are_looked_for_at_the_start(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     log = small.small_paella().log

@@ -183,9 +183,9 @@ def _search_notes(config: ConfigDict, out: Path) -> list[str]:
     tried = ", ".join(f"{rate:g}" for rate in search.rates)
     found = ", ".join(f"{pair} {rate:g}" for pair, rate in chosen.items())
     return [
-        f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds at "
-        f"{search.fraction:.0%} of the budget, by cross-entropy on images that are not measured "
-        f"(search.json). Chosen: {found}."
+        f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds, the "
+        f"first {search.fraction:.0%} of each training, by cross-entropy on images that are not "
+        f"measured (search.json). Chosen: {found}."
     ]
 
 

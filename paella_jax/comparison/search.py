@@ -1,8 +1,10 @@
 """The same short search of the learning rate for every network and corruption.
 
 A rate found with one corruption serves another badly: the networks are at a knife edge. So each
-pair is trained for a part of its budget at every rate, and keeps the rate with the lowest
-cross-entropy of corrupted tokens on images that are not measured. `search.json` has all of it.
+pair begins its training at every rate and keeps the one with the lowest cross-entropy of corrupted
+tokens on images that are not measured. What begins is the training as it will be: short runs whose
+rate falls to zero ask for rates at which a long one never reads its captions. `search.json` has all
+of it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def check_search(config: ConfigDict) -> None:
             "--config.search.rates=() and learning_rate"
         )
     if not search.seeds or not 0 < search.fraction <= 1:
-        raise ConfigError("search needs seeds, and a fraction of the budget in (0, 1]")
+        raise ConfigError("search needs seeds, and a fraction of the training in (0, 1]")
 
 
 def with_searched_rates(
@@ -97,8 +99,8 @@ def _try(
 ) -> None:
     run, _ = planned(config, training, tokenizer)
     run.optim.learning_rate = rate
+    run.optim.decay_steps = run.num_steps
     run.num_steps = max(round(run.num_steps * config.search.fraction), 1)
-    run.optim.warmup_steps = min(run.optim.warmup_steps, max(run.num_steps // 10, 1))
     run.checkpoint.every = run.num_steps
     workdir = file.with_suffix("")
     train_run(run, workdir)

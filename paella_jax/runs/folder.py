@@ -47,6 +47,7 @@ BEFORE = {
     "data.training_split": "train",
     "data.validation_split": "",
     "model.positions": False,
+    "optim.decay_steps": 0,
     "text.units": "bytes",
     "text.values_from": "states",
     "transformer.tied_head": False,

@@ -74,7 +74,8 @@ class StepPrograms:
             config, method, state, frozen, key, mesh, batch=batch
         )
         batch = first_batch(config, method, mesh)
-        self._num_steps = place(np.int32(config.num_steps), replicated(mesh))
+        end = config.optim.get("decay_steps", 0) or config.num_steps
+        self._num_steps = place(np.int32(end), replicated(mesh))
         self.seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._add(batch)
