@@ -168,7 +168,7 @@ def test_equal_parameters():
         ({"measure__diversity_images": 1}, "at least 2"),
         ({"measure__guidance": "()"}, "must not be empty"),
         ({"overrides": "('transformer.time_width=0',)"}, "told how many tokens are random"),
-        ({"overrides": "('data.source=folder',)"}, "needs the embedded data"),
+        ({"overrides": "('data.source=folder',)"}, "is not a folder of images with captions"),
         ({"overrides": "('nonsense=1',)"}, "unknown config field"),
         ({"tokenizer": "nowhere"}, "is not a run folder"),
         ({"seeds": "(0, 0)"}, "has one twice"),
