@@ -137,6 +137,7 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
     assert (tmp_path / "curves.png").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.devices(8)
 def test_other_prompts_have_no_true_images(shared_runs, data, judges, tmp_path):
     run = shared_runs.trained(small.brief_paella())

@@ -332,6 +332,7 @@ def pipeline(shared_runs):
     return paella_jax.load(str(shared_runs.trained(small.brief_paella())))
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_row_alone(pipeline):
     """The same bits in batches of one and of three, beside a prompt of another padded length."""
     long = f"{RED} and {BLUE} and {RED} and {BLUE}"
