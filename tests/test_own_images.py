@@ -67,7 +67,8 @@ def test_no_image_is_measured_that_something_was_chosen_on(subject):
         numbers = [int(text.split()[1]) for text in captions]
         for number, image in zip(numbers, images, strict=True):
             assert number < 40 or image[0, 0, 0] == number
-    assert not set(seen[1]) & set(heldout[1]), "some captions are of an image of each"
+    parts = [set(part[1]) for part in (seen, heldout, tuning)]
+    assert len(set.union(*parts)) == sum(map(len, parts)), "some captions are of images of each"
     pixels = lambda parts: {image.tobytes() for part in parts for image in part[0]}
     assert not pixels([seen, tuning]) & pixels([heldout, tokens, search])
 
@@ -86,6 +87,16 @@ def test_an_image_is_right_if_its_own_true_one_is_the_nearest(subject):
     assert found[:32].all() and found[32:].mean() < 0.1
     few = own.mark(half[28:36], captions[28:36]).exact
     assert few.tolist() == found[28:36].tolist(), "a part is marked as the whole"
+
+
+def test_captions_of_several_parts_are_marked_together(subject):
+    own = subject()
+    parts = own.samples()[:2]
+    images = np.concatenate([images[:5] for images, _ in parts])
+    captions = [text for _, texts in parts for text in texts[:5]]
+    assert own.mark(images, captions).exact.all()
+    assert own.mark(images[::-1], captions).exact.tolist() != [True] * 10
+    assert np.array_equal(own.true_images(captions), images)
 
 
 def test_a_blank_image_is_not_clean(subject):

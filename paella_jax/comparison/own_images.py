@@ -80,10 +80,12 @@ class OwnImages:
         return self._network.extract(_as_uint8(images)).vectors
 
     def mark(self, images: np.ndarray, captions: Sequence[str]) -> Marks:
-        part = next(part for part in self._parts if captions[0] in part.places)
-        own = np.array([part.places[text] for text in captions])
-        drawn, true = (centred(x, part.features) for x in (self.features(images), part.features))
-        ranks = ranks_among(drawn, true, own=own)
+        drawn, ranks = self.features(images), np.empty(len(captions))
+        for part in self._parts:  # which have no caption in common
+            rows = [i for i, text in enumerate(captions) if text in part.places]
+            own = np.array([part.places[captions[i]] for i in rows], int)
+            queries, true = (centred(x, part.features) for x in (drawn[rows], part.features))
+            ranks[rows] = ranks_among(queries, true, own=own) if rows else ()
         first = ranks < 1
         blank = np.array([is_blank(image) for image in _as_uint8(images)])
         return Marks(first, float((ranks < SOFT).mean()), float((first & ~blank).mean()))
@@ -97,16 +99,20 @@ class OwnImages:
 
     @cached_property
     def _network(self) -> FeatureNetwork:
-        return load_features(self.measure.features, self.measure.features_file)
+        try:
+            return load_features(self.measure.features, self.measure.features_file)
+        except ValueError as error:
+            raise ConfigError(f"measure.features and measure.features_file: {error}") from error
 
     @cached_property
     def _samples(self) -> Samples:
+        # A caption has one true image here, so that no two parts have one in common.
         seen = self._take("train", self.measure.images, for_tuning=False)
+        heldout = self._take("validation", self.measure.images, None, skip=seen[1])
         return Samples(
             seen,
-            # A caption has one true image here, so that one of both splits is seen.
-            self._take("validation", self.measure.images, None, skip=seen[1]),
-            self._take("train", self.measure.tuning_images, for_tuning=True),
+            heldout,
+            self._take("train", self.measure.tuning_images, for_tuning=True, skip=heldout[1]),
             self._take("validation", self.measure.token_images, for_tuning=False),
         )
 
