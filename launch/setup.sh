@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs the package into it. Sourced by the other scripts; runs once, and again
-# only when pyproject.toml changes. Sets $PYTHON.
+# Makes .venv and installs the package into it, with JAX for the GPU or TPU that it finds. Sourced by
+# the other scripts; runs once, and again only when pyproject.toml or the machine changes. Sets $PYTHON.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${PAELLA_VENV:-$ROOT/.venv}"
@@ -18,12 +18,23 @@ find_python() {
   return 1
 }
 
-wanted="$(cksum <"$ROOT/pyproject.toml")"
+# The extra with JAX for this machine: cuda13 or cuda12 by NVIDIA's driver, tpu, or nothing (CPU).
+find_accelerator() {
+  local driver
+  if driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)" && [ -n "$driver" ]; then
+    if [ "${driver%%.*}" -ge 580 ]; then echo cuda13; else echo cuda12; fi
+  elif compgen -G "${PAELLA_DEVICES:-/dev}/accel*" >/dev/null || [ -n "${TPU_ACCELERATOR_TYPE:-}" ]; then
+    echo tpu
+  fi
+}
+
+extra="${PAELLA_EXTRA-$(find_accelerator)}"
+wanted="$(cksum <"$ROOT/pyproject.toml") $extra"
 if [ "$(cat "$VENV/.installed" 2>/dev/null || true)" != "$wanted" ]; then
   python="$(find_python)"
-  echo "installing paella_jax into $VENV (once, about a minute)" >&2
+  echo "installing paella_jax for ${extra:-CPU} into $VENV (once, about a minute; PAELLA_EXTRA chooses: cuda12, cuda13, tpu or nothing)" >&2
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[test]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[test${extra:+,$extra}]"
   echo "$wanted" >"$VENV/.installed"
 fi
 PYTHON="$VENV/bin/python"

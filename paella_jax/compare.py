@@ -26,7 +26,9 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
+    from paella_jax.images.plots import check_plots
 
+    check_plots()
     config = load_config(arguments.config, overrides)
     setup_jax()
 

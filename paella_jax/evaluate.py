@@ -123,7 +123,9 @@ def main() -> int:
     check_subject(arguments)
 
     from paella_jax.files.atomic import check_writable
+    from paella_jax.images.plots import check_plots
 
+    check_plots()
     check_writable(Path(arguments.out or arguments.checkpoint or "scores"), folder=True)
     setup_jax()
     if arguments.checkpoint:

@@ -42,7 +42,7 @@ class Fakes:
         kept = {
             k: v
             for k, v in os.environ.items()
-            if not k.startswith(("SLURM_", "JAX_", "XLA_", "LIBTPU_"))
+            if not k.startswith(("SLURM_", "JAX_", "XLA_", "LIBTPU_", "PAELLA_", "TPU_"))
         }
         paths = {"PATH": f"{self.bin}:{os.environ['PATH']}", "FAKE": str(self.folder)}
         return subprocess.run(

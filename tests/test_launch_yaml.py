@@ -227,7 +227,7 @@ def test_the_image_is_made_of_what_is_there():
     assert {"paella_jax", "configs", "launch", "pyproject.toml"} <= set(copied)
     assert [name for name in copied if not (small.ROOT / name).exists()] == []
     project = tomllib.loads((small.ROOT / "pyproject.toml").read_text())["project"]
-    assert {"gpu", "tpu"} <= set(project["optional-dependencies"])
+    assert {"cuda13", "tpu"} <= set(project["optional-dependencies"])
     assert (small.ROOT / project["readme"]).name in copied  # the build reads it
 
 

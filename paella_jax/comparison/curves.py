@@ -20,7 +20,7 @@ from paella_jax.comparison.rows import (
     metric,
     over_seeds,
 )
-from paella_jax.images.write import save_figure
+from paella_jax.images.plots import new_figure, save_figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito
 LINES = ("-", (0, (4, 2)), ":", "-.")
@@ -38,13 +38,8 @@ def draw_comparison(file: str | Path, rows: Sequence[Row], main_steps: str) -> s
       rows: of the comparison.
       main_steps: step count of the panel that sets the cells side by side.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = cells_alone(rows)
-    figure, axes = pyplot.subplots(3, 2, figsize=(12, 15))
+    figure, axes = new_figure(3, 2, (12, 15))
     cells, styles, sure = by_cell(rows), _styles(rows), _intervals(rows, main_steps)
     steps = list(rows[0]["by_steps"])
     for axis, name in zip(axes.flat, PANELS, strict=False):

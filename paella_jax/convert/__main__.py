@@ -183,7 +183,7 @@ def _stored(arrays: Mapping[str, Any], dtype: Any) -> str:
 @contextmanager
 def _progress(arrays: Iterable[Any], dtype: Any, read: int = 0) -> Iterator[Any]:
     """A bar over the bytes of arrays, shown only where the work takes more than a moment."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     total = read + sum(x.size * (x.dtype if dtype is None else dtype).itemsize for x in arrays)
     with tqdm(total=total, unit="B", unit_scale=True, delay=2.0, mininterval=1.0) as bar:

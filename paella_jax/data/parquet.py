@@ -132,7 +132,7 @@ def _pyarrow() -> Any:
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError("data.source=parquet needs: pip install 'paella_jax[parquet]'") from error
+        raise ConfigError("data.source=parquet needs: pip install 'paella_jax[data]'") from error
     return pyarrow
 
 

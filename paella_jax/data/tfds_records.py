@@ -122,5 +122,5 @@ def _tfds() -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise ConfigError("data.source=tfds needs: pip install 'paella_jax[tfds]'") from error
+        raise ConfigError("data.source=tfds needs: pip install 'paella_jax[data]'") from error
     return tensorflow_datasets

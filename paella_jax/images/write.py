@@ -1,4 +1,4 @@
-"""Images out: grids, movies, folders, curves; each file appears whole or not at all."""
+"""Images out: grids, movies, folders; each file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -206,33 +206,3 @@ def _mark(draw: Any, x: int, y: int, correct: bool) -> None:
     else:
         draw.line((x + 2, y + 2, x + 10, y + 10), fill="#c00", width=2)
         draw.line((x + 10, y + 2, x + 2, y + 10), fill="#c00", width=2)
-
-
-def save_curves(
-    file: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
-) -> None:
-    """Writes line plots side by side: {panel title: {label: (x, y)}}."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
-        for label, (x, y) in curves.items():
-            axis.plot(x, y, label=label, marker="." if len(x) < 30 else None)
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-        if curves:
-            axis.legend()
-    figure.tight_layout()
-    save_figure(file, figure)
-
-
-def save_figure(file: str | Path, figure: Any) -> None:
-    """Writes a matplotlib figure as PNG and closes it."""
-    from matplotlib import pyplot
-
-    with atomic_path(Path(file)) as part:
-        figure.savefig(part, format="png", dpi=110)
-    pyplot.close(figure)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.images.png import save_png, tiled

@@ -17,7 +17,8 @@ from paella_jax.data.shapes import SCORED, get_spec
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.oracle import score, score_images, summary
 from paella_jax.files.atomic import write_atomically
-from paella_jax.images.write import save_curves, save_grid
+from paella_jax.images.plots import save_curves
+from paella_jax.images.write import save_grid
 from paella_jax.pipelines.load import load
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from paella_jax.evaluation.estimates import Estimate
 from paella_jax.files.atomic import write_atomically
-from paella_jax.images.write import save_curves
+from paella_jax.images.plots import save_curves
 from paella_jax.reports.gathered import Gathered, Judges, as_json, gather
 from paella_jax.reports.scored_run import Asked, Subject, draw
 from paella_jax.reports.scores import Row, distances, of_the_images, of_the_pairs

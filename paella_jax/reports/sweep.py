@@ -13,7 +13,7 @@ from paella_jax.data.shapes import SCORED
 from paella_jax.data.sources import ShapesSource
 from paella_jax.evaluation.oracle import score_images, summary
 from paella_jax.files.atomic import write_atomically
-from paella_jax.images.write import save_curves
+from paella_jax.images.plots import save_curves
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.sampling.token_sampler import SAMPLERS
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically

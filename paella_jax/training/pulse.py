@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 FIRST_SECONDS = 10.0  # until a log file is told again; each time it is then twice as long
 

@@ -1,0 +1,45 @@
+"""launch/setup.sh: which JAX is installed on which machine, with a fake pip."""
+
+from __future__ import annotations
+
+import pytest
+from fake_commands import Fakes, small_checkout
+
+# Any Python: `-c` asks its version, `-m venv` copies it, `-m pip` notes its arguments.
+PYTHON = """#!/usr/bin/env bash
+case "$1 $2" in
+  "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  "-m pip") printf '%s\\n' "$@" >>"$FAKE/pip" ;;
+esac
+"""
+NVIDIA = """#!/usr/bin/env bash
+[ -n "$DRIVER" ] || exit 9
+echo "$DRIVER"
+"""
+
+
+@pytest.mark.parametrize(
+    "environment, devices, extras",
+    [
+        ({"DRIVER": ""}, (), "[test]"),
+        ({"DRIVER": "580.65.06"}, (), "[test,cuda13]"),
+        ({"DRIVER": "550.54.15"}, (), "[test,cuda12]"),
+        ({"DRIVER": ""}, ("accel0",), "[test,tpu]"),
+        ({"DRIVER": "", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}, (), "[test,tpu]"),
+        ({"DRIVER": "580.65.06", "PAELLA_EXTRA": ""}, (), "[test]"),
+        ({"DRIVER": "", "PAELLA_EXTRA": "cuda12"}, (), "[test,cuda12]"),
+    ],
+)
+def test_jax_fits_the_machine(tmp_path, environment, devices, extras):
+    fakes = Fakes(tmp_path / "fakes", **{"python3.11": PYTHON, "nvidia-smi": NVIDIA})
+    (tmp_path / "dev").mkdir()
+    for name in devices:
+        (tmp_path / "dev" / name).touch()
+    root = small_checkout(tmp_path / "checkout")
+    plain = {"PAELLA_DEVICES": str(tmp_path / "dev"), "PAELLA_VENV": str(root / ".venv")}
+    for _ in range(2):  # the second time there is nothing to do
+        done = fakes.run("bash", root / "launch" / "setup.sh", **plain | environment)
+        assert done.returncode == 0, done.stderr
+    assert fakes.note("pip")[-1] == f"{root}{extras}"
+    assert fakes.note("pip").count("install") == 1
+    assert not done.stderr
