@@ -29,12 +29,14 @@ find_accelerator() {
 }
 
 extra="${PAELLA_EXTRA-$(find_accelerator)}"
-wanted="$(cksum <"$ROOT/pyproject.toml") $extra"
+constraints="${PAELLA_CONSTRAINTS:-}" # a file of versions
+wanted="$(cat "$ROOT/pyproject.toml" ${constraints:+"$constraints"} | cksum) $extra"
 if [ "$(cat "$VENV/.installed" 2>/dev/null || true)" != "$wanted" ]; then
   python="$(find_python)"
   echo "installing paella_jax for ${extra:-CPU} into $VENV (once, about a minute; PAELLA_EXTRA chooses: cuda12, cuda13, tpu or nothing)" >&2
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[test${extra:+,$extra}]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check ${constraints:+-c "$constraints"} \
+    -e "${ROOT}[test${extra:+,$extra}]"
   echo "$wanted" >"$VENV/.installed"
 fi
 PYTHON="$VENV/bin/python"

@@ -10,6 +10,7 @@ PYTHON = """#!/usr/bin/env bash
 case "$1 $2" in
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip") printf '%s\\n' "$@" >>"$FAKE/pip" ;;
+  "-m pytest") printf '%s\\n' "$@" >"$FAKE/pytest" ;;
 esac
 """
 NVIDIA = """#!/usr/bin/env bash
@@ -43,3 +44,16 @@ def test_jax_fits_the_machine(tmp_path, environment, devices, extras):
     assert fakes.note("pip")[-1] == f"{root}{extras}"
     assert fakes.note("pip").count("install") == 1
     assert not done.stderr
+
+
+def test_the_oldest_versions_have_an_environment_of_their_own(tmp_path):
+    fakes = Fakes(tmp_path / "fakes", **{"python3.11": PYTHON, "nvidia-smi": NVIDIA})
+    root = small_checkout(tmp_path / "checkout")
+    (root / "tests").mkdir()
+    (root / "tests" / "fast.txt").write_text("tests/test_a.py  # quick\n")
+    done = fakes.run("bash", root / "launch" / "test.sh", "oldest", DRIVER="", PAELLA_EXTRA="")
+    assert done.returncode == 0, done.stderr
+    assert (root / ".venv-oldest" / ".installed").is_file()
+    installed = fakes.note("pip")
+    assert installed[installed.index("-c") + 1] == f"{root}/launch/oldest.txt"
+    assert fakes.note("pytest")[-1] == "tests/test_a.py"
