@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import TERMINATED, Parser, helped_by, path, run, setup_jax
+from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
             report = compare(config, out)
     except Stopped as stop:
         print(stop)
-        return TERMINATED
+        return ENDED_BY[stop.by]
     print("\n".join(report["verdict"]))
     print(f"wrote {out / 'comparison.html'}")
     return 0

@@ -15,7 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import TERMINATED, Parser, helped_by, path, run, setup_jax
+from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax
 
 
 def read_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -69,7 +69,7 @@ def main() -> int:
             repeat(wish, out, shlex.join(command))
     except Stopped as stop:
         print(stop)
-        return TERMINATED
+        return ENDED_BY[stop.by]
     print((out / "seeds.md").read_text())
     print(f"wrote {out / 'seeds.md'} and seeds.json")
     return 0

@@ -6,10 +6,11 @@ Started on every host of a cluster, the processes find each other (docs/pods.md)
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paella_jax.cli import TERMINATED, Parser, path, run, setup_jax
+from paella_jax.cli import ENDED_BY, Parser, path, run, setup_jax
 from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
@@ -27,13 +28,40 @@ def main() -> int:
     for name, meaning in FLAGS.items():
         by_hand.add_argument(f"--{name}", help=meaning)
     arguments, overrides = parser.parse_known_args()
+    return _train(arguments.config, arguments.workdir, overrides, vars(arguments))
 
+
+def train_here(config: str, workdir: str | Path, *overrides: str) -> Path:
+    """Trains in the running process, as a notebook needs it; a run that exists goes on.
+
+        train_here("paella:tiny", "runs/paella", "tokenizer=runs/vqgan")
+
+    Args:
+      config: NAME:preset or a file, as of the command.
+      workdir: run folder.
+      *overrides: "section.field=value".
+
+    Returns:
+      The run folder.
+
+    Raises:
+      UserError: what the command would refuse.
+      KeyboardInterrupt: the notebook's stop button; all is saved and the same call goes on.
+    """
+    if _train(config, workdir, [f"--config.{one}" for one in overrides], {}):
+        raise KeyboardInterrupt(f"{workdir} is saved; the same call goes on")
+    return Path(workdir)
+
+
+def _train(
+    name: str, workdir: str | Path, overrides: Sequence[str], flags: Mapping[str, str | None]
+) -> int:
     from paella_jax.config import load_config
     from paella_jax.data.encoded import describe_data
     from paella_jax.families.start import settle_config
 
-    cluster = find_cluster(vars(arguments))
-    config = settle_config(load_config(arguments.config, overrides), arguments.workdir)
+    cluster = find_cluster(flags)
+    config = settle_config(load_config(name, overrides), str(workdir))
     config = describe_data(config)
     setup_jax()
 
@@ -43,7 +71,7 @@ def main() -> int:
     check_writers(config.log)
 
     with joined(cluster):
-        return train_together(cluster, config, Path(arguments.workdir).absolute())
+        return train_together(cluster, config, Path(workdir).absolute())
 
 
 def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
@@ -72,8 +100,8 @@ def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
     result = train(config, workdir, build_method(config, workdir))
     if jax.process_index() == 0:
         note = json.dumps(record_seconds(workdir, result))
-        print(f"{workdir}: {note}" + (" (stopped by SIGTERM)" if result.stopped else ""))
-    return TERMINATED if result.stopped else 0
+        print(f"{workdir}: {note}" + (f" (stopped by {result.stopped})" if result.stopped else ""))
+    return ENDED_BY[result.stopped] if result.stopped else 0
 
 
 if __name__ == "__main__":

@@ -346,10 +346,10 @@ def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_pa
     monkeypatch.setattr(train_cells, "train", fake_train)
     config = comparison(tokenizer=tokenizer, overrides=repr(TINY))
     run, _ = planned(config, Training("mask", "unet", 0), tokenizer)
-    workdir, stopped = tmp_path / "runs" / "one", True
+    workdir, stopped = tmp_path / "runs" / "one", "SIGTERM"
     with pytest.raises(Stopped):
         train_cells._seconds_per_step(run, workdir)
-    stopped = False
+    stopped = ""
     assert train_cells._seconds_per_step(run, workdir) == 8 / 16.0
     assert [file.name for file in workdir.parent.iterdir()] == ["one.calibration.json"]
 
@@ -357,7 +357,7 @@ def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_pa
 def test_sigterm_in_the_last_step_ends_the_comparison_and_keeps_the_cell(
     tokenizer, tmp_path, monkeypatch
 ):
-    ended = lambda run, folder, method: RunResult(None, run.num_steps, 1.0, 0.5, stopped=True)
+    ended = lambda run, folder, method: RunResult(None, run.num_steps, 1.0, 0.5, stopped="SIGINT")
     monkeypatch.setattr("paella_jax.training.finish.train", ended)
     config, training = (
         comparison(tokenizer=tokenizer, overrides=repr(TINY)),

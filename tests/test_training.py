@@ -23,7 +23,7 @@ from paella_jax.registry import build_method
 from paella_jax.reports import previews
 from paella_jax.runs.checkpoint import CheckpointError, complete_steps, restore_variables
 from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
-from paella_jax.training.loop import TrainingDiverged, train
+from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_writers
 
 SHALLOW = {"model__patterns": "('CT',)"}  # without attention: compiles sooner
@@ -179,24 +179,33 @@ def test_average_follows_the_parameters(finished):
     assert max(moved) > 0
 
 
-def test_termination_saves_and_stops(tmp_path):
-    """SIGTERM in the middle: the step is saved and the run goes on from it."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, number):
+    """In the middle: the step is saved and the run goes on from it."""
 
     def send():
         file = tmp_path / "metrics.jsonl"
         while not (file.is_file() and len(read_metrics(file)) >= 3):
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=send)
     thread.start()
     result = run(tmp_path, num_steps=5000, checkpoint__every=100_000)
     thread.join()
-    assert result.stopped and 3 <= result.step < 5000
+    assert result.stopped == number.name and 3 <= result.step < 5000
     steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
     assert steps == [result.step]
     again = run(tmp_path, num_steps=result.step + 1, checkpoint__every=100_000)
-    assert again.step == result.step + 1
+    assert again.step == result.step + 1 and not again.stopped
+
+
+def test_a_second_interrupt_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), _stop_signals() as came:
+        signal.raise_signal(signal.SIGINT)
+        assert came == ["SIGINT"]
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):

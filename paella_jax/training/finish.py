@@ -23,7 +23,14 @@ TRAINED = "trained.json"
 
 
 class Stopped(RuntimeError):
-    """SIGTERM came; all is saved and the same call goes on from there."""
+    """A signal came; all is saved and the same call goes on from there.
+
+    `by` is its name: SIGTERM or SIGINT.
+    """
+
+    def __init__(self, message: str, by: str) -> None:
+        super().__init__(message)
+        self.by = by
 
 
 def is_trained(workdir: Path) -> bool:
@@ -40,7 +47,7 @@ def finish(run: ConfigDict, workdir: Path, build: Callable[[ConfigDict, Path], M
       build: (config, prepared folder) -> method, as the registry's.
 
     Raises:
-      Stopped: by SIGTERM.
+      Stopped: by SIGTERM or SIGINT.
     """
     workdir = prepare_workdir(workdir, run)
     report(f"training {workdir}, {run.num_steps} steps")
@@ -54,6 +61,7 @@ def finish(run: ConfigDict, workdir: Path, build: Callable[[ConfigDict, Path], M
 
 
 def check_stopped(result: RunResult, workdir: Path) -> None:
-    """Raises Stopped where a training ended by SIGTERM."""
+    """Raises Stopped where a training was ended by a signal."""
     if result.stopped:
-        raise Stopped(f"stopped by SIGTERM at step {result.step} of {workdir}; run the same again")
+        where = f"at step {result.step} of {workdir}"
+        raise Stopped(f"stopped by {result.stopped} {where}; run the same again", result.stopped)

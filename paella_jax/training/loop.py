@@ -53,7 +53,7 @@ class RunResult:
     step: int
     seconds: float
     compile_seconds: float
-    stopped: bool  # SIGTERM came; everything up to `step` is saved
+    stopped: str  # SIGTERM or SIGINT, if one came: everything up to `step` is saved
 
 
 def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
@@ -114,7 +114,7 @@ def _train(
         checkpointer.close()
         if start == config.num_steps and jax.process_count() == 1:
             _draw_missing_preview(config, workdir, method, state, mesh)
-        return RunResult(state, start, time.perf_counter() - began, 0.0, False)
+        return RunResult(state, start, time.perf_counter() - began, 0.0, "")
 
     data = make_iterator(
         method.source,
@@ -149,24 +149,34 @@ def _set_aside(workdir: Path) -> None:
 
 
 @contextmanager
-def _termination_flag() -> Iterator[list[bool]]:
-    """A list that turns [True] on SIGTERM (preemption, job limit) instead of the process dying.
+def _stop_signals() -> Iterator[list[str]]:
+    """A list of the signals that came: SIGTERM (preemption, job limit) or SIGINT (Ctrl-C).
 
-    Where there are several processes the signal is left to JAX, which agrees on a step for all.
+    The process does not die of them, but a second SIGINT is a KeyboardInterrupt. Where there are
+    several processes signals are left to JAX, which agrees on a step for all.
     """
-    flag = [False]
-    if jax.process_count() > 1:
-        yield flag
-        return
+    came: list[str] = []
+
+    def note(number: int, _: object) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            if name in came:
+                raise KeyboardInterrupt
+            report("SIGINT: saving after this step, then stopping; a second one stops at once")
+        came.append(name)
+
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, lambda *_: flag.__setitem__(0, True))
+        if jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, note)
     except ValueError:  # not in the main thread (a notebook server, some tests)
-        yield flag
-        return
+        pass
     try:
-        yield flag
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _preview_file(workdir: Path, step: int) -> Path:
@@ -215,19 +225,20 @@ class _Run:
 
     def steps(
         self, state: TrainState, start: int, step_fn: Any, frozen: Tree, key: jax.Array, mesh: Mesh
-    ) -> tuple[TrainState, bool]:
-        """Runs from `start` to the end or to SIGTERM; returns the state and whether that came."""
+    ) -> tuple[TrainState, str]:
+        """Runs from `start` to the end or to a signal; returns the state and the signal's name."""
         config, pending = self.config, None
-        with _termination_flag() as terminated, jax.transfer_guard("disallow"):
+        with _stop_signals() as came, jax.transfer_guard("disallow"):
             for step in range(start, config.num_steps):
-                stop = self._should_stop(terminated[0], step)
+                stop = self._should_stop(bool(came), step)
                 if stop or (step > start and step % config.checkpoint.every == 0):
                     self._look_at(pending, step - 1)  # never save a broken state
                     pending = None
                     self.checkpointer.save(step, state)
                 if stop:
-                    report(f"SIGTERM: saved step {step}, stopping")
-                    return state, True
+                    signal_name = came[0] if came else "SIGTERM"  # at another process
+                    report(f"{signal_name}: saved step {step}, stopping")
+                    return state, signal_name
                 batch = shard_batch(next(self.data), config.batch_size, mesh)
                 state, metrics = step_fn(state, frozen, batch, key)
                 self._look_at(pending, step - 1)
@@ -237,9 +248,9 @@ class _Run:
                     self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
             self.checkpointer.save(config.num_steps, state)
-            if not terminated[0]:
+            if not came:
                 self._preview(state, frozen, config.num_steps)
-        return state, terminated[0]
+        return state, came[0] if came else ""
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every
