@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from paella_jax.files.absl_noise import silence
+
+silence()  # before orbax and grain are imported
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
 import threading
@@ -157,3 +158,15 @@ def test_each_program_is_told_once(capsys):
     for length, plus in ((2, 1), (2, 1), (3, 1), (2, 2), (3, 1)):
         assert program(jnp.ones(length), plus=plus).shape == (length,)
     assert capsys.readouterr().err.count("compiling the sum ...") == 3
+
+
+def test_of_absl_s_log_only_lines_about_orbax_and_grain_are_left_out(caplog):
+    logger = logging.getLogger("absl")
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        logger.addHandler(caplog.handler)
+        try:
+            logger.warning("Metadata file does not exist: %s", "a/_METADATA")
+            logger.warning("the disk is full")
+        finally:
+            logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"the disk is full"}
