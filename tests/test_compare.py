@@ -427,3 +427,8 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path):
 def test_the_best_rate_is_the_lowest_mean_of_runs_that_did_not_diverge():
     tried = {"0.001": [1.0, 1.2], "0.002": [0.5, float("nan")], "0.004": [0.9, 1.1]}
     assert best_rate(tried) == 0.004
+
+
+def test_of_rates_that_are_about_equal_the_lower_one_is_taken():
+    assert best_rate({"0.004": [1.0, 1.0], "0.002": [1.0, 1.01], "0.001": [1.1, 1.1]}) == 0.002
+    assert best_rate({"0.004": [1.0, 1.0], "0.002": [1.0, 1.1], "0.001": [1.1, 1.1]}) == 0.004

@@ -30,6 +30,7 @@ from paella_jax.training.metrics import report
 
 FILE = "search.json"
 LEAST_GAIN = 0.01  # of the cross-entropy, between the worst rate and the best
+TIE = 0.02  # of the cross-entropy: less does not tell two rates apart
 Scores = dict[str, dict[str, list[float]]]  # pair -> rate -> a cross-entropy per seed
 
 
@@ -131,9 +132,15 @@ def _settle(config: ConfigDict, scores: Scores, out: Path) -> ConfigDict:
 
 
 def best_rate(by_rate: Mapping[str, list[float]]) -> float:
-    """The rate with the lowest mean over the seeds; a run that diverged counts as infinite."""
+    """The lowest rate whose mean over the seeds is about the best one's (within `TIE`).
+
+    The beginning of a training favours high rates, so the lower of two equals is taken. A run that
+    diverged counts as infinite.
+    """
     mean = lambda values: float(np.mean([v if np.isfinite(v) else np.inf for v in values]))
-    return float(min(by_rate, key=lambda rate: mean(by_rate[rate])))
+    means = {float(rate): mean(values) for rate, values in by_rate.items()}
+    best = min(means.values())
+    return min(rate for rate, value in means.items() if value <= (1 + TIE) * best)
 
 
 def has_improved(by_rate: Mapping[str, list[float]]) -> bool:
