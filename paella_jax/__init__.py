@@ -12,27 +12,50 @@ from paella_jax.files.absl_noise import silence
 silence()  # before orbax and grain are imported
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "push_to_hub"]
 
 
-def load(directory: Any, **options: Any) -> Any:
-    """Loads a run folder as a pipeline: see `paella_jax.pipelines.load.load`.
+def load(
+    directory: Any, *, revision: str | None = None, offline: bool = False, **options: Any
+) -> Any:
+    """Loads a run as a pipeline: see `paella_jax.pipelines.load.load`.
 
     Args:
-      directory: a run folder, or a folder of converted weights.
-      **options: of the loader of its method.
+      directory: a run folder, a shared one (`paella_jax.export`), a folder as Paella, Würstchen or
+        aMUSEd are published, or OWNER/NAME on the Hugging Face hub.
+      revision: branch, tag or commit of a repository on the hub.
+      offline: take repositories from the hub's local cache.
+      **options: of the loader of its method; for published folders also the networks that they
+        lack (docs/sharing.md 3).
 
     Raises:
       ValueError: an option that this kind of run does not have.
       CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
+      HubError: a repository that does not exist, is gated or cannot be reached.
+      ConversionError: a published folder that cannot be converted.
     """
+    from paella_jax.convert.found import run_folder
     from paella_jax.pipelines.load import LOADERS, load
     from paella_jax.runs.folder import read_config
 
-    if read_config(directory).method in LOADERS:
-        return load(directory, **options)
+    folder, options = run_folder(directory, revision, offline, options)
+    if read_config(folder).method in LOADERS:
+        return load(folder, **options)
     # A method that was added to the registry, which imports all there is.
     from paella_jax.registry import FAMILIES
 
     loaders = {name: family.load for name, family in FAMILIES.items() if family.load is not None}
-    return load(directory, loaders, **options)
+    return load(folder, loaders, **options)
+
+
+def push_to_hub(source: Any, name: str, **options: Any) -> str:
+    """Uploads a shared folder or a pipeline to the hub: `paella_jax.sharing.hub.push_to_hub`.
+
+    Args:
+      source: folder that `paella_jax.export` or `pipe.save` wrote, or a loaded pipeline.
+      name: OWNER/NAME.
+      **options: `private`, `message`.
+    """
+    from paella_jax.sharing.hub import push_to_hub
+
+    return push_to_hub(source, name, **options)

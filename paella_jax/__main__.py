@@ -15,6 +15,7 @@ COMMANDS = (
     "compare",
     "repeat",
     "average",
+    "export",
     "convert",
     "benchmark",
     "compile",

@@ -202,9 +202,11 @@ def main() -> int:
     arguments = parse()
     setup_jax()
 
+    from paella_jax.convert.found import run_folder
     from paella_jax.pipelines.flag_checks import check_flags, draws_rows
     from paella_jax.pipelines.rows_by_flags import check_rows, draw_by_flags
 
+    arguments.checkpoint = str(run_folder(arguments.checkpoint)[0])
     check_flags(arguments)
     read_emphasis(arguments)
     count = check_rows(arguments)

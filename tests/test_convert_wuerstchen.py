@@ -125,8 +125,15 @@ def test_stage_b_there_and_back(tmp_path, capsys):
     diffusers = ["--family", "stage_b", "--weights", tmp_path / "decoder"]
     run(*diffusers, "--compressor", effnet_out, STAGES_OPTION, "--out", tmp_path / "again")
     same(restore_variables(tmp_path / "again")[1], {"params": params, "model_state": state})
-    with pytest.raises(ConversionError, match=r"without its compressor .* give --compressor FILE"):
-        run(*diffusers, "--out", tmp_path / "x")
+    capsys.readouterr()
+    run(*diffusers, "--out", tmp_path / "alone")
+    assert "It has no compressor" in capsys.readouterr().out
+    assert "It has no compressor" in (tmp_path / "alone" / "README.md").read_text()
+    same(restore_variables(tmp_path / "alone")[1]["params"], {"stage_b": params["stage_b"]})
+    assert not read_config(tmp_path / "alone").compressor.train
+    with pytest.raises(CheckpointError, match=r"carries no compressor .* --compressor FILE"):
+        run("--export", "compressor", "--checkpoint", tmp_path / "alone", "--out",
+            tmp_path / "no.safetensors")  # fmt: skip
     (tmp_path / "decoder" / "config.json").write_text(json.dumps(theirs | {"_class_name": "Other"}))
     with pytest.raises(ConversionError, match="is of a 'Other', not of a WuerstchenDiffNeXt"):
         run(*diffusers, "--compressor", effnet_out, STAGES_OPTION, "--out", tmp_path / "x")
@@ -269,7 +276,6 @@ def test_released_sizes():
         (C_FROM[:-1], r"heads, and width 48 does not divide into heads of 64"),
         (["--family", "stage_b", "--weights", DIFFNEXT, *WITH_COMPRESSOR],
          r"heads, and widths \(16, 24, 40, 32\) of levels"),
-        (B_FROM, "holds a Stage B without its compressor"),
         ([*B_FROM, "--compressor", COMPRESSOR], "compressor.*neither EfficientNetV2-S nor -L"),
         ([*B_FROM, "--compressor", PRIOR, STAGES_OPTION], "not a compressor"),
         ([*B_FROM, *WITH_COMPRESSOR, "--config.model.guide_channels=5"],

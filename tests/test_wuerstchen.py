@@ -178,6 +178,19 @@ def test_image_to_image_and_reconstruction(pipe, picture):
     assert pipe.reconstruct(picture[None]).images.shape == (1, 32, 32, 3)
 
 
+def test_a_shared_folder_has_all_stages(stage_b, pipe, picture, tmp_path):
+    """Stage C's with Stage B, its compressor and Stage A; Stage B's with what trained along."""
+    again = paella_jax.load(pipe.save(tmp_path / "c"))
+    ours, theirs = (p.generate([RED], seed=4) for p in (pipe, again))
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    np.testing.assert_array_equal(pipe.encode(picture[None]), again.encode(picture[None]))
+    alone = paella_jax.load(stage_b)
+    rebuilt = [p.reconstruct(picture[None]).images
+               for p in (alone, paella_jax.load(alone.save(tmp_path / "b")))]  # fmt: skip
+    np.testing.assert_array_equal(*rebuilt)
+    assert str(stage_b) not in (tmp_path / "c" / "frozen" / "stage_b.json").read_text()
+
+
 def test_other_sizes_steppers_and_guidance(pipe):
     wide = pipe.generate([RED], width=64, num_steps=2, stepper="dpm++", guidance_scale=(1.0, 2.0))
     assert wide.images.shape == (1, 32, 64, 3)

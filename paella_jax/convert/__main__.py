@@ -137,6 +137,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """A run folder -> published names."""
     from paella_jax.convert.export import plan_export
+    from paella_jax.convert.whole import PREFIX
 
     out, dtype, form = Path(arguments.out), arguments.dtype, arguments.export
     if form != "diffusers" and (out.suffix != ".safetensors" or out.is_dir()):
@@ -146,6 +147,10 @@ def export(arguments: argparse.Namespace) -> int:
     with _progress(tensors.values(), dtype) as report:
         missing = plan.write(out, dtype, report)
     print(f"{out}: {len(tensors)} tensors as {_stored(tensors, dtype)}")
+    along = {n.removeprefix(PREFIX).partition("/")[0] for n in tensors if n.startswith(PREFIX)}
+    if along:
+        told = f"not in the published network, under names that begin with {PREFIX}"
+        print(f"{told}: {', '.join(sorted(along))}")
     if left:
         print(f"left out, the format has no place for them: {', '.join(left)}")
     if missing:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from paella_jax.convert.joined import joined
 from paella_jax.convert.released import ForeignConfig, Found
 from paella_jax.convert.vqgan import VQMODEL
 from paella_jax.encoders.clip_transformer import tower_config
@@ -100,13 +100,8 @@ class AmusedFolder(NamedTuple):
     @contextmanager
     def clip_folder(self) -> Iterator[Path]:
         """The text encoder and its tokenizer as one Hugging Face folder, made of links."""
-        with tempfile.TemporaryDirectory() as name:
-            for part in (TEXT_ENCODER, TOKENIZER):
-                for file in (self.path / part).iterdir():
-                    link = Path(name) / file.name
-                    if file.is_file() and not link.exists():
-                        link.symlink_to(file.absolute())
-            yield Path(name)
+        with joined(self.path / TEXT_ENCODER, self.path / TOKENIZER) as folder:
+            yield folder
 
 
 def check_size(config: ConfigDict, tokenizer: ConfigDict) -> None:

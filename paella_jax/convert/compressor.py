@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.convert.released import SHAPES, Beside, Found
+from paella_jax.convert.released import DEFAULT, SHAPES, Beside, Found
 from paella_jax.families.stage_b import COMPRESSOR, compressor_variables, make_compressor
 from paella_jax.files import weights_file
 from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, batch_norm, linear
@@ -101,6 +101,8 @@ def _check(compressor: Weights, config: ConfigDict) -> None:
 BESIDE_STAGE_B = Beside(
     name=COMPRESSOR, entry="effnet_state_dict", names=NAMES, make=make_compressor,
     found=_found, check=_check, of_run=compressor_variables,
-    missing="holds a Stage B without its compressor (no entry 'effnet_state_dict', and diffusers "
-    "folders have none); give --compressor FILE, which may be the original model_v2_stage_b.pt",
+    present={"compressor.train": (True, DEFAULT)}, without={"compressor.train": (False, DEFAULT)},
+    missing="It has no compressor (no entry 'effnet_state_dict', and diffusers' folders have none)"
+    ": it serves to draw from text, not to encode or reconstruct images, nor to train a Stage C. "
+    "Convert again with --compressor FILE, which may be the original model_v2_stage_b.pt.",
 )  # fmt: skip

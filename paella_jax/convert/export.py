@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from paella_jax.convert.recognise import RECORDS, record_of, run_family
-from paella_jax.convert.released import article
+from paella_jax.convert.released import Released, article
+from paella_jax.convert.whole import divide, notes_of, unpublished
 from paella_jax.files.atomic import whole_folder, write_atomically
 from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.files.weights_file import CONFIG, DIFFUSERS_WEIGHTS
 from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import read_config
-from paella_jax.typing import Tensors
+from paella_jax.typing import Tensors, Tree
 
 ORIGINAL, DIFFUSERS = "original", "diffusers"
 OWNERS = {r.beside.name: r.family for r in RECORDS if r.beside is not None}
@@ -27,10 +30,11 @@ class Export(NamedTuple):
     """What a run becomes in a published format; nothing is written yet."""
 
     # PyTorch name -> view of the run's newest weights (averaged ones if any, LoRA merged); of a
-    # pipeline its transformer's.
+    # pipeline its transformer's. Of an original file also networks that trained along (whole.py).
     tensors: Tensors
     left: list[str]  # names of networks of the run that the format has no place for
     content: Any = None  # of a diffusers folder its config.json, or what writes a pipeline's
+    notes: Mapping[str, str] | None = None  # in a file's header
 
     def write(self, out: Path, dtype: np.dtype | None = None, report: Report = quiet) -> list[str]:
         """Writes a safetensors file, or for diffusers a folder; `dtype` is for `tensors` alone.
@@ -43,7 +47,7 @@ class Export(NamedTuple):
         """
         if self.content is None:
             try:
-                write_safetensors(out, self.tensors, dtype, report)
+                write_safetensors(out, self.tensors, dtype, report, self.notes)
             except OSError as error:
                 raise ConversionError(f"cannot write {out}: {error}") from error
             return []
@@ -92,7 +96,11 @@ def plan_export(checkpoint: str | Path, form: str) -> Export:
     _, params, state = restore_all(checkpoint, config)
     variables = params[record.own] if record.of_run is None else record.of_run(params, state)
     left = sorted(params.keys() - {record.own, *record.training_only})
+    if form == ORIGINAL and not record.names.whole:
+        return _original(record, config, params, left)
     tensors = record.names.save(variables, record.make(config), form == DIFFUSERS, copy=False)
+    if form == ORIGINAL:
+        return Export(tensors, left, notes=notes_of(config))
     foreign, content = record.foreign, None
     if form == DIFFUSERS and foreign is not None:  # a network that cannot be one is refused now
         model = record.make(config, tensors)
@@ -102,3 +110,13 @@ def plan_export(checkpoint: str | Path, form: str) -> Export:
             text_width = tensors[record.text_input].shape[1] if record.text_input else None
             content = foreign.write(model, text_width=text_width)
     return Export(tensors, left, content)
+
+
+def _original(record: Released, config: ConfigDict, params: Tree, left: list[str]) -> Export:
+    """All that a run trained in one file, but for a second network that has a file of its own."""
+    published, others = divide(params[record.own], record.names, record.make(config))
+    tensors = record.names.save(published, record.make(config), copy=False)
+    apart = [name for name in left if record.beside is not None and name == record.beside.name]
+    along = {name: params[name] for name in left if name not in apart}
+    tensors |= unpublished({record.own: others} | along)
+    return Export(tensors, apart, notes=notes_of(config))

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from paella_jax.config import apply_override, flatten_config, load_config, to_json
+from paella_jax.convert import whole
 from paella_jax.convert.recognise import Parts, check_family, run_family
 from paella_jax.convert.released import DEFAULT, JSON, SHAPES, Found, Released, article, value_of
 from paella_jax.files import weights_file
@@ -23,6 +24,7 @@ from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
 
 CHUNK = 8 * 2**20  # bytes read at once
+JOINT_TEXT = "text_encoder"  # that trained along with the network
 
 
 class Conversion(NamedTuple):
@@ -68,22 +70,19 @@ def plan_conversion(
       CheckpointError: a run given to take along is no run folder.
       ConfigError: an override names no field, or has another type.
     """
-    record, weights, folder = parts.record, parts.weights, parts.folder
-    beside, config = record.beside, load_config(record.preset)
+    record, folder, beside = parts.record, parts.folder, parts.record.beside
+    weights, unpublished = whole.split(parts.weights)
+    own = _own_config(weights, record)
+    config = load_config(record.preset) if own is None else own
     block = config[record.block]
     if LOOP in block:
         block[LOOP] = False
-    origins = {f"{record.block}.{name}": DEFAULT for name in block if name != LOOP}
+    origin = DEFAULT if own is None else whole.ORIGIN
+    origins = {f"{record.block}.{name}": origin for name in block if name != LOOP}
     name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {name_of(override) for override in overrides}
-    found = _found(weights, record, config)
-    if parts.beside is not None and beside is not None:
-        found |= beside.found(parts.beside, named)
-    untold = [name for name in map(record.field_of, record.heads[0]) if name not in found]
-    found |= dict.fromkeys(untold, (None, DEFAULT))
-    stored = dtype or next(iter(weights.values())).dtype
-    precision = "bfloat16" if stored == jnp.bfloat16 else "float32"
-    found |= {"precision": (precision, DEFAULT)} | (folder.found if folder is not None else {})
+    found = {} if own is not None else _all_found(parts, config, dtype)
+    found |= _beside_found(parts, own, named)
     _set_all(config, origins, found)
     for override in overrides:
         apply_override(config, override)
@@ -95,12 +94,14 @@ def plan_conversion(
         tokenizer = plan_conversion(Parts(other, folder.tokenizer))
     run = value_of(config, "tokenizer")
     known = read_config(run) if run else tokenizer.config if tokenizer is not None else None
-    settled = record.settle(config, weights, known)
+    settled = {} if own is not None else record.settle(config, weights, known)
     _set_all(config, origins, {n: value for n, value in settled.items() if n not in named})
     with weights_file.errors_name(weights.files[0]):
-        loaded = record.names.load(weights, record.make(config, weights))
-    plain = {"params": {record.own: loaded}, "model_state": {}}
+        more = unpublished.pop(record.own, {})
+        loaded = record.names.load(weights, record.make(config, weights), more)
+    plain = {"params": {record.own: whole.joined_trees(loaded, more)}, "model_state": {}}
     tree = plain if record.tree is None else record.tree(loaded)
+    tree["params"] |= unpublished
     if parts.beside is not None and beside is not None:
         with weights_file.errors_name(parts.beside.files[0]):
             beside.check(parts.beside, config)
@@ -108,6 +109,36 @@ def plan_conversion(
         tree["params"][beside.name] = variables["params"]
         tree["model_state"][beside.name] = variables["batch_stats"]
     return Conversion(record, config, tree, origins, folder, tokenizer)
+
+
+def _own_config(weights: Weights, record: Released) -> ConfigDict | None:
+    """The config of a run that a file was exported from. Raises ConversionError for another's."""
+    config = whole.config_of(weights)
+    if config is not None and not record.is_of(config):
+        raise ConversionError(
+            f"{weights.files[0]}: its tensors are {article(record.family)}'s, the config in its "
+            f"header is {article(run_family(config))}'s; export it again"
+        )
+    return config
+
+
+def _all_found(parts: Parts, config: ConfigDict, dtype: np.dtype | None) -> Found:
+    """What the files tell of the config, and what they leave open."""
+    record, folder = parts.record, parts.folder
+    found = _found(parts.weights, record, config)
+    untold = [name for name in map(record.field_of, record.heads[0]) if name not in found]
+    found |= dict.fromkeys(untold, (None, DEFAULT))
+    stored = dtype or next(iter(parts.weights.values())).dtype
+    precision = "bfloat16" if stored == jnp.bfloat16 else "float32"
+    return found | {"precision": (precision, DEFAULT)} | (folder.found if folder else {})
+
+
+def _beside_found(parts: Parts, own: ConfigDict | None, named: set[str]) -> Found:
+    """What a second network's file, or its absence, tells."""
+    beside = parts.record.beside
+    if beside is None or parts.beside is None:
+        return {} if beside is None else beside.without
+    return beside.present | (beside.found(parts.beside, named) if own is None else {})
 
 
 def _set_all(config: ConfigDict, origins: dict[str, str], found: Found) -> None:
@@ -162,14 +193,19 @@ def _check_heads(config: ConfigDict, record: Released) -> None:
 def lacking(plan: Conversion) -> str:
     """Which frozen networks are still needed to draw, and how to add them; empty for none."""
     needed = [(option, *need) for option, need in plan.record.needs.items() if need[1]]
+    if JOINT_TEXT in plan.tree["params"]:
+        needed = [need for need in needed if need[1] != "text.folder"]
     missing = [f"--{o} {value}" for o, field, value in needed if not value_of(plan.config, field)]
-    if plan.folder is not None or not missing:
-        return ""
-    fields = " and ".join(f"--config.{field}" for _, field, _ in needed)
-    return (
-        "This folder cannot draw yet: it lacks frozen networks. Convert again with "
-        f"`{' '.join(missing)}`, or give {fields} when fine-tuning."
-    )
+    fields, said = " and ".join(f"--config.{field}" for _, field, _ in needed), []
+    if missing and plan.folder is None:
+        said.append(
+            "This folder cannot draw yet: it lacks frozen networks. Convert again with "
+            f"`{' '.join(missing)}`, or give {fields} when fine-tuning."
+        )
+    beside = plan.record.beside
+    if beside is not None and beside.name not in plan.tree["params"]:
+        said.append(beside.missing)
+    return " ".join(said)
 
 
 def check_frozen(plan: Conversion, weights: Weights) -> None:

@@ -105,8 +105,8 @@ def open_parts(
       compressor: file of a family's second network. Default: the entry beside its own weights.
 
     Raises:
-      ConversionError: nothing there, another family, no second network where the family needs
-        one, one for another family, or a pipeline folder that lacks parts.
+      ConversionError: nothing there, another family, a second network for another family, or a
+        pipeline folder that lacks parts.
     """
     opened = (known.open_folder(path) for known in RECORDS)
     folder = next((found for found in opened if found is not None), None)
@@ -128,5 +128,5 @@ def open_parts(
     if beside.entry in second.entries:
         second = open_weights(second.files[0], beside.entry)
     elif not compressor:
-        raise ConversionError(f"{weights.files[0]} {beside.missing}")
+        return Parts(record, weights)
     return Parts(record, weights, second)

@@ -139,7 +139,9 @@ class Beside(NamedTuple):
     found: Callable[[Weights, set[str]], Found]  # tensors, and fields that the command line tells
     check: Callable[[Weights, ConfigDict], None]  # refuses what does not fit the family's network
     of_run: Callable[[str | Path], Tree]  # run folder -> its variables
-    missing: str  # what is said of weights without it, after the file's name
+    present: Found  # config fields of weights that come with it ...
+    without: Found  # ... and of those that do not
+    missing: str  # what is said of those
 
 
 @dataclass(frozen=True)

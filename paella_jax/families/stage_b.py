@@ -31,6 +31,7 @@ from paella_jax.runs.frozen import (
     COMPRESSOR,
     carry,
     compressor_variables,
+    has_compressor,
     load_carried,
     place_of,
     stage_b_run,
@@ -282,18 +283,27 @@ def stage_b_encoding(config: ConfigDict, networks: StageBNetworks, frozen: Tree)
     return Encoding(arrays, digested, text_tokenizers(networks.text), settings)
 
 
-def load_stage_b(workdir: str | Path) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:
+def load_stage_b(
+    workdir: str | Path, without_compressor: bool = False
+) -> tuple[ConfigDict, StageBNetworks, Tree, Tree]:
     """Config, networks, parameters and frozen parameters, from a Stage B or a Stage C run.
+
+    Args:
+      workdir: the run's folder.
+      without_compressor: gives None for a compressor that is not there: drawing needs none.
 
     Raises:
       CheckpointError: not such a run, damaged, or without the networks it needs.
     """
     folder = Path(workdir)
+    compressor = None
     if place_of("stage_b", folder).is_file() or read_config(folder).method == "stage_c":
         config, params = load_carried("stage_b", folder)
-        compressor = load_carried(COMPRESSOR, folder)
+        if place_of(COMPRESSOR, folder).is_file() or not without_compressor:
+            compressor = load_carried(COMPRESSOR, folder)
     else:
         config, params, _ = stage_b_run(folder)
-        compressor = compressor_variables(folder)
+        if has_compressor(folder) or not without_compressor:
+            compressor = compressor_variables(folder)
     networks, frozen = make_stage_b(config, folder)
     return config, networks, params, frozen | {COMPRESSOR: compressor}

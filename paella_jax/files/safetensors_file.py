@@ -7,7 +7,7 @@ shape and byte range, then the bytes. Neither direction ever holds more than one
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -58,24 +58,36 @@ def map_safetensors(file: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def read_notes(file: Path) -> dict[str, str]:
+    """The texts of a safetensors file that `map_safetensors` can read."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)).get("__metadata__", {})
+
+
 def write_safetensors(
-    file: Path, tensors: Tensors, dtype: np.dtype | None = None, report: Report = quiet
+    file: Path,
+    tensors: Tensors,
+    dtype: np.dtype | None = None,
+    report: Report = quiet,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Writes tensors one after another; the file appears whole or not at all.
 
     Args:
       file: where to; its folder is made.
       tensors: name -> array in any layout, for example a transposed view of a mapped file.
-      dtype: what to store them in; default each its own.
+      dtype: what to store them in, but for whole numbers; default each its own.
       report: called with the number of bytes after each tensor, for a progress bar.
+      notes: texts by name, which other programs pass over.
 
     Raises:
       ConversionError: a dtype the format does not have, or values that `dtype` cannot hold.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict(notes or {})}
     offset = 0
     for name, tensor in tensors.items():
-        kind = np.dtype(tensor.dtype if dtype is None else dtype)
+        kind = _kind(tensor, dtype)
         if kind not in NAMES:
             raise ConversionError(f"{name} has dtype {kind}, which safetensors cannot store")
         span = [offset, offset := offset + tensor.size * kind.itemsize]
@@ -91,9 +103,13 @@ def write_safetensors(
             report(stored.nbytes)
 
 
+def _kind(tensor: np.ndarray, dtype: np.dtype | None) -> np.dtype:
+    return np.dtype(tensor.dtype if dtype is None or tensor.dtype.kind in "biu" else dtype)
+
+
 def _stored(name: str, tensor: np.ndarray, dtype: np.dtype | None) -> np.ndarray:
     """The tensor in row order and in `dtype`."""
-    if dtype is None or tensor.dtype == dtype:
+    if dtype is None or tensor.dtype == _kind(tensor, dtype):
         return np.ascontiguousarray(tensor)
     with np.errstate(over="ignore"):
         # Cast in the order of the file, then reorder the (mostly smaller) result.

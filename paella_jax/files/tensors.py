@@ -7,7 +7,7 @@ nested dict, and how its axes move. Both directions read the same table, so a ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -50,8 +50,10 @@ class Weights(dict[str, np.ndarray]):
         source: str,  # one line on what kind of file it was and where in it the tensors were
         files: Iterable[Path] = (),  # that they come from
         entries: Iterable[str] = (),  # of a torch file of several things: those that hold weights
+        notes: Mapping[str, str] | None = None,  # texts in a safetensors file's header
     ) -> None:
         super().__init__(tensors)
+        self.notes = dict(notes or {})
         self.source, self.files, self.entries = source, tuple(files), tuple(entries)
 
 
@@ -202,12 +204,22 @@ class Names:
         variables = jax.eval_shape(init)
         return variables if self.whole else variables["params"]
 
-    def load(self, tensors: Tensors, module: Any) -> Tree:
-        """State dict, original or diffusers -> our tree; ConversionError lists every misfit."""
+    def load(self, tensors: Tensors, module: Any, apart: Tree | None = None) -> Tree:
+        """State dict, original or diffusers -> our tree; ConversionError lists every misfit.
+
+        Args:
+          tensors: the state dict.
+          module: of the network.
+          apart: parameters that come from elsewhere, and are left out here.
+        """
         entries = self.table(module, self.is_diffusers(tensors))
         if not any(name.startswith(self.optional) for name in tensors):
             entries = [entry for entry in entries if not entry.name.startswith(self.optional)]
         shapes = self.shapes(module, *self.widths(tensors))
+        if apart:
+            elsewhere = flatten_dict(apart)
+            flat = flatten_dict(shapes)
+            shapes = unflatten_dict({p: x for p, x in flat.items() if p not in elsewhere})
         ignored = (COUNTER, *self.ignored) if self.whole else self.ignored
         ignore = [n for n in tensors if n.endswith(ignored) or n.startswith(self.foreign)]
         return import_tensors(entries, tensors, shapes, ignore=ignore)

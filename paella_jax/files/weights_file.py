@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from paella_jax.files.safetensors_file import map_safetensors
+from paella_jax.files.safetensors_file import map_safetensors, read_notes
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.torch_file import read_torch_file
 
@@ -146,7 +146,8 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
         return read_torch_file(path, key)
     if is_safetensors or path.suffix == ".safetensors":
         _refuse_key(path, key)
-        return Weights(map_safetensors(path), "safetensors file", (path,))
+        tensors = map_safetensors(path)
+        return Weights(tensors, "safetensors file", (path,), notes=read_notes(path))
     what = f"neither a safetensors nor a torch file (it starts with {start[:12]!r})"
     if start.startswith(b"version https://git-lfs"):
         what = "a Git LFS pointer, not the file it stands for"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from paella_jax.encoders.byte_tokenizer import PromptError, check_prompts
 from paella_jax.images.modes import WHITE
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.images.write import to_uint8
+from paella_jax.sharing.pipeline import Origin, save_pipeline
 from paella_jax.training.placing import batch_sharding, fetch, place
 from paella_jax.training.sharding import make_mesh, replicated
 from paella_jax.typing import Key, Tree
@@ -93,6 +95,17 @@ class Pipeline:
     """The call that all pipelines share; `generate` and `_states` are each pipeline's own."""
 
     config: ConfigDict
+    origin: Origin | None = None  # what `paella_jax.load` made it from
+
+    def save(self, folder: str | Path, **options: Any) -> Path:
+        """Writes it as a folder to share, which `paella_jax.load` reads; see `save_pipeline`.
+
+        Args:
+          folder: new, or written by this before.
+          **options: `dtype` ("float32", "bfloat16"; default the run's own), `report` (a folder that
+            `evaluate` wrote) and `licence` for the card.
+        """
+        return save_pipeline(self, folder, **options)
 
     def read(self, image: ImageLike) -> np.ndarray:
         """An image for a task, as the training images were read; `read_image` says of what kind."""

@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.runs.frozen import COMPRESSOR
+from paella_jax.runs.manifest import check_files
+from paella_jax.sharing.folder import SUPER_RESOLUTION, inside
+from paella_jax.sharing.pipeline import Origin
 from paella_jax.typing import Tree
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def load(
 
     Raises:
       ValueError: an option that this kind of run does not have.
-      CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
+      CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged, or a
+        shared folder whose files are not what was shared.
     """
     loaders = LOADERS if loaders is None else loaders
     method = read_config(directory).method
@@ -47,13 +51,20 @@ def load(
             f"{directory} holds a run of method {method!r}, which draws no images from text; give "
             f"one of {sorted(loaders)}"
         )
+    check_files(directory)
     known = list(inspect.signature(loaders[method]).parameters)[1:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(
             f"a run of method {method!r} has no loading option {', '.join(unknown)}; it has {known}"
         )
-    return loaders[method](directory, **options)
+    if SUPER_RESOLUTION in known and SUPER_RESOLUTION in inside(directory):
+        options.setdefault(SUPER_RESOLUTION, Path(directory) / SUPER_RESOLUTION)
+    origin = Origin.of(directory, options)
+    pipe = loaders[method](directory, **options)
+    if hasattr(pipe, "save"):
+        pipe.origin = origin
+    return pipe
 
 
 def load_one_or_two_scales(
@@ -95,7 +106,7 @@ def load_wuerstchen(directory: str | Path, offload: bool = False) -> WuerstchenP
         raise CheckpointError(f"{workdir} holds a run of method {config.method!r}, not Würstchen's")
     if config.method == "stage_c":
         return load_stage_c_pipeline(config, workdir, None, offload)
-    config_b, stage_b, params, frozen = load_stage_b(workdir)
+    config_b, stage_b, params, frozen = load_stage_b(workdir, without_compressor=True)
     weights = _later_weights(params, frozen)
     return WuerstchenPipeline(stage_b, None, weights, {"stage_b": config_b}, offload)
 
@@ -120,7 +131,7 @@ def load_stage_c_pipeline(
     from paella_jax.families.stage_c import make_stage_c
     from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 
-    config_b, stage_b, params, frozen = load_stage_b(workdir)
+    config_b, stage_b, params, frozen = load_stage_b(workdir, without_compressor=True)
     stage_c, frozen_c = make_stage_c(config, workdir, stage_b)
     if weights is None:
         weights = (restore_trained(workdir, config), frozen_c)

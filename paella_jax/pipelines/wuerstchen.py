@@ -43,6 +43,10 @@ from paella_jax.sampling.diffusion import DDPMSettings
 from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
 
+NO_COMPRESSOR = (
+    "this run has no compressor, as diffusers' folders have none: it draws from text, but cannot "
+    "encode or reconstruct images; convert it again with --compressor model_v2_stage_b.pt"
+)
 LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
 
 
@@ -112,6 +116,8 @@ class WuerstchenPipeline(Pipeline):
     @contextmanager
     def _stage(self, name: str) -> Iterator[Tree]:
         """A stage's weights on the device, and off it afterwards where weights are offloaded."""
+        if self._weights[name] is None:
+            raise ValueError(NO_COMPRESSOR)
         if not self.offload:
             yield self._weights[name]
             return

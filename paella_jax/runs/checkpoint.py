@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from paella_jax.config import ConfigError
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
+from paella_jax.runs.manifest import check_files
 from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
 
@@ -136,6 +137,7 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     directory = Path(workdir).absolute() / "checkpoints"
     file = directory.parent / WEIGHTS_FILE
     if not directory.is_dir() and file.is_file():
+        check_files(directory.parent, [WEIGHTS_FILE])
         return 0, _sampling_weights(load_tree(file))
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")

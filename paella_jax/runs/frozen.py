@@ -204,6 +204,12 @@ def stage_b_run(run: str | Path) -> tuple[ConfigDict, Tree, Tree]:
     return config, restored["params"], restored["model_state"]
 
 
+def has_compressor(run: str | Path) -> bool:
+    """Whether a Stage B run has one: diffusers' published folders, from which it may be, do not."""
+    trains = read_config_of("stage_b", run).compressor.train
+    return trains or place_of(COMPRESSOR, run).is_file()
+
+
 def compressor_variables(run: str | Path) -> Tree:
     """The compressor of a Stage B run: {"params", "batch_stats"}."""
     config, params, model_state = stage_b_run(run)
@@ -220,7 +226,8 @@ def _copy_stage_b(run: Path, place: Path) -> None:
     """Copies Stage B with its compressor, its tokenizer (Stage A) and its text encoder."""
     config, params, _ = stage_b_run(run)
     workdir = place.parent.parent
-    _copy_compressor(run, place_of(COMPRESSOR, workdir))
+    if has_compressor(run):
+        _copy_compressor(run, place_of(COMPRESSOR, workdir))
     own = {name: tree for name, tree in params.items() if name != COMPRESSOR}
     save_tree(place.with_suffix(".safetensors"), own)
     stage_a, variables = load_carried("tokenizer", run)
@@ -251,7 +258,9 @@ CARRIED: dict[str, Carried] = {
     "clip": _clip("clip"),
     "stage_b_clip": _clip("stage_b_clip"),
     "stage_c_clip": _clip("stage_c_clip"),
-    COMPRESSOR: Carried("compressor.safetensors", _copy_compressor, load_tree),
+    COMPRESSOR: Carried(
+        "compressor.safetensors", _copy_compressor, load_tree, (), "compressor", "--compressor FILE"
+    ),
     "stage_b": Carried(
         "stage_b.json", _copy_stage_b, _load_stage_b, name="Stage B", option="--stage_b STAGE_B_RUN"
     ),

@@ -1,0 +1,128 @@
+"""What a shared folder says of itself: `paella_jax.json`, with the digest of every file it needs.
+
+It marks a folder that `paella_jax.export` wrote. What it lists is checked whenever the folder is
+read; the card and its pictures are listed apart, since their owner may edit them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.folder import CheckpointError
+
+MANIFEST = "paella_jax.json"
+FORMAT = 1
+CHUNK = 8 * 2**20  # bytes read at once
+_checked: dict[tuple[str, int, int], str] = {}  # files whose digest is known, until they change
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """The bytes and the SHA-256 digest of a file."""
+    return {"bytes": file.stat().st_size, "sha256": digest(file)}
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file as hex digits; of one that did not change since, without reading it."""
+    real = file.resolve()
+    known = (str(real), real.stat().st_size, real.stat().st_mtime_ns)
+    if known not in _checked:
+        sha = hashlib.sha256()
+        with real.open("rb") as stream:
+            while piece := stream.read(CHUNK):
+                sha.update(piece)
+        _checked[known] = sha.hexdigest()
+    return _checked[known]
+
+
+def files_of(folder: Path) -> list[str]:
+    """All files below a folder, by their paths in it."""
+    return sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+
+
+def write_manifest(folder: Path, card: Iterable[str], **told: Any) -> None:
+    """Lists and digests what lies in a folder.
+
+    Args:
+      folder: with all its files.
+      card: those of them that are for people alone.
+      **told: further entries.
+    """
+    names, card = files_of(folder), set(card)
+    content = {
+        "format": FORMAT, **told,
+        "files": {name: describe(folder / name) for name in names if name not in card},
+        "card": {name: describe(folder / name) for name in names if name in card},
+    }  # fmt: skip
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=2))
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """What a folder says of itself; None where it is no shared folder.
+
+    Raises:
+      CheckpointError: it is damaged, or of a newer form.
+    """
+    file = Path(folder) / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text())
+        assert all(map(_is_listed, content["files"].items()))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error!r}); download the folder again"
+        ) from error
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file} has format {content.get('format')!r}, this version reads {FORMAT}; update "
+            "paella_jax"
+        )
+    return content
+
+
+def _is_listed(entry: tuple[str, dict[str, Any]]) -> bool:
+    """Whether an entry is a file inside of the folder, with its size and digest."""
+    name, known = entry
+    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+    return inside and isinstance(known["sha256"], str) and known["bytes"] >= 0
+
+
+def check_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
+    """Compares the files of a shared folder with their digests; other folders pass.
+
+    Args:
+      folder: run folder.
+      names: of the listed files to look at; default all.
+
+    Raises:
+      CheckpointError: files are missing, cut short or changed; all are named.
+    """
+    folder, manifest = Path(folder), read_manifest(folder)
+    if manifest is None:
+        return
+    listed = manifest["files"]
+    wrong = [
+        problem
+        for name in (listed if names is None else names)
+        if name in listed and (problem := _problem(folder / name, listed[name]))
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{folder} is not what was shared: {'; '.join(wrong)}. Copy or download it again"
+        )
+
+
+def _problem(file: Path, known: dict[str, Any]) -> str:
+    """What is wrong with one file; empty if nothing."""
+    if not file.is_file():
+        return f"{file.name} is missing"
+    size = file.stat().st_size
+    if size != known["bytes"]:
+        cut = "is cut short: it" if size < known["bytes"] else "is too long: it"
+        return f"{file.name} {cut} has {size} bytes of {known['bytes']}"
+    return "" if digest(file) == known["sha256"] else f"{file.name} has another SHA-256 digest"

@@ -1,0 +1,206 @@
+"""Runs of the hub: its cache, what is downloaded, uploads, and one line for every failure.
+
+Nothing is asked of a network: the cache is a folder of the hub's layout, the hub an object.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import small
+from huggingface_hub import constants, errors
+
+import paella_jax
+from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.manifest import MANIFEST
+from paella_jax.sharing.folder import of_run, write_shared
+from paella_jax.sharing.hub import HubError, download, is_name, push_to_hub
+
+pytestmark = pytest.mark.devices(8)
+COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+NAME = "someone/circles"
+# The hub's client has had several HTTP libraries.
+HTTP = importlib.import_module(errors.HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    run = small.untrained(folder / "run", small.small_paella(sampler__num_steps=2))
+    return write_shared(folder / "circles", {"": of_run(run)})
+
+
+def put(cache: Path, folder: Path, files, commit: str, branch: str = "main") -> Path:
+    """Files of a repository as the hub's cache holds them: blobs, and links to them by commit."""
+    place = cache / f"models--{NAME.replace('/', '--')}"
+    for name in files:
+        blob, link = place / "blobs" / name.replace("/", "_"), place / "snapshots" / commit / name
+        for above in (blob.parent, link.parent, place / "refs"):
+            above.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, blob)
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    (place / "refs" / branch).write_text(commit)
+    return place / "snapshots" / commit
+
+
+class FakeHub:
+    """What is used of `huggingface_hub.HfApi`, for one repository."""
+
+    def __init__(self, cache: Path, folder: Path, more=()) -> None:
+        self.cache, self.folder, self.error = cache, folder, None
+        found = (f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+        self.files, self.taken, self.calls = sorted([*found, *more]), [], []
+
+    def _answer(self, name: str) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def model_info(self, name, revision=None):
+        self._answer(name)
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in self.files])
+
+    def snapshot_download(self, name, revision=None, allow_patterns=None):
+        self._answer(name)
+        fits = lambda file: any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)
+        taken = [file for file in self.files if fits(file)]
+        self.taken += [file for file in taken if file not in self.taken]
+        commit = COMMITS.get(revision or "main", revision)
+        branch = revision if revision in COMMITS else "main"
+        return str(put(self.cache, self.folder, taken, commit, branch))
+
+    def create_repo(self, name, **options):
+        self._answer(name)
+        self.calls.append(("create", name, options))
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload", sorted(os.listdir(options["folder_path"])), options))
+
+
+@pytest.fixture
+def hub(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    fake = FakeHub(tmp_path / "cache", shared, more=["weights.fp16.bin", ".gitattributes"])
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: fake)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def response(status):
+    return HTTP.Response(status, request=HTTP.Request("GET", "https://huggingface.co"))
+
+
+def test_a_name_loads_with_the_files_that_are_needed(hub, shared):
+    pipe = paella_jax.load(NAME)
+    manifest = paella_jax.runs.manifest.read_manifest(shared)
+    assert set(hub.taken) == {MANIFEST, *manifest["files"]} and "README.md" not in hub.taken
+    images = pipe("a red circle", seed=1, output_type="array")
+    same = paella_jax.load(shared)("a red circle", seed=1, output_type="array")
+    np.testing.assert_array_equal(images, same)
+    # Again from the cache, as asked for or as there is no network.
+    hub.error = HTTP.ConnectError("no route")
+    assert paella_jax.load(NAME, offline=True).origin.folder.name == COMMITS["main"]
+
+
+def test_without_a_network_the_cache_serves_and_says_so(hub, capsys):
+    folder = download(NAME)
+    hub.error = HTTP.ConnectError("no route")
+    assert download(NAME) == folder
+    assert "no network: someone/circles is taken from the hub's cache" in capsys.readouterr().err
+
+
+def test_a_revision(hub):
+    assert download(NAME, "v2").name == COMMITS["v2"]
+    assert download(NAME, "v2", offline=True).name == COMMITS["v2"]
+    assert download(NAME, COMMITS["v2"], offline=True).name == COMMITS["v2"]
+    with pytest.raises(HubError, match="revision v3 of someone/circles is neither"):
+        download(NAME, "v3", offline=True)
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (lambda: errors.RepositoryNotFoundError("404", response=response(404)),
+         "neither a folder here nor a repository on the hub that you may see; check the spelling"),
+        (lambda: errors.GatedRepoError("403", response=response(403)),
+         "gated: accept its terms at https://huggingface.co/someone/circles, then log in"),
+        (lambda: errors.RevisionNotFoundError("404", response=response(404)),
+         "someone/circles has no revision 'v9'"),
+        (lambda: errors.HfHubHTTPError("500 Server Error\n\nbusy", response=response(500)),
+         "the hub refused someone/circles: 500 Server Error"),
+        (lambda: errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1"), r"cannot be downloaded \(no net"),
+        (lambda: HTTP.ConnectTimeout("slow"), "check the path, or load it once with a network"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_one_line(hub, error, words):
+    hub.error = error()
+    with pytest.raises(HubError, match=words) as caught:
+        paella_jax.load(NAME, revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_download(hub):
+    folder = download(NAME)
+    blob = (folder / "weights.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-7])
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is cut short"):
+        paella_jax.load(NAME, offline=True)
+    (folder / "frozen" / "vqgan.json").unlink()
+    with pytest.raises(CheckpointError, match=r"vqgan\.json is missing"):
+        paella_jax.load(NAME, offline=True)
+
+
+def test_what_is_no_name(hub, tmp_path):
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    assert is_name("a/b") and not is_name("runs/x") and not is_name("/a/b") and not is_name("a/b/c")
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        paella_jax.load("runs/x")
+    with pytest.raises(ValueError, match="revision='v2' is for OWNER/NAME on the hub, not for run"):
+        paella_jax.load("runs/x", revision="v2")
+    assert not hub.taken
+
+
+def test_a_folder_is_pushed_whole(hub, shared):
+    told = push_to_hub(shared, NAME, private=True)
+    assert told == f"https://huggingface.co/{NAME}"
+    create, upload = hub.calls
+    assert create == ("create", NAME, {"private": True, "exist_ok": True})
+    assert upload[1] == sorted(os.listdir(shared)) and upload[2]["repo_id"] == NAME
+
+
+def test_a_pipeline_is_saved_and_pushed(hub, shared):
+    paella_jax.push_to_hub(paella_jax.load(shared), NAME, message="First")
+    _, upload = hub.calls
+    assert {MANIFEST, "weights.safetensors", "README.md"} <= set(upload[1])
+    assert upload[2]["commit_message"] == "First"
+    assert not Path(upload[2]["folder_path"]).exists()
+
+
+def test_what_cannot_be_pushed(hub, shared, tmp_path):
+    for source, name, words in (
+        (shared, "circles", "'circles' is no name of a repository on the hub; give OWNER/NAME"),
+        (tmp_path, NAME, "is no shared folder; write one: python -m paella_jax.export"),
+    ):
+        with pytest.raises(HubError, match=words):
+            push_to_hub(source, name)
+    damaged = shutil.copytree(shared, tmp_path / "damaged")
+    (damaged / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json is cut short"):
+        push_to_hub(damaged, NAME)
+    for error, words in (
+        (errors.LocalTokenNotFoundError("no token"), "not logged in to the hub: log in with"),
+        (HTTP.ConnectError("x"), f"no network: .* was not uploaded to {NAME}; try again"),
+        (errors.RepositoryNotFoundError("403", response=response(403)), "that you may see"),
+    ):
+        hub.error = error
+        with pytest.raises(HubError, match=words):
+            push_to_hub(shared, NAME)
+    assert not hub.calls
