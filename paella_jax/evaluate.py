@@ -57,7 +57,7 @@ def check_subject(arguments: argparse.Namespace) -> None:
 
 def load_judges(arguments: argparse.Namespace) -> Judges:
     """The feature network and CLIP models that the flags name."""
-    from paella_jax.evaluation.clip_score import load_clip_judge
+    from paella_jax.encoders.clip_judge import load_clip_judge
     from paella_jax.evaluation.features import load_features
     from paella_jax.reports.gathered import Judges
 

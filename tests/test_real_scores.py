@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import small_clip
 
-from paella_jax.evaluation.clip_score import cosines, load_clip_judge
+from paella_jax.encoders.clip_judge import clip_image, cosines, load_clip_judge
 from paella_jax.evaluation.distances import frechet_estimate, frechet_of, kernel_estimate
 from paella_jax.evaluation.estimates import leave_blocks_out, mean_of
-from paella_jax.evaluation.features import clip_image, load_features
+from paella_jax.evaluation.features import load_features
 from paella_jax.evaluation.frechet import feature_statistics, frechet_distance
 from paella_jax.evaluation.image_measures import code_usage, inception_score, is_blank, psnr
 from paella_jax.evaluation.kernel_distance import kernel_distance
@@ -173,4 +173,8 @@ def test_clip_score_and_its_scale(judge):
     scores = cosines(vectors, texts)
     assert scores.shape == (33,) and np.abs(scores).max() <= 1.0 and scores.std() > 0
     np.testing.assert_allclose(cosines(texts, 3 * texts), 1.0)
+    # `sample --best_of` picks by the number that `evaluate` prints.
+    own = [f"text {n}" for n in range(33)]
+    np.testing.assert_allclose(judge.score(images, own), scores, atol=1e-5)
+    np.testing.assert_allclose(judge.score(images[:3], own[:3]), scores[:3], atol=1e-5)
     assert judge.scale == pytest.approx(np.exp(4.6), rel=1e-6)

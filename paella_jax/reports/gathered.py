@@ -16,8 +16,8 @@ from paella_jax.config import UserError
 from paella_jax.data.captioned import most_broken
 from paella_jax.data.captions import find_table, list_captioned, list_images, read_text
 from paella_jax.data.records import UNREADABLE
-from paella_jax.evaluation.clip_score import ClipJudge
-from paella_jax.evaluation.features import BATCH, FeatureNetwork, Features
+from paella_jax.encoders.clip_judge import ClipJudge
+from paella_jax.encoders.feature_network import BATCH, FeatureNetwork, Features
 from paella_jax.evaluation.image_measures import is_blank
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from paella_jax.encoders.feature_network import FeatureNetwork
 from paella_jax.evaluation.distances import frechet_estimate, kernel_estimate
 from paella_jax.evaluation.estimates import Estimate, mean_of, need
-from paella_jax.evaluation.features import FeatureNetwork
 from paella_jax.evaluation.image_measures import psnr
 from paella_jax.files.atomic import write_atomically
 from paella_jax.reports.gathered import ImageFolder, as_json

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paella_jax.evaluation.clip_score import cosines
+from paella_jax.encoders.clip_judge import cosines
 from paella_jax.evaluation.distances import LEAST, frechet_estimate, kernel_estimate
 from paella_jax.evaluation.estimates import Estimate, mean_of
 from paella_jax.evaluation.image_measures import SPLITS, inception_score
