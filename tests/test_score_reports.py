@@ -85,8 +85,8 @@ def test_folders_that_cannot_be_scored(folders, judges, tmp_path):
     prompts.write_text("one\ntwo\n")
     first, second = map(str, folders)
     for images, options, message in (
-        (tmp_path / "absent", {}, "is not a folder of images"),
-        (tmp_path / "empty", {}, "has no images"),
+        (tmp_path / "absent", {}, "--images: there is no .*absent"),
+        (tmp_path / "empty", {}, "has none of these: images, .tar"),
         (few, {}, "FID or KID needs at least 20 images .*, there are 19"),
         (first, {"prompts": str(prompts)}, "2 prompts for 40 images"),
         (first, {"prompts": str(tmp_path / "no.txt")}, "is not a file"),
@@ -170,7 +170,7 @@ def test_a_tokenizer(data, judges, tmp_path):
         score_run(Asked(run, tmp_path, str(data), num_images=19), judges)
     with pytest.raises(ValueError, match="--curve and --prompts are for runs that draw"):
         score_run(Asked(run, tmp_path, str(data), axes=("steps",)), judges)
-    with pytest.raises(ValueError, match=r"--data .*absent is not a folder"):
+    with pytest.raises(ValueError, match=r"--data: there is no .*absent"):
         score_run(Asked(run, tmp_path, str(tmp_path / "absent")), judges)
     with pytest.raises(ValueError, match="--curve knows steps and guidance, not seed"):
         score_run(Asked(run, tmp_path, str(data), axes=("seed",)), judges)
@@ -179,13 +179,14 @@ def test_a_tokenizer(data, judges, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("", "give one of --checkpoint RUN, --images FOLDER or --manipulations FOLDER"),
+        ("", "give one of --checkpoint RUN, --images PLACE or --manipulations PLACE"),
         ("--images a --manipulations b", "not --images and --manipulations"),
         ("--images a", "belong together"),
         ("--checkpoint r --reference b", "belong together"),
         ("--images a --reference b --curve steps", "--curve belongs to --checkpoint"),
         ("--checkpoint r --paired", "--paired belongs to --images"),
         ("--checkpoint /nowhere", "not a run folder"),
+        ("--images a --reference b --config.data.tfds=c", "--config.data.FIELD belongs to --check"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, monkeypatch):

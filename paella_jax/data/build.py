@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -111,10 +112,28 @@ def _files(data: ConfigDict, training: bool, left_out: Counter[str]) -> tuple[Re
     if data.validation_files:
         held = find_files("data.validation_files", data.validation_files, pattern)
     chosen = choose_files(files, held, training, left_out)
-    if data.source == "webdataset":
-        return ShardRecords(owner, chosen.files, _wanted(data), left_out), chosen.how
-    kind = ArrayRecords if data.source == "array_record" else TableRecords
-    return kind(owner, chosen.files, _wanted(data)), chosen.how
+    return open_files(data.source, owner, chosen.files, _wanted(data), left_out), chosen.how
+
+
+def open_files(
+    source: str, owner: str, files: Sequence[Path], wanted: Wanted, left_out: Counter[str]
+) -> Records:
+    """The records of files of one of the kinds in `FILES`.
+
+    Args:
+      source: the kind.
+      owner: what they are, in messages.
+      files: all to be read.
+      wanted: which of their fields to read.
+      left_out: gets the number of what is not used, by kind.
+
+    Raises:
+      ValueError: damaged files, no records, or none with such fields.
+    """
+    if source == "webdataset":
+        return ShardRecords(owner, files, wanted, left_out)
+    kind = ArrayRecords if source == "array_record" else TableRecords
+    return kind(owner, files, wanted)
 
 
 def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, str]:

@@ -9,7 +9,8 @@ import numpy as np
 from paella_jax.evaluation.distances import check_counts
 from paella_jax.evaluation.estimates import mean_of
 from paella_jax.evaluation.image_measures import psnr
-from paella_jax.reports.gathered import ImageFolder, Judges, ScoreError, gather
+from paella_jax.reports.gathered import Judges, ScoreError, gather
+from paella_jax.reports.image_sets import ImageSet, open_images
 from paella_jax.reports.scores import (
     distances,
     notes_on,
@@ -26,8 +27,8 @@ def score_folders(
     """Writes scores.json and scores.md.
 
     Args:
-      images: folder of the images to score.
-      reference: folder of real images.
+      images: folder of the images to score, or another source of them.
+      reference: likewise, of real images.
       judges: the networks.
       out: folder of the report.
       prompts: text file with a caption per image, where none lie beside them.
@@ -39,7 +40,9 @@ def score_folders(
     Raises:
       ValueError: folders without images, too few or too many unreadable ones, missing namesakes.
     """
-    drawn, real = ImageFolder(images, prompts), ImageFolder(reference)
+    captions = judges.clip is not None or judges.pick is not None
+    drawn = open_images("--images", images, prompts, captions)
+    real = open_images("--reference", reference, captions=captions)
     if paired and drawn.names != real.names:
         other = sorted(set(drawn.names) ^ set(real.names))
         raise ScoreError(
@@ -61,7 +64,7 @@ def score_folders(
     return write_report(out, [row, floor], notes, **skipped)
 
 
-def _likeness(drawn: ImageFolder, real: ImageFolder) -> dict[str, object]:
+def _likeness(drawn: ImageSet, real: ImageSet) -> dict[str, object]:
     """PSNR of the pairs, which must have the same sizes."""
     values = []
     for name, ours, theirs in zip(drawn.names, drawn.images(), real.images(), strict=True):

@@ -20,10 +20,11 @@ from paella_jax.reports.gathered import (
     first,
     gather,
     keeping,
-    read_prompts,
 )
+from paella_jax.reports.image_sets import read_prompts
 from paella_jax.reports.previews import caption_cutter
 from paella_jax.reports.score_curves import draw_curves
+from paella_jax.reports.scored_data import scored_data
 from paella_jax.reports.scored_run import (
     AXES,
     SHOWN,
@@ -83,13 +84,7 @@ def _check(asked: Asked, method: str) -> None:
 
 
 def _subject(asked: Asked, config: ConfigDict) -> Subject:
-    data = config.data.copy_and_resolve_references()
-    if asked.data:
-        if not Path(asked.data).is_dir():
-            raise ScoreError(f"--data {asked.data} is not a folder")
-        with data.unlocked():
-            data.folder, data.source, data.validation_folder = asked.data, "folder", ""
-            data.buckets = data.get("buckets", ())
+    data = scored_data(config, asked.data, asked.overrides)
     held, training = (make_source(data, split, config.seed) for split in ("validation", "train"))
     own = config.get("evaluation", ConfigDict())
     count = asked.num_images or own.get("num_images", USUAL)

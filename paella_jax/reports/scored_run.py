@@ -28,7 +28,7 @@ class Asked:
     Attributes:
       checkpoint: run folder.
       out: folder of the report.
-      data: folder of captioned images; empty is the run's own data.
+      data: place of captioned images of any form; empty is the run's own data.
       prompts: file of captions to draw instead of the held-back ones.
       num_images: None is the config's number.
       training_images: searched for copies; 0 leaves them out.
@@ -37,6 +37,7 @@ class Asked:
       axes: of the curves, among `AXES`.
       steps: on the axis of that name.
       guidance: likewise.
+      overrides: of the run's data block, as "--config.data.FIELD=VALUE".
     """
 
     checkpoint: Path
@@ -50,6 +51,7 @@ class Asked:
     axes: Sequence[str] = ()
     steps: Sequence[int] = ()
     guidance: Sequence[float] = ()
+    overrides: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
