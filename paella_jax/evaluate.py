@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from paella_jax.reports.gathered import Judges
 
 SUBJECTS = ("checkpoint", "images", "manipulations")
-OF_RUNS = ("data", "overrides", "curve", "perceptual", "super_resolution", "direct", "sweep",
-           "tasks")  # fmt: skip
+OF_RUNS = ("data", "overrides", "groups", "curve", "perceptual", "super_resolution", "direct",
+           "sweep", "tasks")  # fmt: skip
 EPILOG = """other fields of the run's data can be given as --config.data.FIELD=VALUE, for example
   --config.data.tfds=coco_captions --config.data.caption_field=captions/text"""
 
@@ -106,6 +106,10 @@ def parse() -> argparse.Namespace:
         "--data", type=path, default="", metavar="PLACE", help="default: the run's own"
     )
     real.add_argument("--prompts", type=path, default="", metavar="FILE", help="a caption per line")
+    real.add_argument(
+        "--groups", default="", metavar="FIELD|WORD,WORD",
+        help="mark images by the group, as a style, that a field or a caption's word names",
+    )  # fmt: skip
     real.add_argument("--features", default="", help="inception (--weights), efficientnet or clip")
     real.add_argument(
         "--weights", type=path, default="", help="the feature network's file or folder"
@@ -164,7 +168,7 @@ def scores_real_images(arguments: argparse.Namespace) -> bool:
     from paella_jax.runs.folder import read_config
 
     config = read_config(arguments.checkpoint)
-    asked = ("data", "overrides", "features", "weights", "prompts")
+    asked = ("data", "overrides", "groups", "features", "weights", "prompts")
     return bool(
         config.data.source != "shapes"
         or config.method == "vqgan"
@@ -183,6 +187,7 @@ def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
         Path(arguments.out or arguments.checkpoint),
         data=arguments.data,
         overrides=arguments.overrides,
+        groups=arguments.groups,
         prompts=arguments.prompts,
         num_images=arguments.num_images,
         training_images=arguments.training_images,

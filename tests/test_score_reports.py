@@ -24,14 +24,16 @@ def judges():
     return shrinking_judges()
 
 
-def write_images(folder, count, seed, side=32):
-    """Two blocks of colour each, with captions."""
+def write_images(folder, count, seed, side=32, tones=("small",)):
+    """Two blocks of colour each, with captions; of several tones the second is a lighter one."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     for n in range(count):
         blocks = draw.integers(0, 256, (2, 2, 3), np.uint8).repeat(side // 2, 0)
+        tone = n % len(tones)
+        blocks = blocks if len(tones) == 1 else 128 * np.uint8(tone) + blocks // 2
         Image.fromarray(blocks.repeat(side // 2, 1)).save(folder / f"{n:03}.png")
-        (folder / f"{n:03}.txt").write_text(f"a small red circle {n}")
+        (folder / f"{n:03}.txt").write_text(f"a {tones[tone]} red circle {n}")
     return folder
 
 
@@ -109,19 +111,23 @@ def test_changed_images_are_farther_away_the_more_they_are_changed(folders, judg
         measure_manipulations(str(folders[1]), judges.network, tmp_path, num_images=39)
 
 
+TONES = ("dark", "light")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Captioned images in two parts."""
     base = tmp_path_factory.mktemp("data")
-    write_images(base / "train", 70, 3)
-    write_images(base / "validation", 70, 4)
+    write_images(base / "train", 70, 3, tones=TONES)
+    write_images(base / "validation", 70, 4, tones=TONES)
     return base
 
 
 @pytest.mark.devices(8)
 def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
     run = shared_runs.trained(small.brief_paella())
-    asked = Asked(run, tmp_path, str(data), num_images=64, axes=("steps",), steps=[3])
+    asked = Asked(run, tmp_path, str(data), num_images=64, axes=("steps",), steps=[3],
+                  groups="dark,light")  # fmt: skip
     page = score_run(asked, judges)
     row, ceiling, floor = rows_of(tmp_path)
     assert row["images"] == ceiling["images"] == floor["images"] == 64
@@ -130,6 +136,11 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
         assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
     assert "64 of the training against 64" in floor["name"]
     assert "encoded and decoded" in page and (tmp_path / "scores.png").is_file()
+    # The tokenizer is random: what is drawn is of any tone, or of none.
+    assert floor["group_right"]["value"] > 0.95 > row["group_right"]["value"]
+    groups = json.loads((tmp_path / "scores.json").read_text())["groups"]
+    assert groups["by"] == list(TONES) and groups["training"] == {"dark": 35, "light": 35}
+    assert groups["real"]["groups"]["dark"]["images"] == 32 and "by chance" in page
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert [row["steps"] for row in curves] == [3]
     # The run's own number of steps draws the same images again.

@@ -89,7 +89,8 @@ def make_records(data: ConfigDict, training: bool) -> Records:
     held = Held(**{own: data[name] for own, name in HELD.items() if name in data})
     if data.source == "folder":
         texts = {name: data[name] for name in ("captions", "caption_lines") if name in data}
-        return FolderRecords(data.folder, "train" if training else "validation", held, **texts)
+        part, group = "train" if training else "validation", data.get("group_field", "")
+        return FolderRecords(data.folder, part, held, **texts, group_column=group)
     if data.source != "tfds" and data.source not in FILES:
         raise ValueError(f"data.source {data.source!r} has no records of captioned images")
     left_out: Counter[str] = Counter()
@@ -148,8 +149,14 @@ def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, s
 
 
 def _wanted(data: ConfigDict) -> Wanted:
-    """Which fields of records are read."""
-    return Wanted(data.image_field, data.caption_field, data.captions, data.caption_lines)
+    """Which fields of records are read. `group_field` is asked for by scores alone."""
+    return Wanted(
+        data.image_field,
+        data.caption_field,
+        data.captions,
+        data.caption_lines,
+        data.get("group_field", ""),
+    )
 
 
 def _shapes(data: ConfigDict, split: str, seed: int) -> ShapesSource:

@@ -30,13 +30,16 @@ LACKING |= OF_THE_PLACE | {"captions": True, "buckets": ()}
 PREFIX = "--config.data."
 
 
-def scored_data(config: ConfigDict, place: str = "", overrides: Sequence[str] = ()) -> ConfigDict:
+def scored_data(
+    config: ConfigDict, place: str = "", overrides: Sequence[str] = (), group_field: str = ""
+) -> ConfigDict:
     """A run's data block with the images that it is scored on.
 
     Args:
       config: of the run.
       place: of other images; whatever `field_at` knows. Empty for the run's own.
       overrides: further settings, as "--config.data.FIELD=VALUE".
+      group_field: of the records, that says what an image is of; empty for none.
 
     Raises:
       ScoreError: nothing of the kind is at the place, or settings that are not of the data, or
@@ -54,6 +57,7 @@ def scored_data(config: ConfigDict, place: str = "", overrides: Sequence[str] = 
     with data.unlocked():
         data.update({n: value for n, value in LACKING.items() if n not in data})
         data.encoded = ""  # stored arrays are no images; those that they were made of are read
+        data.group_field = group_field
         if named:
             data.update({**OF_THE_PLACE, "source": IMPLIED[f"data.{named[0]}"]})
     fields = [override.removeprefix("--config.") for override in overrides]

@@ -51,6 +51,7 @@ COLUMNS = (
     Column("retrieval_five", f"R@5 of {AMONG}"),
     Column("caption_first", f"caption R@1 of {AMONG}"),
     Column("caption_five", f"caption R@5 of {AMONG}"),
+    Column("group_right", "group right"),
     Column("psnr", "PSNR dB", digits=1),
     Column("lpips", "LPIPS", digits=3),
     Column("codes_used", "codes used"),
