@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paella_jax.reports.gathered import Judges
 
 SUBJECTS = ("checkpoint", "images", "manipulations")
-OF_RUNS = ("data", "overrides", "groups", "curve", "perceptual", "super_resolution", "direct",
+OF_RUNS = ("data", "overrides", "groups", "curve", "super_resolution", "direct",
            "sweep", "tasks")  # fmt: skip
 EPILOG = """other fields of the run's data can be given as --config.data.FIELD=VALUE, for example
   --config.data.tfds=coco_captions --config.data.caption_field=captions/text"""
@@ -57,6 +57,11 @@ def check_subject(arguments: argparse.Namespace) -> None:
         if getattr(arguments, flag) and given != ["checkpoint"]:
             name = "config.data.FIELD" if flag == "overrides" else flag
             raise ValueError(f"--{name} belongs to --checkpoint RUN; leave it out")
+    if arguments.perceptual and given != ["checkpoint"] and not arguments.paired:
+        raise ValueError(
+            "--perceptual compares pairs: give it with --images A --reference B --paired, or with "
+            "a tokenizer's --checkpoint"
+        )
     if arguments.paired and not arguments.images:
         raise ValueError("--paired belongs to --images A --reference B; leave it out")
 
@@ -149,6 +154,7 @@ def main() -> int:
             Path(arguments.out or "scores"),
             prompts=arguments.prompts,
             paired=arguments.paired,
+            perceptual=arguments.perceptual,
         )
         print(page)
     elif arguments.manipulations:

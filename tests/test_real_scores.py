@@ -11,7 +11,7 @@ from paella_jax.evaluation.distances import frechet_estimate, frechet_of, kernel
 from paella_jax.evaluation.estimates import leave_blocks_out, mean_of
 from paella_jax.evaluation.features import load_features
 from paella_jax.evaluation.frechet import feature_statistics, frechet_distance
-from paella_jax.evaluation.image_measures import code_usage, inception_score, is_blank, psnr
+from paella_jax.evaluation.image_measures import code_usage, inception_score, is_blank, psnr, ssim
 from paella_jax.evaluation.kernel_distance import kernel_distance
 from paella_jax.evaluation.neighbours import centred, copying, precision_recall, retrieval
 
@@ -115,6 +115,25 @@ def test_psnr():
     images = np.full((2, 4, 4, 3), 0.5)
     np.testing.assert_allclose(psnr(images, images + 0.1), [20.0, 20.0])
     np.testing.assert_allclose(psnr(images, images), [100.0, 100.0])
+
+
+def test_ssim_of_a_window_and_of_flat_images():
+    x, y = np.random.default_rng(0).uniform(size=(2, 1, 11, 11, 3))
+    line = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
+    weights = np.outer(line, line)[..., None] / line.sum() ** 2
+    mean = lambda z: (weights * z).sum((0, 1))
+    a, b = mean(x[0]), mean(y[0])
+    variances = mean((x[0] - a) ** 2) + mean((y[0] - b) ** 2)
+    covariance = mean((x[0] - a) * (y[0] - b))
+    wanted = (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / (
+        (a * a + b * b + 1e-4) * (variances + 9e-4))  # fmt: skip
+    np.testing.assert_allclose(ssim(x, y), [wanted.mean()], rtol=1e-9)
+    wide = np.concatenate([x, x], axis=2)
+    np.testing.assert_allclose(ssim(np.stack([wide[0]] * 2), np.stack([wide[0]] * 2)), [1.0, 1.0])
+    flat = lambda value: np.full((1, 20, 30, 3), value)
+    np.testing.assert_allclose(ssim(flat(0.2), flat(0.6)), (0.24 + 1e-4) / (0.4 + 1e-4))
+    with pytest.raises(ValueError, match="11 pixels, the images have 10x20"):
+        ssim(np.zeros((1, 20, 10, 3)), np.zeros((1, 20, 10, 3)))
 
 
 def test_code_usage():

@@ -63,7 +63,7 @@ def test_pairs_of_equal_images(folders, judges, tmp_path):
     score_folders(first, first, judges, tmp_path, paired=True)
     row = rows_of(tmp_path)[0]
     assert row["fid"]["value"] < 1e-8 and abs(row["kid"]["value"]) < 1e-9
-    assert row["psnr"]["value"] == 100.0
+    assert row["psnr"]["value"] == 100.0 and row["ssim"]["value"] == 1.0 and "lpips" not in row
     assert row["precision"]["value"] == row["recall"]["value"] == 1.0
 
 
@@ -92,7 +92,7 @@ def test_folders_that_cannot_be_scored(folders, judges, tmp_path):
         (few, {}, "FID or KID needs at least 20 images .*, there are 19"),
         (first, {"prompts": str(prompts)}, "2 prompts for 40 images"),
         (first, {"prompts": str(tmp_path / "no.txt")}, "is not a file"),
-        (first, {"paired": True}, "4 differ, the first: 040.png"),
+        (first, {"paired": True}, "4 differ, the first: 040"),
     ):
         with pytest.raises(ValueError, match=message):
             score_folders(str(images), second, judges, tmp_path, **{"paired": False} | options)
@@ -161,14 +161,49 @@ def test_other_prompts_have_no_true_images(shared_runs, data, judges, tmp_path):
     assert "32 against 32" in floor["name"]
 
 
-def test_a_tokenizer(data, judges, tmp_path):
-    config = small.small_vqgan()
-    run = small.untrained(tmp_path / "run", config)
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory):
+    """The file of a VGG of one layer."""
     draw = np.random.default_rng(0)
     vgg = {"features.0.weight": draw.normal(size=(4, 3, 3, 3)).astype(np.float32),
            "features.0.bias": np.zeros(4, np.float32)}  # fmt: skip
-    save_file(vgg, tmp_path / "vgg.safetensors")
-    perceptual = str(tmp_path / "vgg.safetensors")
+    save_file(vgg, file := tmp_path_factory.mktemp("vgg") / "vgg.safetensors")
+    return str(file)
+
+
+def test_pairs_of_other_suffixes_and_sizes(folders, judges, perceptual, tmp_path):
+    """Each image is compared with the one of its name, and only so."""
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    expected = []
+    for n, file in enumerate(sorted(folders[0].glob("*.png"))):
+        pixels = np.asarray(Image.open(file)).astype(float)
+        moved = np.clip(pixels + (n % 5 - 2), 0, 255).astype(np.uint8)
+        error = np.square(moved - pixels).mean() / 255.0**2
+        expected.append(-10 * np.log10(max(error, 1e-10)))
+        Image.fromarray(moved).save(changed / (file.stem + (".bmp" if n % 2 else ".tiff")))
+    score = lambda **options: score_folders(str(changed), str(folders[0]), judges, tmp_path,
+                                            **{"paired": True} | options)  # fmt: skip
+    page = score(perceptual=perceptual)
+    row = rows_of(tmp_path)[0]
+    assert row["psnr"]["value"] == pytest.approx(np.mean(expected), rel=1e-6)
+    assert 0 < row["lpips"]["value"] < 0.05 and 0.97 < row["ssim"]["value"] < 1
+    assert "| PSNR dB | SSIM | LPIPS |" in page
+    with pytest.raises(ValueError, match="no perceptual feature file"):
+        score(perceptual="absent")
+    Image.new("RGB", (31, 32)).save(changed / "000.tiff")
+    with pytest.raises(ValueError, match=r"pairs of one size; 000\.tiff has 31x32 and 32x32"):
+        score()
+
+
+def test_equal_names_are_told(folders, judges, tmp_path):
+    page = score_folders(str(folders[0]), str(folders[0]), judges, tmp_path, paired=False)
+    assert "--paired compares them one by one" in page
+
+
+def test_a_tokenizer(data, judges, perceptual, tmp_path):
+    config = small.small_vqgan()
+    run = small.untrained(tmp_path / "run", config)
     asked = Asked(run, tmp_path, str(data), num_images=21, perceptual=perceptual)
     score_run(asked, judges)
     row, _ = rows_of(tmp_path)
@@ -195,6 +230,7 @@ def test_a_tokenizer(data, judges, tmp_path):
         ("--images a", "belong together"),
         ("--checkpoint r --reference b", "belong together"),
         ("--images a --reference b --curve steps", "--curve belongs to --checkpoint"),
+        ("--images a --reference b --perceptual f", "--perceptual compares pairs: give it with"),
         ("--checkpoint r --paired", "--paired belongs to --images"),
         ("--checkpoint /nowhere", "not a run folder"),
         ("--images a --reference b --config.data.tfds=c", "--config.data.FIELD belongs to --check"),

@@ -53,6 +53,7 @@ COLUMNS = (
     Column("caption_five", f"caption R@5 of {AMONG}"),
     Column("group_right", "group right"),
     Column("psnr", "PSNR dB", digits=1),
+    Column("ssim", "SSIM", digits=3),
     Column("lpips", "LPIPS", digits=3),
     Column("codes_used", "codes used"),
     Column("perplexity", "perplexity", digits=0),
