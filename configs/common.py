@@ -145,10 +145,11 @@ def add_diffusion(config: ConfigDict) -> None:
 
 
 def add_evaluation(config: ConfigDict) -> None:
-    """How many captions `evaluate` draws."""
+    """How many captions `evaluate` draws, and what it marks them by."""
     config.evaluation = ConfigDict()
     config.evaluation.num_images = 256  # per split
     config.evaluation.batch_size = 64
+    config.evaluation.groups = ""  # of own images: a field, or words of captions (docs/scores.md)
 
 
 def on_a_pod(config: ConfigDict) -> None:

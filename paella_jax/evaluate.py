@@ -7,11 +7,12 @@ renoised. With --tasks it writes an example of every image task to `tasks/`.
 With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
 directly: stages.json, stages.png.
 
-Real images: `--checkpoint RUN --data FOLDER`, or a run that was trained on own images, draws the
+Real images: `--checkpoint RUN --data PLACE`, or a run that was trained on own images, draws the
 captions that were held back and scores the images against the true ones; of a tokenizer's run,
-its reconstructions. `--images A --reference B` scores a folder that anything drew. Both write
-scores.json and scores.md (docs/scores.md says what each score is). `--manipulations FOLDER` tells
-how far small changes of the same images move FID.
+its reconstructions. `--images A --reference B` scores what anything drew. Both write scores.json
+and scores.md (docs/scores.md says what each score is). `--manipulations PLACE` tells how far small
+changes of the same images move FID. A place is a folder of images, tar shards, ArrayRecord or
+parquet files, or a data set of TFDS (docs/data.md).
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from paella_jax.reports.gathered import Judges
 
 SUBJECTS = ("checkpoint", "images", "manipulations")
+OF_RUNS = ("data", "overrides", "groups", "curve", "super_resolution", "direct",
+           "sweep", "tasks")  # fmt: skip
+EPILOG = """other fields of the run's data can be given as --config.data.FIELD=VALUE, for example
+  --config.data.tfds=coco_captions --config.data.caption_field=captions/text"""
 
 
 def check_method(arguments: argparse.Namespace) -> None:
@@ -43,21 +48,27 @@ def check_subject(arguments: argparse.Namespace) -> None:
     given = [name for name in SUBJECTS if getattr(arguments, name)]
     if len(given) != 1:
         raise ValueError(
-            "give one of --checkpoint RUN, --images FOLDER or --manipulations FOLDER"
+            "give one of --checkpoint RUN, --images PLACE or --manipulations PLACE"
             + (f", not {' and '.join(f'--{name}' for name in given)}" if given else "")
         )
     if bool(arguments.images) != bool(arguments.reference):
         raise ValueError("--images A and --reference B belong together")
-    for flag in ("data", "curve", "perceptual", "super_resolution", "direct", "sweep", "tasks"):
+    for flag in OF_RUNS:
         if getattr(arguments, flag) and given != ["checkpoint"]:
-            raise ValueError(f"--{flag} belongs to --checkpoint RUN; leave it out")
+            name = "config.data.FIELD" if flag == "overrides" else flag
+            raise ValueError(f"--{name} belongs to --checkpoint RUN; leave it out")
+    if arguments.perceptual and given != ["checkpoint"] and not arguments.paired:
+        raise ValueError(
+            "--perceptual compares pairs: give it with --images A --reference B --paired, or with "
+            "a tokenizer's --checkpoint"
+        )
     if arguments.paired and not arguments.images:
         raise ValueError("--paired belongs to --images A --reference B; leave it out")
 
 
 def load_judges(arguments: argparse.Namespace) -> Judges:
     """The feature network and CLIP models that the flags name."""
-    from paella_jax.evaluation.clip_score import load_clip_judge
+    from paella_jax.encoders.clip_judge import load_clip_judge
     from paella_jax.evaluation.features import load_features
     from paella_jax.reports.gathered import Judges
 
@@ -69,7 +80,7 @@ def load_judges(arguments: argparse.Namespace) -> Judges:
 
 def parse() -> argparse.Namespace:
     """Reads the command line."""
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, overrides=True, epilog=EPILOG)
     parser.add_argument("--checkpoint", type=path, help="run folder")
     parser.add_argument(
         "--out", type=path, help="folder for the report (default: the run folder, or `scores`)"
@@ -90,16 +101,20 @@ def parse() -> argparse.Namespace:
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
     )
     real = parser.add_argument_group("real images")
-    real.add_argument("--images", type=path, default="", metavar="FOLDER", help="images to score")
-    real.add_argument("--reference", type=path, default="", metavar="FOLDER", help="real images")
+    real.add_argument("--images", type=path, default="", metavar="PLACE", help="images to score")
+    real.add_argument("--reference", type=path, default="", metavar="PLACE", help="real images")
     real.add_argument("--paired", action="store_true", help="of one name each in both folders")
     real.add_argument(
-        "--manipulations", type=path, default="", metavar="FOLDER", help="images to change"
+        "--manipulations", type=path, default="", metavar="PLACE", help="images to change"
     )
     real.add_argument(
-        "--data", type=path, default="", metavar="FOLDER", help="default: the run's own"
+        "--data", type=path, default="", metavar="PLACE", help="default: the run's own"
     )
     real.add_argument("--prompts", type=path, default="", metavar="FILE", help="a caption per line")
+    real.add_argument(
+        "--groups", default="", metavar="FIELD|WORD,WORD",
+        help="mark images by the group, as a style, that a field or a caption's word names",
+    )  # fmt: skip
     real.add_argument("--features", default="", help="inception (--weights), efficientnet or clip")
     real.add_argument(
         "--weights", type=path, default="", help="the feature network's file or folder"
@@ -114,7 +129,8 @@ def parse() -> argparse.Namespace:
     real.add_argument("--training_images", type=int, default=2000, help="searched for copies")
     real.add_argument("--curve", default="", metavar="steps,guidance", help="scores against these")
     real.add_argument("--guidance", default="1,2,4,8", help="guidance scales of --curve")
-    return parser.parse_args()
+    arguments, arguments.overrides = parser.parse_known_args()
+    return arguments
 
 
 def main() -> int:
@@ -140,6 +156,7 @@ def main() -> int:
             Path(arguments.out or "scores"),
             prompts=arguments.prompts,
             paired=arguments.paired,
+            perceptual=arguments.perceptual,
         )
         print(page)
     elif arguments.manipulations:
@@ -159,10 +176,11 @@ def scores_real_images(arguments: argparse.Namespace) -> bool:
     from paella_jax.runs.folder import read_config
 
     config = read_config(arguments.checkpoint)
+    asked = ("data", "overrides", "groups", "features", "weights", "prompts")
     return bool(
         config.data.source != "shapes"
         or config.method == "vqgan"
-        or any((arguments.data, arguments.features, arguments.weights, arguments.prompts))
+        or any(getattr(arguments, name) for name in asked)
     )
 
 
@@ -176,6 +194,8 @@ def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
         Path(arguments.checkpoint),
         Path(arguments.out or arguments.checkpoint),
         data=arguments.data,
+        overrides=arguments.overrides,
+        groups=arguments.groups,
         prompts=arguments.prompts,
         num_images=arguments.num_images,
         training_images=arguments.training_images,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from paella_jax.evaluation.features import FeatureNetwork
+from paella_jax.encoders.feature_network import FeatureNetwork
 from paella_jax.reports.gathered import Judges
 
 SIDE = 4

@@ -20,6 +20,14 @@ FIELD = {"folder": "folder", "webdataset": "shards", "array_record": "array_reco
 NEEDS = {"parquet": "pyarrow", "arrow": "pyarrow", "tfds": "tensorflow_datasets"}
 
 
+# The field of each image's group (`group_of`), but TFDS's: there every number is one.
+GROUP = dict.fromkeys(FIELD, "kind") | {"array_record": "group", "tfds": "number"}
+
+
+def group_of(name):
+    return "odd" if int(name) % 2 else "even"
+
+
 def png(number, size=(40, 36)):
     """The bytes of an image of which every crop differs."""
     pixels = np.zeros((*size, 3), np.uint8)
@@ -57,7 +65,8 @@ def _folder(folder, made, _):
     rows = []
     for name, image, captions in made:
         (folder / f"{name}.png").write_bytes(image)
-        rows.append(json.dumps({"file_name": f"{name}.png", "text": captions}))
+        row = {"file_name": f"{name}.png", "text": captions, "kind": group_of(name)}
+        rows.append(json.dumps(row))
     (folder / "metadata.jsonl").write_text("\n".join(rows))
 
 
@@ -65,14 +74,17 @@ def _webdataset(folder, made, files):
     for number, part in enumerate(_parts(made, files)):
         members = []
         for name, image, captions in part:
-            text = json.dumps({"caption": captions, "width": 40}).encode()
+            said = {"caption": captions, "width": 40, "kind": group_of(name)}
+            text = json.dumps(said).encode()
             members += [(f"{name}.cls", b"3"), (f"{name}.json", text), (f"{name}.png", image)]
         pack(folder / f"shard-{number:03d}.tar", members)
 
 
 def _array_record(folder, made, files):
     for number, part in enumerate(_parts(made, files)):
-        records = (Record(Encoded(name, image), captions) for name, image, captions in part)
+        records = (
+            Record(Encoded(name, image), captions, group_of(name)) for name, image, captions in part
+        )
         file = folder / f"set.array_record-{number:05d}-of-{files:05d}"
         assert write_array_record(file, records) == len(part)
 
@@ -100,7 +112,8 @@ def _table(part):
     import pyarrow
 
     images = [{"bytes": image, "path": f"{name}.png"} for name, image, _ in part]
-    return pyarrow.table({"image": images, "text": [captions for *_, captions in part]})
+    kinds = [group_of(name) for name, *_ in part]
+    return pyarrow.table({"image": images, "text": [texts for *_, texts in part], "kind": kinds})
 
 
 def _tfds(folder, made, files):

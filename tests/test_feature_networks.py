@@ -11,7 +11,8 @@ import pytest
 import small
 from safetensors.numpy import save_file
 
-from paella_jax.evaluation.features import PACKAGE, FeatureNetwork, load_features
+from paella_jax.encoders.feature_network import FeatureNetwork
+from paella_jax.evaluation.features import PACKAGE, load_features
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models import efficientnet_lite, inception
 from paella_jax.models.conv_norm import FrozenConvNorm

@@ -43,3 +43,5 @@ def test_a_long_prompt_is_refused(folder):
         tokenize(["a red red circle"])
     with pytest.raises(PromptError, match="has 4 tokens, the limit is 3"):
         tokenize(["a red circle"], 3)
+    assert tokenize.cut("a red  red circle") == "a red  red"
+    assert tokenize.cut("a red") == "a red"

@@ -13,7 +13,7 @@ from paella_jax.comparison.own_images import OwnImages
 from paella_jax.comparison.report import markdown
 from paella_jax.comparison.verdict import verdict
 from paella_jax.config import ConfigError, load_config
-from paella_jax.evaluation.features import Features
+from paella_jax.encoders.feature_network import Features
 
 COUNT = 250
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import small_clip
 
-from paella_jax.evaluation.clip_score import cosines, load_clip_judge
+from paella_jax.encoders.clip_judge import clip_image, cosines, load_clip_judge
 from paella_jax.evaluation.distances import frechet_estimate, frechet_of, kernel_estimate
 from paella_jax.evaluation.estimates import leave_blocks_out, mean_of
-from paella_jax.evaluation.features import clip_image, load_features
+from paella_jax.evaluation.features import load_features
 from paella_jax.evaluation.frechet import feature_statistics, frechet_distance
-from paella_jax.evaluation.image_measures import code_usage, inception_score, is_blank, psnr
+from paella_jax.evaluation.image_measures import code_usage, inception_score, is_blank, psnr, ssim
 from paella_jax.evaluation.kernel_distance import kernel_distance
 from paella_jax.evaluation.neighbours import centred, copying, precision_recall, retrieval
 
@@ -117,6 +117,25 @@ def test_psnr():
     np.testing.assert_allclose(psnr(images, images), [100.0, 100.0])
 
 
+def test_ssim_of_a_window_and_of_flat_images():
+    x, y = np.random.default_rng(0).uniform(size=(2, 1, 11, 11, 3))
+    line = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
+    weights = np.outer(line, line)[..., None] / line.sum() ** 2
+    mean = lambda z: (weights * z).sum((0, 1))
+    a, b = mean(x[0]), mean(y[0])
+    variances = mean((x[0] - a) ** 2) + mean((y[0] - b) ** 2)
+    covariance = mean((x[0] - a) * (y[0] - b))
+    wanted = (2 * a * b + 1e-4) * (2 * covariance + 9e-4) / (
+        (a * a + b * b + 1e-4) * (variances + 9e-4))  # fmt: skip
+    np.testing.assert_allclose(ssim(x, y), [wanted.mean()], rtol=1e-9)
+    wide = np.concatenate([x, x], axis=2)
+    np.testing.assert_allclose(ssim(np.stack([wide[0]] * 2), np.stack([wide[0]] * 2)), [1.0, 1.0])
+    flat = lambda value: np.full((1, 20, 30, 3), value)
+    np.testing.assert_allclose(ssim(flat(0.2), flat(0.6)), (0.24 + 1e-4) / (0.4 + 1e-4))
+    with pytest.raises(ValueError, match="11 pixels, the images have 10x20"):
+        ssim(np.zeros((1, 20, 10, 3)), np.zeros((1, 20, 10, 3)))
+
+
 def test_code_usage():
     usage = code_usage(np.array([5, 5, 0, 0]))
     assert (usage.used, usage.codes) == (2, 4) and usage.perplexity == pytest.approx(2.0)
@@ -173,4 +192,8 @@ def test_clip_score_and_its_scale(judge):
     scores = cosines(vectors, texts)
     assert scores.shape == (33,) and np.abs(scores).max() <= 1.0 and scores.std() > 0
     np.testing.assert_allclose(cosines(texts, 3 * texts), 1.0)
+    # `sample --best_of` picks by the number that `evaluate` prints.
+    own = [f"text {n}" for n in range(33)]
+    np.testing.assert_allclose(judge.score(images, own), scores, atol=1e-5)
+    np.testing.assert_allclose(judge.score(images[:3], own[:3]), scores[:3], atol=1e-5)
     assert judge.scale == pytest.approx(np.exp(4.6), rel=1e-6)

@@ -24,14 +24,16 @@ def judges():
     return shrinking_judges()
 
 
-def write_images(folder, count, seed, side=32):
-    """Two blocks of colour each, with captions."""
+def write_images(folder, count, seed, side=32, tones=("small",)):
+    """Two blocks of colour each, with captions; of several tones the second is a lighter one."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(seed)
     for n in range(count):
         blocks = draw.integers(0, 256, (2, 2, 3), np.uint8).repeat(side // 2, 0)
+        tone = n % len(tones)
+        blocks = blocks if len(tones) == 1 else 128 * np.uint8(tone) + blocks // 2
         Image.fromarray(blocks.repeat(side // 2, 1)).save(folder / f"{n:03}.png")
-        (folder / f"{n:03}.txt").write_text(f"a small red circle {n}")
+        (folder / f"{n:03}.txt").write_text(f"a {tones[tone]} red circle {n}")
     return folder
 
 
@@ -61,7 +63,7 @@ def test_pairs_of_equal_images(folders, judges, tmp_path):
     score_folders(first, first, judges, tmp_path, paired=True)
     row = rows_of(tmp_path)[0]
     assert row["fid"]["value"] < 1e-8 and abs(row["kid"]["value"]) < 1e-9
-    assert row["psnr"]["value"] == 100.0
+    assert row["psnr"]["value"] == 100.0 and row["ssim"]["value"] == 1.0 and "lpips" not in row
     assert row["precision"]["value"] == row["recall"]["value"] == 1.0
 
 
@@ -85,12 +87,12 @@ def test_folders_that_cannot_be_scored(folders, judges, tmp_path):
     prompts.write_text("one\ntwo\n")
     first, second = map(str, folders)
     for images, options, message in (
-        (tmp_path / "absent", {}, "is not a folder of images"),
-        (tmp_path / "empty", {}, "has no images"),
+        (tmp_path / "absent", {}, "--images: there is no .*absent"),
+        (tmp_path / "empty", {}, "has none of these: images, .tar"),
         (few, {}, "FID or KID needs at least 20 images .*, there are 19"),
         (first, {"prompts": str(prompts)}, "2 prompts for 40 images"),
         (first, {"prompts": str(tmp_path / "no.txt")}, "is not a file"),
-        (first, {"paired": True}, "4 differ, the first: 040.png"),
+        (first, {"paired": True}, "4 differ, the first: 040"),
     ):
         with pytest.raises(ValueError, match=message):
             score_folders(str(images), second, judges, tmp_path, **{"paired": False} | options)
@@ -109,19 +111,23 @@ def test_changed_images_are_farther_away_the_more_they_are_changed(folders, judg
         measure_manipulations(str(folders[1]), judges.network, tmp_path, num_images=39)
 
 
+TONES = ("dark", "light")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Captioned images in two parts."""
     base = tmp_path_factory.mktemp("data")
-    write_images(base / "train", 70, 3)
-    write_images(base / "validation", 70, 4)
+    write_images(base / "train", 70, 3, tones=TONES)
+    write_images(base / "validation", 70, 4, tones=TONES)
     return base
 
 
 @pytest.mark.devices(8)
 def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
     run = shared_runs.trained(small.brief_paella())
-    asked = Asked(run, tmp_path, str(data), num_images=64, axes=("steps",), steps=[3])
+    asked = Asked(run, tmp_path, str(data), num_images=64, axes=("steps",), steps=[3],
+                  groups="dark,light")  # fmt: skip
     page = score_run(asked, judges)
     row, ceiling, floor = rows_of(tmp_path)
     assert row["images"] == ceiling["images"] == floor["images"] == 64
@@ -130,6 +136,11 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
         assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
     assert "64 of the training against 64" in floor["name"]
     assert "encoded and decoded" in page and (tmp_path / "scores.png").is_file()
+    # The tokenizer is random: what is drawn is of any tone, or of none.
+    assert floor["group_right"]["value"] > 0.95 > row["group_right"]["value"]
+    groups = json.loads((tmp_path / "scores.json").read_text())["groups"]
+    assert groups["by"] == list(TONES) and groups["training"] == {"dark": 35, "light": 35}
+    assert groups["real"]["groups"]["dark"]["images"] == 32 and "by chance" in page
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert [row["steps"] for row in curves] == [3]
     # The run's own number of steps draws the same images again.
@@ -150,14 +161,49 @@ def test_other_prompts_have_no_true_images(shared_runs, data, judges, tmp_path):
     assert "32 against 32" in floor["name"]
 
 
-def test_a_tokenizer(data, judges, tmp_path):
-    config = small.small_vqgan()
-    run = small.untrained(tmp_path / "run", config)
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory):
+    """The file of a VGG of one layer."""
     draw = np.random.default_rng(0)
     vgg = {"features.0.weight": draw.normal(size=(4, 3, 3, 3)).astype(np.float32),
            "features.0.bias": np.zeros(4, np.float32)}  # fmt: skip
-    save_file(vgg, tmp_path / "vgg.safetensors")
-    perceptual = str(tmp_path / "vgg.safetensors")
+    save_file(vgg, file := tmp_path_factory.mktemp("vgg") / "vgg.safetensors")
+    return str(file)
+
+
+def test_pairs_of_other_suffixes_and_sizes(folders, judges, perceptual, tmp_path):
+    """Each image is compared with the one of its name, and only so."""
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    expected = []
+    for n, file in enumerate(sorted(folders[0].glob("*.png"))):
+        pixels = np.asarray(Image.open(file)).astype(float)
+        moved = np.clip(pixels + (n % 5 - 2), 0, 255).astype(np.uint8)
+        error = np.square(moved - pixels).mean() / 255.0**2
+        expected.append(-10 * np.log10(max(error, 1e-10)))
+        Image.fromarray(moved).save(changed / (file.stem + (".bmp" if n % 2 else ".tiff")))
+    score = lambda **options: score_folders(str(changed), str(folders[0]), judges, tmp_path,
+                                            **{"paired": True} | options)  # fmt: skip
+    page = score(perceptual=perceptual)
+    row = rows_of(tmp_path)[0]
+    assert row["psnr"]["value"] == pytest.approx(np.mean(expected), rel=1e-6)
+    assert 0 < row["lpips"]["value"] < 0.05 and 0.97 < row["ssim"]["value"] < 1
+    assert "| PSNR dB | SSIM | LPIPS |" in page
+    with pytest.raises(ValueError, match="no perceptual feature file"):
+        score(perceptual="absent")
+    Image.new("RGB", (31, 32)).save(changed / "000.tiff")
+    with pytest.raises(ValueError, match=r"pairs of one size; 000\.tiff has 31x32 and 32x32"):
+        score()
+
+
+def test_equal_names_are_told(folders, judges, tmp_path):
+    page = score_folders(str(folders[0]), str(folders[0]), judges, tmp_path, paired=False)
+    assert "--paired compares them one by one" in page
+
+
+def test_a_tokenizer(data, judges, perceptual, tmp_path):
+    config = small.small_vqgan()
+    run = small.untrained(tmp_path / "run", config)
     asked = Asked(run, tmp_path, str(data), num_images=21, perceptual=perceptual)
     score_run(asked, judges)
     row, _ = rows_of(tmp_path)
@@ -170,7 +216,7 @@ def test_a_tokenizer(data, judges, tmp_path):
         score_run(Asked(run, tmp_path, str(data), num_images=19), judges)
     with pytest.raises(ValueError, match="--curve and --prompts are for runs that draw"):
         score_run(Asked(run, tmp_path, str(data), axes=("steps",)), judges)
-    with pytest.raises(ValueError, match=r"--data .*absent is not a folder"):
+    with pytest.raises(ValueError, match=r"--data: there is no .*absent"):
         score_run(Asked(run, tmp_path, str(tmp_path / "absent")), judges)
     with pytest.raises(ValueError, match="--curve knows steps and guidance, not seed"):
         score_run(Asked(run, tmp_path, str(data), axes=("seed",)), judges)
@@ -179,13 +225,15 @@ def test_a_tokenizer(data, judges, tmp_path):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("", "give one of --checkpoint RUN, --images FOLDER or --manipulations FOLDER"),
+        ("", "give one of --checkpoint RUN, --images PLACE or --manipulations PLACE"),
         ("--images a --manipulations b", "not --images and --manipulations"),
         ("--images a", "belong together"),
         ("--checkpoint r --reference b", "belong together"),
         ("--images a --reference b --curve steps", "--curve belongs to --checkpoint"),
+        ("--images a --reference b --perceptual f", "--perceptual compares pairs: give it with"),
         ("--checkpoint r --paired", "--paired belongs to --images"),
         ("--checkpoint /nowhere", "not a run folder"),
+        ("--images a --reference b --config.data.tfds=c", "--config.data.FIELD belongs to --check"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, monkeypatch):

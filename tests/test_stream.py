@@ -12,7 +12,6 @@ import pytest
 import small
 from ml_collections import ConfigDict
 from PIL import Image
-from small_clip import write_clip_folder
 
 import paella_jax
 from paella_jax import sample as sample_command
@@ -20,7 +19,7 @@ from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.files.tensors import ConversionError
 from paella_jax.images.png import read_png_texts, save_png, tiled
 from paella_jax.pipelines import load, rows_by_flags
-from paella_jax.pipelines.best_of import best, clip_score
+from paella_jax.pipelines.best_of import best
 from paella_jax.pipelines.gallery import MANIFEST, RECORD, Gallery, GalleryError
 from paella_jax.pipelines.prompt_file import Row
 from paella_jax.pipelines.stream import (
@@ -299,7 +298,8 @@ def test_one_file_holds_the_image_itself(monkeypatch, tmp_path):
 
 def test_the_best_of_several_is_kept(monkeypatch, tmp_path):
     score = lambda images, prompts: images.mean((1, 2, 3))
-    monkeypatch.setattr(rows_by_flags, "clip_score", lambda folder: score)
+    judge = SimpleNamespace(score=score)
+    monkeypatch.setattr(rows_by_flags, "load_clip_judge", lambda folder: judge)
     (tmp_path / "config.json").touch()
     flags = ("--prompt", "a cat", "--best_of", 5, "--score_with", tmp_path, "--out")
     run(monkeypatch, Painter(), *flags, tmp_path / "out")
@@ -314,17 +314,6 @@ def test_the_best_of_several_is_kept(monkeypatch, tmp_path):
     assert not pipe.calls
     with pytest.raises(ValueError, match="one finite number each"):
         best(lambda *_: np.array([np.nan]), every[:1], ["a"])
-
-
-def test_clip_scores_an_image_with_its_prompt(tmp_path):
-    score = clip_score(write_clip_folder(tmp_path))
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), np.uint8)
-    words = ["red", "a blue square", "red"]
-    scores = score(pixels, words)
-    assert scores.shape == (3,) and (np.abs(scores) <= 100.0).all()
-    turned = score(pixels[::-1].copy(), words[::-1])
-    np.testing.assert_allclose(turned[::-1], scores, atol=1e-3)
-    assert np.abs(score(pixels, ["green", "a", "b c"]) - scores).max() > 1e-3
 
 
 @pytest.fixture(scope="module")

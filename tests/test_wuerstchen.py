@@ -222,6 +222,12 @@ def test_what_the_pipeline_refuses(pipe, stage_b, picture):
             pipe.generate([RED], **options)
     with pytest.raises(PromptError):
         pipe.generate([])
+    long = f"{RED} and {BLUE} " * 4
+    for draw in (pipe.generate, lambda texts: pipe.generate([RED], negative_prompt=texts),
+                 pipe.text_lengths):  # fmt: skip
+        with pytest.raises(PromptError, match=r"words and marks.*\(Stage C's text encoder\)"):
+            draw([long])
+    assert pipe.text_lengths([pipe.cut_text(long)]) == ()
     with pytest.raises(ValueError, match="latents have shape"):
         pipe.decode(np.zeros((1, 4, 4, 7)))
     only_b = paella_jax.load(stage_b)

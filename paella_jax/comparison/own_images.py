@@ -21,8 +21,9 @@ from paella_jax.comparison.subject import Clean, Marks, Samples
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
+from paella_jax.encoders.feature_network import FeatureNetwork
 from paella_jax.evaluation.captions import TUNING_PARTS
-from paella_jax.evaluation.features import FeatureNetwork, load_features
+from paella_jax.evaluation.features import load_features
 from paella_jax.evaluation.image_measures import is_blank
 from paella_jax.evaluation.neighbours import AMONG, centred, ranks_among
 from paella_jax.images.write import to_uint8

@@ -80,7 +80,8 @@ class ArrayRecords:
         """See `records.Records`."""
         record = decode_example(self._bytes(position))
         captions = self.fields.captions_of(record)
-        return Record(self.fields.image_of(record, self.name(position)), captions)
+        image = self.fields.image_of(record, self.name(position))
+        return Record(image, captions, self.fields.group_of(record))
 
     def _bytes(self, position: int) -> bytes:
         file, record = self._place(position)
@@ -133,7 +134,7 @@ def write_array_record(file: str | Path, records: Iterable[Record]) -> int:
     Args:
       file: as in "train-00000.array_record".
       records: encoded images, as bytes or as files, and their captions; any source's are fine:
-        `(records.read(i) for i in range(len(records)))`.
+        `(records.read(i) for i in range(len(records)))`. A record's group becomes `group`.
 
     Raises:
       OSError: an image cannot be read, or the file cannot be written.
@@ -141,10 +142,11 @@ def write_array_record(file: str | Path, records: Iterable[Record]) -> int:
     count = 0
     with atomic_path(Path(file)) as part:
         writer = _module().ArrayRecordWriter(str(part), WRITTEN_AS)
-        for image, captions in records:
+        for image, captions, group in records:
             with image.open("rb") as opened:
                 encoded = opened.read()
-            writer.write(encode_example({"image": encoded, "caption": captions}))
+            said = {"caption": captions} | ({"group": group} if group else {})
+            writer.write(encode_example({"image": encoded, **said}))
             count += 1
         writer.close()
     return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -88,7 +89,8 @@ def make_records(data: ConfigDict, training: bool) -> Records:
     held = Held(**{own: data[name] for own, name in HELD.items() if name in data})
     if data.source == "folder":
         texts = {name: data[name] for name in ("captions", "caption_lines") if name in data}
-        return FolderRecords(data.folder, "train" if training else "validation", held, **texts)
+        part, group = "train" if training else "validation", data.get("group_field", "")
+        return FolderRecords(data.folder, part, held, **texts, group_column=group)
     if data.source != "tfds" and data.source not in FILES:
         raise ValueError(f"data.source {data.source!r} has no records of captioned images")
     left_out: Counter[str] = Counter()
@@ -111,10 +113,28 @@ def _files(data: ConfigDict, training: bool, left_out: Counter[str]) -> tuple[Re
     if data.validation_files:
         held = find_files("data.validation_files", data.validation_files, pattern)
     chosen = choose_files(files, held, training, left_out)
-    if data.source == "webdataset":
-        return ShardRecords(owner, chosen.files, _wanted(data), left_out), chosen.how
-    kind = ArrayRecords if data.source == "array_record" else TableRecords
-    return kind(owner, chosen.files, _wanted(data)), chosen.how
+    return open_files(data.source, owner, chosen.files, _wanted(data), left_out), chosen.how
+
+
+def open_files(
+    source: str, owner: str, files: Sequence[Path], wanted: Wanted, left_out: Counter[str]
+) -> Records:
+    """The records of files of one of the kinds in `FILES`.
+
+    Args:
+      source: the kind.
+      owner: what they are, in messages.
+      files: all to be read.
+      wanted: which of their fields to read.
+      left_out: gets the number of what is not used, by kind.
+
+    Raises:
+      ValueError: damaged files, no records, or none with such fields.
+    """
+    if source == "webdataset":
+        return ShardRecords(owner, files, wanted, left_out)
+    kind = ArrayRecords if source == "array_record" else TableRecords
+    return kind(owner, files, wanted)
 
 
 def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, str]:
@@ -129,8 +149,14 @@ def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, s
 
 
 def _wanted(data: ConfigDict) -> Wanted:
-    """Which fields of records are read."""
-    return Wanted(data.image_field, data.caption_field, data.captions, data.caption_lines)
+    """Which fields of records are read. `group_field` is asked for by scores alone."""
+    return Wanted(
+        data.image_field,
+        data.caption_field,
+        data.captions,
+        data.caption_lines,
+        data.get("group_field", ""),
+    )
 
 
 def _shapes(data: ConfigDict, split: str, seed: int) -> ShapesSource:

@@ -101,9 +101,9 @@ class CaptionedImages:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int, and
-        aMUSEd's `micro_conds` float32 [5]: the file's width and height, the crop's top and left
-        in the resized image, and a fixed aesthetic score."""
+        """Sample: `image` uint8 [image_size, image_size, 3], `caption` str, `index` int, `group`
+        str where the record has one, and aMUSEd's `micro_conds` float32 [5]: the file's width and
+        height, the crop's top and left in the resized image, and a fixed aesthetic score."""
         return self._sample(int(index), None)
 
     def draw(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -128,7 +128,8 @@ class CaptionedImages:
             # Only where there is a choice: the chance of other samples stays as it is.
             chance = rng if len(record.captions) > 1 else None
             choice = 0 if chance is None else int(chance.integers(len(record.captions)))
-            return {"caption": record.captions[choice], "index": index} | cropped
+            said = {"caption": record.captions[choice], "index": index}
+            return said | ({"group": record.group} if record.group else {}) | cropped
         raise BrokenDataError(f"no readable sample in {self.records.owner}")
 
     def _read(self, position: int) -> Record:

@@ -28,12 +28,14 @@ class CaptionedFile(NamedTuple):
         None where missing.
       split: what the table's split column says of it; empty without.
       lines: every line of the caption's file is a caption.
+      group: what the table's column of groups says of it; empty without.
     """
 
     image: Path
     caption: tuple[str, ...] | str | None
     split: str = ""
     lines: bool = False
+    group: str = ""
 
     def read_captions(self) -> list[str]:
         """Its captions, stripped, at least one. Raises ValueError or OSError where there is none.
@@ -80,7 +82,11 @@ def read_text(file: Path) -> str:
 
 
 def list_captioned(
-    folder: Path, left_out: Counter[str], split_column: str = "", lines: bool = False
+    folder: Path,
+    left_out: Counter[str],
+    split_column: str = "",
+    lines: bool = False,
+    group_column: str = "",
 ) -> list[CaptionedFile]:
     """Every sample of a folder: the table's images in their order, else all below it, sorted.
 
@@ -89,13 +95,18 @@ def list_captioned(
       left_out: gets the number of what does not belong to it, by kind.
       split_column: of a table; empty for none.
       lines: every line of a text file is a caption of its own.
+      group_column: of a table, that says what images are of; empty for none.
 
     Raises:
-      ValueError: two tables, a damaged one, or one without file names or captions.
+      ValueError: two tables, a damaged one, or one without file names, captions or that column.
     """
     table = find_table(folder)
     if table:
-        return _from_table(table, split_column)
+        return _from_table(table, split_column, group_column=group_column)
+    if group_column:
+        raise ValueError(
+            f"data.folder {folder} has no {' or '.join(TABLES)} with a column {group_column!r}"
+        )
     return _from_text_files(folder, left_out, lines)
 
 
@@ -149,7 +160,9 @@ def _from_text_files(folder: Path, left_out: Counter[str], lines: bool) -> list[
     return samples
 
 
-def _from_table(table: Path, split_column: str, captions: bool = True) -> list[CaptionedFile]:
+def _from_table(
+    table: Path, split_column: str, captions: bool = True, group_column: str = ""
+) -> list[CaptionedFile]:
     samples: dict[str, CaptionedFile] = {}
     for where, row in read_rows(table):
         name = row.get("file_name")
@@ -162,12 +175,16 @@ def _from_table(table: Path, split_column: str, captions: bool = True) -> list[C
             if before.split != split:
                 raise ValueError(f"{where}: {name} is in split {split!r} and in {before.split!r}")
             texts = (*before.texts, *texts)
-        samples[name] = CaptionedFile(table.parent / name, texts or None, split)
+        group = str(row.get(group_column) or "").strip() if group_column else ""
+        file = table.parent / name
+        samples[name] = CaptionedFile(file, texts or None, split, group=group)
     if captions and all(sample.caption is None for sample in samples.values()):
         raise ValueError(
             f"{table} has no captions for its {len(samples)} images; it needs a column named text "
             "or caption"
         )
+    if group_column and not any(sample.group for sample in samples.values()):
+        raise ValueError(f"{table} says nothing in a column {group_column!r}")
     return list(samples.values())
 
 

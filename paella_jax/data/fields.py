@@ -28,12 +28,14 @@ class Wanted:
       caption: that of the captions'.
       captions: whether there are any to read; else each is empty.
       lines: every line of a text is a caption of its own.
+      group: the name of a field that says what an image is of; empty for none.
     """
 
     image: str = ""
     caption: str = ""
     captions: bool = True
     lines: bool = False
+    group: str = ""
 
 
 ALL = Wanted()
@@ -47,11 +49,18 @@ class Fields:
       image: the name of the field of the encoded image.
       captions: that of its captions; empty where none are read.
       lines: every line of a text is a caption.
+      group: that of what it is of; empty where none is read.
     """
 
     image: str
     captions: str
     lines: bool = False
+    group: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The fields that are read."""
+        return [name for name in (self.image, self.captions, self.group) if name]
 
     def image_of(self, record: Mapping[str, Any], name: str) -> Encoded:
         """The record's image. Raises ValueError where there are no bytes."""
@@ -76,6 +85,10 @@ class Fields:
         if not texts:
             raise ValueError(f"no caption: field {self.captions!r} is empty")
         return texts
+
+    def group_of(self, record: Mapping[str, Any]) -> str:
+        """What the record's image is of; empty where nothing is said or asked for."""
+        return group_of(find(record, self.group)) if self.group else ""
 
 
 def choose_fields(owner: str, names: Iterable[str], wanted: Wanted) -> Fields:
@@ -104,7 +117,12 @@ def choose_fields(owner: str, names: Iterable[str], wanted: Wanted) -> Fields:
 
     image = pick("image_field", wanted.image, IMAGE_FIELDS)
     caption = pick("caption_field", wanted.caption, CAPTION_FIELDS) if wanted.captions else ""
-    return Fields(image, caption, wanted.lines)
+    if wanted.group and wanted.group not in known:
+        raise ValueError(
+            f"{owner} has the fields {', '.join(known)}: {wanted.group!r}, which should say what "
+            "images are of, is not among them"
+        )
+    return Fields(image, caption, wanted.lines, wanted.group)
 
 
 def names_of(record: Mapping[str, Any]) -> list[str]:
@@ -147,6 +165,15 @@ def texts_of(value: Any, lines: bool = False) -> list[str]:
         if isinstance(text, str):
             texts += text.splitlines() if lines else [text]
     return [text.strip() for text in texts if text.strip()]
+
+
+def group_of(value: Any) -> str:
+    """A field's single value as text, stripped; empty for none and for several."""
+    if isinstance(value, list | tuple | np.ndarray):
+        value = value[0] if np.size(value) == 1 else None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return "" if value is None else str(value).strip()
 
 
 def _kind(value: Any) -> str:

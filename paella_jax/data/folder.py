@@ -26,6 +26,7 @@ class FolderRecords:
       held: which images are held back for validation.
       captions: False reads no captions and needs none; they are then empty.
       caption_lines: every line of a caption's text file is a caption of its own.
+      group_column: of the folder's table, that says what images are of; empty for none.
 
     Raises:
       ValueError: no such folder, or no images or captions in it.
@@ -38,6 +39,7 @@ class FolderRecords:
         held: Held | None = None,
         captions: bool = True,
         caption_lines: bool = False,
+        group_column: str = "",
     ) -> None:
         root, held, training = Path(folder), held or Held(), split == "train"
         if not folder or not root.is_dir():
@@ -47,7 +49,7 @@ class FolderRecords:
 
         def read(part: Path) -> list[CaptionedFile]:
             if captions:
-                return list_captioned(part, left_out, held.column, caption_lines)
+                return list_captioned(part, left_out, held.column, caption_lines, group_column)
             return list_images(part, left_out, held.column)
 
         chosen = choose(root, read, held, training, left_out)
@@ -73,7 +75,7 @@ class FolderRecords:
     def read(self, position: int) -> Record:
         """See `records.Records`."""
         sample = self.samples[position]
-        return Record(sample.image, sample.read_captions())
+        return Record(sample.image, sample.read_captions(), sample.group)
 
 
 class FolderSource(CaptionedImages):

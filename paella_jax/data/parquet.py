@@ -91,7 +91,8 @@ class TableRecords:
         group, row = self._place(position)
         record: Mapping[str, Any] = self._group(group).slice(row, 1).to_pylist()[0]
         captions = self.fields.captions_of(record)
-        return Record(self.fields.image_of(record, self.name(position)), captions)
+        image = self.fields.image_of(record, self.name(position))
+        return Record(image, captions, self.fields.group_of(record))
 
     def _group(self, number: int) -> Any:
         """A group of rows as a table, of those read last or read now."""
@@ -100,8 +101,7 @@ class TableRecords:
                 self._cache.move_to_end(number)
                 return self._cache[number]
         file, inner = self.groups[number]
-        columns = [name for name in (self.fields.image, self.fields.captions) if name]
-        table = _read(self.files[file], inner, columns)
+        table = _read(self.files[file], inner, self.fields.names)
         with self._lock:
             self._cache[number] = table
             while len(self._cache) > 1 and self._cached_bytes() > MOST_CACHED:

@@ -22,10 +22,17 @@ UNREADABLE = (OSError, ValueError)
 
 
 class Record(NamedTuple):
-    """An image as it is stored, and its captions: at least one, stripped."""
+    """An image as it is stored, with what is said of it.
+
+    Attributes:
+      image: its file, or its bytes.
+      captions: at least one, stripped.
+      group: what it is of, by the field that was asked for; empty for none.
+    """
 
     image: Path | Encoded
     captions: list[str]
+    group: str = ""
 
 
 class Records(Protocol):

@@ -60,7 +60,8 @@ class TfdsRecords:
         """See `records.Records`."""
         record = self._example(position)
         captions = self.fields.captions_of(record)
-        return Record(self.fields.image_of(record, self.name(position)), captions)
+        image = self.fields.image_of(record, self.name(position))
+        return Record(image, captions, self.fields.group_of(record))
 
     def _example(self, position: int) -> Any:
         try:

@@ -7,11 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paella_jax.data.captions import CAPTION_COLUMNS
-from paella_jax.data.fields import Wanted, find, texts_of
+from paella_jax.data.fields import Wanted, find, group_of, texts_of
 from paella_jax.data.records import Record
 from paella_jax.data.shard_index import ShardIndex, index_of
 from paella_jax.files.ranges import FileRanges
@@ -96,21 +97,29 @@ class ShardRecords:
                 texts = self._of_json(load("json")) if values["json_offset"] else []
         if not texts:
             raise ValueError("no caption: its text is empty")
-        return Record(Encoded(self.name(position), load("image")), texts)
+        group = ""
+        if self.wanted.group and values["json_offset"]:
+            group = group_of(find(_json(load("json")), self.wanted.group))
+        return Record(Encoded(self.name(position), load("image")), texts, group)
 
     def _of_json(self, text: bytes) -> list[str]:
-        try:
-            fields = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"its json cannot be read: {error}") from error
-        if not isinstance(fields, dict):
-            raise ValueError("its json is not an object")
+        fields = _json(text)
         wanted = [self.wanted.caption] if self.wanted.caption else CAPTION_COLUMNS
         for field in wanted:
             texts = texts_of(find(fields, field), self.wanted.lines)
             if texts:
                 return texts
         raise ValueError(f"no caption: none in {', '.join(wanted)} of {', '.join(fields)}")
+
+
+def _json(text: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its json cannot be read: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError("its json is not an object")
+    return fields
 
 
 def _indices(owner: str, shards: Sequence[Path]) -> list[ShardIndex]:

@@ -9,8 +9,10 @@ is causal.
 from __future__ import annotations
 
 import copy
+import re
 import sys
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +46,10 @@ class Tokenizer(Protocol):
         self, texts: Sequence[str], pad_to: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
+    def cut(self, text: str) -> str:
+        """The part of a text that fits into `max_length`."""
+        ...
+
 
 class HubTokenizer:
     """A transformers tokenizer read from a local folder, with our calling convention.
@@ -71,6 +77,11 @@ class HubTokenizer:
             raise PromptError(f"a prompt has {longest} tokens, the limit is {limit}; shorten it")
         length = bucket_length(longest, limit) if pad_to is None else pad_to
         return pad_rows(rows, length, 0)
+
+    def cut(self, text: str) -> str:
+        """The part of a text that fits into `max_length`."""
+        count = lambda part: len(self.inner(part, verbose=False)["input_ids"])
+        return longest_part(text, lambda part: count(part) <= self.max_length)
 
     def _encode(self, text: str, limit: int) -> list[int]:
         # transformers cuts the text and keeps the marks; it would also warn of long texts.
@@ -127,6 +138,10 @@ class ClipTokenizer:
         """The same tokenizer, cutting texts that are too long."""
         return truncating(self, self.max_length)
 
+    def cut(self, text: str) -> str:
+        """The part of a text that fits into `max_length`."""
+        return longest_part(text, lambda part: len(self._inside(part)) + 2 <= self.max_length)
+
     def __call__(
         self, texts: str | Sequence[str], pad_to: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +158,12 @@ class ClipTokenizer:
         rows = [self._encode(text, position, limit) for position, text in enumerate(texts)]
         return pad_rows(rows, length, self.pad_id)
 
-    def _encode(self, text: str, position: int, limit: int) -> list[int]:
+    def _inside(self, text: str) -> list[int]:
         # Without `verbose` transformers would warn of what is an error or wanted here.
-        inside = self.inner(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.inner(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _encode(self, text: str, position: int, limit: int) -> list[int]:
+        inside = self._inside(text)
         if len(inside) + 2 > limit and not self.truncate:
             raise PromptError(
                 f"prompt {position} has {len(inside) + 2} CLIP tokens (both marks included) but "
@@ -193,6 +211,25 @@ def truncating(tokenizer: Any, length: int) -> Any:
     other = copy.copy(tokenizer)
     other.max_length, other.truncate = length, True
     return other
+
+
+def refusing(tokenizer: Any) -> Any:
+    """The same tokenizer, which raises PromptError for texts that are too long."""
+    other = copy.copy(tokenizer)
+    other.truncate = False
+    return other
+
+
+def longest_part(text: str, fits: Callable[[str], bool]) -> str:
+    """The longest beginning of a text that fits: whole words, or a part of the first one."""
+    if fits(text):
+        return text
+    words = [match.end() for match in re.finditer(r"\S+", text)]
+    too_long = lambda end: not fits(text[:end])
+    count = bisect_left(words, True, key=too_long)
+    if count:
+        return text[: words[count - 1]]
+    return text[: max(0, bisect_left(range(len(text)), True, key=too_long) - 1)]
 
 
 def make_tokenizer(

@@ -68,6 +68,22 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     return around(float(numbers.mean()), float(numbers.std(ddof=1) / np.sqrt(len(numbers))))
 
 
+def bootstrap(values: Sequence[float] | np.ndarray, draws: int = 1000, seed: int = 0) -> Estimate:
+    """The mean of a number per image; its interval holds 95 % of the means of redrawn images.
+
+    Unlike that of `mean_of` it stays within the values' range, as of a share near 1.
+
+    Raises:
+      ValueError: fewer than two.
+    """
+    value = mean_of(values).value
+    numbers = np.asarray(values, np.float64).reshape(-1)
+    draw = np.random.default_rng(seed)
+    count = len(numbers)
+    means = [numbers[draw.integers(0, count, count)].mean() for _ in range(draws)]
+    return Estimate(value, *(float(x) for x in np.quantile(means, (0.025, 0.975))))
+
+
 def need(count: int, least: int, what: str, why: str = "") -> None:
     """Raises ValueError where a score has fewer images than it needs."""
     if count < least:

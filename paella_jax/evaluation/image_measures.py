@@ -12,6 +12,8 @@ NEAR = 0.1  # of the range: colours that look alike
 BLANK = 0.99  # share of the pixels of one colour that makes an image blank
 LARGEST_PSNR = 100.0  # of equal images
 SPLITS = 10
+WINDOW, SIGMA = 11, 1.5  # of SSIM, in pixels
+FLOORS = (0.01**2, 0.03**2)  # what keeps SSIM's fractions apart from 0 / 0
 
 
 def is_blank(image: np.ndarray) -> bool:
@@ -29,6 +31,38 @@ def psnr(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
     difference = np.asarray(images, np.float64) - np.asarray(originals, np.float64)
     error = np.square(difference).mean((1, 2, 3))
     return -10.0 * np.log10(np.maximum(error, 10.0 ** (-LARGEST_PSNR / 10.0)))
+
+
+def ssim(images: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Structural similarity of images [n, H, W, 3] in [0, 1], float64 [n]; 1 of equal images.
+
+    Wang et al. 2004: a Gaussian window of 11 pixels that stays within the image, colours apart.
+
+    Raises:
+      ValueError: images smaller than the window.
+    """
+    if min(images.shape[1:3]) < WINDOW:
+        height, width = images.shape[1:3]
+        raise ValueError(f"SSIM looks at {WINDOW} pixels, the images have {width}x{height}")
+    return np.array([_ssim(x, y) for x, y in zip(images, originals, strict=True)])
+
+
+def _ssim(image: np.ndarray, original: np.ndarray) -> float:
+    x, y = np.asarray(image, np.float64), np.asarray(original, np.float64)
+    mean_x, mean_y, square_x, square_y, product = map(_blurred, (x, y, x * x, y * y, x * y))
+    variances = square_x - mean_x**2 + square_y - mean_y**2
+    covariance = product - mean_x * mean_y
+    light = (2.0 * mean_x * mean_y + FLOORS[0]) / (mean_x**2 + mean_y**2 + FLOORS[0])
+    return float((light * (2.0 * covariance + FLOORS[1]) / (variances + FLOORS[1])).mean())
+
+
+def _blurred(x: np.ndarray) -> np.ndarray:
+    """Weighted means of all windows inside of [H, W, C]."""
+    weights = np.exp(-0.5 * np.square((np.arange(WINDOW) - WINDOW // 2) / SIGMA))
+    weights /= weights.sum()
+    for axis in (0, 1):
+        x = np.lib.stride_tricks.sliding_window_view(x, WINDOW, axis) @ weights
+    return x
 
 
 class InceptionScore(NamedTuple):

@@ -197,6 +197,9 @@ class _BlankTokenizer:
         shape = (len(texts), pad_to or self.max_length)
         return np.zeros(shape, np.int32), np.ones(shape, bool)
 
+    def cut(self, text: str) -> str:
+        return text
+
 
 def _stage_text(config: ConfigDict, tower: ClipText, frozen: Tree) -> TextSide:
     """A diffusion stage's text; a frozen tower is the published one and has a blank tokenizer."""

@@ -26,6 +26,7 @@ from paella_jax.encoders.text import (
     Tokenizer,
     joint_text_encoder,
     make_tokenizer,
+    refusing,
 )
 from paella_jax.families.networks import frozen_form
 from paella_jax.models.conditioning import Conditioning
@@ -65,6 +66,15 @@ class TextSide:
     def ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids int32 and mask bool [count, length]; None without text."""
         return None if self.tokenizer is None else self.tokenizer(texts, self.length)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raises PromptError where a text is longer than what is read of it."""
+        if self.tokenizer is not None:
+            refusing(self.tokenizer)(texts, self.length)
+
+    def cut(self, text: str) -> str:
+        """What is read of a text."""
+        return text if self.tokenizer is None else self.tokenizer.cut(text)
 
     def empty(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids and mask [length] of the empty text; None without text."""

@@ -19,7 +19,8 @@ Prompt to image is nine files, in reading order, with the functions to read in e
 
 Beside the path: prompts.py (what a user may ask for), geometry.py (sizes, and what of an image
 stays), editing.py and variations.py (image tasks), tasks.py (the same by flags), two_scale.py
-(MUSE's two runs), wuerstchen.py with wuerstchen_programs.py (three stages). Many prompts:
-prompt_file.py (rows), stream.py (batches of them), best_of.py (by a score), gallery.py (the folder
-they go to), rows_by_flags.py (the command), flag_checks.py (what is told before loading).
+(MUSE's two runs), wuerstchen.py with wuerstchen_programs.py and wuerstchen_texts.py (three
+stages). Many prompts: prompt_file.py (rows), stream.py (batches of them), best_of.py (by a score),
+gallery.py (the folder they go to), rows_by_flags.py (the command), flag_checks.py (what is told
+before loading).
 """

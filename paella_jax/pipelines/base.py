@@ -131,7 +131,7 @@ class Pipeline:
         """Raises ValueError where `generate` would refuse a size or a sampler's setting."""
 
     def cut_text(self, text: str) -> str:
-        """The part of a text that is not too long for this run, where it can tell."""
+        """The part of a text that is not too long for this run."""
         return text
 
     def _states(self, result: Any) -> Iterable[np.ndarray]:

@@ -16,6 +16,7 @@ from paella_jax.encoders.byte_tokenizer import (
     bucket_length,
     check_prompts,
 )
+from paella_jax.encoders.text import refusing
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
@@ -152,6 +153,7 @@ def padded_lengths(
       PromptError: a text is too long.
     """
     check_prompts(texts, text_limit(networks), allow_empty=True)
+    clip_ids(networks, texts)
     ids = [tokenize(networks, config, [text])[0] for text in texts]
     return tuple(0 if x is None else x.shape[1] for x in ids)
 
@@ -163,10 +165,18 @@ def text_limit(networks: TokenNetworks) -> int:
 
 
 def clip_ids(networks: TokenNetworks, texts: Sequence[str]) -> np.ndarray | None:
-    """CLIP's ids [count, 77] where the run has a CLIP text tower."""
-    if networks.clip_tokenizer is None:
+    """CLIP's ids [count, 77] where the run has a CLIP text tower.
+
+    Beside another encoder, which reads all of a text, CLIP's is cut.
+
+    Raises:
+      PromptError: a text is too long, where CLIP alone reads it.
+    """
+    tokenizer = networks.clip_tokenizer
+    if tokenizer is None:
         return None
-    return networks.clip_tokenizer.truncating()(texts, 77)[0]
+    alone = networks.text_tokenizer is None
+    return (refusing(tokenizer) if alone else tokenizer.truncating())(texts, 77)[0]
 
 
 def _images(

@@ -14,9 +14,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from paella_jax.encoders.byte_tokenizer import PromptError
+from paella_jax.encoders.clip_judge import load_clip_judge
 from paella_jax.images.png import save_png, tiled
 from paella_jax.images.write import pad_to_same_size, save_images
-from paella_jax.pipelines.best_of import clip_score
 from paella_jax.pipelines.flag_checks import MOST_IN_ONE_FILE, is_one_file
 from paella_jax.pipelines.gallery import Gallery, png_texts
 from paella_jax.pipelines.prompt_file import (
@@ -97,7 +97,7 @@ def draw_by_flags(pipe: Any, flags: Any, count: int, conditions: Conditions) -> 
     drawing = Drawing(
         batch_size=min(flags.batch_size, count * copies),
         copies=copies,
-        score=clip_score(flags.score_with) if flags.best_of else None,
+        score=load_clip_judge(flags.score_with).score if flags.best_of else None,
         options=options,
         conditions=lambda rows: conditions(pipe, rows),
     )

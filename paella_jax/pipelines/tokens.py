@@ -182,8 +182,9 @@ class TokenPipeline(Pipeline):
         self.settings(**settings)
 
     def cut_text(self, text: str) -> str:
-        """The part of a text that is not too long, where the run's tokenizer can tell it."""
-        return getattr(self.networks.text_tokenizer, "cut", lambda whole: whole)(text)
+        """The part of a text that is not too long."""
+        tokenizer = self.networks.text_tokenizer or self.networks.clip_tokenizer
+        return text if tokenizer is None else tokenizer.cut(text)
 
     def _states(self, result: Generation) -> Iterable[np.ndarray]:
         return () if result.trace is None else self.strip(result)

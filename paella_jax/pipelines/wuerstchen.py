@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
 from paella_jax.images.read import ImageLike, read_images
@@ -39,6 +38,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
     stage_b_settings,
     stage_c_settings,
 )
+from paella_jax.pipelines.wuerstchen_texts import checked_texts, cut_text, negative_texts
 from paella_jax.sampling.diffusion import DDPMSettings
 from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
@@ -47,7 +47,7 @@ NO_COMPRESSOR = (
     "this run has no compressor, as diffusers' folders have none: it draws from text, but cannot "
     "encode or reconstruct images; convert it again with --compressor model_v2_stage_b.pt"
 )
-LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
+STAGE_B, STAGE_C = "Stage B's text encoder", "Stage C's text encoder"  # in messages
 
 
 class WuerstchenGeneration(NamedTuple):
@@ -93,10 +93,12 @@ class WuerstchenPipeline(Pipeline):
         self.config = configs.get("stage_c", configs["stage_b"])
         self.offload = offload
         self.mesh = mesh or all_devices()
+        self._texts = {STAGE_B: stage_b.text}
         self._weights: dict[str, Tree] = {}
         for name, tree in weights.items():
             self.set_weights(name, tree)
         if stage_c is not None:
+            self._texts = {STAGE_C: stage_c.text, **self._texts}
             drawing, static = partial(draw_c, stage_c, stage_b), ("settings", "shape", "trace")
             self._draw_c = Program("Stage C's sampler", drawing, static_argnames=static)
         decoding = partial(draw_b, stage_b)
@@ -160,8 +162,8 @@ class WuerstchenPipeline(Pipeline):
             )
         job, of_stage_b = Job.take(options)
         _refuse_temperature(of_stage_b.pop("temperature", None))
-        texts = check_prompts(prompt, LONGEST_TEXT)
-        negatives, keys = job.negatives(len(texts), LONGEST_TEXT), job.keys(len(texts))
+        texts = checked_texts(self._texts, prompt)
+        negatives, keys = negative_texts(self._texts, job, len(texts)), job.keys(len(texts))
         texts, negatives = job.repeat(texts), job.repeat(negatives)
         if image is not None:
             image = self.read(image)
@@ -207,8 +209,12 @@ class WuerstchenPipeline(Pipeline):
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Texts of any lengths can be drawn together. Raises PromptError where one is too long."""
-        check_prompts(texts, LONGEST_TEXT, allow_empty=True)
+        checked_texts(self._texts, texts, allow_empty=True)
         return ()
+
+    def cut_text(self, text: str) -> str:
+        """The part of a text that all stages' encoders read."""
+        return cut_text(self._texts, text)
 
     def _states(self, result: WuerstchenGeneration) -> Iterable[np.ndarray]:
         return () if result.trace is None else result.trace
@@ -269,7 +275,7 @@ class WuerstchenPipeline(Pipeline):
                 f"latents have shape {latents_c.shape}; give [count, h, w, {channels}]"
             )
         count = len(latents_c)
-        prompts = check_prompts(prompt, LONGEST_TEXT, allow_empty=True)
+        prompts = checked_texts({STAGE_B: self.stage_b.text}, prompt, allow_empty=True)
         prompts = one_per_prompt(prompts, count, "prompt")
         numbers = np.asarray(one_per_prompt(number, count, "number"))
         keys = numbered_keys(np.asarray(one_per_prompt(seed, count, "seed")), numbers)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from paella_jax.evaluation.distances import check_counts
-from paella_jax.evaluation.estimates import mean_of
-from paella_jax.evaluation.image_measures import psnr
-from paella_jax.reports.gathered import ImageFolder, Judges, ScoreError, gather
+from paella_jax.reports.gathered import Judges, ScoreError, gather
+from paella_jax.reports.image_sets import ImageSet, open_images
+from paella_jax.reports.pair_scores import PairScores
 from paella_jax.reports.scores import (
     distances,
     notes_on,
@@ -21,17 +22,26 @@ from paella_jax.reports.scores import (
 
 
 def score_folders(
-    images: str, reference: str, judges: Judges, out: Path, *, prompts: str = "", paired: bool
+    images: str,
+    reference: str,
+    judges: Judges,
+    out: Path,
+    *,
+    prompts: str = "",
+    paired: bool,
+    perceptual: str = "",
 ) -> str:
     """Writes scores.json and scores.md.
 
     Args:
-      images: folder of the images to score.
-      reference: folder of real images.
+      images: folder of the images to score, or another source of them.
+      reference: likewise, of real images.
       judges: the networks.
       out: folder of the report.
       prompts: text file with a caption per image, where none lie beside them.
-      paired: both folders have the same file names; a real image is what its namesake should be.
+      paired: both folders have the same file names, suffixes apart; a real image is what its
+        namesake should be.
+      perceptual: file of VGG weights, for LPIPS of the pairs.
 
     Returns:
       The report's table as Markdown.
@@ -39,14 +49,13 @@ def score_folders(
     Raises:
       ValueError: folders without images, too few or too many unreadable ones, missing namesakes.
     """
-    drawn, real = ImageFolder(images, prompts), ImageFolder(reference)
-    if paired and drawn.names != real.names:
-        other = sorted(set(drawn.names) ^ set(real.names))
-        raise ScoreError(
-            f"--paired needs the same file names in both folders, {len(other)} differ, the first: "
-            f"{other[0]}"
-        )
+    captions = judges.clip is not None or judges.pick is not None
+    drawn = open_images("--images", images, prompts, captions)
+    real = open_images("--reference", reference, captions=captions)
+    if paired:
+        _pair(drawn, real)
     check_counts(len(drawn), len(real))
+    pairs = PairScores(perceptual)
     ours, theirs = gather(drawn.images(), judges), gather(real.images(), judges)
     row = {"name": Path(images).name}
     row |= of_the_images(ours, judges, drawn.read_captions()) | distances(ours, theirs, paired)
@@ -55,19 +64,37 @@ def score_folders(
     if paired:
         if drawn.unreadable or real.unreadable:
             raise ScoreError("--paired needs folders whose images can all be read")
-        row |= of_the_pairs(ours, theirs) | _likeness(drawn, real)
+        pairs.add_all(_pairs(drawn, real))
+        row |= of_the_pairs(ours, theirs) | pairs.row()
     skipped = {"unreadable": {"images": drawn.unreadable, "reference": real.unreadable}}
     notes = notes_on(len(ours), len(theirs), judges)
+    if not paired and drawn.names == real.names:
+        notes.append("Both have the same file names; --paired compares them one by one as well.")
     return write_report(out, [row, floor], notes, **skipped)
 
 
-def _likeness(drawn: ImageFolder, real: ImageFolder) -> dict[str, object]:
-    """PSNR of the pairs, which must have the same sizes."""
-    values = []
+def _pair(drawn: ImageSet, real: ImageSet) -> None:
+    """Puts real images into the order of those that have their names, but for a suffix."""
+    ours, theirs = (_keys(images.names) for images in (drawn, real))
+    other = sorted(set(ours) ^ set(theirs))
+    if other:
+        raise ScoreError(
+            f"--paired needs the same file names in both folders, {len(other)} differ, the first: "
+            f"{other[0]}"
+        )
+    places = dict(zip(theirs, real.positions, strict=True))
+    real.positions = [places[key] for key in ours]
+
+
+def _keys(names: list[str]) -> list[str]:
+    """Names without suffixes, where they are still different."""
+    short = [str(Path(name).with_suffix("")) for name in names]
+    return short if len(set(short)) == len(names) else names
+
+
+def _pairs(drawn: ImageSet, real: ImageSet) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for name, ours, theirs in zip(drawn.names, drawn.images(), real.images(), strict=True):
         if ours.shape != theirs.shape:
             sizes = " and ".join(f"{x.shape[1]}x{x.shape[0]}" for x in (ours, theirs))
             raise ScoreError(f"--paired needs pairs of one size; {name} has {sizes} pixels")
-        pair = (x[None].astype(np.float32) / 255.0 for x in (ours, theirs))
-        values.append(psnr(*pair)[0])
-    return {"psnr": mean_of(values)}
+        yield ours, theirs

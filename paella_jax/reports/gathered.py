@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paella_jax.config import UserError
-from paella_jax.data.captioned import most_broken
-from paella_jax.data.captions import find_table, list_captioned, list_images, read_text
-from paella_jax.data.records import UNREADABLE
-from paella_jax.evaluation.clip_score import ClipJudge
-from paella_jax.evaluation.features import BATCH, FeatureNetwork, Features
+from paella_jax.encoders.clip_judge import ClipJudge
+from paella_jax.encoders.feature_network import BATCH, FeatureNetwork, Features
 from paella_jax.evaluation.image_measures import is_blank
-from paella_jax.images.notes import Notes
-from paella_jax.images.read import read_rgb
 
 
 class ScoreError(UserError, ValueError):
@@ -105,93 +98,6 @@ def keeping(images: Iterable[np.ndarray], kept: list[np.ndarray], count: int) ->
         if len(kept) < count:
             kept.append(image)
         yield image
-
-
-@dataclass
-class ImageFolder:
-    """The images below a folder, in the order of their names.
-
-    Attributes:
-      folder: of images; captions beside them as training reads them, if there are any.
-      prompts: a text file with a caption per line, for the images in their order.
-      names: of the images, below the folder.
-      captions: of the images; empty where there are none.
-      unreadable: positions of images that were skipped.
-
-    Raises:
-      ValueError: no such folder, no images in it, or another number of prompts.
-    """
-
-    folder: str
-    prompts: str = ""
-    names: list[str] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)
-    unreadable: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        root = Path(self.folder)
-        if not root.is_dir():
-            raise ScoreError(f"{root} is not a folder of images")
-        samples = list_images(root, Counter())
-        captioned = {s.image: s for s in list_captioned(root, Counter())} if _has(root) else {}
-        self.files = [sample.image for sample in samples]
-        self.names = [str(file.relative_to(root)) for file in self.files]
-        if not self.files:
-            raise ScoreError(f"{root} has no images to score")
-        if self.prompts:
-            self.captions = read_prompts(self.prompts)
-            if len(self.captions) != len(self.files):
-                raise ScoreError(
-                    f"{self.prompts} has {len(self.captions)} prompts for {len(self.files)} images "
-                    f"of {root}; give one per image, in the order of the file names"
-                )
-        elif captioned and all(f in captioned and captioned[f].caption for f in self.files):
-            self.captions = [captioned[f].read_caption() for f in self.files]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def images(self) -> Iterator[np.ndarray]:
-        """Images as uint8 [H, W, 3]. Unreadable ones are told and skipped.
-
-        Raises:
-          ScoreError: more than one in ten (and more than three) cannot be read.
-        """
-        notes = Notes(self.folder)
-        for position, file in enumerate(self.files):
-            try:
-                image = np.asarray(read_rgb(file, notes=notes))
-            except UNREADABLE as error:
-                print(f"skipping {error}", flush=True)
-                self.unreadable.append(position)
-                if len(self.unreadable) > most_broken(len(self)):
-                    count = len(self.unreadable)
-                    raise ScoreError(
-                        f"{count} of {len(self)} images of {self.folder} cannot be read, the last: "
-                        f"{error}"
-                    ) from error
-                continue
-            yield image
-
-    def read_captions(self) -> list[str]:
-        """Captions of the images that could be read, after `images` has gone through."""
-        skipped = set(self.unreadable)
-        return [text for n, text in enumerate(self.captions) if n not in skipped]
-
-
-def _has(root: Path) -> bool:
-    """Whether a folder has captions at all."""
-    return bool(find_table(root)) or any(root.rglob("*.txt")) or any(root.rglob("*.caption"))
-
-
-def read_prompts(file: str) -> list[str]:
-    """The lines of a text file, blank ones left out. Raises ScoreError where there are none."""
-    if not Path(file).is_file():
-        raise ScoreError(f"--prompts {file} is not a file")
-    lines = [line.strip() for line in read_text(Path(file)).splitlines()]
-    if not any(lines):
-        raise ScoreError(f"--prompts {file} has no prompts; write one per line")
-    return [line for line in lines if line]
 
 
 def plain(value: Any) -> Any:

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from paella_jax.encoders.feature_network import FeatureNetwork
 from paella_jax.evaluation.distances import frechet_estimate, kernel_estimate
 from paella_jax.evaluation.estimates import Estimate, mean_of, need
-from paella_jax.evaluation.features import FeatureNetwork
 from paella_jax.evaluation.image_measures import psnr
 from paella_jax.files.atomic import write_atomically
-from paella_jax.reports.gathered import ImageFolder, as_json
+from paella_jax.reports.gathered import as_json
+from paella_jax.reports.image_sets import ImageSet, open_images
 
 LEAST = 40  # images: of a half, 20
 
@@ -75,12 +76,12 @@ class Measured(NamedTuple):
 
 
 def measure_manipulations(
-    folder: str, network: FeatureNetwork, out: Path, num_images: int | None = None
+    place: str, network: FeatureNetwork, out: Path, num_images: int | None = None
 ) -> str:
-    """Scores every manipulation of a folder's images and writes manipulations.json and .md.
+    """Scores every manipulation of some images and writes manipulations.json and .md.
 
     Args:
-      folder: of images.
+      place: of the images, as `open_images` takes it.
       network: whose features are measured.
       out: folder of the report.
       num_images: so many, evenly spaced; None takes all.
@@ -91,10 +92,9 @@ def measure_manipulations(
     Raises:
       ValueError: too few images.
     """
-    images = ImageFolder(folder)
-    if num_images is not None and num_images < len(images):
-        chosen = np.linspace(0, len(images) - 1, num_images).round().astype(int)
-        images.files = [images.files[n] for n in chosen]
+    images = open_images("--manipulations", place)
+    if num_images is not None:
+        images.take(num_images)
     need(len(images), LEAST, "the table of manipulations")
     clean = network.extract(images.images()).vectors
     rows = []
@@ -124,7 +124,7 @@ def measure_manipulations(
 
 
 def _changed(
-    images: ImageFolder,
+    images: ImageSet,
     change: Callable[[Image.Image, float], Image.Image],
     strength: float,
     likeness: list[float],

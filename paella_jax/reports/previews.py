@@ -52,7 +52,8 @@ def token_preview(config: ConfigDict, workdir: Path) -> Preview:
         if "low_tokens" in pipelines[0].networks.takes:
             images = np.stack([sample["image"] for sample in _validation_samples(config)])
             low["low_tokens"] = pipelines[0].encode_low(images)
-        return pipelines[0].generate(captions, seed=list(range(len(captions))), **low).images
+        texts = [pipelines[0].cut_text(text) for text in captions]
+        return pipelines[0].generate(texts, seed=list(range(len(texts))), **low).images
 
     return _captioned(config, draw)
 
@@ -68,7 +69,8 @@ def stage_c_preview(config: ConfigDict, workdir: Path) -> Preview:
             mesh = mesh_of(state)
             pipelines.append(load_stage_c_pipeline(config, workdir, weights, mesh=mesh))
         pipelines[0].set_weights("stage_c", weights)
-        return pipelines[0].generate(captions, seed=list(range(len(captions)))).images
+        cut = [pipelines[0].cut_text(text) for text in captions]
+        return pipelines[0].generate(cut, seed=list(range(len(cut)))).images
 
     return _captioned(config, draw)
 
@@ -102,8 +104,8 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
         if compressor is None:
             statistics = state.model_state[COMPRESSOR]
             compressor = {"params": params.pop(COMPRESSOR), "batch_stats": statistics}
-        texts = {n: tree for n, tree in frozen.items() if n not in ("vqgan", COMPRESSOR)}
-        weights = {"stage_b": (params, texts), "compressor": compressor}
+        encoder = {n: tree for n, tree in frozen.items() if n not in ("vqgan", COMPRESSOR)}
+        weights = {"stage_b": (params, encoder), "compressor": compressor}
         if not pipelines:
             networks, _ = make_stage_b(config, workdir)
             start = weights | {"vqgan": load_carried("tokenizer", workdir)[1]}
@@ -113,7 +115,8 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
             pipelines[0].set_weights(name, tree)
         images = np.stack([sample["image"] for sample in samples]).astype(np.float32) / 255.0
         seeds = list(range(len(images)))
-        rebuilt = pipelines[0].reconstruct(images, prompt=captions, seed=seeds).images
+        texts = [pipelines[0].cut_text(text) for text in captions]
+        rebuilt = pipelines[0].reconstruct(images, prompt=texts, seed=seeds).images
         error = float(np.square(rebuilt - images).mean())
         return {"validation_mse": error} | _show(config, rebuilt, captions, file)
 
@@ -174,7 +177,7 @@ def _write_grid(file: Path, images: np.ndarray, *labels: Any) -> None:
 def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
     """Validation samples with a caption that can be drawn: not blank, cut to the text's limit."""
     source = make_source(config.data, "validation", config.seed)
-    cut = caption_cutter(config)
+    cut = _caption_cutter(config)
     samples: list[dict[str, Any]] = []
     for index in range(min(len(source), 2 * config.log.preview_images)):
         sample = dict(source[index])
@@ -184,8 +187,8 @@ def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
     return samples
 
 
-def caption_cutter(config: ConfigDict) -> Callable[[str], str]:
-    """What cuts a caption to the text's limit of a run."""
+def _caption_cutter(config: ConfigDict) -> Callable[[str], str]:
+    """What cuts a caption to about what a run reads; its pipeline cuts the rest."""
     # A frozen encoder's own units are no longer than bytes.
     words = config.text.get("units") == "words" and not config.text.folder
     return (WordTokenizer if words else ByteTokenizer)(config.text.max_length).cut

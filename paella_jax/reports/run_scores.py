@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
+from paella_jax.data.loader import Source
 from paella_jax.evaluation.distances import check_counts
 from paella_jax.images.write import save_table
 from paella_jax.pipelines.load import load
@@ -20,10 +21,11 @@ from paella_jax.reports.gathered import (
     first,
     gather,
     keeping,
-    read_prompts,
 )
-from paella_jax.reports.previews import caption_cutter
+from paella_jax.reports.group_scores import Grouping, Said, grouping, learn_groups
+from paella_jax.reports.image_sets import read_prompts
 from paella_jax.reports.score_curves import draw_curves
+from paella_jax.reports.scored_data import scored_data
 from paella_jax.reports.scored_run import (
     AXES,
     SHOWN,
@@ -83,59 +85,95 @@ def _check(asked: Asked, method: str) -> None:
 
 
 def _subject(asked: Asked, config: ConfigDict) -> Subject:
-    data = config.data.copy_and_resolve_references()
-    if asked.data:
-        if not Path(asked.data).is_dir():
-            raise ScoreError(f"--data {asked.data} is not a folder")
-        with data.unlocked():
-            data.folder, data.source, data.validation_folder = asked.data, "folder", ""
-            data.buckets = data.get("buckets", ())
-    held, training = (make_source(data, split, config.seed) for split in ("validation", "train"))
     own = config.get("evaluation", ConfigDict())
+    grouped = _grouping(asked, own.get("groups", ""), config.method)
+    data = scored_data(config, asked.data, asked.overrides, grouped.by)
+    held, training = (make_source(data, split, config.seed) for split in ("validation", "train"))
     count = asked.num_images or own.get("num_images", USUAL)
     batch = min(own.get("batch_size", 64), count)
     check_counts(count := min(count, len(held)))
-    return Subject(config, held, training, count, batch)
+    return Subject(config, held, training, count, batch, grouped)
+
+
+def _grouping(asked: Asked, usual: str, method: str) -> Grouping:
+    """What images are marked by: what was asked for, or what the run says where that can be."""
+    grouped = grouping(asked.groups or usual)
+    wrong = ""
+    if method in REBUILDING:
+        wrong = f"is for runs that draw, this is a {method!r}"
+    elif not asked.training_images:
+        wrong = "learns from training images; leave --training_images 0 out"
+    elif grouped.by and asked.prompts:
+        wrong = "is a field, which --prompts have not; give words of the prompts, as --groups a,b"
+    if asked.groups and wrong:
+        raise ScoreError(f"--groups {asked.groups} {wrong}")
+    return Grouping() if wrong else grouped
+
+
+class _Known(NamedTuple):
+    """Images of the data: their places in it, what was gathered of them, and what is said."""
+
+    places: list[int]
+    images: Gathered
+    said: list[Said]
+
+
+def _look_at(source: Source, places: list[int], judges: Judges, kept: list[np.ndarray]) -> _Known:
+    said: list[Said] = []
+    images = gather(keeping(images_of(source, places, said), kept, SHOWN), judges)
+    return _Known(places, images, said)
 
 
 def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     options = {"super_resolution": asked.super_resolution} if asked.super_resolution else {}
     pipe = load(asked.checkpoint, **options)
-    cut = caption_cutter(subject.config)
-    chosen = subject.samples()
-    kept_real: list[np.ndarray] = []
-    real = gather(keeping(images_of(subject.held, chosen), kept_real, SHOWN), judges)
-    own_captions = [cut(subject.held[n]["caption"]) for n in chosen]
-    captions = own_captions
+    cut = pipe.cut_text
+    shown: list[np.ndarray] = []
+    real = _look_at(subject.held, subject.samples(), judges, shown)
+    wanted = [Said(cut(one.caption), one.group) for one in real.said]
+    own_captions = [one.caption for one in wanted]
     if asked.prompts:
-        captions = [cut(text) for text in read_prompts(asked.prompts)]
+        wanted = [Said(cut(text)) for text in read_prompts(asked.prompts)]
+    captions = [one.caption for one in wanted]
     if blank := [n for n, text in enumerate(captions) if not text.strip()]:
         raise ScoreError(f"{len(blank)} captions are empty, the first is number {blank[0]}")
-    paired = not asked.prompts
-
-    kept: list[np.ndarray] = []
-    ours = gather(keeping(draw(pipe, captions, subject.batch), kept, SHOWN), judges)
-    row: Row = {"name": asked.checkpoint.name} | _settings(subject.config)
-    row |= of_the_images(ours, judges, captions) | distances(ours, real, paired)
-    row |= of_the_pairs(ours, real) if paired else {}
-    rows, training, nearest = [row], None, None
+    training, marks = None, None
     if asked.training_images:
         places = first(range(len(subject.training)), asked.training_images)
-        training = gather(images_of(subject.training, places), judges)
-        copies, found = of_copies(ours, training, real)
+        training = _look_at(subject.training, places, judges, [])
+    if subject.grouping:
+        assert training is not None  # or there is no grouping
+        marks = learn_groups(subject.grouping, training.images, training.said, wanted)
+    mark = (lambda *_: {}) if marks is None else marks.mark
+
+    drawn: list[np.ndarray] = []
+    ours = gather(keeping(draw(pipe, captions, subject.batch), drawn, SHOWN), judges)
+    row: Row = {"name": asked.checkpoint.name} | _settings(subject.config)
+    paired = not asked.prompts
+    row |= of_the_images(ours, judges, captions) | distances(ours, real.images, paired)
+    row |= of_the_pairs(ours, real.images) if paired else {}
+    row |= mark("drawn", ours, wanted)
+    rows, nearest = [row], None
+    if training is not None:
+        copies, found = of_copies(ours, training.images, real.images)
         row |= copies
-        nearest = [subject.training[places[n]]["image"] for n in found[:SHOWN]]
+        nearest = [subject.training[training.places[n]]["image"] for n in found[:SHOWN]]
     if paired:
-        rows.append(_through_the_tokenizer(pipe, subject, chosen, real, judges))
-    rows.append(real_against_real(real, training, len(ours)) | of_the_images(
-        real, judges, own_captions))  # fmt: skip
-    columns = {"drawn": kept, "true": kept_real if paired else None, "nearest training": nearest}
+        rebuilt, scores = _through_the_tokenizer(pipe, subject, real, judges)
+        rows.append(scores | mark("encoded and decoded", rebuilt, real.said))
+    floor = real_against_real(real.images, training and training.images, len(ours))
+    floor |= of_the_images(real.images, judges, own_captions)
+    rows.append(floor | mark("real", real.images, real.said))
+    columns = {"drawn": drawn, "true": shown if paired else None, "nearest training": nearest}
     asked.out.mkdir(parents=True, exist_ok=True)
     _save(asked.out / "scores.png", columns, captions)
     more: dict[str, Any] = {}
     if asked.axes:
-        more["curves"] = draw_curves(asked, subject, pipe, captions, real, judges)
-    notes = [*notes_on(len(ours), len(real), judges), _shortage(asked, subject)]
+        more["curves"] = draw_curves(asked, subject, pipe, captions, real.images, judges)
+    notes = [*notes_on(len(ours), len(real.said), judges), _shortage(asked, subject)]
+    if marks is not None:
+        more["groups"] = marks.report
+        notes.append(marks.note())
     return write_report(asked.out, rows, [note for note in notes if note], **more)
 
 
@@ -155,14 +193,15 @@ def _settings(config: ConfigDict) -> Row:
 
 
 def _through_the_tokenizer(
-    pipe: Any, subject: Subject, chosen: Sequence[int], real: Gathered, judges: Judges
-) -> Row:
+    pipe: Any, subject: Subject, real: _Known, judges: Judges
+) -> tuple[Gathered, Row]:
     """What a perfect predictor would reach: the true images through the run's own decoder."""
     run = lambda images, count: np.asarray(pipe.decode(pipe.encode(images)))[:count]
-    rebuilt = gather(rebuild(run, subject.held, chosen, subject.batch), judges)
+    rebuilt = gather(rebuild(run, subject.held, real.places, subject.batch), judges)
     row: Row = {"name": "true images, encoded and decoded"}
     row |= of_the_images(rebuilt, judges, ())
-    return row | distances(rebuilt, real, True) | of_the_pairs(rebuilt, real)
+    row |= distances(rebuilt, real.images, True) | of_the_pairs(rebuilt, real.images)
+    return rebuilt, row
 
 
 def _save(file: Path, columns: dict[str, list[np.ndarray] | None], captions: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from paella_jax.data.loader import Source
 from paella_jax.images.write import to_uint8
 from paella_jax.reports.gathered import first
+from paella_jax.reports.group_scores import Grouping, Said
 
 SHOWN = 12  # images in scores.png
 AXES = ("steps", "guidance")
@@ -28,7 +29,7 @@ class Asked:
     Attributes:
       checkpoint: run folder.
       out: folder of the report.
-      data: folder of captioned images; empty is the run's own data.
+      data: place of captioned images of any form; empty is the run's own data.
       prompts: file of captions to draw instead of the held-back ones.
       num_images: None is the config's number.
       training_images: searched for copies; 0 leaves them out.
@@ -37,6 +38,8 @@ class Asked:
       axes: of the curves, among `AXES`.
       steps: on the axis of that name.
       guidance: likewise.
+      overrides: of the run's data block, as "--config.data.FIELD=VALUE".
+      groups: what images are marked by, as `grouping` reads it; empty is the run's own.
     """
 
     checkpoint: Path
@@ -50,6 +53,8 @@ class Asked:
     axes: Sequence[str] = ()
     steps: Sequence[int] = ()
     guidance: Sequence[float] = ()
+    overrides: Sequence[str] = ()
+    groups: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Subject:
       training: the rest.
       count: of images to score.
       batch: images drawn at a time.
+      grouping: what drawn images are marked by.
     """
 
     config: ConfigDict
@@ -69,6 +75,7 @@ class Subject:
     training: Source
     count: int
     batch: int
+    grouping: Grouping
 
     def samples(self) -> list[int]:
         """Which of the held-back samples are scored, evenly spaced."""
@@ -99,7 +106,12 @@ def rebuild(
         yield from to_uint8(run(images, len(some)))
 
 
-def images_of(source: Source, chosen: Sequence[int]) -> Iterator[np.ndarray]:
-    """The images of some samples, uint8 [H, W, 3]."""
+def images_of(
+    source: Source, chosen: Sequence[int], said: list[Said] | None = None
+) -> Iterator[np.ndarray]:
+    """The images of some samples, uint8 [H, W, 3]; what is said of them is put into `said`."""
     for n in chosen:
-        yield source[n]["image"]
+        sample = source[n]
+        if said is not None:
+            said.append(Said(sample["caption"], sample.get("group", "")))
+        yield sample["image"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paella_jax.evaluation.clip_score import cosines
+from paella_jax.encoders.clip_judge import cosines
 from paella_jax.evaluation.distances import LEAST, frechet_estimate, kernel_estimate
 from paella_jax.evaluation.estimates import Estimate, mean_of
 from paella_jax.evaluation.image_measures import SPLITS, inception_score
@@ -51,7 +51,9 @@ COLUMNS = (
     Column("retrieval_five", f"R@5 of {AMONG}"),
     Column("caption_first", f"caption R@1 of {AMONG}"),
     Column("caption_five", f"caption R@5 of {AMONG}"),
+    Column("group_right", "group right"),
     Column("psnr", "PSNR dB", digits=1),
+    Column("ssim", "SSIM", digits=3),
     Column("lpips", "LPIPS", digits=3),
     Column("codes_used", "codes used"),
     Column("perplexity", "perplexity", digits=0),

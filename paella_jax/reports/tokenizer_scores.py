@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from paella_jax.evaluation.estimates import mean_of
-from paella_jax.evaluation.image_measures import code_usage, psnr
+from paella_jax.evaluation.image_measures import code_usage
 from paella_jax.images.write import save_table
 from paella_jax.reports.gathered import Judges, first, gather, keeping
+from paella_jax.reports.pair_scores import PairScores
 from paella_jax.reports.scored_run import SHOWN, Asked, RoundTrip, Subject, rebuild
 from paella_jax.reports.scores import (
     Row,
@@ -32,20 +31,23 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
     """
     chosen = subject.samples()
     originals = lambda: (subject.held[n]["image"] for n in chosen)
-    compare = _Comparison(asked.perceptual)
+    pairs = PairScores(asked.perceptual)
     counts: np.ndarray | None = None
     if subject.config.method == "vqgan":
         run, counts = _tokenizer(asked)
     else:
         run = _stage_b(asked)
-    watched = lambda images, count: compare(images, run(images, count))
+
+    def watched(images: np.ndarray, count: int) -> np.ndarray:
+        clipped = np.clip(run(images, count), 0.0, 1.0)
+        pairs.add(clipped, images[:count], len(images))
+        return clipped
+
     rebuilt = rebuild(watched, subject.held, chosen, subject.batch)
     shown: list[np.ndarray] = []
     ours = gather(keeping(rebuilt, shown, SHOWN), judges)
     real = gather(originals(), judges)
-    row: Row = {"name": asked.checkpoint.name, "psnr": mean_of(compare.psnr)}
-    if compare.lpips:
-        row["lpips"] = mean_of(compare.lpips)
+    row: Row = {"name": asked.checkpoint.name} | pairs.row()
     if counts is not None:
         usage = code_usage(counts)
         row |= {"codes_used": f"{usage.used} of {usage.codes}", "perplexity": usage.perplexity}
@@ -55,34 +57,11 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
     floor = real_against_real(real, training, len(ours)) | of_the_images(real, judges, ())
     asked.out.mkdir(parents=True, exist_ok=True)
     true = [subject.held[n]["image"] for n in chosen[: len(shown)]]
-    pairs = np.stack([np.stack(true), np.stack(shown)], axis=1).astype(np.float32) / 255.0
-    titles = [f"{value:.1f} dB" for value in compare.psnr[: len(shown)]]
-    save_table(asked.out / "scores.png", pairs, ["true", "rebuilt"], titles)
+    table = np.stack([np.stack(true), np.stack(shown)], axis=1).astype(np.float32) / 255.0
+    titles = [f"{value:.1f} dB" for value in pairs.psnr[: len(shown)]]
+    save_table(asked.out / "scores.png", table, ["true", "rebuilt"], titles)
     notes = notes_on(len(ours), len(real), judges)
     return write_report(asked.out, [row, floor], notes)
-
-
-class _Comparison:
-    """PSNR and LPIPS of every pair that goes through."""
-
-    def __init__(self, perceptual: str) -> None:
-        self.psnr: list[float] = []
-        self.lpips: list[float] = []
-        self._distance: Callable[..., Any] | None = None
-        if perceptual:
-            from paella_jax.models.perceptual import load_perceptual, perceptual_distance
-
-            network = load_perceptual(perceptual)
-            self._distance = jax.jit(lambda a, b: perceptual_distance(network, a, b))
-
-    def __call__(self, images: np.ndarray, rebuilt: np.ndarray) -> np.ndarray:
-        """Takes a batch of originals, and as many of them as count when they came back."""
-        clipped, count = np.clip(rebuilt, 0.0, 1.0), len(rebuilt)
-        self.psnr += psnr(clipped, images[:count]).tolist()
-        if self._distance is not None:
-            filled = np.concatenate([clipped, images[count:]])  # one program for all batches
-            self.lpips += np.asarray(self._distance(filled, images))[:count].tolist()
-        return clipped
 
 
 def _tokenizer(asked: Asked) -> tuple[RoundTrip, np.ndarray]:
