@@ -1,0 +1,210 @@
+"""What stands behind the page, without the page: limits, one drawing at a time, previews, stop."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paella_jax.serving import draw as drawing
+from paella_jax.serving.draw import Drawn
+from paella_jax.serving.limits import (
+    IMAGE,
+    INPAINT,
+    OUTPAINT,
+    TASKS,
+    TEXT,
+    VARIATIONS,
+    Ask,
+    Limits,
+    check,
+)
+from paella_jax.serving.studio import Run, Studio, strip_image
+
+WHITE, BLACK = Image.new("RGB", (8, 8), "white"), Image.new("L", (8, 8), 0)
+STEPS = 4
+
+
+def plain(value=0):
+    return Image.new("RGB", (8, 8), (value, value, value))
+
+
+def slow_pipe(pipe, ask, on_step):
+    """Draws in steps; a step begins when the pipe's gate lets it, and asks whether to go on."""
+    pipe.running.append(threading.get_ident())
+    assert len(pipe.running) == 1, "two drawings at once"
+    try:
+        images = []
+        for step in range(1, STEPS + 1):
+            assert pipe.gate.acquire(timeout=30)
+            images = [plain(step)] * ask.count
+            if not on_step(step, STEPS, images):
+                return Drawn(images, True)
+        return Drawn(images, False)
+    finally:
+        pipe.running.pop()
+
+
+def studio_of(count=1, open_gate=True, tasks=TASKS):
+    gate, running = threading.Semaphore(10_000 if open_gate else 0), []
+    pipe = SimpleNamespace(gate=gate, running=running)
+    runs = [Run(f"run{n}", pipe, tasks) for n in range(count)]
+    return Studio(runs, Limits(), slow_pipe), gate
+
+
+def test_views_end_with_everything():
+    studio, _ = studio_of()
+    views = list(studio.stream(Ask("a cat", count=3), [0]))
+    (last,) = views[-1]
+    assert (last.state, last.step, last.total) == ("done", STEPS, STEPS)
+    assert len(last.images) == 3 and len(last.strip) == STEPS
+    assert [image.getpixel((0, 0))[0] for image in last.strip] == [1, 2, 3, 4]
+
+
+def test_previews_come_while_it_draws():
+    studio, gate = studio_of(open_gate=False)
+    stream = studio.stream(Ask("a cat"), [0])
+    seen = []
+    for (view,) in stream:
+        seen.append((view.step, view.state))
+        gate.release()
+    assert seen[-1] == (STEPS, "done") and {step for step, _ in seen} == {0, 1, 2, 3, 4}
+
+
+def test_a_stop_ends_at_the_next_step_and_keeps_what_there_is():
+    studio, gate = studio_of(open_gate=False)
+    stop = threading.Event()
+    gate.release(2)
+    for (view,) in studio.stream(Ask("a cat"), [0], stop):
+        if view.step == 2 and not stop.is_set():
+            stop.set()
+            gate.release()
+    assert (view.state, view.step) == ("stopped", 3) and view.images
+
+
+def test_a_visitor_who_goes_away_stops_the_drawing():
+    studio, gate = studio_of(open_gate=False)
+    stream = studio.stream(Ask("a cat"), [0])
+    next(stream)
+    stream.close()
+    gate.release()  # one step more, and the next visitor's four
+    gate.release(STEPS)
+    (last,) = list(studio.stream(Ask("a dog"), [0]))[-1]
+    assert last.state == "done"
+
+
+def test_visitors_wait_for_each_other():
+    """`slow_pipe` fails where two draw at once; a stop while waiting draws nothing."""
+    studio, gate = studio_of(open_gate=False)
+    first = studio.stream(Ask("a cat"), [0])
+    while next(first)[0].state != "drawing":
+        pass  # with the gate closed there is no news behind it
+    stop = threading.Event()
+    second, third = studio.stream(Ask("a dog"), [0]), studio.stream(Ask("a fox"), [0], stop)
+    assert next(second)[0].state == next(third)[0].state == "waiting"
+    stop.set()
+    gate.release(2 * STEPS)
+    assert list(first)[-1][0].state == list(second)[-1][0].state == "done"
+    assert list(third)[-1][0].state == "stopped"
+
+
+def test_two_runs_draw_the_same_request():
+    studio, _ = studio_of(2)
+    views = list(studio.stream(Ask("a cat"), [0, 1]))
+    assert [view.state for view in views[-1]] == ["done", "done"]
+    assert all(len(view) == 2 for view in views)
+    assert studio.draw_one(1, "a cat", 5).size == (8, 8)
+
+
+def test_what_goes_wrong_reaches_the_visitor_and_the_next_one_draws():
+    studio, _ = studio_of()
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    working, studio._drawing = studio._drawing, broken
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(studio.stream(Ask("a cat"), [0]))
+    studio._drawing = working
+    assert list(studio.stream(Ask("a cat"), [0]))[-1][0].state == "done"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": "a" * 1001}, "1001 characters; give 1000"),
+        ({"negative": "a" * 1001}, "the negative prompt has 1001"),
+        ({"task": "paint"}, "none of text to image, image to image"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"count": 17}, "number of images must be a whole number from 1 to 16, got 17"),
+        ({"steps": 0}, "number of steps must be a whole number from 1 to 100"),
+        ({"height": 2000}, "height must be a whole number from 1 to 1024"),
+        ({"guidance": float("nan")}, "guidance must be from 0 to 100"),
+        ({"task": IMAGE}, "image to image needs an image"),
+        ({"task": IMAGE, "image": WHITE, "strength": 0.0}, "strength must be from 0.01 to 1"),
+        ({"task": INPAINT, "image": WHITE}, "nothing is marked"),
+        ({"task": INPAINT, "image": WHITE, "mask": BLACK}, "nothing is marked"),
+        ({"task": OUTPAINT, "image": WHITE}, "needs a margin"),
+        ({"task": OUTPAINT, "image": WHITE, "margins": (0, 0, 0, 2.0)}, "margin at the right"),
+    ],
+)
+def test_requests_over_the_limits(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(replace(Ask("a cat"), **changes), Limits())
+
+
+def test_a_run_says_what_it_cannot_do():
+    studio, _ = studio_of(tasks=[TEXT])
+    with pytest.raises(ValueError, match="run0 cannot do variations"):
+        next(studio.stream(Ask("", VARIATIONS, image=WHITE), [0]))
+    with pytest.raises(ValueError, match="no run is chosen"):
+        next(studio.stream(Ask("a cat"), []))
+
+
+# --- sizes of images
+
+
+def pipe_of(sizes):
+    config = SimpleNamespace(data=SimpleNamespace(image_size=32))
+    return SimpleNamespace(config=config, sizes=sizes)
+
+
+def test_images_and_masks_are_cut_alike():
+    image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (32, 1, 3)))
+    pixels = np.asarray(drawing.cover(image, (32, 32)))
+    assert pixels.shape == (32, 32, 3) and pixels[0, 0, 0] == 16 and pixels[0, -1, 0] == 47
+    mask = Image.new("L", (64, 32), 0)
+    mask.putpixel((16, 5), 255)
+    marked = drawing.cover_mask(mask, (32, 32))
+    assert marked.sum() == 1 and marked[5, 0]
+    large = Image.new("L", (640, 320), 0)
+    large.putpixel((320, 0), 255)  # a hundredth of a pixel of what is drawn
+    assert drawing.cover_mask(large, (32, 32)).any()
+
+
+def test_a_larger_canvas():
+    pipe = pipe_of(SimpleNamespace(divisor=8, only_side=0))
+    ask = Ask("a cat", OUTPAINT, image=plain(9).resize((50, 50)), margins=(0.0, 0.5, 0.3, 0.0))
+    image, marked = drawing.canvas(pipe, ask)
+    assert image.size == (32 + 8, 32 + 16) and marked.shape == (48, 40)
+    assert not marked[:32, 8:].any() and marked.sum() == 48 * 40 - 32 * 32
+
+
+@pytest.mark.parametrize("sizes", [SimpleNamespace(divisor=8, only_side=32),
+                                   SimpleNamespace(side=32)])  # fmt: skip
+def test_the_only_canvas_there_is(sizes):
+    ask = Ask("a cat", OUTPAINT, image=plain(9), margins=(0.0, 0.0, 0.5, 0.5))
+    image, marked = drawing.canvas(pipe_of(sizes), ask)
+    assert image.size == (32, 32) and (~marked).sum() == 16 * 16
+    assert not marked[8:24, 8:24].any()
+
+
+def test_a_strip_of_two_scales():
+    row = strip_image([plain(1).resize((4, 4)), plain(2)])
+    assert row.shape == (8, 16, 3) and row[0, 0, 0] == 1 and row[0, 8, 0] == 2
