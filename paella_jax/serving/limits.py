@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -111,6 +111,17 @@ def check(ask: Ask, limits: Limits) -> None:
             _number(f"margin at the {side}", margin, 0.0, 1.0)
         if not any(ask.margins):
             raise ValueError("outpainting needs a margin: choose how much to add, and where")
+
+
+def as_number(name: str, text: str | None, kind: type[int] | type[float]) -> Any:
+    """What was written in a field; None where it was left empty. Raises ValueError."""
+    if not (text or "").strip():
+        return None
+    try:
+        return kind(text or "")
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name} must be {what}, or empty for the run's own") from None
 
 
 def _check_mask(ask: Ask) -> None:

@@ -9,12 +9,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from paella_jax.images.png import tiled
+from paella_jax.pipelines.stream import sampler_of
 from paella_jax.serving.draw import Drawn, OnStep, draw
 from paella_jax.serving.limits import Ask, Limits, check
 
@@ -187,3 +189,33 @@ def strip_image(strip: Sequence[Image.Image]) -> np.ndarray:
     size = strip[-1].size
     row = [np.asarray(x if x.size == size else x.resize(size, 0)) for x in strip]
     return tiled(row, columns=len(row))
+
+
+def names_of(folders: Sequence[str]) -> list[str]:
+    """Names of run folders that tell them apart: the last part of each path that differs."""
+    parts = [Path(folder).absolute().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-depth:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder} ({number})" for number, folder in enumerate(folders, 1)]
+
+
+def defaults_of(runs: Sequence[Run]) -> dict[str, str]:
+    """What the fields of the page mean that are left empty, where all runs agree."""
+    own = []
+    for run in runs:
+        sampler, side = sampler_of(run.pipe), run.pipe.config.data.image_size
+        values = {"steps": sampler.get("num_steps"), "guidance": sampler.get("guidance_scale")}
+        own.append(values | {"height": side, "width": side})
+    return {
+        name: _in_words(value)
+        for name, value in own[0].items()
+        if value is not None and all(other.get(name) == value for other in own)
+    }
+
+
+def _in_words(value: Any) -> str:
+    """A number, or the two ends of a ramp."""
+    ends = [value] if isinstance(value, int | float) else list(value)
+    return " to ".join(f"{end:g}" for end in dict.fromkeys(ends))
