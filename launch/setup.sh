@@ -23,7 +23,7 @@ if [ "$(cat "$VENV/.installed" 2>/dev/null || true)" != "$wanted" ]; then
   python="$(find_python)"
   echo "installing paella_jax into $VENV (once, about a minute)" >&2
   [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[test]"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[test,demo]"
   echo "$wanted" >"$VENV/.installed"
 fi
 PYTHON="$VENV/bin/python"

@@ -106,8 +106,8 @@ def make_study(flags: argparse.Namespace, studio: Any, store: Any, prompts: list
     for prompt in prompts:
         for one in studio.runs:
             one.pipe.text_lengths([prompt])
-    digests = tuple(run_digest(one.pipe) for one in studio.runs)
-    return Study(store, digests, prompts, studio.draw_one, seed=flags.seed)
+    first, second = (run_digest(one.pipe) for one in studio.runs)
+    return Study(store, (first, second), prompts, studio.draw_one, seed=flags.seed)
 
 
 def main() -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from paella_jax.images.decode import ImageError
 from paella_jax.serving import draw as drawing
+from paella_jax.serving.address import AddressError, address_of, listen
 from paella_jax.serving.draw import Drawn
 from paella_jax.serving.limits import (
     IMAGE,
@@ -21,16 +25,37 @@ from paella_jax.serving.limits import (
     VARIATIONS,
     Ask,
     Limits,
+    as_number,
     check,
 )
-from paella_jax.serving.studio import Run, Studio, strip_image
+from paella_jax.serving.sources import for_editor, mask_of, read_upload
+from paella_jax.serving.studio import (
+    Run,
+    Studio,
+    View,
+    defaults_of,
+    in_words,
+    names_of,
+    strip_image,
+)
 
 WHITE, BLACK = Image.new("RGB", (8, 8), "white"), Image.new("L", (8, 8), 0)
 STEPS = 4
 
 
+def png_of(image):
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+PNG = png_of(WHITE)
+
+
 def plain(value=0):
-    return Image.new("RGB", (8, 8), (value, value, value))
+    image = Image.new("RGB", (8, 8), (value, value, value))
+    image.info["record"] = "what drew it"
+    return image
 
 
 def slow_pipe(pipe, ask, on_step):
@@ -117,7 +142,11 @@ def test_two_runs_draw_the_same_request():
     views = list(studio.stream(Ask("a cat"), [0, 1]))
     assert [view.state for view in views[-1]] == ["done", "done"]
     assert all(len(view) == 2 for view in views)
-    assert studio.draw_one(1, "a cat", 5).size == (8, 8)
+
+
+def test_an_image_of_the_study_does_not_say_who_drew_it():
+    image = studio_of(2)[0].draw_one(1, "a cat", 5)
+    assert image.getpixel((0, 0))[0] == STEPS and image.info == {}
 
 
 def test_what_goes_wrong_reaches_the_visitor_and_the_next_one_draws():
@@ -208,3 +237,121 @@ def test_the_only_canvas_there_is(sizes):
 def test_a_strip_of_two_scales():
     row = strip_image([plain(1).resize((4, 4)), plain(2)])
     assert row.shape == (8, 16, 3) and row[0, 0, 0] == 1 and row[0, 8, 0] == 2
+
+
+# --- words
+
+
+def test_how_far_it_is():
+    views = (
+        View(),
+        View(state="drawing"),
+        View(step=3, total=12, state="drawing"),
+        View(step=3, total=12, state="stopped"),
+        View(step=12, total=12, state="done"),
+    )
+    assert in_words(views, "abcde").splitlines() == [
+        "a: waiting",
+        "b: begins (the first drawing of its kind is compiled before)",
+        "c: step 3 of 12",
+        "d: stopped at step 3 of 12",
+        "e: done",
+    ]
+
+
+def test_runs_have_names_that_differ():
+    assert names_of(["/x/runs/one"]) == ["one"]
+    assert names_of(["/x/runs/one", "/y/runs/one"]) == ["x/runs/one", "y/runs/one"]
+    assert names_of(["/x/one", "/x/one"]) == ["/x/one (1)", "/x/one (2)"]
+
+
+def test_empty_fields_are_told_where_all_runs_agree():
+    def run(**sampler):
+        data = {"image_size": 32}
+        config = ConfigDict({"sampler": sampler, "data": data})
+        pipe = SimpleNamespace(config=config, parts=lambda: {"": (config, None)})
+        return Run("run", pipe, [TEXT])
+
+    first = run(num_steps=12, guidance_scale=(1.0, 2.5))
+    assert defaults_of([first]) == {
+        "steps": "12", "guidance": "1 to 2.5", "height": "32", "width": "32",
+    }  # fmt: skip
+    assert "steps" not in defaults_of([first, run(num_steps=8, guidance_scale=(1.0, 2.5))])
+
+
+@pytest.mark.parametrize(
+    "text, kind, value", [("", int, None), (" 8 ", int, 8), ("2.5", float, 2.5)]
+)
+def test_fields_are_numbers_or_empty(text, kind, value):
+    assert as_number("steps", text, kind) == value
+
+
+def test_fields_that_are_no_numbers():
+    with pytest.raises(ValueError, match="steps must be a whole number, or empty"):
+        as_number("steps", "2.5", int)
+
+
+# --- uploads
+
+
+def test_uploads_are_read_as_every_image(tmp_path):
+    file = tmp_path / "image.png"
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(file)
+    image = read_upload(file, Limits())
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
+    Image.new("RGB", (3000, 100)).save(file)
+    assert read_upload(file, Limits()).size == (1536, 51)
+
+
+@pytest.mark.parametrize(
+    "limits, content, message",
+    [
+        (Limits(), b"not an image", "the uploaded file is not a readable image"),
+        (Limits(), PNG[: len(PNG) // 2], "the uploaded file is not a readable image"),
+        (Limits(pixels=60), PNG, "the image is 8x8; give at most 0 megapixels"),
+        (Limits(megabytes=0), PNG, "larger than 0 MB"),
+    ],
+)
+def test_uploads_that_are_refused(tmp_path, limits, content, message):
+    file = tmp_path / "secret_place.png"
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=message) as error:
+        read_upload(file, limits)
+    assert "secret_place" not in str(error.value)
+
+
+def test_paint_becomes_a_mask_of_the_image_s_size():
+    shown = for_editor(plain())
+    assert shown["background"].size == (448, 448) and shown["layers"] == []
+    layer = Image.new("RGBA", (448, 448), (0, 0, 0, 0))
+    layer.paste((224, 33, 138, 255), (60, 0, 100, 20))
+    other = Image.new("RGBA", (448, 448), (0, 0, 0, 0))
+    other.paste((224, 33, 138, 255), (440, 440, 448, 448))
+    mask = np.asarray(mask_of({"layers": [layer, other]}, (8, 8)))
+    assert mask[0, 1] == mask[7, 7] == 255 and (mask > 0).sum() == 2
+    assert mask_of({"layers": []}, (8, 8)) is None is mask_of(None, (8, 8))
+
+
+# --- the address
+
+
+def test_a_taken_port_is_told():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        assert address_of(first) == f"http://127.0.0.1:{port}"
+        with pytest.raises(AddressError, match=f"port {port} is taken.*another --port"):
+            listen("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
+
+
+@pytest.mark.parametrize(
+    "host, port, message",
+    [
+        ("127.0.0.1", 70_000, "--port must be from 0 to 65535"),
+        ("192.0.2.1", 0, "192.0.2.1 is no address of this machine"),
+        ("no such host", 0, "--host no such host is not known"),
+    ],
+)
+def test_addresses_that_cannot_be_served(host, port, message):
+    with pytest.raises(AddressError, match=message):
+        listen(host, port)

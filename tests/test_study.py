@@ -14,7 +14,7 @@ from PIL import Image
 
 from paella_jax.serving.store import APPLICATION, VERSION, Showing, Store, StudyError, Vote
 from paella_jax.serving.study import Study
-from paella_jax.serving.tally import over_prompts, tally, to_csv, wilson
+from paella_jax.serving.tally import in_words, over_prompts, tally, to_csv, wilson
 
 PROMPTS = ["a cat", "a dog", "a red circle"]
 RUNS = {0: (255, 0, 0), 1: (0, 0, 255)}  # what the runs draw
@@ -262,6 +262,18 @@ def test_votes_for_few_prompts_say_little_of_others():
     assert by_votes.value == by_prompts.value == 0.6
     assert by_prompts.high - by_prompts.low > 2.5 * (by_votes.high - by_votes.low)
     assert over_prompts(found.rows[:4]) is None
+
+
+def test_the_result_in_words():
+    names = ("one", "two")
+    assert in_words(tally(votes_of("sss")), names).startswith("**3 votes**, none for")
+    few = in_words(tally(votes_of("ab")), names)
+    assert "`one` is preferred in 50.0 % [9.5, 90.5]** of 2 votes" in few
+    assert "by 2 visitors." in few and "needs votes for at least 5" in few
+    many = in_words(tally(votes_of("aaabs" * 4, prompts=10)), names)
+    assert "Over prompts" in many and "Sides were preferred" not in many
+    leaning = [vote for vote in votes_of("ab" * 20) if vote.choice == "left"]
+    assert "Sides were preferred, not runs" in in_words(tally(leaning), names)
 
 
 def test_the_table_of_votes():

@@ -22,10 +22,11 @@ from paella_jax.serving.limits import (
     as_number,
 )
 from paella_jax.serving.sources import for_editor, mask_of, read_upload
-from paella_jax.serving.studio import Run, Studio, Views, strip_image
+from paella_jax.serving.studio import Run, Studio, Views, in_words, strip_image
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1} | PRIVATE
+SENT = "sent: others may be before you"
 PAINT = "#e0218a"
 SECONDS_KEPT = 3600  # of a visitor's image after the last event
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"} | PRIVATE
@@ -73,12 +74,16 @@ class DrawTab:
                     draw = gr.Button("Draw", variant="primary", elem_id="draw")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
                 status = gr.Textbox(label="State", interactive=False, elem_id="status", lines=2)
-            with gr.Column(scale=3):
-                views = [component for run in studio.runs for component in self._build_view(run)]
+            views = []
+            with gr.Column(scale=3), gr.Row():
+                for run in studio.runs:
+                    with gr.Column(min_width=240):
+                        views += self._build_view(run)
         outputs = [status, *views]
-        click = {"inputs": list(self._fields), "outputs": outputs, "show_progress": "hidden"}
-        draw.click(self.draw, **click, **DRAWING)
-        self._fields.prompt.submit(self.draw, **click, **DRAWING)
+        click: dict[str, Any] = {"inputs": list(self._fields), "outputs": outputs}
+        for listen in (draw.click, self._fields.prompt.submit):
+            listen(None, None, status, js=f"() => '{SENT}'", **PRIVATE)
+            listen(self.draw, show_progress_on=status, **click, **DRAWING)
         stop.click(self.stop, None, status, **AT_ONCE)
 
     def _build_fields(self, names: list[str], defaults: dict[str, str]) -> Fields:
@@ -205,7 +210,7 @@ class DrawTab:
         try:
             ask, chosen = self.ask(Fields(*values))
             for views in self._studio.stream(ask, chosen, event):
-                lines = told(views, [runs[number].name for number in chosen])
+                lines = in_words(views, [runs[number].name for number in chosen])
                 yield [lines, *shown_views(views, chosen, len(runs))]
         except (UserError, ValueError) as error:
             yield [f"error: {error}", *nothing]
@@ -241,18 +246,6 @@ class DrawTab:
             margins=(given.top, given.bottom, given.left, given.right),
         )
         return ask, chosen if len(names) > 1 else [0]
-
-
-def told(views: Views, names: Sequence[str]) -> str:
-    """A line per run about how far it is."""
-    lines = []
-    for view, name in zip(views, names, strict=True):
-        far = f"step {view.step} of {view.total}" if view.total else ""
-        begins = "begins (the first drawing of its kind is compiled before)"
-        doing = far or begins if view.state == "drawing" else view.state
-        at = f" at {far}" if view.state == "stopped" and far else ""
-        lines.append(f"{name}: {doing}{at}")
-    return "\n".join(lines)
 
 
 def shown_views(views: Views, chosen: Sequence[int], count: int) -> list[Any]:

@@ -84,9 +84,9 @@ def check(ask: Ask, limits: Limits) -> None:
     Raises:
       ValueError: naming what is wrong and what is allowed.
     """
-    for name, text in (("prompt", ask.prompt), ("negative prompt", ask.negative)):
+    for what, text in (("prompt", ask.prompt), ("negative prompt", ask.negative)):
         if len(text) > limits.characters:
-            raise ValueError(f"the {name} has {len(text)} characters; give {limits.characters}")
+            raise ValueError(f"the {what} has {len(text)} characters; give {limits.characters}")
     if ask.task not in TASKS:
         raise ValueError(f"the task {ask.task!r} is none of {', '.join(TASKS)}")
     if not ask.prompt.strip() and ask.task != VARIATIONS:

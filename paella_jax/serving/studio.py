@@ -117,10 +117,12 @@ class Studio:
             stop.set()
 
     def draw_one(self, run: int, prompt: str, seed: int) -> Image.Image:
-        """One image by a run's own settings."""
+        """One image by a run's own settings; its file would not say by which run."""
         with self._lock:
             drawn = self._drawing(self.runs[run].pipe, Ask(prompt, seed=seed), lambda *_: True)
-        return drawn.images[0]
+        image = drawn.images[0].copy()
+        image.info.clear()
+        return image
 
     def _work(
         self,
@@ -189,6 +191,18 @@ def strip_image(strip: Sequence[Image.Image]) -> np.ndarray:
     size = strip[-1].size
     row = [np.asarray(x if x.size == size else x.resize(size, 0)) for x in strip]
     return tiled(row, columns=len(row))
+
+
+def in_words(views: Views, names: Sequence[str]) -> str:
+    """A line per run about how far it is."""
+    lines = []
+    for view, name in zip(views, names, strict=True):
+        far = f"step {view.step} of {view.total}" if view.total else ""
+        begins = "begins (the first drawing of its kind is compiled before)"
+        doing = far or begins if view.state == "drawing" else view.state
+        at = f" at {far}" if view.state == "stopped" and far else ""
+        lines.append(f"{name}: {doing}{at}")
+    return "\n".join(lines)
 
 
 def names_of(folders: Sequence[str]) -> list[str]:

@@ -80,7 +80,7 @@ class Study:
         self._store, self._draw, self._seed = store, draw, seed
         # One study whichever run is named first: votes are for "a", the smaller digest.
         self._swapped = digests[0] > digests[1]
-        self._number = store.study(*sorted(digests), seed)
+        self._number = store.study(min(digests), max(digests), seed)
         self._chance = chance or random.SystemRandom()
         self._kept: OrderedDict[str, tuple[Image.Image, Image.Image]] = OrderedDict()
         self._lock = threading.Lock()

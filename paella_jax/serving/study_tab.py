@@ -12,7 +12,7 @@ import gradio as gr
 from paella_jax.config import UserError
 from paella_jax.serving.draw_tab import AT_ONCE, DRAWING, PRIVATE
 from paella_jax.serving.study import Study
-from paella_jax.serving.tally import Tally
+from paella_jax.serving.tally import in_words
 
 STORAGE = "paella_jax_visitor"  # name of what a browser keeps
 # Arrow keys press the buttons while they can be seen and nothing is being typed.
@@ -67,6 +67,7 @@ class StudyTab:
         begin = gr.Button("Show two images", variant="primary", elem_id="study-begin")
         shown = [visitor, showing, prompt, *sides, *buttons.values(), note]
         ask = {"inputs": [visitor], "outputs": shown, "show_progress": "hidden"} | DRAWING
+        begin.click(None, None, note, js="() => 'two images are drawn ...'", **PRIVATE)
         begin.click(self.show, **ask)
         clicks = {"left": sides[0].select, "right": sides[1].select}
         for choice in choices:
@@ -138,28 +139,4 @@ class ResultsTab:
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         file = folder / "votes.csv"
         file.write_text(text, encoding="utf-8")
-        return [summarised(found, self._names), [list(row) for row in found.rows], str(file)]
-
-
-def summarised(found: Tally, names: tuple[str, str]) -> str:
-    """The result in words, as Markdown."""
-    votes = found.a + found.b + found.same
-    if found.win_rate is None or found.left is None:
-        return f"**{votes} votes**, none for one of the two runs so far."
-    percent = lambda x: f"{100 * x.value:.1f} % [{100 * x.low:.1f}, {100 * x.high:.1f}]"
-    lines = [
-        f"**`{names[0]}` is preferred in {percent(found.win_rate)}** of {found.a + found.b} votes "
-        f"for one of the two ({found.a} for `{names[0]}`, {found.b} for `{names[1]}`; "
-        f"{found.same} for no difference), by {found.visitors} visitors.",
-        "",
-        "In brackets: 95 % intervals, here by Wilson with every vote by itself.",
-    ]
-    if found.over_prompts is not None:
-        lines.append(
-            f"Over prompts, as votes on one pair are alike: {percent(found.over_prompts)}."
-        )
-    else:
-        lines.append("An interval over prompts needs votes for at least 5 of them.")
-    sure = found.left.low <= 0.5 <= found.left.high
-    warning = "" if sure else " **Sides were preferred, not runs: look at how votes were given.**"
-    return "\n".join([*lines, f"The left image was chosen in {percent(found.left)}.{warning}"])
+        return [in_words(found, self._names), [list(row) for row in found.rows], str(file)]

@@ -63,7 +63,7 @@ def tally(votes: Sequence[Vote]) -> Tally:
     for prompt in sorted({vote.shown.prompt for vote in votes}):
         own = [vote.preferred for vote in votes if vote.shown.prompt == prompt]
         rows.append(Row(prompt, own.count("a"), own.count("b"), own.count("same")))
-    a, b, same = (sum(row[place] for row in rows) for place in (1, 2, 3))
+    a, b, same = sum(r.a for r in rows), sum(r.b for r in rows), sum(r.same for r in rows)
     left = sum(vote.choice == "left" for vote in votes)
     return Tally(
         a=a,
@@ -115,3 +115,27 @@ def to_csv(votes: Sequence[Vote], names: tuple[str, str]) -> str:
         shown = (vote.shown.prompt, vote.shown.seed, left, right)
         writer.writerow((*shown, vote.choice, runs[vote.preferred], vote.visitor, vote.voted_at))
     return text.getvalue()
+
+
+def in_words(found: Tally, names: tuple[str, str]) -> str:
+    """The result as Markdown; `names` of the first and the second run."""
+    votes = found.a + found.b + found.same
+    if found.win_rate is None or found.left is None:
+        return f"**{votes} votes**, none for one of the two runs so far."
+    percent = lambda x: f"{100 * x.value:.1f} % [{100 * x.low:.1f}, {100 * x.high:.1f}]"
+    first, second = (f"`{name}`" for name in names)
+    lines = [
+        f"**{first} is preferred in {percent(found.win_rate)}** of {found.a + found.b} votes for "
+        f"one of the two ({found.a} for {first}, {found.b} for {second}; {found.same} for no "
+        f"difference), by {found.visitors} visitor{'s' * (found.visitors > 1)}.",
+        "",
+        "In brackets: 95 % intervals, here Wilson's, with every vote by itself.",
+    ]
+    if found.over_prompts is None:
+        lines.append(f"An interval over prompts needs votes for at least {LEAST_PROMPTS} of them.")
+    else:
+        words = "Over prompts, as votes on the same two images are alike"
+        lines.append(f"{words}: {percent(found.over_prompts)}.")
+    sure = found.left.low <= 0.5 <= found.left.high
+    warning = "" if sure else " **Sides were preferred, not runs: look at how votes are given.**"
+    return "\n".join([*lines, f"The left image was chosen in {percent(found.left)}.{warning}"])
