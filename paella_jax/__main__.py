@@ -11,6 +11,7 @@ from pathlib import Path
 COMMANDS = (
     "train",
     "sample",
+    "serve",
     "evaluate",
     "compare",
     "repeat",

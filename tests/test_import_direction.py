@@ -14,12 +14,12 @@ PACKAGE = small.ROOT / "paella_jax"
 # Each room imports only from rooms before it.
 ORDER = ("config", "typing", "files", "images", "ops", "noise", "models", "data", "sampling",
          "objectives", "encoders", "runs", "sharing", "training", "families", "pipelines",
-         "convert", "evaluation", "reports", "registry", "compile", "comparison", "seeds", "cli",
-         "commands")  # fmt: skip
+         "convert", "evaluation", "reports", "registry", "compile", "comparison", "seeds",
+         "serving", "cli", "commands")  # fmt: skip
 # What converts weights knows nothing of what draws from them.
 STRANGERS = {"convert": {"pipelines"}}
 COMMANDS = {"train", "sample", "evaluate", "compare", "repeat", "average", "export", "benchmark",
-            "encode", "signals", "compile.__main__", "convert.__main__", "__main__"}  # fmt: skip
+            "encode", "signals", "serve", "compile.__main__", "convert.__main__", "__main__"}  # fmt: skip
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 
 

@@ -1,0 +1,357 @@
+"""What stands behind the page, without the page: limits, one drawing at a time, previews, stop."""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from paella_jax.images.decode import ImageError
+from paella_jax.serving import draw as drawing
+from paella_jax.serving.address import AddressError, address_of, listen
+from paella_jax.serving.draw import Drawn
+from paella_jax.serving.limits import (
+    IMAGE,
+    INPAINT,
+    OUTPAINT,
+    TASKS,
+    TEXT,
+    VARIATIONS,
+    Ask,
+    Limits,
+    as_number,
+    check,
+)
+from paella_jax.serving.sources import for_editor, mask_of, read_upload
+from paella_jax.serving.studio import (
+    Run,
+    Studio,
+    View,
+    defaults_of,
+    in_words,
+    names_of,
+    strip_image,
+)
+
+WHITE, BLACK = Image.new("RGB", (8, 8), "white"), Image.new("L", (8, 8), 0)
+STEPS = 4
+
+
+def png_of(image):
+    file = io.BytesIO()
+    image.save(file, "png")
+    return file.getvalue()
+
+
+PNG = png_of(WHITE)
+
+
+def plain(value=0):
+    image = Image.new("RGB", (8, 8), (value, value, value))
+    image.info["record"] = "what drew it"
+    return image
+
+
+def slow_pipe(pipe, ask, on_step):
+    """Draws in steps; a step begins when the pipe's gate lets it, and asks whether to go on."""
+    pipe.running.append(threading.get_ident())
+    assert len(pipe.running) == 1, "two drawings at once"
+    try:
+        images = []
+        for step in range(1, STEPS + 1):
+            assert pipe.gate.acquire(timeout=30)
+            images = [plain(step)] * ask.count
+            if not on_step(step, STEPS, images):
+                return Drawn(images, True)
+        return Drawn(images, False)
+    finally:
+        pipe.running.pop()
+
+
+def studio_of(count=1, open_gate=True, tasks=TASKS):
+    gate, running = threading.Semaphore(10_000 if open_gate else 0), []
+    pipe = SimpleNamespace(gate=gate, running=running)
+    runs = [Run(f"run{n}", pipe, tasks) for n in range(count)]
+    return Studio(runs, Limits(), slow_pipe), gate
+
+
+def test_views_end_with_everything():
+    studio, _ = studio_of()
+    views = list(studio.stream(Ask("a cat", count=3), [0]))
+    (last,) = views[-1]
+    assert (last.state, last.step, last.total) == ("done", STEPS, STEPS)
+    assert len(last.images) == 3 and len(last.strip) == STEPS
+    assert [image.getpixel((0, 0))[0] for image in last.strip] == [1, 2, 3, 4]
+
+
+def test_previews_come_while_it_draws():
+    studio, gate = studio_of(open_gate=False)
+    stream = studio.stream(Ask("a cat"), [0])
+    seen = []
+    for (view,) in stream:
+        seen.append((view.step, view.state))
+        gate.release()
+    assert seen[-1] == (STEPS, "done") and {step for step, _ in seen} == {0, 1, 2, 3, 4}
+
+
+def test_a_stop_ends_at_the_next_step_and_keeps_what_there_is():
+    studio, gate = studio_of(open_gate=False)
+    stop = threading.Event()
+    gate.release(2)
+    for (view,) in studio.stream(Ask("a cat"), [0], stop):
+        if view.step == 2 and not stop.is_set():
+            stop.set()
+            gate.release()
+    assert (view.state, view.step) == ("stopped", 3) and view.images
+
+
+def test_a_visitor_who_goes_away_stops_the_drawing():
+    studio, gate = studio_of(open_gate=False)
+    stream = studio.stream(Ask("a cat"), [0])
+    next(stream)
+    stream.close()
+    gate.release()  # one step more, and the next visitor's four
+    gate.release(STEPS)
+    (last,) = list(studio.stream(Ask("a dog"), [0]))[-1]
+    assert last.state == "done"
+
+
+def test_visitors_wait_for_each_other():
+    """`slow_pipe` fails where two draw at once; a stop while waiting draws nothing."""
+    studio, gate = studio_of(open_gate=False)
+    first = studio.stream(Ask("a cat"), [0])
+    while next(first)[0].state != "drawing":
+        pass  # with the gate closed there is no news behind it
+    stop = threading.Event()
+    second, third = studio.stream(Ask("a dog"), [0]), studio.stream(Ask("a fox"), [0], stop)
+    assert next(second)[0].state == next(third)[0].state == "waiting"
+    stop.set()
+    gate.release(2 * STEPS)
+    assert list(first)[-1][0].state == list(second)[-1][0].state == "done"
+    assert list(third)[-1][0].state == "stopped"
+
+
+def test_two_runs_draw_the_same_request():
+    studio, _ = studio_of(2)
+    views = list(studio.stream(Ask("a cat"), [0, 1]))
+    assert [view.state for view in views[-1]] == ["done", "done"]
+    assert all(len(view) == 2 for view in views)
+
+
+def test_an_image_of_the_study_does_not_say_who_drew_it():
+    image = studio_of(2)[0].draw_one(1, "a cat", 5)
+    assert image.getpixel((0, 0))[0] == STEPS and image.info == {}
+
+
+def test_what_goes_wrong_reaches_the_visitor_and_the_next_one_draws():
+    studio, _ = studio_of()
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    working, studio._drawing = studio._drawing, broken
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(studio.stream(Ask("a cat"), [0]))
+    studio._drawing = working
+    assert list(studio.stream(Ask("a cat"), [0]))[-1][0].state == "done"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt": "  "}, "the prompt is empty"),
+        ({"prompt": "a" * 1001}, "1001 characters; give 1000"),
+        ({"negative": "a" * 1001}, "the negative prompt has 1001"),
+        ({"task": "paint"}, "none of text to image, image to image"),
+        ({"seed": -1}, "seed must be a whole number from 0 to 4294967295"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"count": 17}, "number of images must be a whole number from 1 to 16, got 17"),
+        ({"steps": 0}, "number of steps must be a whole number from 1 to 100"),
+        ({"height": 2000}, "height must be a whole number from 1 to 1024"),
+        ({"guidance": float("nan")}, "guidance must be from 0 to 100"),
+        ({"task": IMAGE}, "image to image needs an image"),
+        ({"task": IMAGE, "image": WHITE, "strength": 0.0}, "strength must be from 0.01 to 1"),
+        ({"task": INPAINT, "image": WHITE}, "nothing is marked"),
+        ({"task": INPAINT, "image": WHITE, "mask": BLACK}, "nothing is marked"),
+        ({"task": OUTPAINT, "image": WHITE}, "needs a margin"),
+        ({"task": OUTPAINT, "image": WHITE, "margins": (0, 0, 0, 2.0)}, "margin at the right"),
+    ],
+)
+def test_requests_over_the_limits(changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(replace(Ask("a cat"), **changes), Limits())
+
+
+def test_a_run_says_what_it_cannot_do():
+    studio, _ = studio_of(tasks=[TEXT])
+    with pytest.raises(ValueError, match="run0 cannot do variations"):
+        next(studio.stream(Ask("", VARIATIONS, image=WHITE), [0]))
+    with pytest.raises(ValueError, match="no run is chosen"):
+        next(studio.stream(Ask("a cat"), []))
+
+
+# --- sizes of images
+
+
+def pipe_of(sizes):
+    config = SimpleNamespace(data=SimpleNamespace(image_size=32))
+    return SimpleNamespace(config=config, sizes=sizes)
+
+
+def test_images_and_masks_are_cut_alike():
+    image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (32, 1, 3)))
+    pixels = np.asarray(drawing.cover(image, (32, 32)))
+    assert pixels.shape == (32, 32, 3) and pixels[0, 0, 0] == 16 and pixels[0, -1, 0] == 47
+    mask = Image.new("L", (64, 32), 0)
+    mask.putpixel((16, 5), 255)
+    marked = drawing.cover_mask(mask, (32, 32))
+    assert marked.sum() == 1 and marked[5, 0]
+    large = Image.new("L", (640, 320), 0)
+    large.putpixel((320, 0), 255)  # a hundredth of a pixel of what is drawn
+    assert drawing.cover_mask(large, (32, 32)).any()
+
+
+def test_a_larger_canvas():
+    pipe = pipe_of(SimpleNamespace(divisor=8, only_side=0))
+    ask = Ask("a cat", OUTPAINT, image=plain(9).resize((50, 50)), margins=(0.0, 0.5, 0.3, 0.0))
+    image, marked = drawing.canvas(pipe, ask)
+    assert image.size == (32 + 8, 32 + 16) and marked.shape == (48, 40)
+    assert not marked[:32, 8:].any() and marked.sum() == 48 * 40 - 32 * 32
+
+
+@pytest.mark.parametrize("sizes", [SimpleNamespace(divisor=8, only_side=32),
+                                   SimpleNamespace(side=32)])  # fmt: skip
+def test_the_only_canvas_there_is(sizes):
+    ask = Ask("a cat", OUTPAINT, image=plain(9), margins=(0.0, 0.0, 0.5, 0.5))
+    image, marked = drawing.canvas(pipe_of(sizes), ask)
+    assert image.size == (32, 32) and (~marked).sum() == 16 * 16
+    assert not marked[8:24, 8:24].any()
+
+
+def test_a_strip_of_two_scales():
+    row = strip_image([plain(1).resize((4, 4)), plain(2)])
+    assert row.shape == (8, 16, 3) and row[0, 0, 0] == 1 and row[0, 8, 0] == 2
+
+
+# --- words
+
+
+def test_how_far_it_is():
+    views = (
+        View(),
+        View(state="drawing"),
+        View(step=3, total=12, state="drawing"),
+        View(step=3, total=12, state="stopped"),
+        View(step=12, total=12, state="done"),
+    )
+    assert in_words(views, "abcde").splitlines() == [
+        "a: waiting",
+        "b: begins (the first drawing of its kind is compiled before)",
+        "c: step 3 of 12",
+        "d: stopped at step 3 of 12",
+        "e: done",
+    ]
+
+
+def test_runs_have_names_that_differ():
+    assert names_of(["/x/runs/one"]) == ["one"]
+    assert names_of(["/x/runs/one", "/y/runs/one"]) == ["x/runs/one", "y/runs/one"]
+    assert names_of(["/x/one", "/x/one"]) == ["/x/one (1)", "/x/one (2)"]
+
+
+def test_empty_fields_are_told_where_all_runs_agree():
+    def run(**sampler):
+        data = {"image_size": 32}
+        config = ConfigDict({"sampler": sampler, "data": data})
+        pipe = SimpleNamespace(config=config, parts=lambda: {"": (config, None)})
+        return Run("run", pipe, [TEXT])
+
+    first = run(num_steps=12, guidance_scale=(1.0, 2.5))
+    assert defaults_of([first]) == {
+        "steps": "12", "guidance": "1 to 2.5", "height": "32", "width": "32",
+    }  # fmt: skip
+    assert "steps" not in defaults_of([first, run(num_steps=8, guidance_scale=(1.0, 2.5))])
+
+
+@pytest.mark.parametrize(
+    "text, kind, value", [("", int, None), (" 8 ", int, 8), ("2.5", float, 2.5)]
+)
+def test_fields_are_numbers_or_empty(text, kind, value):
+    assert as_number("steps", text, kind) == value
+
+
+def test_fields_that_are_no_numbers():
+    with pytest.raises(ValueError, match="steps must be a whole number, or empty"):
+        as_number("steps", "2.5", int)
+
+
+# --- uploads
+
+
+def test_uploads_are_read_as_every_image(tmp_path):
+    file = tmp_path / "image.png"
+    Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(file)
+    image = read_upload(file, Limits())
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
+    Image.new("RGB", (3000, 100)).save(file)
+    assert read_upload(file, Limits()).size == (1536, 51)
+
+
+@pytest.mark.parametrize(
+    "limits, content, message",
+    [
+        (Limits(), b"not an image", "the uploaded file is not a readable image"),
+        (Limits(), PNG[: len(PNG) // 2], "the uploaded file is not a readable image"),
+        (Limits(pixels=60), PNG, "the image is 8x8; give at most 0 megapixels"),
+        (Limits(megabytes=0), PNG, "larger than 0 MB"),
+    ],
+)
+def test_uploads_that_are_refused(tmp_path, limits, content, message):
+    file = tmp_path / "secret_place.png"
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=message) as error:
+        read_upload(file, limits)
+    assert "secret_place" not in str(error.value)
+
+
+def test_paint_becomes_a_mask_of_the_image_s_size():
+    shown = for_editor(plain())
+    assert shown["background"].size == (448, 448) and shown["layers"] == []
+    layer = Image.new("RGBA", (448, 448), (0, 0, 0, 0))
+    layer.paste((224, 33, 138, 255), (60, 0, 100, 20))
+    other = Image.new("RGBA", (448, 448), (0, 0, 0, 0))
+    other.paste((224, 33, 138, 255), (440, 440, 448, 448))
+    mask = np.asarray(mask_of({"layers": [layer, other]}, (8, 8)))
+    assert mask[0, 1] == mask[7, 7] == 255 and (mask > 0).sum() == 2
+    assert mask_of({"layers": []}, (8, 8)) is None is mask_of(None, (8, 8))
+
+
+# --- the address
+
+
+def test_a_taken_port_is_told():
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        assert address_of(first) == f"http://127.0.0.1:{port}"
+        with pytest.raises(AddressError, match=f"port {port} is taken.*another --port"):
+            listen("127.0.0.1", port)
+    listen("127.0.0.1", port).close()
+
+
+@pytest.mark.parametrize(
+    "host, port, message",
+    [
+        ("127.0.0.1", 70_000, "--port must be from 0 to 65535"),
+        ("192.0.2.1", 0, "192.0.2.1 is no address of this machine"),
+        ("no such host", 0, "--host no such host is not known"),
+    ],
+)
+def test_addresses_that_cannot_be_served(host, port, message):
+    with pytest.raises(AddressError, match=message):
+        listen(host, port)
