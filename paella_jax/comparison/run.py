@@ -184,8 +184,9 @@ def _search_notes(config: ConfigDict, out: Path) -> list[str]:
     found = ", ".join(f"{pair} {rate:g}" for pair, rate in chosen.items())
     return [
         f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds, the "
-        f"first {search.fraction:.0%} of each training, by cross-entropy on images that are not "
-        f"measured (search.json). Chosen: {found}."
+        f"first {search.fraction:.0%} of each training, then the best one and the next lower one "
+        "trained whole, by cross-entropy on images that are not measured (search.json). Chosen: "
+        f"{found}."
     ]
 
 

@@ -1,16 +1,18 @@
 """The same short search of the learning rate for every network and corruption.
 
 A rate found with one corruption serves another badly: the networks are at a knife edge. So each
-pair begins its training at every rate and keeps the one with the lowest cross-entropy of corrupted
-tokens on images that are not measured. What begins is the training as it will be: short runs whose
-rate falls to zero ask for rates at which a long one never reads its captions. `search.json` has all
-of it.
+pair begins its training at every rate, with several seeds, and the cross-entropy of corrupted
+tokens on images that are not measured tells the best. Beginnings favour high rates, at which some
+networks never read their captions to the end; so the best rate and the next lower one are then
+trained whole, with the first seed, and the better one is kept. `search.json` has all of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ml_collections import ConfigDict
 from paella_jax.comparison.claims import Task, do_together
 from paella_jax.comparison.measure import token_scores
 from paella_jax.comparison.subject import Subject
-from paella_jax.comparison.train import planned, train_run
+from paella_jax.comparison.train import planned, run_folder, train_run
 from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
@@ -62,27 +64,26 @@ def with_searched_rates(
       config: of the comparison; unchanged where `search.rates` is empty.
       subject: of the comparison.
       tokenizer: run folder.
-      out: of the comparison; the short runs are in `search/`.
+      out: of the comparison; the runs of the search are in `search/`.
     """
     search = config.search
     if not search.rates:
         return config
+    trial = partial(_Trial, config, subject, tokenizer, out)
     pairs = [(n, c) for n in config.cells.networks for c in config.cells.corruptions]
-    files, tasks = {}, []
-    for network, corruption in pairs:
-        for rate in search.rates:
-            for seed in search.seeds:
-                training = Training(corruption, network, seed)
-                file = out / "search" / f"{training.name}_{rate:g}.json"
-                files[training, rate] = file
-                work = partial(_try, config, training, rate, subject, tokenizer, file)
-                tasks.append(Task(f"search_{file.stem}", file.is_file, work))
-    do_together(tasks, out)
-    scores: Scores = {}
-    for (training, rate), file in files.items():
-        own = scores.setdefault(pair_name(training), {}).setdefault(f"{rate:g}", [])
-        own.append(json.loads(file.read_text())["cross_entropy"])
-    return _settle(config, scores, out)
+    begun = [
+        trial(Training(corruption, network, seed), rate, search.fraction)
+        for network, corruption in pairs
+        for rate in search.rates
+        for seed in search.seeds
+    ]
+    scores = _scored(begun, out)
+    whole = [
+        trial(Training(corruption, network, search.seeds[0]), rate, 1.0)
+        for network, corruption in pairs
+        for rate in finalists(scores[f"{network}_{corruption}"])
+    ]
+    return _settle(config, scores, _scored(whole, out), whole)
 
 
 def pair_name(training: Training) -> str:
@@ -90,31 +91,61 @@ def pair_name(training: Training) -> str:
     return f"{training.network}_{training.corruption}"
 
 
-def _try(
-    config: ConfigDict,
-    training: Training,
-    rate: float,
-    subject: Subject,
-    tokenizer: Path,
-    file: Path,
-) -> None:
-    run, _ = planned(config, training, tokenizer)
-    run.optim.learning_rate = rate
-    run.optim.decay_steps = run.num_steps
-    run.num_steps = max(round(run.num_steps * config.search.fraction), 1)
-    run.checkpoint.every = run.num_steps
-    workdir = file.with_suffix("")
-    train_run(run, workdir)
-    pipeline = load_tokens(workdir)
-    levels = token_scores(pipeline, subject.search_tokens())["cross_entropy"]
-    mean = float(np.mean(list(levels.values())))
-    write_atomically(file, json.dumps({"cross_entropy": mean, "steps": run.num_steps}))
+@dataclass(frozen=True)
+class _Trial:
+    """One training of the search: a rate, and how much of the training."""
+
+    config: ConfigDict
+    subject: Subject
+    tokenizer: Path
+    out: Path
+    training: Training
+    rate: float
+    fraction: float
+
+    @property
+    def file(self) -> Path:
+        """Its result, beside its run folder of the same name."""
+        end = "_whole" if self.fraction == 1 else ""
+        return self.out / "search" / f"{self.training.name}_{self.rate:g}{end}.json"
+
+    def run(self) -> None:
+        """Trains and writes the cross-entropy."""
+        run, _ = planned(self.config, self.training, self.tokenizer)
+        run.optim.learning_rate = self.rate
+        if self.fraction < 1:
+            run.optim.decay_steps = run.num_steps
+            run.num_steps = max(round(run.num_steps * self.fraction), 1)
+            run.checkpoint.every = run.num_steps
+        workdir = self.file.with_suffix("")
+        train_run(run, workdir)
+        pipeline = load_tokens(workdir)
+        levels = token_scores(pipeline, self.subject.search_tokens())["cross_entropy"]
+        mean = float(np.mean(list(levels.values())))
+        write_atomically(self.file, json.dumps({"cross_entropy": mean, "steps": run.num_steps}))
+
+    def adopt(self) -> None:
+        """Makes a whole training the comparison's own, which then need not train it again."""
+        folder = run_folder(self.training, self.out)
+        folder.parent.mkdir(exist_ok=True)
+        os.replace(self.file.with_suffix(""), folder)
 
 
-def _settle(config: ConfigDict, scores: Scores, out: Path) -> ConfigDict:
-    """Chooses, writes search.json, and warns of rates at an end of the grid."""
-    chosen = {pair: best_rate(by_rate) for pair, by_rate in scores.items()}
-    rates = sorted(config.search.rates)
+def _scored(trials: Sequence[_Trial], out: Path) -> Scores:
+    do_together([Task(f"search_{t.file.stem}", t.file.is_file, t.run) for t in trials], out)
+    scores: Scores = {}
+    for trial in trials:
+        own = scores.setdefault(pair_name(trial.training), {}).setdefault(f"{trial.rate:g}", [])
+        own.append(json.loads(trial.file.read_text())["cross_entropy"])
+    return scores
+
+
+def _settle(
+    config: ConfigDict, scores: Scores, whole: Scores, trials: Sequence[_Trial]
+) -> ConfigDict:
+    """Chooses, keeps the chosen whole trainings, writes search.json, and warns of ends."""
+    out, rates = trials[0].out, sorted(config.search.rates)
+    chosen = {pair: best_rate(by_rate) for pair, by_rate in whole.items()}
     for pair, rate in chosen.items():
         if rate in (rates[0], rates[-1]):
             report(f"warning: {pair} is best at {rate:g}, an end of search.rates: widen it")
@@ -123,7 +154,12 @@ def _settle(config: ConfigDict, scores: Scores, out: Path) -> ConfigDict:
                 f"warning: the search of {pair} did not decide: all rates end within "
                 f"{LEAST_GAIN:.0%} of each other; give it a larger search.fraction"
             )
-    write_atomically(out / FILE, json.dumps({"tried": scores, "chosen": chosen}, indent=2))
+    best = [t for t in trials if t.rate == chosen[pair_name(t.training)]]
+    own = [t for t in best if t.training.seed in config.seeds]
+    there = lambda trial: run_folder(trial.training, out).is_dir
+    do_together([Task(f"adopt_{t.file.stem}", there(t), t.adopt) for t in own], out)
+    found = {"tried": scores, "whole": whole, "chosen": chosen}
+    write_atomically(out / FILE, json.dumps(found, indent=2))
     config = config.copy_and_resolve_references()
     with config.unlocked():
         for pair, rate in chosen.items():
@@ -131,11 +167,17 @@ def _settle(config: ConfigDict, scores: Scores, out: Path) -> ConfigDict:
     return config
 
 
+def finalists(by_rate: Mapping[str, list[float]]) -> list[float]:
+    """The best rate of the beginnings and the next lower one, where there is one."""
+    best = best_rate(by_rate)
+    lower = [float(rate) for rate in by_rate if float(rate) < best]
+    return [max(lower), best] if lower else [best]
+
+
 def best_rate(by_rate: Mapping[str, list[float]]) -> float:
     """The lowest rate whose mean over the seeds is about the best one's (within `TIE`).
 
-    The beginning of a training favours high rates, so the lower of two equals is taken. A run that
-    diverged counts as infinite.
+    A run that diverged counts as infinite.
     """
     mean = lambda values: float(np.mean([v if np.isfinite(v) else np.inf for v in values]))
     means = {float(rate): mean(values) for rate, values in by_rate.items()}
