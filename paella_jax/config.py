@@ -63,7 +63,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
     Args:
       spec: name of a config that comes with the package, or path of a config file.
-      overrides: strings like `--config.optim.learning_rate=1e-4` (the dashes may be left out).
+      overrides: strings like `--config.optim.learning_rate=1e-4` or `optim.learning_rate=1e-4`.
 
     Returns:
       A locked ConfigDict.
@@ -177,15 +177,15 @@ def sibling(file: str, name: str) -> ModuleType:
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
-    """Sets one field from `--config.a.b=value`; the type must match the default's.
+    """Sets one field from `--config.a.b=value` or `a.b=value`; the type must match the default's.
 
     Raises:
       ConfigError: malformed, unknown field (the closest known one is named), or wrong type.
     """
-    name, equals, text = override.removeprefix("--").partition("=")
-    if not name.startswith("config.") or not equals:
+    name, equals, text = override.partition("=")
+    if not equals or (name.startswith("-") and not name.startswith("--config.")):
         raise ConfigError(f"unknown argument {override!r}; overrides look like --config.a.b=value")
-    path = name.removeprefix("config.")
+    path = _name_of(override)
     flat = flatten_config(config)
     if path not in flat:
         close = difflib.get_close_matches(path, flat, 1)

@@ -48,7 +48,7 @@ def train_here(config: str, workdir: str | Path, *overrides: str) -> Path:
       UserError: what the command would refuse.
       KeyboardInterrupt: the notebook's stop button; all is saved and the same call goes on.
     """
-    if _train(config, workdir, [f"--config.{one}" for one in overrides], {}):
+    if _train(config, workdir, overrides, {}):
         raise KeyboardInterrupt(f"{workdir} is saved; the same call goes on")
     return Path(workdir)
 
