@@ -171,6 +171,16 @@ def test_a_folder_becomes_a_run(amused, converted):
     assert "--export diffusers --checkpoint run --out FOLDER" in card
 
 
+def test_a_folder_loads_as_it_is(amused, converted, tmp_path, monkeypatch):
+    monkeypatch.setattr("paella_jax.convert.published.kept_folder", lambda: tmp_path)
+    direct = paella_jax.load(amused)
+    same(restore_variables(direct.origin.folder), restore_variables(converted))
+    assert read_config(direct.origin.folder) == read_config(converted)
+    assert direct.networks == paella_jax.load(converted).networks
+    with pytest.raises(ConversionError, match="has no use for prior; it takes none"):
+        paella_jax.load(amused, prior="x")
+
+
 def check_same_folder(ours, theirs):
     """The same files with the same tensors and settings."""
     files = lambda folder: sorted(str(f.relative_to(folder)) for f in folder.rglob("*.*"))

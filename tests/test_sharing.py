@@ -102,6 +102,8 @@ def test_a_folder_saved_again_keeps_scores_and_pictures(shared, tmp_path):
     again = paella_jax.load(shared).save(tmp_path / "red", licence="mit")
     assert (again / "README.md").read_text() == (shared / "README.md").read_text()
     assert read_manifest(again) == read_manifest(shared)
+    write_shared(again, {"": of_run(shared)}, licence="mit")
+    assert read_manifest(again) == read_manifest(shared)
 
 
 def test_half_precision_is_half_as_large(run, shared, tmp_path):
@@ -125,7 +127,9 @@ def test_the_folder_stands_alone_and_its_card_has_the_scores(shared):
     front = card.split("---")[1]
     assert "license: mit" in front and "pipeline_tag: text-to-image" in front
     assert "# red: text-to-image token predictor (unet, uniform corruption)" in card
-    assert "| validation | 64 | 0.875 | 0.750 |" in card and "![Images drawn" in card
+    assert "| validation | 64 | 0.875 | 0.750 |" in card and "](pictures/samples.png)" in card
+    decay, step = read_config(shared).optim.ema_decay, manifest["step"]
+    assert f"| weights | moving average (decay {decay:g}) after {step} training steps |" in card
     assert str(shared.parent) not in card
 
 

@@ -17,7 +17,8 @@ PICTURES = "pictures"  # the folder beside the card
 SCORES = "scores.md"
 # What `evaluate` leaves in a run's folder, and what it shows.
 SHOWN = {
-    "samples.png": "Images drawn for held-back captions; a tick or cross says what was read back",
+    "samples.png": "Images for validation captions, the second half for pairs of colour and shape "
+    "that training never has; a tick or cross says what was read back",
     "scores.png": "Drawn, true and nearest training images",
     "training.png": "Loss and scores while training",
 }
@@ -88,11 +89,15 @@ def _head(config: ConfigDict, told: Told) -> str:
     cell = config.get("cell")
     what = f" ({cell.network}, {cell.corruption} corruption)" if cell else ""
     preset = config.get("preset", "")
-    trained = f"after {told.step:,} training steps" if told.step else "converted or merged"
+    decay = config.get("optim", {}).get("ema_decay", 0.0)
+    trained = "converted, or made of other runs"
+    if told.step:
+        kind_of = f"moving average (decay {decay:g})" if decay else "last weights"
+        trained = f"{kind_of} after {told.step:,} training steps"
     data = config.get("data", {})
     source, size = data.get("source", ""), data.get("image_size", "")
     rows = {
-        "weights": f"{trained}; averaged over training where the run keeps an average",
+        "weights": trained,
         "parameters": f"{told.parameters:,}",
         "stored as": told.dtype,
         "preset": preset and f"`{preset}`",

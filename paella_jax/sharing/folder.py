@@ -23,6 +23,7 @@ from paella_jax.config import to_json
 from paella_jax.files.atomic import CARD_FILE, atomic_path, write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError
+from paella_jax.runs.checkpoint import complete_steps
 from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.runs.frozen import carry, copy_frozen
@@ -71,7 +72,14 @@ def of_run(run: str | Path, decoder: str | Path = "") -> Shared:
       CheckpointError: no run there, or a damaged one.
     """
     config = read_config(run)
-    return Shared(Path(run), config, *restore_all(run, config), decoder=str(decoder))
+    step, params, model_state = restore_all(run, config)
+    return Shared(Path(run), config, step or step_of(run), params, model_state, str(decoder))
+
+
+def step_of(folder: str | Path) -> int:
+    """The training step of a run folder's weights; 0 of converted ones."""
+    manifest = read_manifest(folder)
+    return manifest.get("step", 0) if manifest else max(complete_steps(folder), default=0)
 
 
 def write_shared(

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.config import ConfigError
-from paella_jax.runs.checkpoint import complete_steps
 from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.runs.frozen import COMPRESSOR
-from paella_jax.runs.manifest import read_manifest
-from paella_jax.sharing.folder import KEEP, SUPER_RESOLUTION, Shared, check_out, write_shared
+from paella_jax.sharing.folder import (
+    KEEP,
+    SUPER_RESOLUTION,
+    Shared,
+    check_out,
+    step_of,
+    write_shared,
+)
 
 WITH_STATE = "stage_b"  # the method whose runs hold more than their pipeline's own parameters
 
@@ -38,12 +43,6 @@ class Origin:
         options = {name: value for name, value in options.items() if value}
         second = options.get(SUPER_RESOLUTION, "")
         return cls(Path(folder), options, (step_of(folder), step_of(second) if second else 0))
-
-
-def step_of(folder: str | Path) -> int:
-    """The training step of a run folder's weights; 0 of converted ones."""
-    manifest = read_manifest(folder)
-    return manifest.get("step", 0) if manifest else max(complete_steps(folder), default=0)
 
 
 def save_pipeline(
