@@ -8,7 +8,7 @@ import numpy as np
 
 from paella_jax.evaluation.estimates import need
 
-SHRINKAGE = 0.1  # of the covariance, towards a multiple of the identity
+SHRINKAGE = 0.2  # of the covariance, towards a multiple of the identity
 FEWEST = 8  # known images of each group
 
 
