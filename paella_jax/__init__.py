@@ -1,23 +1,57 @@
 """Paella, Würstchen and MUSE-style text-to-image models in JAX.
 
 `paella_jax.load(run_folder)` gives a pipeline; everything heavy is imported when it is used.
+
+Example:
+  >>> import paella_jax
+  >>> pipe = paella_jax.load("RUN")
+  >>> images = pipe("a red circle", num_images_per_prompt=4, seed=None)
+  >>> images.save("circles")
 """
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paella_jax.pipelines.base import Pipeline as Pipeline
+    from paella_jax.pipelines.drawn_images import Images as Images
+    from paella_jax.pipelines.load import AnyPipeline
+    from paella_jax.pipelines.prompt_embeds import PromptEmbeds as PromptEmbeds
+    from paella_jax.pipelines.prompts import Condition as Condition
+    from paella_jax.pipelines.watch import StopSampling as StopSampling
 
 from paella_jax.files.absl_noise import silence
 
 silence()  # before orbax and grain are imported
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "push_to_hub"]
+__all__ = [
+    "Condition",
+    "Images",
+    "Pipeline",
+    "PromptEmbeds",
+    "StopSampling",
+    "__version__",
+    "load",
+    "push_to_hub",
+]
+# What is imported when it is asked for, and from where.
+_LATER = {
+    "Condition": "paella_jax.pipelines.prompts",
+    "Images": "paella_jax.pipelines.drawn_images",
+    "Pipeline": "paella_jax.pipelines.base",
+    "PromptEmbeds": "paella_jax.pipelines.prompt_embeds",
+    "StopSampling": "paella_jax.pipelines.watch",
+}
 
 
 def load(
-    directory: Any, *, revision: str | None = None, offline: bool = False, **options: Any
-) -> Any:
+    directory: str | Path, *, revision: str | None = None, offline: bool = False, **options: Any
+) -> AnyPipeline:
     """Loads a run as a pipeline: see `paella_jax.pipelines.load.load`.
 
     Args:
@@ -28,11 +62,18 @@ def load(
       **options: of the loader of its method; for published folders also the networks that they
         lack (docs/sharing.md 3).
 
+    Returns:
+      A `Pipeline`: call it with a prompt.
+
     Raises:
       ValueError: an option that this kind of run does not have.
       CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
       HubError: a repository that does not exist, is gated or cannot be reached.
       ConversionError: a published folder that cannot be converted.
+
+    Example:
+      >>> pipe = paella_jax.load("RUN")
+      >>> muse = paella_jax.load("BASE", super_resolution="RUN")
     """
     from paella_jax.convert.found import run_folder
     from paella_jax.pipelines.load import LOADERS, load
@@ -59,3 +100,14 @@ def push_to_hub(source: Any, name: str, **options: Any) -> str:
     from paella_jax.sharing.hub import push_to_hub
 
     return push_to_hub(source, name, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    ours = {"Any", "TYPE_CHECKING", "annotations", "import_module", "silence"}
+    return sorted({*globals(), *__all__} - ours)
