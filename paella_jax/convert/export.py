@@ -118,5 +118,5 @@ def _original(record: Released, config: ConfigDict, params: Tree, left: list[str
     tensors = record.names.save(published, record.make(config), copy=False)
     apart = [name for name in left if record.beside is not None and name == record.beside.name]
     along = {name: params[name] for name in left if name not in apart}
-    tensors = {**tensors, **unpublished({record.own: others} | along)}
-    return Export(tensors, apart, notes=notes_of(config))
+    more = unpublished({record.own: others} | along)
+    return Export({**tensors, **more}, apart, notes=notes_of(config))
