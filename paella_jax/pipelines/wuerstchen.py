@@ -165,7 +165,7 @@ class WuerstchenPipeline(Stages, Pipeline):
         start = None if image is None else all_of(self.encode(image[None])[0])
         where = None if generate is None else all_of(generate[..., None])
         return (
-            StageRequest(drawn, *own["stage_c"], None, start, where),
+            StageRequest(drawn, *own["stage_c"])._replace(start=start, generate=where),
             StageRequest(drawn, *own["stage_b"]),
         )
 
