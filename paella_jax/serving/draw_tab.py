@@ -28,6 +28,9 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1} | PRIVATE
 SENT = "sent: others may be before you"
 PAINT = "#e0218a"
+PAINT_OVER = (
+    "Upload an image, or take one that was drawn. To inpaint, paint over it with the brush."
+)
 SECONDS_KEPT = 3600  # of a visitor's image after the last event
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"} | PRIVATE
 
@@ -115,9 +118,10 @@ class DrawTab:
         """The image with its editor, the strength and the margins: shown where a task has them."""
         source = gr.State(None, time_to_live=SECONDS_KEPT)
         with gr.Column(visible=False) as about_image:
+            gr.Markdown(PAINT_OVER)
             upload = gr.UploadButton("Upload an image", elem_id="upload", size="sm")
             editor = gr.ImageEditor(
-                label="Image: paint over what is to be drawn anew (inpaint)",
+                label="Image",
                 type="pil",
                 format="png",
                 sources=(),
@@ -132,9 +136,8 @@ class DrawTab:
         with gr.Column(visible=False) as about_strength:
             strength = gr.Slider(0.05, 1.0, 0.6, step=0.05, label="Strength: 1 draws all anew")
         with gr.Row(visible=False) as about_margins:
-            label = "Add at the {}, of the side"
             margins = [
-                gr.Slider(0.0, 1.0, 0.0, step=0.125, label=label.format(side), min_width=150)
+                gr.Slider(0.0, 1.0, 0.0, step=0.125, label=f"Add at the {side}", min_width=150)
                 for side in SIDES
             ]
         groups = {about_image: TASKS[1:], about_strength: (IMAGE,), about_margins: (OUTPAINT,)}
