@@ -79,9 +79,9 @@ class DrawTab:
                 status = gr.Textbox(label="State", interactive=False, elem_id="status", lines=2)
             views = []
             with gr.Column(scale=3), gr.Row():
-                for run in studio.runs:
+                for number, run in enumerate(studio.runs):
                     with gr.Column(min_width=240):
-                        views += self._build_view(run)
+                        views += self._build_view(number, run)
         outputs = [status, *views]
         click: dict[str, Any] = {"inputs": list(self._fields), "outputs": outputs}
         for listen in (draw.click, self._fields.prompt.submit):
@@ -150,7 +150,7 @@ class DrawTab:
     def _tasks(self) -> list[str]:
         return [task for task in TASKS if any(task in run.tasks for run in self._studio.runs)]
 
-    def _build_view(self, run: Run) -> list[Any]:
+    def _build_view(self, number: int, run: Run) -> list[Any]:
         """A run's images and the steps of the first one."""
         gallery = gr.Gallery(
             label=run.name, format="png", type="filepath", columns=4, object_fit="contain",
