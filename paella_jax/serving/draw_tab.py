@@ -27,6 +27,12 @@ from paella_jax.serving.studio import Run, Studio, Views, in_words, strip_image
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1} | PRIVATE
 SENT = "sent: others may be before you"
+SHOWN: dict[str, Any] = {
+    "format": "png",
+    "interactive": False,
+    "elem_classes": "small-images",
+    "buttons": ["download", "fullscreen"],
+}
 PAINT = "#e0218a"
 PAINT_OVER = (
     "Upload an image, or take one that was drawn. To inpaint, paint over it with the brush."
@@ -153,19 +159,20 @@ class DrawTab:
     def _build_view(self, number: int, run: Run) -> list[Any]:
         """A run's images and the steps of the first one."""
         gallery = gr.Gallery(
-            label=run.name, format="png", type="filepath", columns=4, object_fit="contain",
-            height=380, elem_classes="small-images", buttons=["download", "fullscreen"],
-            interactive=False,
-        )  # fmt: skip
+            label=run.name,
+            type="filepath",
+            columns=4 if len(self._studio.runs) == 1 else 2,
+            object_fit="contain",
+            height=380,
+            elem_id=f"images-{number}",
+            **SHOWN,
+        )
         picked = gr.State(0)
         take = gr.Button("Edit the selected image", size="sm", elem_classes="take")
         gallery.select(self.pick, None, picked, **AT_ONCE)
         task = self._fields.task
         take.click(self.take, [gallery, picked, task], [*self._sources, task], **AT_ONCE)
-        strip = gr.Image(
-            label="Steps of the first image", type="pil", format="png", interactive=False,
-            height=110, elem_classes="small-images", buttons=["download", "fullscreen"],
-        )  # fmt: skip
+        strip = gr.Image(label="Steps of the first image", type="pil", height=110, **SHOWN)
         return [gallery, strip]
 
     # --- events
