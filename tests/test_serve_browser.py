@@ -131,6 +131,8 @@ def test_the_page(folder, browser, tmp_path):
     runs = ("--checkpoint", "first", "--checkpoint", "second", "--prompts", "prompts.txt")
     with served(folder, *runs) as address, visit(browser, address) as page:
         draws_edits_and_stops(page)
+        with visit(browser, address) as gone:
+            draws_long(gone)
         vote_on_all(page, by_key("ArrowLeft"), by_click("#study-right img"),
                     by_click("#vote-same"))  # fmt: skip
         with visit(browser, address) as other:  # while the first one is still there
@@ -148,6 +150,16 @@ def test_the_page(folder, browser, tmp_path):
         assert [row["choice"] for row in rows[:3]] == ["left", "right", "same"]
         assert {row["choice"] for row in rows[3:]} == {"right"}
         assert {row["left_run"] for row in rows} <= {"first", "second"}
+    assert "Traceback" not in (folder / "serve.log").read_text()
+
+
+def draws_long(page):
+    """Begins what takes much longer than anybody waits for."""
+    page.fill("#prompt textarea", "a large red circle")
+    page.fill("#count input", "2")
+    page.fill("#steps textarea", "100")
+    page.click("#draw")
+    expect(page, "#status", "first: step")
 
 
 def draws_edits_and_stops(page):
@@ -169,9 +181,7 @@ def draws_edits_and_stops(page):
     draw(page)
     assert images(page, 0) != before
     page.get_by_label("text to image").check()
-    page.fill("#steps textarea", "100")
-    page.click("#draw")
-    expect(page, "#status", "first: step")
+    draws_long(page)
     page.click("#stop")
     expect(page, "#status", "first: stopped at step .*\nsecond: stopped")
 
