@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from paella_jax.config import UserError, preset_names
@@ -95,13 +94,9 @@ def help_on_configs() -> str:
 
 def setup_jax() -> None:
     """Turns on the persistent compilation cache."""
-    import jax
+    from paella_jax.files.compile_cache import keep_programs
 
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "paella_jax" / "xla"
-    jax.config.update(
-        "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(default))
-    )
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    keep_programs()
 
 
 def _keep_freed_memory() -> None:

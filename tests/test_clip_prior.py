@@ -27,13 +27,8 @@ from paella_jax.objectives.noise_prediction import clip_prior_objective, drop_em
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir, read_metrics
-from paella_jax.sampling.diffusion import (
-    DDPMSettings,
-    GaussianRandomness,
-    GaussianStart,
-    sample,
-    segment_times,
-)
+from paella_jax.sampling.diffusion import GaussianRandomness, GaussianStart, sample
+from paella_jax.sampling.diffusion_settings import DDPMSettings, segment_times
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.loop import train
 

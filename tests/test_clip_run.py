@@ -67,7 +67,7 @@ def test_clip_text_and_images_reach_the_picture(pipe):
     np.testing.assert_array_equal(texts[0], texts[2])
     assert np.abs(texts[0] - texts[1]).max() > 1e-4
     picture = ShapesSource("tiny")[0]["image"].astype(np.float32) / 255.0
-    embedded = pipe.embed(picture[None])
+    embedded = pipe.embed_images(picture[None])
     assert embedded.shape == (1, PROJECTION)
     given = pipe.generate([Condition(PROMPT, images=(picture,))])
     same = pipe.generate([Condition(PROMPT, images=(embedded[0],))])

@@ -19,7 +19,7 @@ from paella_jax.convert.recognise import RECORDS
 from paella_jax.families.start import settle_config
 from paella_jax.registry import FAMILIES
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
-from paella_jax.sampling.renoise import RenoiseSettings
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.resample import ResampleSettings
 
 PACKAGE = small.ROOT / "paella_jax"

@@ -20,7 +20,8 @@ from paella_jax.pipelines.prompts import Condition
 from paella_jax.reports import sweep as sweep_module
 from paella_jax.reports import task_examples
 from paella_jax.sampling.guidance import mix
-from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.renoise import sample
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.token_loop import Known, Randomness, Start, Vocabulary
 
 pytestmark = pytest.mark.devices(8)
@@ -216,8 +217,8 @@ def test_labels_maps_and_emphasis_steer(pipe, picture):
 
 def test_bytes_and_floats_are_the_same_image(pipe, picture):
     np.testing.assert_array_equal(pipe.encode(picture[None]), pipe.encode(picture[None] / 255.0))
-    as_floats = pipe.embed(picture[None].astype(np.float32) / 255.0)
-    np.testing.assert_array_equal(pipe.embed(picture[None]), as_floats)
+    as_floats = pipe.embed_images(picture[None].astype(np.float32) / 255.0)
+    np.testing.assert_array_equal(pipe.embed_images(picture[None]), as_floats)
 
 
 def test_a_photo_is_turned_as_its_camera_says(tmp_path):

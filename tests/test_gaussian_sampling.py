@@ -11,13 +11,8 @@ import pytest
 
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
 from paella_jax.noise.tokens import sample_keys
-from paella_jax.sampling.diffusion import (
-    DDPMSettings,
-    GaussianRandomness,
-    GaussianStart,
-    KnownValues,
-    sample,
-)
+from paella_jax.sampling.diffusion import GaussianRandomness, GaussianStart, KnownValues, sample
+from paella_jax.sampling.diffusion_settings import DDPMSettings
 from paella_jax.sampling.steppers import FEW_STEPS, dpm_corrections
 
 KEY = jax.random.key(0)
@@ -153,7 +148,7 @@ def test_guidance_ramps_from_first_to_last():
 
 
 def test_equal_ends_are_one_value():
-    scale = lambda value: DDPMSettings(guidance_scale=value).guidance(4)
+    scale = lambda value: DDPMSettings(num_steps=4, guidance_scale=value).course().guidance_scale
     np.testing.assert_array_equal(scale(3.0), scale((3.0, 3.0)))
     np.testing.assert_array_equal(scale(3.0), np.full(4, 3.0))
     assert scale(1.0) is None and scale((1.0, 1.0)) is None

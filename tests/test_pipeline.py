@@ -75,8 +75,8 @@ def test_other_sizes_trace_and_callback(pipeline):
     assert result.images.shape == (1, 16, 48, 3) and result.trace.shape == (3, 1, 4, 12)
     np.testing.assert_array_equal(result.trace[-1], result.tokens)
     seen = []
-    pipeline(RED, callback=lambda step, images: seen.append((step, images.shape)))
-    assert seen == [(step, (1, 32, 32, 3)) for step in range(3)]
+    pipeline(RED, callback=lambda *told: seen.append((*told[:2], [x.size for x in told[2]])))
+    assert seen == [(step, 3, [(32, 32)]) for step in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ print(len([name for name in sys.modules if name.split(".")[0] == "paella_jax"]))
 
 
 def test_loading_imports_what_the_run_needs(run_folder):
-    """At most 75 of the package's files, its `__init__`s included."""
+    """At most 90 of the package's files, its `__init__`s included."""
     command = [sys.executable, "-c", LOADED, str(run_folder)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=True)
-    assert int(result.stdout) <= 75
+    assert int(result.stdout) <= 90
 
 
 def code_lines(file, names):

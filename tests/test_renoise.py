@@ -17,7 +17,8 @@ from paella_jax.ops.categorical import draw_categorical
 from paella_jax.ops.codebook import nearest_code
 from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import combine, guide, guide_jointly
-from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.renoise import sample
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.schedule import linear_ramp
 from paella_jax.sampling.token_loop import Randomness, Start, Vocabulary
 

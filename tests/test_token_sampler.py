@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
-from paella_jax.sampling.renoise import RenoiseSettings, confidence_order, sample
+from paella_jax.sampling.renoise import confidence_order, sample
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.token_loop import Known, Randomness, Start, Vocabulary
 from paella_jax.sampling.token_sampler import (
     draw_tokens,

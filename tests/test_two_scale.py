@@ -97,12 +97,34 @@ def test_call_returns_large_pictures(pipe):
     assert len(images) == 1 and isinstance(images[0], Image.Image)
     assert images[0].size == (SIDE, SIDE)
     seen = []
-    note = lambda step, images: seen.append((step, images.shape))
+    note = lambda step, total, images: seen.append((step, total, [x.size for x in images]))
     arrays = pipe([RED, BLUE], output_type="array", callback=note, super_resolution_steps=3)
     assert arrays.shape == (2, SIDE, SIDE, 3) and arrays.dtype == np.float32
-    assert seen == [(n, (2, 16, 16, 3)) for n in (0, 1)] + [
-        (n, (2, SIDE, SIDE, 3)) for n in (2, 3, 4)
+    assert seen == [(n, 5, [(16, 16)] * 2) for n in (1, 2)] + [
+        (n, 5, [(SIDE, SIDE)] * 2) for n in (3, 4, 5)
     ]
+
+
+def test_the_call_takes_images_and_embeddings_and_stops(pipe, picture):
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[:, :8] = True
+    drawn = pipe(RED, image=picture, mask=mask, output_type="np")
+    np.testing.assert_array_equal(drawn[0][~mask], picture[~mask])
+    assert (drawn[0][mask] != picture[mask]).any()
+    started = pipe([RED, BLUE], image=picture[:20], strength=0.5, num_steps=4, seed=2)
+    plain = pipe([RED, BLUE], num_steps=4, seed=2)
+    assert (started.generation.low.tokens != plain.generation.low.tokens).any()
+    same = pipe(prompt_embeds=pipe.embed([RED, BLUE]), num_steps=4, seed=2)
+    np.testing.assert_array_equal(same.generation.tokens, plain.generation.tokens)
+    seen = []
+    stopped = pipe(RED, callback=lambda step, total, images: seen.append(images) or False)
+    assert stopped.stopped and len(seen) == 1 and stopped[0].size == (SIDE, SIDE)
+    small_one = np.asarray(seen[0][0]).repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(np.asarray(stopped[0]), small_one)
+    strip = np.asarray(plain.strip([1, -1]))
+    np.testing.assert_array_equal(strip[:SIDE, SIDE:], np.asarray(plain[0]))
+    assert pipe.defaults["height"] == SIDE and pipe.defaults["super_resolution_steps"] > 0
+    assert f"{SIDE}x{SIDE} pixels" in repr(pipe)
 
 
 def test_the_small_picture_is_the_base_s_own(pipe, base):

@@ -186,8 +186,36 @@ def test_other_sizes_steppers_and_guidance(pipe):
     guided_b = pipe.generate([RED], stage_b_guidance_scale=3.0, stage_b_num_steps=3)
     assert guided_b.images.shape == (1, 32, 32, 3)
     steps = []
-    images = pipe(RED, callback=lambda step, latents: steps.append(latents.shape))
-    assert steps == [(1, 4, 4, 4)] * 3 and images[0].size == (32, 32)
+    images = pipe(RED, callback=lambda step, total, seen: steps.append((step, total, len(seen))))
+    assert steps == [(n, 5, 1) for n in range(1, 6)] and images[0].size == (32, 32)
+
+
+def test_the_call_takes_masks_and_embeddings_and_stops(pipe, picture):
+    mask = np.zeros((32, 32), bool)
+    mask[:, :8] = True
+    drawn = pipe(RED, image=picture, mask=mask, output_type="np", seed=1)
+    np.testing.assert_array_equal(drawn[0][~mask], picture[~mask])
+    far = pipe(RED, seed=1, output_type="latents") - pipe.encode(picture[None])
+    kept = pipe.generate([RED], image=picture, strength=1.0, seed=1,
+                         generate=np.eye(4, dtype=np.float32)).latents_c  # fmt: skip
+    near = (kept - pipe.encode(picture[None]))[0][~np.eye(4, dtype=bool)]
+    assert np.abs(near).mean() < 0.5 * np.abs(far[0][~np.eye(4, dtype=bool)]).mean()
+    embeds = pipe.embed([RED])
+    same = pipe(prompt_embeds=embeds, seed=3, output_type="latents")
+    np.testing.assert_array_equal(same, pipe(RED, seed=3, output_type="latents"))
+    for last in (2, 4):  # in Stage C and in Stage B
+        seen = []
+        look = lambda step, total, images, last=last, seen=seen: seen.append(images) or step < last
+        stopped = pipe(RED, seed=3, callback=look)
+        assert stopped.stopped and len(seen) == last
+        np.testing.assert_array_equal(np.asarray(stopped[0]), np.asarray(seen[-1][0]))
+    whole = pipe(RED, seed=3, negative_prompt="a cat", stage_b_num_steps=3)
+    strip = np.asarray(whole.strip())
+    assert strip.shape == (32, 96, 3)
+    np.testing.assert_allclose(strip[:, 64:].astype(int), np.asarray(whole[0]).astype(int), atol=1)
+    with pytest.raises(ValueError, match="latents, not tokens"):
+        pipe(RED, output_type="tokens")
+    assert pipe.warm_up() > 0 and "32x32 pixels" in repr(pipe)
 
 
 def test_what_the_pipeline_refuses(pipe, stage_b, picture):

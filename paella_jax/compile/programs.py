@@ -17,12 +17,15 @@ from paella_jax.config import ConfigError
 from paella_jax.families import abstract
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.text_side import TextSide
+from paella_jax.pipelines.batches import Numbered
 from paella_jax.pipelines.geometry import Sizes
 from paella_jax.pipelines.prompts import Condition, build_inputs
 from paella_jax.pipelines.request import Form, Request, draw_request
 from paella_jax.pipelines.wuerstchen_programs import (
-    draw_b,
-    draw_c,
+    StageRequest,
+    draw_stage,
+    plan_b,
+    plan_c,
     stage_b_settings,
     stage_c_settings,
 )
@@ -119,10 +122,10 @@ def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tre
         inputs = dataclasses.replace(inputs, low_tokens=low)
     if "micro_conds" in networks.takes:
         inputs = dataclasses.replace(inputs, micro_conds=np.zeros((images, 5), np.float32))
-    request = Request((inputs,), inputs, None, _keys(images))
+    request = Request((inputs,), inputs, None, _numbered(images))
     joint = bool(config.sampler.get("joint_guidance", False))
-    form, ramps = Form(settings.without_ramps(), grid, joint, False), settings.ramps()
-    draw = lambda p, f, r: draw_request(networks, p, f, r, ramps, form)
+    form, course = Form(settings.program(), grid, joint), settings.course()
+    draw = lambda p, f, r: draw_request(networks, p, f, r, course, form)
     return draw, params, frozen, _canonical(request)
 
 
@@ -134,12 +137,12 @@ def _stage_b_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, T
     shape = (latents, latents, networks.vqgan.latent_channels)
     guide = networks.guide_side(side)
     settings = stage_b_settings(config.sampler)
-    draw = partial(draw_b, networks, settings=settings, shape=shape)
     latents_c = np.zeros((images, guide, guide, networks.stage_b.guide_channels), np.float32)
-    request = (_keys(images), latents_c, *_texts(networks.text, images))
+    request = StageRequest(_numbered(images), *_texts(networks.text, images), guide=latents_c)
+    plan = partial(plan_b, networks)
     texts = {name: tree for name, tree in frozen.items() if name != "vqgan"}
     return (
-        lambda p, f, r: draw((p, f), r),
+        lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape),
         {"stage_b": params["stage_b"]},
         texts,
         _canonical(request),
@@ -152,10 +155,11 @@ def _stage_c_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, T
     params = jax.eval_shape(lambda: networks.init(jax.random.key(0), side))
     settings = stage_c_settings(config.sampler)
     shape = (side, side, networks.stage_c.channels)
-    draw = partial(draw_c, networks, stage_b, settings=settings, shape=shape, trace=False)
-    request = (_keys(images), *_texts(networks.text, images), None)
+    plan = partial(plan_c, networks, stage_b)
+    draw = lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape)
+    request = StageRequest(_numbered(images), *_texts(networks.text, images))
     texts = {name: tree for name, tree in frozen.items() if name != abstract.COMPRESSOR}
-    return lambda p, f, r: draw((p, f), r), params, texts, _canonical(request)
+    return draw, params, texts, _canonical(request)
 
 
 def _texts(text: TextSide, images: int) -> tuple[Any, Any]:
@@ -163,8 +167,8 @@ def _texts(text: TextSide, images: int) -> tuple[Any, Any]:
     return ids, ids
 
 
-def _keys(images: int) -> Any:
-    return jax.ShapeDtypeStruct((images,), jax.random.key(0).dtype)
+def _numbered(images: int) -> Numbered:
+    return Numbered(np.zeros(images, np.uint32), np.zeros(images, np.int32))
 
 
 def _canonical(request: Any) -> Any:

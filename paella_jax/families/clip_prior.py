@@ -13,14 +13,17 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.data.embeddings import EmbeddingSource, embedding_transform
 from paella_jax.data.loader import Source
+from paella_jax.files.compile_cache import keep_programs
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.noise_prediction import clip_prior_objective
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.folder import read_config_of
-from paella_jax.sampling.diffusion import DDPMSettings, sample
+from paella_jax.sampling.diffusion import FROM_UNIT_NOISE, plan
+from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse
 from paella_jax.sampling.guidance import guide
+from paella_jax.sampling.loop import advance, padded
 from paella_jax.training.method import Method
 from paella_jax.typing import Array, Tree
 
@@ -31,7 +34,8 @@ def make_clip_prior(config: ConfigDict) -> ClipPrior:
 
 
 class ClipPriorSampler:
-    """Image embeddings for text embeddings. Calls with the same shapes share one program."""
+    """Image embeddings for text embeddings. Calls with the same shapes share one program, whatever
+    their steps and guidance (but for guidance of 1)."""
 
     def __init__(self, config: ConfigDict, params: Tree) -> None:
         """`params` is a run's tree, {"prior": ...}."""
@@ -39,7 +43,7 @@ class ClipPriorSampler:
         self.schedule = CosineSchedule(**config.schedule)
         self.settings = DDPMSettings(**config.sampler)
         self.set_params(params)
-        self._sample = jax.jit(self._draw, static_argnames="settings")
+        self._sample = jax.jit(self._draw, static_argnames="program")
 
     def set_params(self, params: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
@@ -83,16 +87,27 @@ class ClipPriorSampler:
             settings = replace(settings, guidance_scale=guidance_scale)
         settings.check()
         index = jnp.arange(len(texts)) if sample_index is None else sample_index
-        return self._sample(self.params, jnp.asarray(texts), key, index, settings=settings)
+        course, program = padded(settings.course()), settings.program()
+        return self._sample(self.params, jnp.asarray(texts), key, index, course, program=program)
 
     def _draw(
-        self, params: Tree, texts: Array, key: Array, index: Array, settings: DDPMSettings
+        self,
+        params: Tree,
+        texts: Array,
+        key: Array,
+        index: Array,
+        course: DiffusionCourse,
+        program: DDPMSettings,
     ) -> Array:
         predict = lambda text: lambda x, t: self.model.apply({"params": params}, x, t, text)
         denoise = guide(predict(texts), predict(jnp.zeros_like(texts)))
         shape = (texts.shape[0], self.model.clip_width)
         keys = key if key.ndim == 1 else sample_keys(key, index)
-        return sample(denoise, keys, shape, settings, schedule=self.schedule)
+        loop = plan(denoise, keys, shape, program, self.schedule, FROM_UNIT_NOISE, course)
+        nothing = jnp.zeros(shape)
+        reached = loop.carry, (nothing, nothing)
+        (drawn, _), _ = advance(loop, reached, course.edges[0], course.edges[-1])
+        return drawn
 
 
 def clip_prior_method(config: ConfigDict, source: Source | None = None) -> Method:
@@ -144,6 +159,7 @@ def load_clip_prior(workdir: str | Path) -> ClipPriorSampler:
     Raises:
       CheckpointError: not a clip_prior's run folder, or unreadable.
     """
+    keep_programs()
     config = read_config_of("a clip_prior", workdir)
     _, restored = restore_variables(workdir)
     return ClipPriorSampler(config, restored["params"])

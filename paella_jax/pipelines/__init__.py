@@ -4,12 +4,13 @@ Prompt to image is nine files, in reading order, with the functions to read in e
 
 1. pipelines/tokens.py `load_tokens` `TokenPipeline.generate`: a run folder becomes a pipeline; a
    prompt becomes arrays, checked before anything is compiled.
-2. pipelines/base.py `image_keys` `in_batches`: each image has its own key, so that batches do not
-   matter; pieces of a request go through one program.
-3. pipelines/request.py `draw_request` `_denoise`: that program: encode, guide, sample, decode.
+2. pipelines/batches.py `image_keys` `in_batches`: each image has its own key, so that batches do
+   not matter; pieces of a request go through the same programs.
+3. pipelines/request.py `encode` `advance_request` `_plan` `_denoise`: those programs: texts, and
+   some steps of the loop, guided.
 4. families/token_networks.py `TokenNetworks.condition` `TokenNetworks.logits`
    `TokenNetworks.decode_tokens`: text encoders, predictor and tokenizer as functions of parameters.
-5. sampling/renoise.py `sample` `renoise`: Paella's loop: predict, draw, renoise, put kept tokens
+5. sampling/renoise.py `plan` `renoise`: Paella's loop: predict, draw, renoise, put kept tokens
    back; every policy is chosen before the scan.
 6. models/paella.py `Paella.__call__`: tokens, noise level and conditions -> logits.
 7. models/unet.py `UNet.levels` `UNet._level`: down and up again, with skips.
@@ -17,9 +18,13 @@ Prompt to image is nine files, in reading order, with the functions to read in e
    `TimestepBlock.__call__` `AttentionBlock.__call__`: the residual blocks.
 9. models/vqgan.py `VQGANBlock.__call__` `VQGAN.decode`: tokens' codes -> pixels.
 
-Beside the path: prompts.py (what a user may ask for), geometry.py (sizes, and what of an image
-stays), editing.py and variations.py (image tasks), tasks.py (the same by flags), two_scale.py
-(MUSE's two runs), wuerstchen.py with wuerstchen_programs.py (three stages). Many prompts:
-prompt_file.py (rows), stream.py (batches of them), best_of.py (by a score), gallery.py (the folder
-they go to), rows_by_flags.py (the command), flag_checks.py (what is told before loading).
+Around the path: base.py (the call that all share) with call.py (its checks, seeds and result),
+given_image.py (image and mask), watch.py (steps in groups, progress, stopping), drawn_images.py
+(the result), prompt_embeds.py. Beside it: prompts.py (what a user may ask for) and token_inputs.py
+(as arrays), token_coder.py (images to tokens and back), geometry.py (sizes, and what of an image
+stays), editing.py and variations.py (image tasks), tasks.py (the same by flags), two_scale.py with
+pairs.py (MUSE's two runs), wuerstchen.py with wuerstchen_stages.py and wuerstchen_programs.py
+(three stages). Many prompts: prompt_file.py (rows), stream.py (batches of them), best_of.py (by a
+score), gallery.py (the folder they go to), rows_by_flags.py (the command), flag_checks.py (what is
+told before loading).
 """

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
 from paella_jax.encoders.byte_tokenizer import PromptError, check_prompts
 from paella_jax.images.modes import WHITE
 from paella_jax.images.read import ImageLike, read_image
-from paella_jax.images.write import to_uint8
-from paella_jax.training.placing import batch_sharding, fetch, place
-from paella_jax.training.sharding import make_mesh, replicated
-from paella_jax.typing import Key, Tree
+from paella_jax.pipelines.batches import Numbered, numbered, one_per_prompt
+from paella_jax.pipelines.call import DEFAULTS, answer
+from paella_jax.pipelines.drawn_images import Images
+from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.prompt_embeds import PromptEmbeds
+from paella_jax.pipelines.watch import Callback, Watch
+from paella_jax.typing import Tree
 
 
 class Generation(NamedTuple):
@@ -46,6 +47,7 @@ class Job:
     Attributes:
       batch_size: bounds the images per program.
       trace: also return what there was after every step.
+      watch: looks on while it samples, and may stop it.
     """
 
     negative_prompt: str | Sequence[str] | None = ""
@@ -55,6 +57,7 @@ class Job:
     num_images_per_prompt: int = 1
     batch_size: int = 64
     trace: bool = False
+    watch: Watch | None = None
 
     @classmethod
     def take(cls, options: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
@@ -80,9 +83,19 @@ class Job:
         """A seed for each of `count` prompts. Raises ValueError for another number of them."""
         return one_per_prompt(self.seed, count, "seed")
 
-    def keys(self, count: int) -> Key:
-        """Keys [count * copies] of the images of `count` prompts. Raises ValueError."""
-        return image_keys(self.seeds(count), self.num_images_per_prompt)
+    def images(self, count: int) -> Numbered:
+        """The images [count * copies] of `count` prompts. Raises ValueError."""
+        return numbered(self.seeds(count), self.num_images_per_prompt)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the one who looks on ended the sampling."""
+        return self.watch is not None and self.watch.stopped
+
+    def expect(self, steps: int) -> None:
+        """Tells the one who looks on how many steps there will be."""
+        if self.watch is not None:
+            self.watch.expect(steps)
 
     def repeat(self, values: Iterable[Any]) -> list[Any]:
         """What belongs to the prompts -> the same for each of their images."""
@@ -90,7 +103,7 @@ class Job:
 
 
 class Pipeline:
-    """The call that all pipelines share; `generate` and `_states` are each pipeline's own."""
+    """The call that all pipelines share; the rest is each pipeline's own."""
 
     config: ConfigDict
 
@@ -104,6 +117,42 @@ class Pipeline:
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Config and weights of each run it draws with, by name; empty of the one that counts."""
+        raise NotImplementedError
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a call uses where it says nothing else: size and the sampler's settings."""
+        raise NotImplementedError
+
+    def embed(self, prompts: Any, negative_prompt: str | Sequence[str] | None = "") -> PromptEmbeds:
+        """What the text encoders make of prompts, for `prompt_embeds` of any number of calls."""
+        raise NotImplementedError
+
+    def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size of a call's images in pixels. Raises ValueError for one it does not draw."""
+        raise NotImplementedError
+
+    def check_prompt(self, prompt: Any) -> None:
+        """Raises PromptError, ValueError for what `generate` would refuse as a prompt."""
+        raise NotImplementedError
+
+    def from_image(
+        self, given: GivenImage, strength: float, prompts: int, sampler: str | None
+    ) -> dict[str, Any]:
+        """Arguments of `generate` that start from an image, or keep what a mask does not mark."""
+        raise NotImplementedError
+
+    def arrays(self, result: Any, kind: str) -> np.ndarray:
+        """What a result has beside its images, "tokens" or "latents"; refuses what it has not."""
+        raise NotImplementedError
+
+    def steps_of(self, generation: Any, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The images after every step of a call with a trace, float32 [steps, count, H, W, 3].
+
+        Args:
+          generation: what the call drew.
+          records: what each image was drawn from.
+        """
         raise NotImplementedError
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
@@ -121,148 +170,123 @@ class Pipeline:
         """The part of a text that is not too long for this run, where it can tell."""
         return text
 
-    def _states(self, result: Any) -> Iterable[np.ndarray]:
-        """What a callback sees of a result with a trace, step after step."""
-        raise NotImplementedError
+    def __repr__(self) -> str:
+        own = self.defaults
+        size = f"{own.pop('height')}x{own.pop('width')}"
+        told = ("num_steps", "super_resolution_steps", "guidance_scale", "temperature", "stepper")
+        settings = ", ".join(f"{name}={own[name]!r}" for name in told if name in own)
+        count = sum(x.size for _, tree in self.parts().values() for x in jax.tree.leaves(tree))
+        return (
+            f"{type(self).__name__}: {self.config.method} run, {count / 1e6:.1f}M parameters, "
+            f"images of {size} pixels\n  draws by default with {settings}\n  "
+            "pipe(prompt, num_images_per_prompt=4, seed=None), pipe.embed, pipe.encode, "
+            "pipe.decode, pipe.defaults, pipe.warm_up; help(pipe.__call__) says more"
+        )
 
+    @overload
+    def __call__(
+        self, prompt: Any = None, *, output_type: Literal["pil"] = "pil", **options: Any
+    ) -> Images: ...
+    @overload
     def __call__(
         self,
-        prompt: Any,
+        prompt: Any = None,
+        *,
+        output_type: Literal["np", "array", "tokens", "latents"],
+        **options: Any,
+    ) -> np.ndarray: ...
+    def __call__(
+        self,
+        prompt: Any = None,
         *,
         negative_prompt: str | Sequence[str] | None = "",
+        prompt_embeds: PromptEmbeds | None = None,
+        image: ImageLike | None = None,
+        mask: ImageLike | None = None,
+        strength: float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_steps: int | None = None,
         guidance_scale: float | tuple[float, float] | None = None,
         temperature: float | tuple[float, float] | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = 0,
         num_images_per_prompt: int = 1,
         output_type: str = "pil",
-        callback: Callable[[int, np.ndarray], None] | None = None,
+        progress: bool = False,
+        callback: Callback | None = None,
+        callback_every: int = 1,
         **options: Any,
-    ) -> list[Image.Image] | np.ndarray:
+    ) -> Any:
         """Generates images.
+
+        `num_inference_steps` is understood as num_steps, `num_images` as num_images_per_prompt and
+        `guidance` as guidance_scale.
 
         Args:
           prompt: one text or several; for token predictors also `Condition`s (prompts.py).
           negative_prompt: what to steer away from; one text, or one per prompt. None is none.
+          prompt_embeds: from `embed`, instead of the two.
+          image: to start from, or with a mask to keep: a file, a PIL image or an array
+            [height, width, 3] of any size. It is scaled to cover the size that is drawn and cut
+            to its middle.
+          mask: of the image; white or True is drawn anew. Every other pixel of the result is the
+            scaled image's own.
+          strength: how far the image is noised, in (0, 1]; 1 forgets it. Default 0.6; with a mask
+            1, which forgets what is marked.
           height: pixels; default the training size.
           width: pixels; default the training size.
           num_steps: predictions; fewer is faster.
           guidance_scale: 1 switches guidance off; a pair ramps from the first to the last step.
           temperature: of a token's draw; a pair ramps. Diffusion has none.
-          seed: one seed, or one per prompt. An image depends on its prompt, its seed and its number
-            among the prompt's images, not on the rest of the call.
+          seed: one seed, or one per prompt; None draws one, which the result has. An image depends
+            on its prompt, its seed and its number among the prompt's images alone.
           num_images_per_prompt: images of each prompt; they follow one another in the result.
-          output_type: "pil" or "array" (float32 [count, height, width, 3] in [0, 1]).
-          callback: called as (step, images so far) for every step once sampling is done. With two
-            runs the base's small images come first and the numbers go on; Würstchen gives Stage C's
-            latents.
-          **options: further arguments of `generate`.
+          output_type: "pil", "np" (float32 [count, height, width, 3] in [0, 1]; also "array"),
+            "tokens" of a token predictor or "latents" of Würstchen's Stage C.
+          progress: shows a bar.
+          callback: called while it samples as (steps done, of all steps, images so far as a list
+            of PIL images). Where it returns False or raises `StopSampling`, sampling ends and the
+            call returns what there is.
+          callback_every: steps between two calls of it; the last step is always told.
+          **options: further arguments of `generate`: batch_size, and settings of the sampler.
+
+        Returns:
+          `Images`, a list of PIL images that shows itself in a notebook, or an array.
 
         Raises:
-          PromptError, ValueError: naming the value and the fix, before anything is compiled.
+          PromptError, ImageError, ValueError: naming the value and the fix, before anything is
+            compiled.
+
+        Example:
+          >>> pipe = paella_jax.load("RUN")
+          >>> images = pipe("a red circle", num_steps=8, seed=None, num_images_per_prompt=4)
+          >>> images.save("folder"), images.grid(), images.seeds
         """
-        if output_type not in ("pil", "array"):
-            raise ValueError(f"output_type must be 'pil' or 'array', got {output_type!r}")
-        result = self.generate(
-            prompt,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            seed=seed,
-            num_images_per_prompt=num_images_per_prompt,
-            trace=callback is not None,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            **options,
-        )
-        if callback is not None:
-            for step, state in enumerate(self._states(result)):
-                callback(step, state)
-        if output_type == "array":
-            return result.images
-        return [Image.fromarray(image) for image in to_uint8(result.images)]
+        asked = dict(locals())
+        del asked["self"], asked["options"]
+        return answer(self, asked, options)
+
+    def warm_up(self, num_images: int | Sequence[int] = 1, **options: Any) -> float:
+        """Compiles what calls need, so that the first one does not wait; draws nothing.
+
+        Args:
+          num_images: images of a call; a list compiles for each of them.
+          **options: of a call, as far as they will not be its defaults: other steps, strengths,
+            temperatures and guidance share a program, other sizes do not.
+
+        Returns:
+          Seconds it took.
+
+        Example:
+          >>> pipe.warm_up(num_images=[1, 8])
+        """
+        began, counts = time.perf_counter(), num_images
+        for count in counts if isinstance(counts, list | tuple) else [counts]:
+            given = {"prompt": "a", "num_images_per_prompt": count} | options
+            answer(self, DEFAULTS | given, {}, rehearse=True)
+        return time.perf_counter() - began
 
 
 def background_of(config: ConfigDict) -> str:
     """The colour behind transparent images of a run; runs older than the setting have white."""
     return config.data.get("background", WHITE)
-
-
-def all_devices() -> Mesh:
-    """The mesh that spreads batches over all devices, each with whole weights."""
-    return make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
-
-
-def on_mesh(weights: Tree, mesh: Mesh) -> Tree:
-    """Weights that lie on the mesh already stay as they are sharded; others are put there whole."""
-    lies_there = lambda x: isinstance(x, jax.Array) and getattr(x.sharding, "mesh", None) == mesh
-    put = lambda x: x if lies_there(x) else place(x, replicated(mesh))
-    return jax.tree.map(put, weights)
-
-
-def one_per_prompt(values: Any, count: int, name: str) -> list[Any]:
-    """One value for all prompts, or one for each. Raises ValueError otherwise."""
-    listed = list(values) if isinstance(values, list | tuple | np.ndarray) else [values]
-    if len(listed) == 1:
-        return listed * count
-    if len(listed) != count:
-        raise ValueError(f"{len(listed)} values of {name} for {count} prompts; give one or {count}")
-    return listed
-
-
-def image_keys(seeds: Sequence[int], copies: int) -> Key:
-    """Keys [prompts * copies]: an image's comes from its prompt's seed and its number only.
-
-    Raises:
-      ValueError: copies below 1, or an impossible seed.
-    """
-    if copies < 1:
-        raise ValueError(f"num_images_per_prompt must be at least 1, got {copies}")
-    numbers = np.tile(np.arange(copies), len(seeds))
-    return numbered_keys(np.repeat(np.asarray(seeds), copies), numbers)
-
-
-def numbered_keys(seeds: np.ndarray, numbers: np.ndarray) -> Key:
-    """Key of the image with number n among those of a seed, for each pair.
-
-    Raises:
-      ValueError: a seed that is no whole number from 0 to 2^32 - 1.
-    """
-    for seed in np.asarray(seeds).tolist():
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed!r} must be a whole number from 0 to {2**32 - 1}")
-    return jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(
-        jnp.asarray(np.asarray(seeds, np.uint32)), jnp.asarray(numbers)
-    )
-
-
-def in_batches(
-    run: Callable[[Tree], tuple[Any, ...]], request: Tree, count: int, batch_size: int, mesh: Mesh
-) -> tuple[np.ndarray, ...]:
-    """Runs a program on pieces of a request; the last one is filled up with repeats.
-
-    Args:
-      run: piece -> arrays, each with the batch first.
-      request: arrays with `count` in front.
-      count: number of images.
-      batch_size: bounds a piece; it is rounded up to whole devices.
-      mesh: pieces are spread over its batch axes.
-
-    Raises:
-      ValueError: batch_size below 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-min(batch_size, count) // shards) * shards
-    parts = []
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size) % count
-        piece = jax.tree.map(lambda x, rows=rows: x[rows], request)
-        with jax.set_mesh(mesh):  # a preview runs inside of training, on another mesh
-            outputs = run(place(piece, batch_sharding(mesh)))
-        parts.append([fetch(x)[: count - start] for x in outputs])
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

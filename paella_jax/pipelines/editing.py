@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from paella_jax.images.read import ImageLike
-from paella_jax.pipelines.base import Generation, image_keys
+from paella_jax.pipelines.base import Generation
+from paella_jax.pipelines.batches import numbered
 from paella_jax.pipelines.geometry import keep_unmasked
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
@@ -71,7 +72,7 @@ def image_to_image(
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     tokens, size = encode_image(pipe, image)
     if strength == 0.0:
-        copies = len(image_keys([0], options.get("num_images_per_prompt", 1)))
+        copies = len(numbered([0], options.get("num_images_per_prompt", 1)).seeds)
         tokens = np.repeat(tokens, copies, axis=0)
         return Generation(pipe.decode(tokens), tokens, None)
     settings = pipe.settings(sampler=options.get("sampler"))

@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageError, ImageLike, read_mask
+from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.sampling.token_loop import Known
+from paella_jax.sampling.token_sampler import TokenSettings, start_from_image
 
 
 class Scale(NamedTuple):
@@ -184,6 +186,35 @@ def keep_unmasked(pipe: Any, image: ImageLike, mask: ImageLike) -> dict[str, Any
         for scale, anew in zip(pipe.scales, generate, strict=True)
     }
     return {**known, **pipe.sizes.options(*marked.shape)}
+
+
+def tokens_of_image(
+    pipe: Any, settings: TokenSettings, given: GivenImage, strength: float, prompts: int
+) -> dict[str, Any]:
+    """A call's image -> arguments of a token pipeline's `generate`, for each of `prompts`.
+
+    Args:
+      pipe: from `paella_jax.load`, with `sizes` and `scales`.
+      settings: of the sampler that starts from the image, the first scale's.
+      given: with a mask every token that the mask does not touch stays.
+      strength: below 1 the others start from the image too.
+      prompts: how many there are; all have the same image.
+
+    Raises:
+      ImageError: a mask that touches every token.
+    """
+    repeat = lambda x: np.repeat(np.asarray(x), prompts, axis=0)
+    own, first = pipe.sizes.options(*given.pixels.shape[:2]), pipe.scales[0]
+    tokens = None
+    if given.marked is not None:
+        kept = keep_unmasked(pipe, given.pixels, given.marked)
+        tokens = kept[first.known].tokens
+        own |= {s.known: Known(*map(repeat, kept[s.known])) for s in pipe.scales}
+    if strength < 1.0:
+        if tokens is None:
+            tokens = first.encode(given.pixels[None])
+        own |= {"image_tokens": repeat(tokens), **start_from_image(settings, strength)}
+    return own
 
 
 def read_masked(pipe: Any, image: ImageLike, mask: ImageLike) -> tuple[np.ndarray, np.ndarray]:

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.runs.frozen import COMPRESSOR
 from paella_jax.typing import Tree
 
 if TYPE_CHECKING:
+    from paella_jax.pipelines.tokens import TokenPipeline
+    from paella_jax.pipelines.two_scale import TwoScalePipeline
     from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
+
+    AnyPipeline = TokenPipeline | TwoScalePipeline | WuerstchenPipeline
 
 
 def load(
@@ -27,7 +32,7 @@ def load(
     loaders: Mapping[str, Callable[..., Any]] | None = None,
     /,
     **options: Any,
-) -> Any:
+) -> AnyPipeline:
     """Loads a run folder's newest checkpoint, or a converted folder, as a pipeline.
 
     Args:
@@ -40,6 +45,7 @@ def load(
       ValueError: an option that this kind of run does not have.
       CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
     """
+    keep_programs()
     loaders = LOADERS if loaders is None else loaders
     method = read_config(directory).method
     if method not in loaders:
@@ -58,7 +64,7 @@ def load(
 
 def load_one_or_two_scales(
     directory: str | Path, *, decoder: str | Path = "", super_resolution: str | Path = ""
-) -> Any:
+) -> TokenPipeline | TwoScalePipeline:
     """A token predictor, alone or with a network that enlarges what it draws.
 
     Args:

@@ -1,4 +1,8 @@
-"""The compiled program behind a token pipeline, conditions in and images out, and its checks."""
+"""The compiled programs behind a token pipeline, conditions in and images out, and their checks.
+
+A pipeline runs `encode` for the conditions and for what guidance leads away from, `advance_request`
+for groups of steps, and the tokenizer's decoder: three programs, whatever the settings.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,13 @@ from flax import struct
 
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
+from paella_jax.pipelines.batches import Numbered
+from paella_jax.sampling import resample
 from paella_jax.sampling.guidance import Denoise, guide, guide_jointly, mix
-from paella_jax.sampling.resample import ResampleSettings, resample
-from paella_jax.sampling.token_loop import Known, Ramps, Start, Vocabulary
-from paella_jax.sampling.token_sampler import TokenSettings, draw_tokens, starts_from_noise
+from paella_jax.sampling.loop import Loop, advance, run
+from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.sampling.token_loop import Known, Start, Vocabulary
+from paella_jax.sampling.token_sampler import TokenSettings, plan_tokens, starts_from_noise
 from paella_jax.typing import Array, Tree
 
 
@@ -24,82 +31,123 @@ class Request:
     """Everything a batch of images is made from; arrays with the images in front.
 
     Attributes:
-      conditions: one or more, mixed by `weights`.
-      unconditional: what guidance steers away from.
+      conditions: one or more, mixed by `weights`; encoded, but for `draw_request`.
+      unconditional: what guidance steers away from; None where nothing is guided.
       weights: float32 [batch, conditions(, h, w)]; None with a single condition.
-      keys: [batch] PRNG keys.
+      images: whose keys all randomness comes from.
       image_tokens: int32 [batch, h, w], clean tokens to start from; None starts from noise.
       known: tokens to keep; None draws everywhere.
     """
 
-    conditions: tuple[ConditionInputs, ...]
-    unconditional: ConditionInputs
+    conditions: tuple[ConditionInputs | Conditioning, ...]
+    unconditional: ConditionInputs | Conditioning | None
     weights: Leaf | None
-    keys: Leaf
+    images: Numbered | None
     image_tokens: Leaf | None = None
     known: Known | None = None
+
+    def encoded(self, encode: Any) -> Request:
+        """With conditions that the networks take, by `encode`; those that are stay."""
+        ready = lambda c: encode(c) if isinstance(c, ConditionInputs) else c
+        conditions = tuple(ready(c) for c in self.conditions)
+        return self.replace(conditions=conditions, unconditional=ready(self.unconditional))
 
 
 class Form(NamedTuple):
     """What one program is compiled for; all of it is static.
 
     Attributes:
-      settings: the sampler's, without its ramps.
+      settings: the sampler's, as their `program()`.
       grid: (h, w) of the token map.
       joint: conditional and unconditional predictions in one doubled batch.
-      trace: also return the tokens of every step.
     """
 
     settings: TokenSettings | ResampleSettings
     grid: tuple[int, int]
     joint: bool
-    trace: bool
+
+
+def encode(
+    networks: TokenNetworks, params: Tree, frozen: Tree, inputs: ConditionInputs
+) -> Conditioning:
+    """Texts and whatever else -> what the predictor is conditioned on."""
+    return networks.condition(params, frozen, inputs)
+
+
+def advance_request(
+    networks: TokenNetworks,
+    weights: tuple[Tree, Tree],
+    request: Request,
+    course: Any,
+    reached: tuple[Array, Array],
+    span: tuple[Array, Array],
+    *,
+    form: Form,
+) -> tuple[Array, Array]:
+    """Some steps of a batch: the function that a pipeline compiles.
+
+    Args:
+      networks: of the run.
+      weights: trained and frozen parameters.
+      request: a batch with encoded conditions.
+      course: of the settings, padded.
+      reached: tokens before these steps, and the complete ones of the step before; int32
+        [batch, h, w] each.
+      span: the first of the steps, and the one after the last.
+      form: of the program.
+
+    Returns:
+      The same after these steps.
+    """
+    return advance(_plan(networks, *weights, request, course, form), reached, *span)
 
 
 def draw_request(
-    networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, ramps: Ramps, form: Form
-) -> tuple[Array, ...]:
-    """Encodes the conditions, samples and decodes: the function a pipeline compiles.
+    networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, course: Any, form: Form
+) -> tuple[Array, Array]:
+    """Encodes the conditions, samples and decodes: a pipeline's programs as one.
 
     Args:
       networks: predictor, tokenizer and encoders of the run.
       params: trained parameters.
       frozen: parameters of the frozen networks.
-      request: a batch.
-      ramps: temperature and guidance of every step.
+      request: a batch; its conditions are encoded first.
+      course: of the settings.
       form: of the program.
 
     Returns:
-      Images float32 [batch, H, W, 3], tokens int32 [batch, h, w] and with `trace` int32
-      [batch, steps, h, w].
+      Images float32 [batch, H, W, 3] and tokens int32 [batch, h, w].
     """
-    settings, grid, joint, trace = form
-    denoise = _denoise(networks, params, frozen, request, joint)
-    predictor, keys, known = networks.predictor, request.keys, request.known
+    request = request.encoded(lambda inputs: encode(networks, params, frozen, inputs))
+    tokens = run(_plan(networks, params, frozen, request, course, form), False)
+    return networks.decode_tokens(frozen, tokens), tokens
+
+
+def _plan(
+    networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, course: Any, form: Form
+) -> Loop:
+    settings, grid, joint = form
+    denoise = _denoise(networks, params, request, joint)
+    assert request.images is not None
+    predictor, keys, known = networks.predictor, request.images.keys(), request.known
     codebook = frozen["vqgan"]["params"]["codebook"]
     vocabulary = Vocabulary(predictor.codebook_size, predictor.mask_token, codebook)
     image_tokens: Any = request.image_tokens
     if isinstance(settings, ResampleSettings):
-        out = resample(denoise, keys, image_tokens, settings, vocabulary, known, ramps, trace)
-    else:
-        start, shape = Start(image_tokens=image_tokens, known=known), (keys.shape[0], *grid)
-        out = draw_tokens(denoise, keys, shape, settings, vocabulary, start, ramps, trace)
-    if not trace:
-        return networks.decode_tokens(frozen, out), out
-    tokens, history = out
-    return networks.decode_tokens(frozen, tokens), tokens, jnp.moveaxis(history, 0, 1)
+        return resample.plan(denoise, keys, image_tokens, settings, vocabulary, known, course)
+    start, shape = Start(image_tokens=image_tokens, known=known), (keys.shape[0], *grid)
+    return plan_tokens(denoise, keys, shape, settings, vocabulary, start, course)
 
 
-def _denoise(
-    networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, joint: bool
-) -> Denoise:
+def _denoise(networks: TokenNetworks, params: Tree, request: Request, joint: bool) -> Denoise:
     """The guided prediction for a batch's conditions, mixed where there are several."""
-    encode = lambda inputs: networks.condition(params, frozen, inputs)
     predict = lambda c: lambda tokens, t: networks.logits(params, tokens, t, c)
-    conds, uncond = [encode(c) for c in request.conditions], encode(request.unconditional)
+    conds, uncond = request.conditions, request.unconditional
     conditional = predict(conds[0])
     if request.weights is not None:
         conditional = mix([predict(c) for c in conds], request.weights)
+    if uncond is None:
+        return guide(conditional, None)
     if joint and len(conds) == 1 and _same_shapes(conds[0], uncond):
         both: Conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conds[0], uncond)
         return guide_jointly(conditional, predict(both))

@@ -2,63 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.data.sizes import whole_image_conds
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.families.tokens import load_networks
 from paella_jax.families.vqgan import swap_decoder
-from paella_jax.images.read import read_images
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.base import Generation, Job, Pipeline, all_devices, in_batches, on_mesh
-from paella_jax.pipelines.geometry import Scale, Sizes
-from paella_jax.pipelines.prompts import (
-    Condition,
-    as_conditions,
-    build_inputs,
-    clip_ids,
-    padded_lengths,
-    text_limit,
-    tokenize,
-)
+from paella_jax.pipelines.base import Generation, Job, Pipeline
+from paella_jax.pipelines.batches import all_devices, in_batches, num_pieces, on_mesh
+from paella_jax.pipelines.call import texts_of
+from paella_jax.pipelines.geometry import Scale, Sizes, tokens_of_image
+from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.prompt_embeds import PromptEmbeds
+from paella_jax.pipelines.prompts import Condition, as_conditions, padded_lengths
 from paella_jax.pipelines.request import (
     Form,
     Request,
+    advance_request,
     check_known,
     check_start,
     check_tokens,
     check_weights,
-    draw_request,
+    encode,
 )
+from paella_jax.pipelines.token_coder import TokenCoder
+from paella_jax.pipelines.token_inputs import Inputs, TokenInputs
+from paella_jax.pipelines.watch import in_groups
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import CheckpointError, read_config
+from paella_jax.sampling.loop import padded
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
 from paella_jax.sampling.token_sampler import TokenSettings, token_settings
-from paella_jax.training.placing import fetch
+from paella_jax.training.placing import batch_sharding, fetch, place
 from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
 
-# A text, a Condition, a list with one of them per image, or a list of lists of conditions to mix.
-Prompt = str | Condition | Sequence[Any]
+# A text, a Condition, a list with one of them per image, or a list of lists of conditions to mix;
+# or all of that made into embeddings.
+Prompt = str | Condition | Sequence[Any] | PromptEmbeds
 
 
-class TokenPipeline(Pipeline):
+class TokenPipeline(TokenCoder, Pipeline):
     """Text-to-image with one trained run.
 
-    Calls with the same shapes and step count reuse one compiled program, whatever their prompts,
-    seeds, temperatures and guidance.
+    Calls of the same size reuse the compiled programs, whatever their prompts, seeds, numbers of
+    steps, strengths, temperatures and guidance (but for guidance of 1, which runs half as much).
+    Numbers of images are rounded up to powers of two.
 
     Attributes:
       networks: predictor, tokenizer and encoders; `params` and `frozen` are their parameters.
@@ -79,14 +79,13 @@ class TokenPipeline(Pipeline):
         self.mesh = mesh or all_devices()
         self.set_params(params, frozen)
         self.sizes = Sizes.of(networks, config)
-        # Made once: a new jit of a bound method at every call would trace and compile again.
-        self._decode = jax.jit(networks.decode_tokens)
-        self._encode = jax.jit(networks.encode_images)
-        self._encode_low = jax.jit(networks.encode_low)
-        self._embed = jax.jit(networks.embed_images)
-        self._embed_texts = jax.jit(networks.embed_texts)
-        draw = partial(draw_request, networks)
-        self._generate = Program("the sampler", draw, static_argnames="form")
+        self.inputs = TokenInputs(networks, config, self.embed_images)
+        self._make_coders()
+        # Batches stay as they are cut: what another layout came in would be compiled again.
+        out, advance = batch_sharding(self.mesh), partial(advance_request, networks)
+        encode_all = partial(encode, networks)
+        self._condition = Program("the text encoder", encode_all, out_shardings=out)
+        self._advance = Program("the sampler", advance, static_argnames="form", out_shardings=out)
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
@@ -121,7 +120,8 @@ class TokenPipeline(Pipeline):
         """As calling the pipeline, with the tokens and with what image tasks need.
 
         Args:
-          prompt: as in a call; `[[a, b], [c, d]]` makes two images that mix two conditions each.
+          prompt: as in a call, or embeddings; `[[a, b], [c, d]]` makes two images that mix two
+            conditions each.
           weights: of the mixed conditions, [conditions], [prompts, conditions] or
             [prompts, conditions, h, w] (a region each); by default all the same.
           image_tokens: clean tokens [prompts, h, w] to start from at level `t_start` (`strength`
@@ -136,37 +136,87 @@ class TokenPipeline(Pipeline):
           PromptError, ValueError: naming the value and the fix, before anything is compiled.
         """
         job, sampler = Job.take(options)
-        limit = text_limit(self.networks)
-        rows = as_conditions(prompt, limit)
-        count = len(rows)
-        negatives, keys = job.negatives(count, limit), job.keys(count)
         grid, codes = self.sizes.grid(job.height, job.width), self.networks.predictor.codebook_size
+        conditions, unconditional, count = self._conditions(prompt, job, grid, low_tokens)
+        images = job.images(count)
         settings = resampling or self.settings(**sampler)
         check_start(settings, image_tokens, known, sampler)
         if image_tokens is not None:
             image_tokens = check_tokens(image_tokens, count, grid, "image_tokens", codes)
         if known is not None:
             known = check_known(known, count, grid, codes)
-        shared = self._shared_inputs(count, grid, low_tokens)
-        conditions = tuple(
-            replace(build_inputs(self.networks, self.config, column, grid, self.embed), **shared)
-            for column in zip(*rows, strict=True)
-        )
         request = Request(
             conditions=conditions,
-            unconditional=self._unconditional(negatives, shared),
+            unconditional=unconditional if settings.guided else None,
             weights=check_weights(weights, count, len(conditions), grid),
-            keys=None,
+            images=None,
             image_tokens=image_tokens,
             known=known,
         )
         copies = job.num_images_per_prompt
-        request = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), request).replace(keys=keys)
+        total, repeat = copies * count, lambda x: np.repeat(x, copies, axis=0)
+        request = jax.tree.map(repeat, request).replace(images=images)
         joint = bool(self.config.sampler.get("joint_guidance", False))
-        form, ramps = Form(settings.without_ramps(), grid, joint, job.trace), settings.ramps()
-        run = lambda piece: self._generate(self.params, self.frozen, piece, ramps, form=form)
-        images, tokens, *history = in_batches(run, request, len(keys), job.batch_size, self.mesh)
-        return Generation(images, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
+        form = Form(settings.program(), grid, joint)
+        job.expect(len(settings.shown_after()) * num_pieces(total, job.batch_size, self.mesh))
+        run = lambda piece, rows: self._draw(piece, rows, settings, form, job)
+        pixels, tokens, *history = in_batches(run, request, total, job, self.mesh)
+        return Generation(pixels, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
+
+    def _conditions(
+        self, prompt: Prompt, job: Job, grid: tuple[int, int], low_tokens: np.ndarray | None
+    ) -> tuple[tuple[Inputs, ...], Inputs, int]:
+        """Conditions, what guidance leads away from, and for how many prompts."""
+        if isinstance(prompt, PromptEmbeds):
+            one, unconditional = self.inputs.of_embeds(prompt, "")
+            conditions, count = (one,), len(prompt)
+        else:
+            count = len(as_conditions(prompt, self.inputs.limit))
+            unconditional = self.inputs.of_negatives(job.negatives(count, self.inputs.limit))
+            conditions = self.inputs.of_prompts(prompt, grid)
+        shared = self.inputs.shared(count, grid, low_tokens)
+        add = lambda inputs: replace(inputs, **shared)
+        return tuple(map(add, conditions)), add(unconditional), count
+
+    def _draw(
+        self, piece: Request, rows: int, settings: Any, form: Form, job: Job
+    ) -> tuple[Any, ...]:
+        """One batch: its conditions, its steps in groups, its images; see `in_batches`."""
+        weights, course = (self.params, self.frozen), settings.course()
+        piece = piece.encoded(partial(self._condition, *weights))
+        advance = partial(self._advance, weights, piece, padded(course), form=form)
+        decode = lambda tokens: self._decode(self.frozen, tokens)
+        show = lambda reached: fetch(decode(reached[1]))[:rows]
+        empty = np.zeros((len(piece.images.seeds), *form.grid), np.int32)
+        nothing = place((empty, empty), batch_sharding(self.mesh))
+        kept = settings.traced_steps() if job.trace else ()
+        reached, history = in_groups(advance, nothing, course.edges, show, job.watch, kept)
+        tokens = reached[1 if job.stopped else 0]  # what is not finished may hold masks
+        states = (np.stack([fetch(x) for x in history], axis=1),) if job.trace else ()
+        return decode(tokens), tokens, *states
+
+    def embed(
+        self, prompts: Prompt, negative_prompt: str | Sequence[str] | None = ""
+    ) -> PromptEmbeds:
+        """What the text encoders make of prompts, for `prompt_embeds` of any number of calls.
+
+        Args:
+          prompts: texts, or `Condition`s without a segmentation map.
+          negative_prompt: what to steer away from, one text or one per prompt.
+
+        Raises:
+          PromptError, ValueError: as `generate`.
+        """
+        grid = self.sizes.grid(None, None)
+        texts = texts_of(prompts)
+        negatives = Job(negative_prompt).negatives(len(texts), self.inputs.limit)
+        inputs = (self.inputs.of_prompts(prompts, grid), self.inputs.of_negatives(negatives))
+        if len(inputs[0]) > 1:
+            raise ValueError("embeddings hold one condition per image; give weights to a call")
+        run = lambda piece, rows: self._condition(self.params, self.frozen, piece)
+        encode_all = lambda one: in_batches(run, one, len(texts), Job(), self.mesh)
+        parts = {"": (encode_all(inputs[0][0]), encode_all(inputs[1]))}
+        return PromptEmbeds(tuple(texts), tuple(negatives), parts, {"": self.inputs.made_for})
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Its config and weights."""
@@ -185,92 +235,38 @@ class TokenPipeline(Pipeline):
         """The part of a text that is not too long, where the run's tokenizer can tell it."""
         return getattr(self.networks.text_tokenizer, "cut", lambda whole: whole)(text)
 
-    def _states(self, result: Generation) -> Iterable[np.ndarray]:
-        return () if result.trace is None else self.strip(result)
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a call uses where it says nothing else: size and the sampler's settings."""
+        side = self.sizes.default
+        return {"height": side, "width": side} | asdict(self.settings())
 
-    def _unconditional(
-        self, negatives: Sequence[str], shared: dict[str, np.ndarray]
-    ) -> ConditionInputs:
-        """What guidance leads away from: the negative prompts."""
-        ids, mask = tokenize(self.networks, self.config, negatives)
-        return ConditionInputs(ids, mask, clip_ids=clip_ids(self.networks, negatives), **shared)
+    def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size of a call's images in pixels. Raises ValueError for one it does not draw."""
+        rows, columns = self.sizes.grid(height, width)
+        return rows * self.sizes.token, columns * self.sizes.token
 
-    def _shared_inputs(
-        self, count: int, grid: tuple[int, int], low_tokens: np.ndarray | None
-    ) -> dict[str, np.ndarray]:
-        """What the conditions and the unconditional prediction have in common."""
-        networks, shared = self.networks, {}
-        if networks.low_vqgan is not None:
-            if low_tokens is None:
-                raise ValueError(
-                    "this network enlarges pictures: give low_tokens, or load it with a base by "
-                    "paella_jax.load(BASE, super_resolution=RUN)"
-                )
-            side = networks.low_grid
-            codes = networks.low_vqgan.codebook_size
-            shared["low_tokens"] = check_tokens(
-                low_tokens, count, (side, side), "low_tokens", codes
-            )
-        elif low_tokens is not None:
-            raise ValueError("low_tokens belong to super-resolution runs; this is none")
-        if "micro_conds" in networks.takes:
-            pixels = networks.vqgan.downsampling
-            whole = whole_image_conds(grid[0] * pixels, grid[1] * pixels)
-            shared["micro_conds"] = np.tile(whole, (count, 1))
-        return shared
+    def check_prompt(self, prompt: Any) -> None:
+        """Raises PromptError, ValueError for what `generate` would refuse as a prompt."""
+        if not isinstance(prompt, PromptEmbeds):
+            as_conditions(prompt, self.inputs.limit)
+
+    def from_image(
+        self, given: GivenImage, strength: float, prompts: int, sampler: str | None
+    ) -> dict[str, Any]:
+        """Arguments of `generate` that start from an image, or keep what a mask does not mark."""
+        return tokens_of_image(self, self.settings(sampler), given, strength, prompts)
+
+    def arrays(self, result: Generation, kind: str) -> np.ndarray:
+        """A result's tokens. Raises ValueError for latents, which it has none of."""
+        if kind != "tokens":
+            raise ValueError("this run draws tokens, not latents; give output_type='tokens'")
+        return result.tokens
 
     def condition_inputs(self, prompts: Sequence[str], grid: tuple[int, int]) -> ConditionInputs:
         """What the networks are conditioned on for texts alone; numpy arrays, texts in front."""
-        rows = as_conditions(list(prompts), text_limit(self.networks))
-        column = [row[0] for row in rows]
-        inputs = build_inputs(self.networks, self.config, column, grid, self.embed)
-        return replace(inputs, **self._shared_inputs(len(column), grid, None))
-
-    def decode(self, tokens: np.ndarray) -> np.ndarray:
-        """Tokens [count, h, w] -> images float32 [count, H, W, 3] in [0, 1]."""
-        return fetch(self._decode(self.frozen, jnp.asarray(tokens)))
-
-    def strip(self, generation: Generation) -> np.ndarray:
-        """The images after every step, of a generation with a trace.
-
-        Returns:
-          float32 [steps, count, H, W, 3] in [0, 1].
-
-        Raises:
-          ValueError: no trace.
-        """
-        if generation.trace is None:
-            raise ValueError("the generation has no intermediate steps; draw it with trace=True")
-        return np.stack([self.decode(tokens) for tokens in generation.trace])
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Images [count, H, W, 3], uint8 or in [0, 1] -> tokens int32 [count, h, w]."""
-        return fetch(self._encode(self.frozen, jnp.asarray(read_images(images))))
-
-    def encode_low(self, images: np.ndarray) -> np.ndarray:
-        """Images [count, H, W, 3], uint8 or in [0, 1] -> what super-resolution enlarges."""
-        return fetch(self._encode_low(self.frozen, jnp.asarray(read_images(images))))
-
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Images [count, H, W, 3], uint8 or in [0, 1] -> embeddings [count, width].
-
-        Raises:
-          ValueError: a run without an image encoder.
-        """
-        if self.networks.image_encoder is None:
-            raise ValueError("this run has no image encoder (image_encoder.kind is none)")
-        return fetch(self._embed(self.params, self.frozen, jnp.asarray(read_images(images))))
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Texts -> CLIP embeddings [count, width], what a CLIP prior takes.
-
-        Raises:
-          ValueError: a run without CLIP's text tower.
-        """
-        ids = clip_ids(self.networks, list(texts))
-        if ids is None:
-            raise ValueError("this run has no CLIP text tower (clip.folder was not given)")
-        return fetch(self._embed_texts(self.frozen, jnp.asarray(ids)))
+        (inputs,) = self.inputs.of_prompts(list(prompts), grid)
+        return replace(inputs, **self.inputs.shared(len(prompts), grid, None))
 
     def keep_inside(
         self, pixels: np.ndarray, margins: tuple[tuple[int, int], tuple[int, int]]

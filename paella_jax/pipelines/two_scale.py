@@ -6,7 +6,8 @@ Both are `TokenPipeline`s; what passes from one to the other are the small image
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,14 +15,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
-from paella_jax.pipelines.base import Generation, Job, Pipeline, image_keys
-from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked
+from paella_jax.pipelines.base import Generation, Job, Pipeline
+from paella_jax.pipelines.batches import Numbered, num_pieces, numbered
+from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked, tokens_of_image
+from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.pairs import check_pair
+from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
 from paella_jax.pipelines.tokens import Prompt, TokenPipeline
 from paella_jax.sampling.token_loop import Known
-from paella_jax.typing import Tree
+from paella_jax.typing import Array, Tree
 
 Range = float | tuple[float, float]
+PARTS = ("base", "super_resolution")  # of embedded prompts
+# The second scale's settings, and what a call names them by behind "super_resolution_".
+SECOND = {"num_steps": "steps", "guidance_scale": "guidance", "temperature": "temperature"}
+NOT_OF_THE_SAMPLER = ("image_tokens", "known", "low_tokens", "resampling")  # of `generate`
 SECOND_SCALE = 2**31 - 2  # number of an image key's child; the samplers use no number near it
 
 
@@ -102,13 +111,16 @@ class TwoScalePipeline(Pipeline):
         }
         self.super_resolution.settings(**second)
         limit = text_limit(self.super_resolution.networks)
-        rows = as_conditions(prompt, limit)
-        check_prompts([c.prompt for row in rows for c in row], limit)
-        count, copies = len(rows), job.num_images_per_prompt
+        self.check_prompt(prompt)
+        count, copies = _count(prompt, limit), job.num_images_per_prompt
         negatives, seeds = job.negatives(count, limit), job.seeds(count)
-        shared: dict[str, Any] = {"batch_size": job.batch_size, "trace": job.trace}
+        shared: dict[str, Any] = {
+            name: getattr(job, name) for name in ("batch_size", "trace", "watch")
+        }
+        self._expect(job, base, second, count * copies)
+        first, texts = self._prompts(prompt)
         low = self.base.generate(
-            prompt,
+            first,
             weights=weights,
             negative_prompt=negatives,
             seed=seeds,
@@ -116,11 +128,12 @@ class TwoScalePipeline(Pipeline):
             **shared,
             **base,
         )
+        if job.stopped:
+            return _unfinished(low, self.side)
         # From here on every image is a prompt of its own, with its own small image and seed.
-        texts = [[Condition(prompt=c.prompt) for c in row] for row in rows]
         known = super_resolution_known
         high = self.super_resolution.generate(
-            job.repeat(texts),
+            texts.repeat(copies) if isinstance(texts, PromptEmbeds) else job.repeat(texts),
             weights=None if weights is None else self._enlarge(np.asarray(weights), copies),
             negative_prompt=job.repeat(negatives),
             seed=_second_seeds(seeds, copies),
@@ -129,7 +142,69 @@ class TwoScalePipeline(Pipeline):
             **shared,
             **second,
         )
-        return high._replace(low=low)
+        return high._replace(low=low._replace(**_first(low, len(high.tokens))))
+
+    def _expect(self, job: Job, base: dict[str, Any], second: dict[str, Any], count: int) -> None:
+        """Tells the one who looks on how many steps both scales have."""
+        own = {name: x for name, x in base.items() if name not in NOT_OF_THE_SAMPLER}
+        settings = base.get("resampling") or self.base.settings(**own)
+        steps = [settings, self.super_resolution.settings(**second)]
+        pieces = num_pieces(count, job.batch_size, self.base.mesh)
+        job.expect(pieces * sum(len(one.shown_after()) for one in steps))
+
+    def _prompts(self, prompt: Any) -> tuple[Any, Any]:
+        """What each scale is given as prompts; the second reads texts alone."""
+        if isinstance(prompt, PromptEmbeds):
+            return tuple(prompt.part(name) for name in PARTS)
+        rows = as_conditions(prompt, text_limit(self.super_resolution.networks))
+        return prompt, [[Condition(prompt=c.prompt) for c in row] for row in rows]
+
+    def check_prompt(self, prompt: Any) -> None:
+        """Raises PromptError, ValueError for what `generate` would refuse as a prompt."""
+        if isinstance(prompt, PromptEmbeds):
+            check_embeds(prompt, self.base.inputs.made_for, PARTS[0])
+            return
+        limit = text_limit(self.super_resolution.networks)
+        check_prompts([c.prompt for row in as_conditions(prompt, limit) for c in row], limit)
+
+    def embed(self, prompts: Any, negative_prompt: str | Sequence[str] | None = "") -> PromptEmbeds:
+        """What the text encoders of both scales make of prompts, for `prompt_embeds`.
+
+        Raises:
+          PromptError, ValueError: as `generate`.
+        """
+        self.check_prompt(prompts)
+        asked = self._prompts(prompts)
+        pipes = (self.base, self.super_resolution)
+        made = [p.embed(x, negative_prompt) for p, x in zip(pipes, asked, strict=True)]
+        parts = {name: one.parts[""] for name, one in zip(PARTS, made, strict=True)}
+        made_for = {name: one.made_for[""] for name, one in zip(PARTS, made, strict=True)}
+        return replace(made[0], parts=parts, made_for=made_for)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a call uses where it says nothing else, of both scales."""
+        second = self.super_resolution.defaults
+        own = {f"super_resolution_{ours}": second[name] for name, ours in SECOND.items()}
+        return self.base.defaults | {"height": self.side, "width": self.side} | own
+
+    def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size of the images in pixels. Raises ValueError for another."""
+        self._check_size(height, width)
+        return self.side, self.side
+
+    def from_image(
+        self, given: GivenImage, strength: float, prompts: int, sampler: str | None
+    ) -> dict[str, Any]:
+        """Arguments of `generate` that start from an image, or keep what a mask does not mark.
+
+        With a strength the small image starts from the given one; it is then enlarged.
+        """
+        return tokens_of_image(self, self.base.settings(sampler), given, strength, prompts)
+
+    def arrays(self, result: Generation, kind: str) -> np.ndarray:
+        """The large images' tokens. Raises ValueError for latents, of which there are none."""
+        return self.super_resolution.arrays(result, kind)
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Config and weights of the super-resolution, and those of the base."""
@@ -155,12 +230,6 @@ class TwoScalePipeline(Pipeline):
         """The part of a text that is not too long for either run, where they can tell."""
         return self.base.cut_text(self.super_resolution.cut_text(text))
 
-    def _states(self, result: Generation) -> Iterable[np.ndarray]:
-        """The images of both scales, the small ones in their own size."""
-        for pipe, generation in ((self.base, result.low), (self.super_resolution, result)):
-            if generation is not None and generation.trace is not None:
-                yield from (pipe.decode(tokens) for tokens in generation.trace)
-
     def strip(self, generation: Generation) -> np.ndarray:
         """The images after every step of both scales, of a generation with a trace.
 
@@ -174,6 +243,10 @@ class TwoScalePipeline(Pipeline):
         small, large = self.base.strip(generation.low), self.super_resolution.strip(generation)
         places = np.arange(self.side) * small.shape[2] // self.side
         return np.concatenate([small[:, :, places][:, :, :, places], large])
+
+    def steps_of(self, generation: Generation, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """As `strip`; tokens need no records."""
+        return self.strip(generation)
 
     def _enlarge(self, weights: np.ndarray, copies: int) -> np.ndarray:
         """The second scale's weights of mixed conditions, which the base has checked."""
@@ -220,40 +293,23 @@ class TwoScalePipeline(Pipeline):
         return keep_unmasked(self, np.pad(pixels, (*margins, (0, 0)), mode="edge"), marked)
 
 
-def check_pair(base: TokenPipeline, super_resolution: TokenPipeline) -> None:
-    """Checks that a base's tokens are those a super-resolution run was trained to enlarge.
+def _count(prompt: Any, limit: int) -> int:
+    return len(prompt if isinstance(prompt, PromptEmbeds) else as_conditions(prompt, limit))
 
-    Raises:
-      ValueError: a run of the wrong kind, or another tokenizer or token map.
+
+def _first(low: Generation, count: int) -> dict[str, Any]:
+    """The small images that were enlarged, of a call that was stopped before all were."""
+    trace = None if low.trace is None else low.trace[:, :count]
+    return {"images": low.images[:count], "tokens": low.tokens[:count], "trace": trace}
+
+
+def _unfinished(low: Generation, side: int) -> Generation:
+    """Small images whose pixels are repeated, of a call that was stopped before the second scale.
+
+    The tokens are the small images' own.
     """
-    if super_resolution.networks.low_vqgan is None:
-        network = super_resolution.config.cell.network
-        raise ValueError(
-            f"the second run has cell.network={network}, which enlarges nothing; give a run of "
-            "cell.network=super_resolution"
-        )
-    if base.networks.low_vqgan is not None:
-        raise ValueError(
-            "the first run is a super-resolution itself; give the run that draws small pictures"
-        )
-    side = base.config.data.image_size // base.networks.vqgan.downsampling
-    low = super_resolution.networks.low_grid
-    if side != low:
-        raise ValueError(
-            f"the base draws {side}x{side} tokens, the super-resolution enlarges {low}x{low}; give "
-            f"a base of {low}x{low} tokens, or train with --config.super_resolution.low_grid={side}"
-        )
-    ours, theirs = _codebook(base, "vqgan"), _codebook(super_resolution, "low_vqgan")
-    if ours.shape != theirs.shape or not np.array_equal(ours, theirs):
-        raise ValueError(
-            f"the base's tokenizer ({ours.shape[0]} codes) is not the one whose tokens the "
-            f"super-resolution enlarges ({theirs.shape[0]} codes); train the super-resolution with "
-            "--config.low_tokenizer of the base's tokenizer, or give the base of that tokenizer"
-        )
-
-
-def _codebook(pipe: TokenPipeline, name: str) -> np.ndarray:
-    return np.asarray(pipe.frozen[name]["params"]["codebook"])
+    places = np.arange(side) * low.images.shape[1] // side
+    return Generation(low.images[:, places][:, :, places], low.tokens, None, low)
 
 
 def _second_seeds(seeds: Sequence[int], copies: int) -> list[int]:
@@ -262,5 +318,10 @@ def _second_seeds(seeds: Sequence[int], copies: int) -> list[int]:
     The base's own seed would start both scales from related noise, and give a prompt's images the
     same.
     """
-    child = jax.vmap(lambda key: jax.random.bits(jax.random.fold_in(key, SECOND_SCALE)))
-    return np.asarray(child(image_keys(seeds, copies))).tolist()
+    return np.asarray(_child_seeds(numbered(seeds, copies))).tolist()
+
+
+@jax.jit
+def _child_seeds(images: Numbered) -> Array:
+    bits = lambda key: jax.random.bits(jax.random.fold_in(key, SECOND_SCALE))
+    return jax.vmap(bits)(images.keys())

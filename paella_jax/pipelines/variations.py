@@ -13,7 +13,8 @@ import numpy as np
 
 from paella_jax.families.clip_prior import ClipPriorSampler
 from paella_jax.images.read import ImageLike
-from paella_jax.pipelines.base import Generation, image_keys, one_per_prompt
+from paella_jax.pipelines.base import Generation
+from paella_jax.pipelines.batches import image_keys, one_per_prompt
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 
@@ -97,7 +98,7 @@ def interpolate_images(
     """A strip between two images by spherical interpolation of their embeddings."""
     if frames < 2:
         raise ValueError(f"an interpolation needs at least 2 frames, got {frames}")
-    ends = [pipe.embed(pipe.read(image)[None])[0] for image in (first, second)]
+    ends = [pipe.embed_images(pipe.read(image)[None])[0] for image in (first, second)]
     path = [slerp(ends[0], ends[1], float(a)) for a in np.linspace(0.0, 1.0, frames)]
     conditions = [Condition(prompt=prompt, images=(vector,)) for vector in path]
     return pipe.generate(conditions, seed=seed, **options)

@@ -7,62 +7,48 @@ docs/models/wuerstchen.md 5.5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from paella_jax.config import to_json
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
-from paella_jax.images.read import ImageLike, read_images
-from paella_jax.pipelines.base import (
-    Job,
-    Pipeline,
+from paella_jax.families.text_side import TextSide
+from paella_jax.images.read import ImageLike
+from paella_jax.pipelines.base import Job, Pipeline
+from paella_jax.pipelines.batches import (
+    Numbered,
     all_devices,
     in_batches,
-    numbered_keys,
-    on_mesh,
-    one_per_prompt,
+    num_pieces,
 )
-from paella_jax.pipelines.geometry import check_side
+from paella_jax.pipelines.geometry import check_side, touched
+from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.wuerstchen_programs import (
     Scale,
-    draw_b,
-    draw_c,
+    StageRequest,
     stage_b_options,
     stage_b_settings,
     stage_c_settings,
 )
-from paella_jax.sampling.diffusion import DDPMSettings
-from paella_jax.training.pulse import Program
+from paella_jax.pipelines.wuerstchen_stages import (
+    LONGEST_TEXT,
+    PREVIEW_STEPS,
+    Stages,
+    WuerstchenGeneration,
+)
 from paella_jax.typing import Tree
 
-LONGEST_TEXT = 10_000  # bytes; encoders cut texts to their own length
 
-
-class WuerstchenGeneration(NamedTuple):
-    """Images with the latents behind them.
-
-    Attributes:
-      images: float32 [count, height, width, 3] in [0, 1].
-      latents_c: float32 [count, h, w, C], Stage C's, raw scale; `decode` takes them again.
-      latents_b: float32 [count, height / 4, width / 4, 4], Stage B's, scaled.
-      trace: float32 [steps, count, h, w, C], Stage C's latents after every step; None unless asked.
-    """
-
-    images: np.ndarray
-    latents_c: np.ndarray
-    latents_b: np.ndarray
-    trace: np.ndarray | None = None
-
-
-class WuerstchenPipeline(Pipeline):
+class WuerstchenPipeline(Stages, Pipeline):
     """Three stages as one call. Without a Stage C it reconstructs images but draws none."""
 
     def __init__(
@@ -89,58 +75,34 @@ class WuerstchenPipeline(Pipeline):
         self.config = configs.get("stage_c", configs["stage_b"])
         self.offload = offload
         self.mesh = mesh or all_devices()
-        self._weights: dict[str, Tree] = {}
+        self._weights = {}
         for name, tree in weights.items():
             self.set_weights(name, tree)
-        if stage_c is not None:
-            drawing, static = partial(draw_c, stage_c, stage_b), ("settings", "shape", "trace")
-            self._draw_c = Program("Stage C's sampler", drawing, static_argnames=static)
-        decoding = partial(draw_b, stage_b)
-        self._draw_b = Program("Stage B's sampler", decoding, static_argnames=("settings", "shape"))
-        decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
-        self._decode = jax.jit(decode)
-        self._compress = jax.jit(stage_b.compress)
-
-    def set_weights(self, name: str, tree: Tree) -> None:
-        """Replaces the weights of one stage; nothing is compiled again."""
-        placed = jax.tree.map(np.asarray, tree) if self.offload else self._on_device(tree)
-        self._weights[name] = placed
-
-    def _on_device(self, tree: Tree) -> Tree:
-        return on_mesh(tree, self.mesh)
-
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[Tree]:
-        """A stage's weights on the device, and off it afterwards where weights are offloaded."""
-        if not self.offload:
-            yield self._weights[name]
-            return
-        tree = self._on_device(self._weights[name])
-        try:
-            yield tree
-        finally:
-            jax.tree.map(lambda x: x.delete(), tree)
+        self._make_programs()
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] | PromptEmbeds,
         *,
         num_steps: int | None = None,
         guidance_scale: Scale = None,
         stepper: str | None = None,
         image: ImageLike | None = None,
         strength: float = 0.6,
+        generate: np.ndarray | None = None,
         **options: Any,
     ) -> WuerstchenGeneration:
         """As calling the pipeline, with the latents.
 
         Args:
-          prompt: one text or several.
+          prompt: one text or several, or embeddings.
           num_steps: of Stage C, spread over its ranges as the run's own.
           guidance_scale: of Stage C; 1 switches it off, a pair ramps.
           stepper: of Stage C: ddpm, ddim or dpm++ (for few steps).
           image: to start Stage C from (image to image): a file, PIL image, or [height, width, 3].
           strength: with `image`: how far it is noised, in (0, 1]; 1 forgets it.
+          generate: with `image`: float32 [h, w] of Stage C's latents, 1 where they are drawn anew
+            and 0 where they stay. Stage B draws all of the image.
           **options: those of `Job` (base.py), and num_steps, guidance_scale and stepper of Stage B,
             as `stage_b_num_steps` ...
 
@@ -154,9 +116,9 @@ class WuerstchenPipeline(Pipeline):
             )
         job, of_stage_b = Job.take(options)
         _refuse_temperature(of_stage_b.pop("temperature", None))
-        texts = check_prompts(prompt, LONGEST_TEXT)
-        negatives, keys = job.negatives(len(texts), LONGEST_TEXT), job.keys(len(texts))
-        texts, negatives = job.repeat(texts), job.repeat(negatives)
+        of_stage_b.pop("sampler", None)
+        count, texts = self._texts_of(prompt, job)
+        drawn = job.images(count)
         if image is not None:
             image = self.read(image)
         size = self._size(image, job.height, job.width)
@@ -167,25 +129,144 @@ class WuerstchenPipeline(Pipeline):
         settings = stage_c_settings(
             self._sampler("stage_c"), num_steps, guidance_scale, stepper, level
         )
-        start = None
-        if image is not None:
-            start = np.repeat(self.encode(image[None]), len(texts), axis=0)
-        request = (keys, *(self.stage_c.text.ids(x) for x in (texts, negatives)), start)
-        shape = (*(self.stage_b.guide_side(side) for side in size), self.stage_c.stage_c.channels)
-        with self._stage("stage_c") as weights:
-            run = lambda piece: self._draw_c(
-                weights, piece, settings=settings, shape=shape, trace=job.trace
-            )
-            latents_c, *history = in_batches(run, request, len(keys), job.batch_size, self.mesh)
-        request_b = (
-            keys,
-            latents_c,
-            self.stage_b.text.ids(texts),
-            self.stage_b.text.ids(negatives),
+        requests = self._requests(drawn, job.num_images_per_prompt, texts, image, generate)
+        shapes, total = self._shapes(size), count * job.num_images_per_prompt
+        pieces = num_pieces(total, job.batch_size, self.mesh)
+        steps = int(settings.course().edges[-1]) + int(settings_b.course().edges[-1])
+        job.expect(pieces * steps)
+        quick = replace(settings_b, num_steps=min(PREVIEW_STEPS, settings_b.num_steps))
+        draw = lambda piece, rows: self._draw_c(
+            piece[0], rows, settings, (piece[1], quick), shapes, job
         )
-        images, latents_b = self._decode_latents(request_b, size, settings_b, job.batch_size)
+        latents_c, *history = in_batches(draw, requests, total, job, self.mesh)
+        # Of a call that was stopped: what there is, as it was shown last.
+        request_b = jax.tree.map(lambda x: x[: len(latents_c)], requests[1])
+        last, settings_b = (replace(job, watch=None), quick) if job.stopped else (job, settings_b)
+        images, latents_b = self._through_b(
+            request_b._replace(guide=latents_c), shapes[1], settings_b, last
+        )
         moved = np.moveaxis(history[0], 1, 0) if job.trace else None
-        return WuerstchenGeneration(images, latents_c, latents_b, moved)
+        return WuerstchenGeneration(images, latents_c[: len(images)], latents_b, moved)
+
+    def _requests(
+        self,
+        drawn: Numbered,
+        copies: int,
+        texts: dict[str, tuple[Any, Any]],
+        image: np.ndarray | None,
+        generate: np.ndarray | None,
+    ) -> tuple[StageRequest, StageRequest]:
+        """What both stages are asked for, of all images."""
+        own = {
+            name: jax.tree.map(lambda x: np.repeat(x, copies, axis=0), pair)
+            for name, pair in texts.items()
+        }
+        all_of = lambda x: None if x is None else np.repeat(x[None], len(drawn.seeds), axis=0)
+        return (
+            StageRequest(
+                drawn,
+                *own["stage_c"],
+                start=None if image is None else all_of(self.encode(image[None])[0]),
+                generate=None if generate is None else all_of(generate[..., None]),
+            ),
+            StageRequest(drawn, *own["stage_b"]),
+        )
+
+    def _texts_of(self, prompt: Any, job: Job) -> tuple[int, dict[str, tuple[Any, Any]]]:
+        """How many prompts there are; ids, or what the encoders made of them, of each stage."""
+        if isinstance(prompt, PromptEmbeds):
+            for name in self._text_sides():
+                check_embeds(prompt, self._made_for(name), name)
+            return len(prompt), dict(prompt.parts)
+        texts = check_prompts(prompt, LONGEST_TEXT)
+        negatives = job.negatives(len(texts), LONGEST_TEXT)
+        sides = self._text_sides()
+        return len(texts), {n: (x.ids(texts), x.ids(negatives)) for n, x in sides.items()}
+
+    def _text_sides(self) -> dict[str, TextSide]:
+        assert self.stage_c is not None
+        return {"stage_c": self.stage_c.text, "stage_b": self.stage_b.text}
+
+    def _made_for(self, stage: str) -> str:
+        return to_json(self.configs[stage].text)
+
+    def embed(
+        self, prompts: str | Sequence[str], negative_prompt: str | Sequence[str] | None = ""
+    ) -> PromptEmbeds:
+        """What the text encoders of both stages make of prompts, for `prompt_embeds`.
+
+        Raises:
+          PromptError, ValueError: an unusable text, or a run without Stage C.
+        """
+        job = Job(negative_prompt)
+        count, texts = self._texts_of(prompts, job)
+        drawn = job.images(count)
+        programs = {"stage_c": self._texts_c, "stage_b": self._texts_b}
+        parts = {}
+        for name, program in programs.items():
+            with self._stage(name) as weights:
+                run = lambda piece, rows, p=program, w=weights: p(w, piece)[1:3]
+                request = StageRequest(drawn, *texts[name])
+                parts[name] = in_batches(run, request, count, job, self.mesh)
+        negatives = job.negatives(count, LONGEST_TEXT)
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        made_for = {name: self._made_for(name) for name in parts}
+        return PromptEmbeds(tuple(listed), tuple(negatives), parts, made_for)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """What a call uses where it says nothing else: size and the settings of both stages."""
+        side, own = self.config.data.image_size, {}
+        for stage in ("stage_c", "stage_b"):
+            if stage in self.configs:
+                sampler, prefix = self._sampler(stage), "" if stage == "stage_c" else "stage_b_"
+                steps = sampler.num_steps if stage == "stage_b" else sum(sampler.segments)
+                own[f"{prefix}num_steps"] = steps
+                own |= {f"{prefix}{n}": sampler[n] for n in ("guidance_scale", "stepper")}
+        return {"height": side, "width": side} | own
+
+    def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size of a call's images in pixels. Raises ValueError for one it does not draw."""
+        return self._size(None, height, width)
+
+    def check_prompt(self, prompt: Any) -> None:
+        """Raises PromptError for what `generate` would refuse as a prompt."""
+        if not isinstance(prompt, PromptEmbeds):
+            check_prompts(prompt, LONGEST_TEXT)
+
+    def from_image(
+        self, given: GivenImage, strength: float, prompts: int, sampler: str | None
+    ) -> dict[str, Any]:
+        """Arguments of `generate` that start from an image, or keep what a mask does not mark.
+
+        A latent of Stage C is drawn where the mask touches any pixel of it.
+        """
+        own: dict[str, Any] = {"image": given.pixels, "strength": strength}
+        if given.marked is not None:
+            grid = self._shapes((given.marked.shape[0], given.marked.shape[1]))[0][:2]
+            own["generate"] = touched(given.marked, grid).astype(np.float32)
+        return own
+
+    def arrays(self, result: WuerstchenGeneration, kind: str) -> np.ndarray:
+        """Stage C's latents of a result. Raises ValueError for tokens, which it has none of."""
+        if kind != "latents":
+            raise ValueError("Würstchen draws latents, not tokens; give output_type='latents'")
+        return result.latents_c
+
+    def steps_of(
+        self, generation: WuerstchenGeneration, records: Sequence[Mapping[str, Any]]
+    ) -> np.ndarray:
+        """Images of Stage C's latents after every step of a call, by Stage B as in the call."""
+        assert generation.trace is not None
+        own = {name: x for name, x in records[0]["settings"].items() if name.startswith("stage_b_")}
+        drawn = {
+            "prompt": [record["prompt"] for record in records],
+            "negative_prompt": [record["negative_prompt"] for record in records],
+            "seed": [record["seed"] for record in records],
+            "number": [record["number"] for record in records],
+        }
+        decode = lambda latents: self.decode(latents, **drawn, **stage_b_options(own))
+        return np.stack([decode(latents) for latents in generation.trace])
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Configs and weights of its stages."""
@@ -203,106 +284,6 @@ class WuerstchenPipeline(Pipeline):
         """Texts of any lengths can be drawn together. Raises PromptError where one is too long."""
         check_prompts(texts, LONGEST_TEXT, allow_empty=True)
         return ()
-
-    def _states(self, result: WuerstchenGeneration) -> Iterable[np.ndarray]:
-        return () if result.trace is None else result.trace
-
-    def _sampler(self, stage: str) -> ConfigDict:
-        return self.configs[stage].sampler
-
-    def encode(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-        """Images [count, H, W, 3], uint8 or in [0, 1] -> Stage C latents, raw scale."""
-        images = read_images(images)
-        for name, side in zip(("height", "width"), images.shape[1:3], strict=True):
-            check_side(name, side, self.stage_b.size_divisor)
-        with self._stage("compressor") as weights:
-            run = lambda piece: (self._compress(weights, piece),)
-            return in_batches(run, images, len(images), batch_size, self.mesh)[0]
-
-    def reconstruct(self, images: np.ndarray, **options: Any) -> WuerstchenGeneration:
-        """Images through the compressor and back: what Stage C at its best would draw.
-
-        Args:
-          images: [count, H, W, 3], uint8 or in [0, 1].
-          **options: of `draw_stage_b`.
-        """
-        return self.draw_stage_b(self.encode(images), **options)
-
-    def decode(self, latents_c: np.ndarray, **options: Any) -> np.ndarray:
-        """The images of `draw_stage_b`."""
-        return self.draw_stage_b(latents_c, **options).images
-
-    def draw_stage_b(
-        self,
-        latents_c: np.ndarray,
-        prompt: str | Sequence[str] = "",
-        *,
-        seed: int | Sequence[int] = 0,
-        number: int | Sequence[int] = 0,
-        batch_size: int = 64,
-        **stage_b: Any,
-    ) -> WuerstchenGeneration:
-        """Stage C latents -> images by Stage B and Stage A.
-
-        Args:
-          latents_c: float [count, h, w, C], raw scale, drawn by `generate` or made by `encode`.
-          prompt: what Stage B's text encoder sees; one text, or one per image.
-          seed: of Stage B's noise; one, or one per image.
-          number: of each image among its prompt's: with the seed of a `generate` call it redraws
-            that call's images from its latents.
-          batch_size: bounds the images per program.
-          **stage_b: num_steps, guidance_scale and stepper of Stage B.
-
-        Raises:
-          ValueError: latents of another shape, or settings that make no sense.
-        """
-        latents_c = np.asarray(latents_c, np.float32)
-        channels = self.stage_b.stage_b.guide_channels
-        if latents_c.ndim != 4 or latents_c.shape[-1] != channels:
-            raise ValueError(
-                f"latents have shape {latents_c.shape}; give [count, h, w, {channels}]"
-            )
-        count = len(latents_c)
-        prompts = check_prompts(prompt, LONGEST_TEXT, allow_empty=True)
-        prompts = one_per_prompt(prompts, count, "prompt")
-        numbers = np.asarray(one_per_prompt(number, count, "number"))
-        keys = numbered_keys(np.asarray(one_per_prompt(seed, count, "seed")), numbers)
-        pixels = lambda side: round(
-            side * self.stage_b.compressor.downsampling / self.stage_b.ratio
-        )
-        size = (pixels(latents_c.shape[1]), pixels(latents_c.shape[2]))
-        for name, side in zip(("height", "width"), size, strict=True):
-            check_side(f"the latents' {name}", side, self.stage_b.size_divisor)
-        settings = stage_b_settings(self._sampler("stage_b"), **stage_b)
-        request = (keys, latents_c, *(self.stage_b.text.ids(x) for x in (prompts, [""] * count)))
-        images, latents_b = self._decode_latents(request, size, settings, batch_size)
-        return WuerstchenGeneration(images, latents_c, latents_b)
-
-    def _decode_latents(
-        self,
-        request: tuple[Any, ...],
-        size: tuple[int, ...],
-        settings: DDPMSettings,
-        batch_size: int,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Stage B, then Stage A: images and Stage B's latents.
-
-        Args:
-          request: keys, Stage C's latents, and Stage B's ids of the prompts and of the negatives.
-          size: (height, width) of the images in pixels.
-          settings: of Stage B's sampler.
-          batch_size: bounds the images per program.
-        """
-        count = len(request[0])
-        channels = self.stage_b.vqgan.latent_channels
-        shape = (*(self.stage_b.latent_side(side) for side in size), channels)
-        with self._stage("stage_b") as weights:
-            run = lambda piece: (self._draw_b(weights, piece, settings=settings, shape=shape),)
-            (latents_b,) = in_batches(run, request, count, batch_size, self.mesh)
-        with self._stage("vqgan") as weights:
-            run = lambda piece: (self._decode(weights, piece),)
-            (images,) = in_batches(run, latents_b, count, batch_size, self.mesh)
-        return images, latents_b
 
     def _size(
         self, image: np.ndarray | None, height: int | None, width: int | None

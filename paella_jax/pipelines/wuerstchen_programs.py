@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
-from paella_jax.sampling.diffusion import DDPMSettings, GaussianStart, sample, segment_times
+from paella_jax.models.conditioning import Conditioning
+from paella_jax.pipelines.batches import Numbered
+from paella_jax.sampling.diffusion import FROM_UNIT_NOISE, GaussianStart, KnownValues, plan
+from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse, segment_times
 from paella_jax.sampling.guidance import guide
+from paella_jax.sampling.loop import Loop, advance, run
 from paella_jax.sampling.schedule import first_and_last
 from paella_jax.typing import Array, Tree
 
@@ -65,8 +69,6 @@ def stage_b_settings(
 def _scale(given: Scale, default: float) -> float | tuple[float, float]:
     if given is None:
         return default
-    if not isinstance(given, tuple | list):
-        return float(given)
     refusal = "{name} {value!r} must be one number or a pair (first, last)"
     return first_and_last("guidance_scale", given, refusal)
 
@@ -95,72 +97,131 @@ def spread_steps(num_steps: int, segments: Sequence[int]) -> tuple[int, ...]:
     return (max(1, num_steps - sum(counts)), *counts)
 
 
-def draw_c(
+class StageRequest(NamedTuple):
+    """What a batch of latents is made from; arrays with the images in front.
+
+    Attributes:
+      images: whose keys all randomness comes from; each stage has its own of them.
+      texts: ids and mask, or what the encoder made of them; None without a text.
+      negatives: the same of what guidance leads away from.
+      guide: Stage C's latents in raw scale, of Stage B.
+      start: latents in raw scale that Stage C starts from, or keeps.
+      generate: float32 [batch, h, w, 1], 1 where Stage C draws; None draws everywhere.
+    """
+
+    images: Numbered
+    texts: Any
+    negatives: Any
+    guide: Any = None
+    start: Any = None
+    generate: Any = None
+
+
+def encode_texts(
+    networks: StageBNetworks | StageCNetworks, weights: tuple[Tree, Tree], request: StageRequest
+) -> StageRequest:
+    """A request with texts as the networks take them; those that are so already stay."""
+    params, frozen = weights
+
+    def encoded(texts: Any) -> Any:
+        if isinstance(texts, Conditioning):
+            return texts
+        ids, mask = (None, None) if texts is None else texts
+        return networks.text(params, frozen, ids, mask, request.images.seeds.shape[0])
+
+    texts, negatives = encoded(request.texts), encoded(request.negatives)
+    return request._replace(texts=texts, negatives=negatives)
+
+
+def plan_c(
     networks: StageCNetworks,
     stage_b: StageBNetworks,
     weights: tuple[Tree, Tree],
-    request: Any,
-    *,
+    request: StageRequest,
+    course: DiffusionCourse,
     settings: DDPMSettings,
     shape: tuple[int, int, int],
-    trace: bool,
-) -> tuple[Array, ...]:
-    """Stage C as one program: texts -> latents in raw scale (and, with `trace`, of every step)."""
-    keys, texts, negatives, start = request
-    params, frozen = weights
-    count = keys.shape[0]
-    predict = _predictor(networks, params, frozen)
-    out = sample(
-        guide(predict(texts, count), predict(negatives, count)),
-        _stage_keys(keys, 0),
-        (count, *shape),
+) -> Loop:
+    """Stage C: encoded texts -> latents in its own scale."""
+    image = None if request.start is None else stage_b.to_stage_c(request.start)
+    known = None if request.generate is None else KnownValues(image, request.generate)
+    return plan(
+        _guided(networks, weights[0], request),
+        _stage_keys(request, 0),
+        (request.images.seeds.shape[0], *shape),
         settings,
-        schedule=networks.schedule,
-        start=GaussianStart(image=None if start is None else stage_b.to_stage_c(start)),
-        trace=trace,
+        networks.schedule,
+        GaussianStart(image=image, known=known),
+        course,
     )
-    if not trace:
-        return (stage_b.from_stage_c(out),)
-    latents, history = out
-    return stage_b.from_stage_c(latents), stage_b.from_stage_c(jnp.moveaxis(history, 0, 1))
 
 
-def draw_b(
+def plan_b(
     networks: StageBNetworks,
     weights: tuple[Tree, Tree],
-    request: Any,
-    *,
+    request: StageRequest,
+    course: DiffusionCourse,
     settings: DDPMSettings,
     shape: tuple[int, int, int],
-) -> Array:
-    """Stage B as one program: the compressor's latents -> Stage A's.
+) -> Loop:
+    """Stage B: encoded texts and the compressor's latents -> Stage A's.
 
     The unconditional branch has the negative text and no guide, as the reference.
     """
-    keys, latents_c, texts, negatives = request
-    params, frozen = weights
-    count = keys.shape[0]
-    predict = _predictor(networks, params, frozen)
-    return sample(
-        guide(predict(texts, count, latents_c), predict(negatives, count)),
-        _stage_keys(keys, 1),
-        (count, *shape),
+    return plan(
+        _guided(networks, weights[0], request),
+        _stage_keys(request, 1),
+        (request.images.seeds.shape[0], *shape),
         settings,
-        schedule=networks.schedule,
+        networks.schedule,
+        FROM_UNIT_NOISE,
+        course,
     )
 
 
-def _predictor(networks: StageBNetworks | StageCNetworks, params: Tree, frozen: Tree) -> Any:
-    """(ids and mask, batch size, guide) -> a noise prediction, its text encoded once."""
+def advance_stage(
+    plan_stage: Callable[..., Loop],
+    weights: tuple[Tree, Tree],
+    request: StageRequest,
+    course: DiffusionCourse,
+    reached: Any,
+    span: tuple[Array, Array],
+    *,
+    settings: DDPMSettings,
+    shape: tuple[int, int, int],
+) -> Any:
+    """Some steps of a batch: the function that a pipeline compiles, of either stage."""
+    return advance(plan_stage(weights, request, course, settings, shape), reached, *span)
 
-    def predictor(texts: Any, count: int, guide_latents: Array | None = None) -> Any:
-        ids, mask = (None, None) if texts is None else texts
-        cond = networks.text(params, frozen, ids, mask, count)
-        cond = dataclasses.replace(cond, guide=guide_latents)
-        return lambda x, t: networks.noise(params, x, t, cond)
 
-    return predictor
+def empty_state(
+    count: int, shape: tuple[int, int, int], settings: DDPMSettings
+) -> tuple[tuple[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]:
+    """What a loop has before its first step, to be thrown away (`advance`)."""
+    empty = np.zeros((count, *shape), np.float32)
+    return (empty, empty if settings.stepper == "dpm++" else None), (empty, empty)
 
 
-def _stage_keys(keys: Array, stage: int) -> Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, stage))(keys)
+def draw_stage(
+    plan_stage: Callable[..., Loop],
+    networks: StageBNetworks | StageCNetworks,
+    weights: tuple[Tree, Tree],
+    request: StageRequest,
+    settings: DDPMSettings,
+    shape: tuple[int, int, int],
+) -> Array:
+    """Texts -> latents of a stage, in its own scale: a pipeline's programs as one."""
+    request = encode_texts(networks, weights, request)
+    loop = plan_stage(weights, request, settings.course(), settings, shape)
+    return run(loop, False)[0]
+
+
+def _guided(networks: Any, params: Tree, request: StageRequest) -> Any:
+    """The guided noise prediction; only the conditional one sees the guide."""
+    predict = lambda cond: lambda x, t: networks.noise(params, x, t, cond)
+    conditional = predict(dataclasses.replace(request.texts, guide=request.guide))
+    return guide(conditional, predict(request.negatives))
+
+
+def _stage_keys(request: StageRequest, stage: int) -> Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, stage))(request.images.keys())

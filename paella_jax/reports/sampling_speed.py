@@ -17,7 +17,8 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.paella import Paella
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.sampling.guidance import guide
-from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.renoise import sample
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.token_loop import Vocabulary
 from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import MIB

@@ -18,7 +18,8 @@ from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.reports.sampling_speed import random_tree, resident_peak_mib, run_once
-from paella_jax.sampling.diffusion import DDPMSettings, sample, segment_times
+from paella_jax.sampling.diffusion import sample
+from paella_jax.sampling.diffusion_settings import DDPMSettings, segment_times
 from paella_jax.sampling.guidance import guide
 from paella_jax.training.compiled_step import MIB
 from paella_jax.typing import Array, Tree

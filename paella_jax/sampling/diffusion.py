@@ -6,104 +6,23 @@ the stepper that looks back, the last prediction of the clean values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from paella_jax.noise.gaussian import CosineSchedule, clean_from_noise, diffuse, gaussian_noise
+from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse
 from paella_jax.sampling.guidance import Denoise
-from paella_jax.sampling.schedule import linear_ramp, require
+from paella_jax.sampling.loop import Loop, run
 from paella_jax.sampling.steppers import ddim_step, ddpm_step, dpm_corrections, dpm_step
-from paella_jax.sampling.token_loop import keys_of_samples, run, sample_keys_at
+from paella_jax.sampling.token_loop import keys_of_samples, sample_keys_at
 from paella_jax.typing import Array
 
-STEPPERS = ("ddpm", "ddim", "dpm++")
 KNOWN_KEY = 2**31 - 1  # counts down from here, beyond the keys of any step's fresh noise
-
-
-@struct.dataclass
-class DDPMSettings:
-    """Settings of the Gaussian samplers; all static.
-
-    Attributes:
-      num_steps: predictions made.
-      guidance_scale: one value, or the (first, last) step's with a linear ramp in between; 1 is
-        no guidance.
-      evaluate_at_one: the first prediction is made at t = 1 (Wuerstchen). Otherwise the steps + 2
-        points from 1 to 0 lose their first, so that t = 1 is never evaluated (the CLIP prior).
-      t_start: where the points start instead of 1 (image to image).
-      time_points: explicit levels instead, strictly falling: one prediction at each but the last,
-        which is where the sampler ends. `num_steps` and `evaluate_at_one` are then not read; with
-        `t_start` below 1, it comes first and only the points below it are kept.
-      stepper: "ddpm" draws fresh noise in every step but the last, "ddim" draws none. "dpm++" is
-        DPM-Solver++(2M): no noise either, second order, for few steps.
-    """
-
-    named: ClassVar[str] = "sampler setting "
-    num_steps: int = struct.field(pytree_node=False, default=60)
-    guidance_scale: float | tuple[float, float] = struct.field(pytree_node=False, default=1.0)
-    evaluate_at_one: bool = struct.field(pytree_node=False, default=True)
-    t_start: float = struct.field(pytree_node=False, default=1.0)
-    time_points: tuple[float, ...] | None = struct.field(pytree_node=False, default=None)
-    stepper: str = struct.field(pytree_node=False, default="ddpm")
-
-    def check(self) -> None:
-        """Raises ValueError naming the first setting that makes no sense."""
-        require(self.num_steps >= 1, self, "num_steps", "at least 1")
-        ramp = self._ramp()
-        fits = len(ramp) == 2 and min(ramp) >= 0
-        require(fits, self, "guidance_scale", "at least 0, or a pair (first, last) of such")
-        require(self.stepper in STEPPERS, self, "stepper", f"one of {STEPPERS}")
-        points, end = self.time_points, 0.0
-        if points is not None:
-            falling = len(points) >= 2 and all(a > b for a, b in pairwise(points))
-            inside = falling and points[0] <= 1 and points[-1] >= 0
-            wanted = "at least two strictly falling levels in [0,1]"
-            require(inside, self, "time_points", wanted)
-            end = points[-1]
-        wanted = f"above {end}, where sampling ends, up to 1"
-        require(end < self.t_start <= 1, self, "t_start", wanted)
-
-    def times(self) -> np.ndarray:
-        """float32 [steps + 1]: where predictions are made, and where the last step ends."""
-        if self.time_points is not None:
-            points = np.asarray(self.time_points, np.float32)
-            start = np.float32(self.t_start)
-            return points if start == 1 else np.append(start, points[points < start])
-        if self.evaluate_at_one:
-            return linear_ramp(self.t_start, 0.0, self.num_steps + 1)
-        return linear_ramp(self.t_start, 0.0, self.num_steps + 2)[1:]
-
-    def guidance(self, steps: int) -> np.ndarray | None:
-        """float32 [steps], or None where guidance is off."""
-        ramp = self._ramp()
-        return None if ramp == (1, 1) else linear_ramp(*ramp, steps)
-
-    def _ramp(self) -> tuple[float, float]:
-        scale = self.guidance_scale
-        return scale if isinstance(scale, tuple) else (scale, scale)
-
-
-def segment_times(edges: Sequence[float], steps: Sequence[int]) -> tuple[float, ...]:
-    """Explicit time points of consecutive ranges, each with its own number of steps.
-
-    Wuerstchen's Stage C: `segment_times((1, 2 / 3, 0), (20, 10))`.
-
-    Raises:
-      ValueError: not one number of steps per range.
-    """
-    if len(edges) != len(steps) + 1:
-        raise ValueError(f"{len(steps)} step counts need {len(steps) + 1} edges, got {len(edges)}")
-    points = [float(np.float32(edges[0]))]
-    for (start, stop), count in zip(pairwise(edges), steps, strict=True):
-        points += [float(t) for t in linear_ramp(start, stop, count + 1)[1:]]
-    return tuple(points)
 
 
 class GaussianRandomness(NamedTuple):
@@ -222,35 +141,64 @@ def sample(
     Raises:
       ValueError: see `DDPMSettings.check` and `GaussianStart.check`.
     """
-    settings.check()
     start.check(shape)
-    keys, times, known = keys_of_samples(key, shape[0]), settings.times(), start.known
-    alpha_bar = (schedule or CosineSchedule()).alpha_bar(jnp.asarray(times))
+    loop = plan(denoise, key, shape, settings, schedule, start, settings.course())
+    out = run(loop, trace)
+    return (out[0][0], out[1][0]) if trace else out[0]
+
+
+def plan(
+    denoise: Denoise,
+    key: Array,
+    shape: tuple[int, ...],
+    settings: DDPMSettings,
+    schedule: CosineSchedule | None,
+    start: GaussianStart,
+    course: DiffusionCourse,
+) -> Loop:
+    """`sample` before it runs; its carry is (values, what the stepper remembers).
+
+    Every step shows the values after it, and the clean values it predicted.
+
+    Args:
+      denoise: as in `sample`.
+      key: as in `sample`.
+      shape: as in `sample`.
+      settings: or their `program`; what it leaves out is in the course.
+      schedule: as in `sample`.
+      start: as in `sample`.
+      course: what differs from step to step; it may be traced.
+
+    Raises:
+      ValueError: see `DDPMSettings.check`.
+    """
+    settings.check()
+    keys, count, known = keys_of_samples(key, shape[0]), len(course.times) - 1, start.known
+    alpha_bar = (schedule or CosineSchedule()).alpha_bar(jnp.asarray(course.times))
     draw = partial(gaussian_noise, shape=shape[1:])
     noise_of = draw if start.randomness is None else lambda noise: noise
     given = start.randomness or GaussianRandomness(
-        draw(sample_keys_at(keys, 0)), *_step_keys(keys, len(times) - 1, known is not None)
+        draw(sample_keys_at(keys, 0)), *_step_keys(keys, count, known is not None)
     )
     advance = _stepper(settings.stepper, noise_of)
 
     def hold(x: Array, step: DiffusionStep) -> Array:
         return x if known is None else known.hold(x, noise_of(step.known), step.alpha_bar)
 
-    def body(carry: tuple[Array, Any], step: DiffusionStep) -> tuple[Any, Array]:
+    def body(carry: tuple[Array, Any], step: DiffusionStep) -> tuple[Any, Any]:
         """Put kept values back, predict the noise, go to the next level."""
         x = hold(carry[0], step)
         t = jnp.full((shape[0],), step.t)
         noise = denoise(x, t, step.scale).astype(jnp.float32)
-        after, clean = advance(x, noise, carry[1], step)
-        return (after, clean), after
+        after, memory = advance(x, noise, carry[1], step)
+        return (after, memory), (after, clean_from_noise(x, noise, step.alpha_bar))
 
     first = given.initial if start.initial is None else start.initial.astype(jnp.float32)
     if start.image is not None:
         first = diffuse(start.image, given.initial, alpha_bar[0])
     previous = jnp.zeros_like(first) if settings.stepper == "dpm++" else None
-    steps = _steps(settings, times, alpha_bar, given)
-    out = run([(0, len(times) - 1, body)], (first, previous), steps, trace)
-    return (out[0][0], out[1]) if trace else out[0]
+    steps = _steps(course, alpha_bar, given)
+    return Loop((first, previous), steps, [body], course.edges)
 
 
 def _stepper(name: str, noise_of: Callable[[Array], Array]) -> Stepper:
@@ -276,17 +224,15 @@ def _step_keys(keys: Array, count: int, known: bool) -> tuple[Array, Array | Non
     return keys_at(1 + numbers), keys_at(KNOWN_KEY - numbers) if known else None
 
 
-def _steps(
-    settings: DDPMSettings, times: np.ndarray, alpha_bar: Array, given: GaussianRandomness
-) -> DiffusionStep:
-    guidance = settings.guidance(len(times) - 1)
+def _steps(course: DiffusionCourse, alpha_bar: Array, given: GaussianRandomness) -> DiffusionStep:
+    times = jnp.asarray(course.times)
     return DiffusionStep(
-        t=jnp.asarray(times[:-1]),
+        t=times[:-1],
         alpha_bar=alpha_bar[:-1],
         alpha_bar_next=alpha_bar[1:],
-        last=jnp.asarray(times[1:] == 0),
-        correction=dpm_corrections(alpha_bar),
-        scale=None if guidance is None else jnp.asarray(guidance),
+        last=times[1:] == 0,
+        correction=dpm_corrections(alpha_bar, course.edges[-1]),
+        scale=None if course.guidance_scale is None else jnp.asarray(course.guidance_scale),
         fresh=given.fresh,
         known=given.known,
     )

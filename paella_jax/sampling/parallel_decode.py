@@ -16,9 +16,11 @@ from jax import lax
 
 from paella_jax.noise.masking import apply_mask, mask_randomly
 from paella_jax.sampling.guidance import Denoise, without_guidance
+from paella_jax.sampling.loop import Loop, run
 from paella_jax.sampling.schedule import linear_ramp
 from paella_jax.sampling.token_loop import (
     FROM_NOISE,
+    Course,
     LoopSettings,
     Ramps,
     Start,
@@ -28,8 +30,8 @@ from paella_jax.sampling.token_loop import (
     level_of,
     make_steps,
     randomness_of,
-    run,
     step_keys,
+    with_uniform,
 )
 from paella_jax.typing import Array
 
@@ -84,6 +86,25 @@ class ParallelDecodeSettings(LoopSettings):
     def start_step(self) -> int:
         """The first step that is run."""
         return self.num_steps - int(self.num_steps * self.strength)
+
+    def course(self, ramps: Ramps | None = None) -> Course:
+        """What differs from step to step; `ramps` replaces the settings'."""
+        count, ratios = self.num_steps, self.mask_ratios()
+        # The reference masks nothing at full strength; here that is the same as no image at all.
+        masked_first = np.float32(1) if self.start_step == 0 else ratios[self.start_step - 1]
+        return Course.of(
+            np.append(np.float32(1), ratios),
+            count - 1,
+            ramps or self.ramps(),
+            start=masked_first,
+            edges=np.asarray([self.start_step, count], np.int32),
+            choice_temperature=linear_ramp(*self.choice_temperature, count),
+        )
+
+    def program(self) -> ParallelDecodeSettings:
+        """The same for all settings that differ in their course alone."""
+        fixed: dict[str, Any] = {"schedule": "cosine", "exponent": 2.0, "strength": 1.0}
+        return self.without_ramps(num_steps=1, choice_temperature=(0.0, 0.0), **fixed)
 
     def mask_ratios(self) -> np.ndarray:
         """Fraction still masked after every step, float32 [num_steps]; the last is about 0.
@@ -149,9 +170,36 @@ def parallel_decode(
     Raises:
       ValueError: a setting or a combination of inputs that makes no sense.
     """
-    settings.check()
     _check_start(start, settings)
-    keys, count = keys_of_samples(key, shape[0]), settings.num_steps
+    course = settings.course(ramps)
+    return run(plan(denoise, key, shape, settings, mask_token, start, course), trace)
+
+
+def plan(
+    denoise: Denoise,
+    key: Array,
+    shape: tuple[int, int, int],
+    settings: ParallelDecodeSettings,
+    mask_token: int,
+    start: Start,
+    course: Course,
+) -> Loop:
+    """`parallel_decode` before it runs.
+
+    Args:
+      denoise: as in `parallel_decode`.
+      key: as in `parallel_decode`.
+      shape: as in `parallel_decode`.
+      settings: or their `program`; what it leaves out is in the course.
+      mask_token: as in `parallel_decode`.
+      start: as in `parallel_decode`.
+      course: what differs from step to step; it may be traced.
+
+    Raises:
+      ValueError: a setting that makes no sense.
+    """
+    settings.check()
+    keys, count = keys_of_samples(key, shape[0]), len(course.t)
     randomness = start.randomness or randomness_of(keys, shape[1:], count, KEYS_PER_STEP)
     predict = denoise if settings.guided else without_guidance(denoise)
     draw = start.draw or categorical(settings.draw_implementation)
@@ -171,16 +219,10 @@ def parallel_decode(
         after = start.hold(jnp.where(step.corrupt, again, predicted))
         return after, Visited(after, predicted, confidence, jnp.where(step.corrupt, masked, 0))
 
-    tokens = _first_tokens(start, settings, shape, mask_token, randomness.start_uniform)
-    steps = make_steps(
-        np.concatenate([np.ones(1, np.float32), settings.mask_ratios()]),
-        count - 1,
-        ramps or settings.ramps(),
-        uniform=randomness.uniform,
-        draw_keys=step_keys(keys, count, KEYS_PER_STEP, 0),
-        choice_temperature=jnp.asarray(linear_ramp(*settings.choice_temperature, count)),
-    )
-    return run([(settings.start_step, count, body)], tokens, steps, trace)
+    tokens = _first_tokens(start, course, shape, mask_token, randomness.start_uniform)
+    keys_of_draws = step_keys(keys, count, KEYS_PER_STEP, 0)
+    steps = make_steps(course, uniform=randomness.uniform, draw_keys=keys_of_draws)
+    return Loop(tokens, steps, [with_uniform(body, start.randomness, shape[1:])], course.edges)
 
 
 def noisy_confidence(logits: Array, drawn: Array, unknown: Array, step: Step) -> Array:
@@ -261,7 +303,7 @@ def _check_start(start: Start, settings: ParallelDecodeSettings) -> None:
 
 def _first_tokens(
     start: Start,
-    settings: ParallelDecodeSettings,
+    course: Course,
     shape: tuple[int, int, int],
     mask_token: int,
     uniform: Array | None,
@@ -269,13 +311,11 @@ def _first_tokens(
     tokens = jnp.full(shape, mask_token, jnp.int32)
     if start.initial_tokens is not None:
         tokens = jnp.asarray(start.initial_tokens, jnp.int32)
-    # The reference masks nothing at full strength; here that is the same as no image at all.
-    if start.image_tokens is not None and settings.start_step > 0:
+    if start.image_tokens is not None:
         if uniform is None:
             raise ValueError("image_tokens need randomness with start_uniform")
-        ratio = settings.mask_ratios()[settings.start_step - 1]
         image_tokens = jnp.asarray(start.image_tokens, jnp.int32)
-        tokens, _ = mask_randomly(image_tokens, uniform, ratio, mask_token)
+        tokens, _ = mask_randomly(image_tokens, uniform, course.start, mask_token)
     return start.hold(tokens).astype(jnp.int32)
 
 

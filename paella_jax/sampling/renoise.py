@@ -7,24 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from paella_jax.noise.tokens import replace_tokens
 from paella_jax.ops.codebook import nearest_code
 from paella_jax.sampling.filters import typical_filter
 from paella_jax.sampling.guidance import Denoise, without_guidance
-from paella_jax.sampling.schedule import linear_ramp
+from paella_jax.sampling.loop import Loop, run
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.token_loop import (
     FROM_NOISE,
+    Course,
     Draw,
     Known,
-    LoopSettings,
     Ramps,
     Start,
     Step,
@@ -35,82 +34,13 @@ from paella_jax.sampling.token_loop import (
     make_steps,
     noise_of,
     randomness_of,
-    run,
     sample_keys_at,
     step_keys,
+    with_uniform,
 )
 from paella_jax.typing import Array
 
-RENOISE_MODES = ("initial", "previous", "fresh")
-RENOISE_CHOICES = ("random", "confidence")
-DRAWS = ("categorical", "argmax", "quantize")
 KEYS_PER_STEP = 3  # which tokens are renoised (1), the draw (2), fresh noise (3); 0 is the noise
-
-
-@struct.dataclass
-class RenoiseSettings(LoopSettings):
-    """Settings of the renoise sampler; all static, the defaults are the released model's.
-
-    Attributes:
-      num_steps: predictions made.
-      t_start: noise level of the first prediction (below 1 for image-to-image).
-      t_end: noise level the last renoising would return to.
-      temperature: (first, last) step's softmax temperature, linear in between.
-      guidance_scale: (first, last) step's guidance, linear in between; 1 is no guidance.
-      guided_steps: guidance stops after this many steps; None means never.
-      renoise_steps: how many steps are followed by renoising; None means all but the last,
-        which never is.
-      renoise_mode: where replaced tokens come from: the "initial" noise, the tokens of the
-        "previous" step, or "fresh" noise.
-      renoise_choice: which tokens are replaced: "random" ones, or those drawn with the lowest
-        "confidence" (as masked transformers choose), for comparison.
-      draw: "categorical", "argmax" (of the guided logits) or "quantize" (nearest code of the
-        expected code).
-      quantize_from_step: switches to "quantize" at this step; None means never.
-      typical_mass: keep this probability mass of typical tokens; None switches filtering off.
-      typical_min_tokens: always keep this many tokens.
-      draw_implementation: see ops/categorical.py.
-    """
-
-    num_steps: int = struct.field(pytree_node=False, default=12)
-    t_start: float = struct.field(pytree_node=False, default=1.0)
-    t_end: float = struct.field(pytree_node=False, default=0.0)
-    temperature: tuple[float, float] = struct.field(pytree_node=False, default=(0.7, 0.3))
-    guidance_scale: tuple[float, float] = struct.field(pytree_node=False, default=(8.0, 8.0))
-    guided_steps: int | None = struct.field(pytree_node=False, default=None)
-    renoise_steps: int | None = struct.field(pytree_node=False, default=None)
-    renoise_mode: str = struct.field(pytree_node=False, default="initial")
-    renoise_choice: str = struct.field(pytree_node=False, default="random")
-    draw: str = struct.field(pytree_node=False, default="categorical")
-    quantize_from_step: int | None = struct.field(pytree_node=False, default=None)
-    typical_mass: float | None = struct.field(pytree_node=False, default=None)
-    typical_min_tokens: int = struct.field(pytree_node=False, default=1)
-    draw_implementation: str = struct.field(pytree_node=False, default="auto")
-
-    def check(self) -> None:
-        """Raises ValueError naming the first setting that makes no sense."""
-        self.require(self.num_steps >= 1, "num_steps", "at least 1")
-        self.require(0 <= self.t_end <= 1, "t_end", "in [0, 1]")
-        self.require(self.t_end < self.t_start <= 1, "t_start", "in (t_end, 1]")
-        self.require(min(self.temperature) > 0, "temperature", "above 0")
-        self.require(bool(np.isfinite(self.guidance_scale).all()), "guidance_scale", "finite")
-        self.require(self.renoise_mode in RENOISE_MODES, "renoise_mode", RENOISE_MODES)
-        self.require(self.renoise_choice in RENOISE_CHOICES, "renoise_choice", RENOISE_CHOICES)
-        self.require(self.draw in DRAWS, "draw", DRAWS)
-        for name in ("guided_steps", "renoise_steps", "quantize_from_step"):
-            steps = getattr(self, name)
-            self.require(steps is None or steps >= 0, name, "at least 0, or None")
-        mass = self.typical_mass
-        self.require(mass is None or 0 < mass < 1, "typical_mass", "in (0, 1) or None")
-        self.require(self.typical_min_tokens >= 1, "typical_min_tokens", "at least 1")
-
-    def check_masked(self) -> None:
-        """Raises ValueError for what only a network trained with random tokens can do."""
-        why = "for a network trained with masks"
-        wanted = f"'initial' {why}: masks have no other source"
-        self.require(self.renoise_mode == "initial", "renoise_mode", wanted)
-        wanted = f"'random' {why}; its lowest-confidence sampler is parallel decoding"
-        self.require(self.renoise_choice == "random", "renoise_choice", wanted)
 
 
 class Policy(NamedTuple):
@@ -178,21 +108,53 @@ def sample(
     Raises:
       ValueError: a setting that makes no sense, or none for a masked network.
     """
+    course = settings.course(ramps)
+    return run(plan(denoise, key, shape, settings, vocabulary, start, course), trace)
+
+
+def plan(
+    denoise: Denoise,
+    key: Array,
+    shape: tuple[int, int, int],
+    settings: RenoiseSettings,
+    vocabulary: Vocabulary,
+    start: Start,
+    course: Course,
+) -> Loop:
+    """`sample` before it runs.
+
+    Args:
+      denoise: as in `sample`.
+      key: as in `sample`.
+      shape: as in `sample`.
+      settings: or their `program`; what it leaves out is in the course.
+      vocabulary: as in `sample`.
+      start: as in `sample`.
+      course: what differs from step to step; it may be traced.
+
+    Raises:
+      ValueError: a setting that makes no sense, or none for a masked network.
+    """
     settings.check()
     if vocabulary.mask_token is not None:
         settings.check_masked()
-    keys, count = keys_of_samples(key, shape[0]), settings.num_steps
+    keys, count = keys_of_samples(key, shape[0]), len(course.t)
     randomness = start.randomness or randomness_of(keys, shape[1:], count, KEYS_PER_STEP)
     fresh, noise = noise_of(vocabulary), randomness.initial
     if noise is None or vocabulary.mask_token is not None:
         noise = fresh(sample_keys_at(keys, 0), shape)
     noise = start.hold(noise)  # then renoising leaves kept tokens alone
-    tokens = start.hold(_first_tokens(start, noise, randomness.start_uniform, settings.t_start))
-    steps = _steps(settings, ramps or settings.ramps(), keys, randomness.uniform)
+    tokens = start.hold(_first_tokens(start, noise, randomness.start_uniform, course.start))
+    steps = make_steps(
+        course,
+        uniform=randomness.uniform,
+        draw_keys=step_keys(keys, count, KEYS_PER_STEP, 2),
+        fresh_keys=step_keys(keys, count, KEYS_PER_STEP, 3),
+    )
     after_step = lambda drawn, after: after
     before_masking = lambda drawn, after: start.hold(drawn)
     bodies = []
-    for first, end, guided, mode in _segments(settings):
+    for guided, mode in settings.ranges()[0]:
         policy = Policy(
             denoise=_prediction(denoise, settings, guided),
             level=level_of(vocabulary.mask_token, start.known),
@@ -202,8 +164,8 @@ def sample(
             hold=start.hold,
             shown=after_step if vocabulary.mask_token is None else before_masking,
         )
-        bodies.append((first, end, partial(renoise, policy)))
-    return run(bodies, tokens, steps, trace)
+        bodies.append(with_uniform(partial(renoise, policy), start.randomness, shape[1:]))
+    return Loop(tokens.astype(jnp.int32), steps, bodies, course.edges)
 
 
 def _prediction(denoise: Denoise, settings: RenoiseSettings, guided: bool) -> Denoise:
@@ -291,37 +253,10 @@ def confidence_order(
     return (ranks / count).astype(jnp.float32).reshape(drawn.shape)
 
 
-def _first_tokens(start: Start, noise: Array, uniform: Array | None, t_start: float) -> Array:
+def _first_tokens(start: Start, noise: Array, uniform: Array | None, t_start: Any) -> Array:
     """Tokens at level `t_start`."""
     if start.image_tokens is not None:
         if start.initial_tokens is not None or uniform is None:
             raise ValueError("image_tokens exclude initial_tokens and need start_uniform")
         return replace_tokens(start.image_tokens, noise, uniform, t_start)[0]
-    return noise if start.initial_tokens is None else start.initial_tokens
-
-
-def _steps(settings: RenoiseSettings, ramps: Ramps, keys: Array, uniform: Array) -> Step:
-    count = settings.num_steps
-    renoise_steps = count - 1 if settings.renoise_steps is None else settings.renoise_steps
-    return make_steps(
-        linear_ramp(settings.t_start, settings.t_end, count + 1),
-        min(renoise_steps, count - 1),
-        ramps,
-        uniform=uniform,
-        draw_keys=step_keys(keys, count, KEYS_PER_STEP, 2),
-        fresh_keys=step_keys(keys, count, KEYS_PER_STEP, 3),
-    )
-
-
-def _segments(settings: RenoiseSettings) -> list[tuple[int, int, bool, str]]:
-    """Runs of steps with the same static form: (start, stop, guided, draw)."""
-    count = settings.num_steps
-    guided = count if settings.guided_steps is None else min(settings.guided_steps, count)
-    if not settings.guided:
-        guided = 0
-    switch = settings.quantize_from_step
-    switch = count if switch is None else min(switch, count)
-    edges = sorted({0, guided, switch, count})
-    return [
-        (a, b, a < guided, settings.draw if a < switch else "quantize") for a, b in pairwise(edges)
-    ]
+    return noise if start.initial_tokens is None else jnp.asarray(start.initial_tokens)

@@ -18,6 +18,7 @@ from paella_jax.noise.masking import exact_mask
 from paella_jax.noise.tokens import uniform_map
 from paella_jax.sampling.filters import top_k_filter
 from paella_jax.sampling.guidance import Denoise, without_guidance
+from paella_jax.sampling.loop import Loop, run
 from paella_jax.sampling.token_loop import (
     Known,
     LoopSettings,
@@ -26,13 +27,28 @@ from paella_jax.sampling.token_loop import (
     categorical,
     keys_of_samples,
     noise_of,
-    run,
     step_keys,
 )
 from paella_jax.typing import Array
 
 KEYS_PER_ROUND = 3  # which tokens (0), their noise (1, uniform corruption only), the draw (2)
 NEVER = 2.0  # above every uniform draw: such a position is chosen last
+
+
+class RoundCourse(NamedTuple):
+    """All that differs from round to round, as arrays, so that one program serves every course.
+
+    Attributes:
+      temperature: float32 [rounds].
+      guidance_scale: float32 [rounds].
+      share: float32 scalar, see `ResampleSettings`.
+      edges: int32 [2], the first round and the number of them.
+    """
+
+    temperature: Any
+    guidance_scale: Any
+    share: Any
+    edges: Any
 
 
 @struct.dataclass
@@ -73,6 +89,19 @@ class ResampleSettings(LoopSettings):
     def steps(self) -> int:
         """How many rounds the ramps have."""
         return self.rounds
+
+    def course(self, ramps: Ramps | None = None) -> RoundCourse:
+        """What differs from round to round, and the share; `ramps` replaces the settings'."""
+        edges = np.asarray([0, self.rounds], np.int32)
+        return RoundCourse(*(ramps or self.ramps()), np.float32(self.share), edges)
+
+    def program(self) -> ResampleSettings:
+        """The same for all settings that differ in their course alone."""
+        return self.without_ramps(rounds=1, share=1.0, frames=None)
+
+    def traced_steps(self) -> list[int]:
+        """The numbers, from 1, of the rounds whose states are returned."""
+        return (self.frame_rounds() + 1).tolist()
 
     def frame_rounds(self) -> np.ndarray:
         """Numbers of the rounds, from 0, whose states are returned; int [frames]."""
@@ -119,6 +148,35 @@ def resample(
     Raises:
       ValueError: a setting that makes no sense.
     """
+    course = settings.course(ramps)
+    loop = plan(denoise, key, image_tokens, settings, vocabulary, known, course)
+    out = run(loop, trace)
+    return (out[0], out[1][settings.frame_rounds()]) if trace else out
+
+
+def plan(
+    denoise: Denoise,
+    key: Array,
+    image_tokens: Array,
+    settings: ResampleSettings,
+    vocabulary: Vocabulary,
+    known: Known | None,
+    course: RoundCourse,
+) -> Loop:
+    """`resample` before it runs; every round shows the tokens after it.
+
+    Args:
+      denoise: as in `resample`.
+      key: as in `resample`.
+      image_tokens: as in `resample`.
+      settings: or their `program`; what it leaves out is in the course.
+      vocabulary: as in `resample`.
+      known: as in `resample`.
+      course: what differs from round to round; it may be traced.
+
+    Raises:
+      ValueError: a setting that makes no sense.
+    """
     settings.check()
     tokens = jnp.asarray(image_tokens, jnp.int32)
     keys, grid = keys_of_samples(key, tokens.shape[0]), tokens.shape[1:]
@@ -131,7 +189,7 @@ def resample(
 
     def body(tokens: Array, step: Round) -> tuple[Array, Array]:
         """Choose tokens, corrupt them, predict, draw them again."""
-        chosen = choose(uniform_map(step.choice_keys, grid), generate, settings.share)
+        chosen = choose(uniform_map(step.choice_keys, grid), generate, course.share)
         corrupted = jnp.where(chosen, noise(step.noise_keys, tokens.shape), tokens)
         t = chosen.astype(jnp.float32).mean((1, 2))
         logits = predict(corrupted, t, step.guidance_scale)
@@ -140,24 +198,20 @@ def resample(
         after = jnp.where(chosen, drawn, tokens)
         return after, after
 
-    out = run([(0, settings.rounds, body)], tokens, _rounds(settings, ramps, keys), trace)
-    return (out[0], out[1][settings.frame_rounds()]) if trace else out
-
-
-def _rounds(settings: ResampleSettings, ramps: Ramps | None, keys: Array) -> Round:
-    ramps = ramps or settings.ramps()
-    keys_of = lambda which: step_keys(keys, settings.rounds, KEYS_PER_ROUND, which)
-    return Round(
-        number=jnp.arange(settings.rounds),
-        temperature=jnp.asarray(ramps.temperature),
-        guidance_scale=jnp.asarray(ramps.guidance_scale),
+    count = len(course.temperature)
+    keys_of = lambda which: step_keys(keys, count, KEYS_PER_ROUND, which)
+    steps = Round(
+        number=jnp.arange(count),
+        temperature=jnp.asarray(course.temperature),
+        guidance_scale=jnp.asarray(course.guidance_scale),
         choice_keys=keys_of(0),
         noise_keys=keys_of(1),
         draw_keys=keys_of(2),
     )
+    return Loop(tokens, steps, [body], course.edges)
 
 
-def choose(uniform: Array, generate: Array, share: float) -> Array:
+def choose(uniform: Array, generate: Array, share: Any) -> Array:
     """The positions that a round draws again: a fraction of those that may change, at least one.
 
     Args:

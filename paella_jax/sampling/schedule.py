@@ -30,12 +30,15 @@ def first_and_last(name: str, value: Any, refusal: str = NUMBER_OR_PAIR) -> tupl
     """The two ends of a setting's ramp, from one number, which stands for both, or from a pair.
 
     Raises:
-      ValueError: `refusal`, for a sequence of another length.
+      ValueError: `refusal`, for a sequence of another length, or what is no number.
     """
     pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2:
-        raise ValueError(refusal.format(name=name, value=value))
-    return float(pair[0]), float(pair[1])
+    try:
+        if len(pair) != 2 or any(isinstance(x, str | bool) for x in pair):
+            raise TypeError
+        return float(pair[0]), float(pair[1])
+    except TypeError:
+        raise ValueError(refusal.format(name=name, value=value)) from None
 
 
 def require(ok: bool, settings: Any, name: str, wanted: object) -> None:

@@ -77,7 +77,7 @@ def dpm_step(
     return kept * x + gained * towards
 
 
-def dpm_corrections(alpha_bar: Array) -> Array:
+def dpm_corrections(alpha_bar: Array, count: Array | int | None = None) -> Array:
     """What `dpm_step` weighs the change of the prediction with: h / (2 h of the step before).
 
     Zero, which is first order, in the first step, in the last of fewer than `FEW_STEPS`, and where
@@ -85,14 +85,15 @@ def dpm_corrections(alpha_bar: Array) -> Array:
 
     Args:
       alpha_bar: float32 [steps + 1], of every time point.
+      count: how many of the steps are run; None is all of them.
 
     Returns:
       float32 [steps].
     """
     half_log_ratio = 0.5 * jnp.log(alpha_bar / (1.0 - alpha_bar))
     h = jnp.diff(half_log_ratio)
-    steps = h.shape[0]
+    steps = h.shape[0] if count is None else count
     before = jnp.concatenate([jnp.zeros(1), h[:-1]])
     ratio = jnp.where(before > 0, 0.5 * h / jnp.where(before > 0, before, 1.0), 0.0)
-    ends_in_first_order = (jnp.arange(steps) == steps - 1) & (steps < FEW_STEPS)
+    ends_in_first_order = (jnp.arange(h.shape[0]) == steps - 1) & (steps < FEW_STEPS)
     return jnp.where(ends_in_first_order, 0.0, ratio)

@@ -1,23 +1,24 @@
 """The frame that the token samplers share: settings, keys, where a loop starts, and its scan.
 
 Everything that a setting decides is chosen before the scan, as a small function that each sampler's
-body calls; the carry is the tokens, and logits are never stored across steps.
+body calls; the carry is the tokens, and logits are never stored across steps. A sampler makes a
+`Loop` (loop.py) of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from paella_jax.noise.tokens import random_tokens, sample_keys, uniform_map
 from paella_jax.ops.categorical import draw_categorical
+from paella_jax.sampling.loop import Body
 from paella_jax.sampling.schedule import linear_ramp, require
 from paella_jax.typing import Array
 
@@ -25,15 +26,44 @@ START_KEY = 2**31 - 1  # beyond the keys of any step
 
 # (step's number, logits / temperature [batch, h, w, codes], keys [batch]) -> [batch, h, w]
 Draw = Callable[[Array, Array, Array], Array]
-# (tokens [batch, h, w], one step's inputs) -> the next tokens and what a trace keeps
-Body = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class Ramps(NamedTuple):
-    """Per-step values that may change without compiling again; float32 [num_steps] each."""
+    """The user's per-step values; float32 [num_steps] each."""
 
     temperature: Any
     guidance_scale: Any
+
+
+class Course(NamedTuple):
+    """All that differs from step to step: arrays, so that one program serves every course.
+
+    Attributes:
+      t: float32 [steps], the fraction of the tokens that is noise, or masked, before each step.
+      t_next: the same after it.
+      corrupt: bool [steps], False where the drawn tokens stay as they are, as after the last step.
+      temperature: float32 [steps], of the softmax.
+      guidance_scale: float32 [steps], of the prediction.
+      start: float32 scalar, the fraction of an image's tokens that is corrupted before the first
+        step.
+      edges: int32 [bodies + 1], the first step of each of the loop's bodies, and where it ends.
+      choice_temperature: float32 [steps], of parallel decoding's noise on the confidences.
+    """
+
+    t: Any
+    t_next: Any
+    corrupt: Any
+    temperature: Any
+    guidance_scale: Any
+    start: Any
+    edges: Any
+    choice_temperature: Any = None
+
+    @classmethod
+    def of(cls, levels: np.ndarray, corrupted: int, ramps: Ramps, **own: Any) -> Course:
+        """Between `levels` float32 [steps + 1], the first `corrupted` steps corrupting again."""
+        corrupt = np.arange(len(levels) - 1) < corrupted
+        return cls(levels[:-1], levels[1:], corrupt, *ramps, **own)
 
 
 class LoopSettings:
@@ -54,6 +84,19 @@ class LoopSettings:
         """Whether any step is guided."""
         return self.guidance_scale != (1.0, 1.0)
 
+    def course(self, ramps: Ramps | None = None) -> Any:
+        """What differs from step to step, as arrays; `ramps` replaces the settings'."""
+        raise NotImplementedError
+
+    def shown_after(self) -> range:
+        """The numbers of the steps that are run, from 1; each shows complete tokens."""
+        edges = self.course().edges
+        return range(int(edges[0]) + 1, int(edges[-1]) + 1)
+
+    def traced_steps(self) -> list[int]:
+        """Those of them after which a trace keeps the tokens."""
+        return list(self.shown_after())
+
     def require(self, ok: bool, name: str, wanted: object) -> None:
         """Raises ValueError naming a setting and its value, unless `ok`."""
         require(ok, self, name, wanted)
@@ -65,12 +108,12 @@ class LoopSettings:
             linear_ramp(*self.guidance_scale, self.steps),
         )
 
-    def without_ramps(self) -> Self:
+    def without_ramps(self, **fixed: Any) -> Self:
         """The same for every temperature and guidance: a program compiled for it serves them all,
-        given `ramps` as an argument."""
+        given `ramps` as an argument. `fixed` are further fields that are arguments as well."""
         scale = (2.0, 2.0) if self.guided else (1.0, 1.0)
         settings: Any = self
-        return dataclasses.replace(settings, temperature=(1.0, 1.0), guidance_scale=scale)
+        return dataclasses.replace(settings, temperature=(1.0, 1.0), guidance_scale=scale, **fixed)
 
 
 class Vocabulary(NamedTuple):
@@ -109,7 +152,7 @@ class Randomness(NamedTuple):
 
     Attributes:
       uniform: float32 [num_steps, batch, h, w], one map a step: it decides what is renoised, or is
-        the noise of the confidences.
+        the noise of the confidences. Keys [num_steps, batch] where each step draws its own.
       start_uniform: float32 [batch, h, w], decides what of an image is corrupted before the first
         step; only needed with `image_tokens`.
       initial: int32 [batch, h, w], the renoise sampler's noise; None draws it from the keys.
@@ -178,19 +221,12 @@ class Step(NamedTuple):
     choice_temperature: Array | None = None
 
 
-def make_steps(levels: np.ndarray, corrupted: int, ramps: Ramps, **own: Array) -> Step:
-    """Stacked steps between `levels` float32 [steps + 1], of which the first `corrupted` corrupt
-    again; `own` are the fields that a sampler makes itself."""
-    number = jnp.arange(len(levels) - 1)
-    return Step(
-        number=number,
-        t=jnp.asarray(levels[:-1]),
-        t_next=jnp.asarray(levels[1:]),
-        corrupt=number < corrupted,
-        temperature=jnp.asarray(ramps.temperature),
-        guidance_scale=jnp.asarray(ramps.guidance_scale),
-        **own,
-    )
+def make_steps(course: Course, **own: Any) -> Step:
+    """A course's stacked steps; `own` are the fields that a sampler makes itself."""
+    shared = ("t", "t_next", "corrupt", "temperature", "guidance_scale", "choice_temperature")
+    fields = {name: getattr(course, name) for name in shared}
+    arrays = {name: None if x is None else jnp.asarray(x) for name, x in fields.items()}
+    return Step(number=jnp.arange(len(course.t)), **arrays, **own)
 
 
 def keys_of_samples(key: Array, batch: int) -> Array:
@@ -213,8 +249,14 @@ def step_keys(keys: Array, steps: int, per_step: int, which: int) -> Array:
 
 def randomness_of(keys: Array, grid: tuple[int, ...], steps: int, per_step: int) -> Randomness:
     """The uniform draws of a loop with `per_step` keys a step. keys [batch]."""
-    maps = jax.vmap(partial(uniform_map, grid=grid))(step_keys(keys, steps, per_step, 1))
-    return Randomness(maps, uniform_map(sample_keys_at(keys, START_KEY), grid))
+    start = uniform_map(sample_keys_at(keys, START_KEY), grid)
+    return Randomness(step_keys(keys, steps, per_step, 1), start)
+
+
+def with_uniform(body: Body, given: Randomness | None, grid: tuple[int, ...]) -> Body:
+    """A body whose step has its uniform map: as `given`, else drawn from the step's own keys."""
+    draw = lambda step: step._replace(uniform=uniform_map(step.uniform, grid))
+    return body if given is not None else lambda carry, step: body(carry, draw(step))
 
 
 def noise_of(vocabulary: Vocabulary) -> Callable[[Array, tuple[int, ...]], Array]:
@@ -250,26 +292,3 @@ def level_of(mask_token: Any, known: Known | None) -> Callable[[Array, Step], Ar
         return jnp.equal(tokens, mask_token).mean((1, 2), dtype=jnp.float32)
 
     return scheduled if mask_token is None or known is None else masked_fraction
-
-
-def run(bodies: Sequence[tuple[int, int, Body]], carry: Any, steps: Any, trace: bool) -> Any:
-    """The loop: one `lax.scan` for each range of steps that have the same body.
-
-    Args:
-      bodies: (first step, the step after the last, body), in order.
-      carry: the tokens to start from, or whatever the bodies hand on.
-      steps: a tree of arrays with the steps in front.
-      trace: also stack what the bodies show.
-
-    Returns:
-      The last carry; with `trace`, a pair with what was shown, the steps that were run in front.
-    """
-    shown: list[Any] = []
-    for first, end, body in bodies:
-        part = jax.tree.map(lambda x, a=first, b=end: x[a:b], steps)
-        silent = lambda carry, step, body=body: (body(carry, step)[0], None)
-        carry, values = lax.scan(body if trace else silent, carry, part)
-        shown.append(values)
-    if not trace:
-        return carry
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *shown)

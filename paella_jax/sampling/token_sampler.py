@@ -15,10 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from paella_jax.sampling.guidance import Denoise
-from paella_jax.sampling.parallel_decode import ParallelDecodeSettings, parallel_decode
-from paella_jax.sampling.renoise import RenoiseSettings, sample
+from paella_jax.sampling.loop import Body, Loop, run
+from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
+from paella_jax.sampling.parallel_decode import plan as plan_decoding
+from paella_jax.sampling.renoise import plan
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 from paella_jax.sampling.schedule import first_and_last
-from paella_jax.sampling.token_loop import FROM_NOISE, Ramps, Start, Vocabulary
+from paella_jax.sampling.token_loop import FROM_NOISE, Course, Ramps, Start, Vocabulary
 from paella_jax.typing import Array
 
 CORRUPTIONS = ("uniform", "mask")
@@ -109,8 +112,37 @@ def draw_tokens(
     Returns:
       int32 [batch, h, w]; with `trace`, a pair with int32 [steps, batch, h, w].
     """
+    course = settings.course(ramps)
+    return run(plan_tokens(denoise, keys, shape, settings, vocabulary, start, course), trace)
+
+
+def plan_tokens(
+    denoise: Denoise,
+    keys: Array,
+    shape: tuple[int, int, int],
+    settings: TokenSettings,
+    vocabulary: Vocabulary,
+    start: Start,
+    course: Course,
+) -> Loop:
+    """`draw_tokens` before it runs; every step shows the complete tokens that it predicted.
+
+    Args:
+      denoise: as in `draw_tokens`.
+      keys: as in `draw_tokens`.
+      shape: as in `draw_tokens`.
+      settings: or their `program`; what it leaves out is in the course.
+      vocabulary: as in `draw_tokens`.
+      start: as in `draw_tokens`.
+      course: what differs from step to step; it may be traced.
+    """
     if isinstance(settings, RenoiseSettings):
-        return sample(denoise, keys, shape, settings, vocabulary, start, ramps, trace)
+        return plan(denoise, keys, shape, settings, vocabulary, start, course)
     mask_token: Any = vocabulary.mask_token
-    out = parallel_decode(denoise, keys, shape, settings, mask_token, start, ramps, trace)
-    return (out[0], out[1].predicted) if trace else out
+    loop = plan_decoding(denoise, keys, shape, settings, mask_token, start, course)
+
+    def predicted(body: Body) -> Body:
+        complete = lambda after, visited: (after, visited.predicted)
+        return lambda tokens, step: complete(*body(tokens, step))
+
+    return loop._replace(bodies=[predicted(body) for body in loop.bodies])

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, UserError
 from paella_jax.data.loader import make_iterator
+from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
@@ -70,6 +71,7 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
     """
     workdir = Path(workdir).absolute()
     began = time.perf_counter()
+    keep_programs()
     if config.num_steps < 1:
         raise ConfigError(f"num_steps must be at least 1, got {config.num_steps}")
     mesh = make_mesh(config.mesh)

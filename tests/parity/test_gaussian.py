@@ -17,13 +17,8 @@ from paella_jax.noise.gaussian import (
     diffuse,
     p2_weight,
 )
-from paella_jax.sampling.diffusion import (
-    DDPMSettings,
-    GaussianRandomness,
-    GaussianStart,
-    sample,
-    segment_times,
-)
+from paella_jax.sampling.diffusion import GaussianRandomness, GaussianStart, sample
+from paella_jax.sampling.diffusion_settings import DDPMSettings, segment_times
 from paella_jax.sampling.steppers import ddim_step, ddpm_step
 
 

@@ -12,13 +12,8 @@ from paella_jax.convert.vqgan import VQGAN
 from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C
 from paella_jax.models.compressor import from_stage_c
 from paella_jax.models.conditioning import Conditioning
-from paella_jax.sampling.diffusion import (
-    DDPMSettings,
-    GaussianRandomness,
-    GaussianStart,
-    sample,
-    segment_times,
-)
+from paella_jax.sampling.diffusion import GaussianRandomness, GaussianStart, sample
+from paella_jax.sampling.diffusion_settings import DDPMSettings, segment_times
 from paella_jax.sampling.guidance import guide
 
 pytestmark = pytest.mark.usefixtures("highest_precision")

@@ -1,0 +1,211 @@
+"""What `pipe(...)` does around `generate`: names, checks, the image and mask, seeds, the result."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paella_jax.images.write import to_uint8
+from paella_jax.pipelines.drawn_images import Images
+from paella_jax.pipelines.given_image import read_given
+from paella_jax.pipelines.watch import Watch
+
+# What other libraries call an argument -> ours.
+OTHER_NAMES = {
+    "num_inference_steps": "num_steps",
+    "num_images": "num_images_per_prompt",
+    "guidance": "guidance_scale",
+    "mask_image": "mask",
+}
+NOT_HERE = {
+    "generator": "give seed, a whole number: an image then depends on nothing else of the call",
+    "eta": "give stepper, 'ddpm' or 'ddim'",
+    "callback_on_step_end": "give callback, called as (step, total, images)",
+    "return_dict": "the result is always a list of images with .prompts, .seeds and .settings",
+}
+OUTPUT_TYPES = ("pil", "np", "tokens", "latents")
+MOST_IMAGES = 65_536
+MOST_STEPS = 10_000
+LARGEST_SIDE = 16_384
+STRENGTH = 0.6  # of an image without a mask
+_PLAIN = (str, int, float, tuple)  # options that a record can hold
+DEFAULTS: dict[str, Any] = {
+    "prompt": None,
+    "negative_prompt": "",
+    "prompt_embeds": None,
+    "image": None,
+    "mask": None,
+    "strength": None,
+    "height": None,
+    "width": None,
+    "num_steps": None,
+    "guidance_scale": None,
+    "temperature": None,
+    "seed": 0,
+    "num_images_per_prompt": 1,
+    "output_type": "pil",
+    "progress": False,
+    "callback": None,
+    "callback_every": 1,
+}
+
+
+def answer(
+    pipe: Any, asked: Mapping[str, Any], options: Mapping[str, Any], rehearse: bool = False
+) -> Any:
+    """The result of a call.
+
+    Args:
+      pipe: the pipeline.
+      asked: all arguments of `Pipeline.__call__`, by name.
+      options: the further ones.
+      rehearse: compiles everything and runs no step.
+    """
+    asked, options = rename(asked, options)
+    check(asked | {"batch_size": options.get("batch_size", 1)})
+    size = pipe.size_of(asked["height"], asked["width"])
+    if asked["seed"] is None:
+        asked["seed"] = secrets.randbits(32)
+    shared = ("num_steps", "guidance_scale", "temperature", "seed", "num_images_per_prompt")
+    drawing = {name: asked[name] for name in (*shared, "height", "width")} | options
+    prompt = asked["prompt_embeds"]
+    if prompt is None:
+        prompt = asked["prompt"]
+        drawing["negative_prompt"] = asked["negative_prompt"]
+    given = None
+    if asked["image"] is not None:
+        pipe.check_prompt(prompt)
+        given = read_given(pipe, asked["image"], asked["mask"], size)
+        strength = asked["strength"] or (STRENGTH if given.marked is None else 1.0)
+        drawing |= {"height": size[0], "width": size[1]}
+        sampler = options.get("sampler")
+        drawing |= pipe.from_image(given, float(strength), _count(prompt), sampler)
+        asked["strength"] = strength
+    watch = Watch(asked["callback"], asked["callback_every"], asked["progress"], rehearse)
+    with watch:
+        result = pipe.generate(prompt, watch=watch, **drawing)
+    if asked["output_type"] in ("tokens", "latents"):
+        return pipe.arrays(result, asked["output_type"])
+    images = result.images if given is None else given.keep(result.images)
+    if asked["output_type"] in ("np", "array"):
+        return images
+    pictures = [Image.fromarray(image) for image in to_uint8(images)]
+    records = _records(pipe, asked, options)
+
+    def steps() -> np.ndarray:
+        """The images after every step; drawn again where the result has no trace."""
+        again = {**drawing, "trace": True}
+        traced = result if result.trace is not None else pipe.generate(prompt, **again)
+        shown = pipe.steps_of(traced, records)
+        return shown if given is None else np.stack([given.keep(images) for images in shown])
+
+    return Images(pictures, records, result, watch.stopped, steps)
+
+
+def _records(
+    pipe: Any, asked: Mapping[str, Any], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What each image is drawn from, in words and numbers."""
+    embeds = asked["prompt_embeds"]
+    prompts = texts_of(asked["prompt"]) if embeds is None else list(embeds.prompts)
+    negatives = asked["negative_prompt"] if embeds is None else list(embeds.negative_prompts)
+    each = lambda x: list(x) if isinstance(x, list | tuple | np.ndarray) else [x]
+    spread = lambda x: each(x) * len(prompts) if len(each(x)) == 1 else each(x)
+    named = ("num_steps", "guidance_scale", "temperature", "height", "width", "strength")
+    settings = {name: asked[name] for name in named if asked[name] is not None}
+    plain = {name: x for name, x in options.items() if isinstance(x, _PLAIN)}
+    settings = pipe.defaults | settings | plain
+    if asked["mask"] is not None:
+        settings["mask"] = True
+    rows = zip(prompts, spread(negatives or ""), spread(asked["seed"]), strict=True)
+    return [
+        {
+            "prompt": prompt,
+            "negative_prompt": negative or "",
+            "seed": int(seed),
+            "number": number,
+            "settings": settings,
+        }
+        for prompt, negative, seed in rows
+        for number in range(asked["num_images_per_prompt"])
+    ]
+
+
+def texts_of(prompt: Any) -> list[str]:
+    """A call's prompts as texts: of what is mixed, all of them."""
+    text = lambda one: one if isinstance(one, str) else getattr(one, "prompt", str(one))
+    listed = prompt if isinstance(prompt, list | tuple) else [prompt]
+    return [" + ".join(map(text, p)) if isinstance(p, list | tuple) else text(p) for p in listed]
+
+
+def rename(
+    asked: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same with our names. Raises ValueError for two names of one argument, or one of theirs
+    that has no equal here."""
+    asked, left = dict(asked), dict(options)
+    for theirs, ours in OTHER_NAMES.items():
+        if theirs in left:
+            if asked[ours] != DEFAULTS[ours]:
+                raise ValueError(f"{theirs} and {ours} are the same; give one of them")
+            asked[ours] = left.pop(theirs)
+    for name, instead in NOT_HERE.items():
+        if name in left:
+            raise ValueError(f"there is no argument {name!r}: {instead}")
+    return asked, left
+
+
+def check(asked: Mapping[str, Any]) -> None:
+    """Raises ValueError for an argument of a wrong type or range, or that lacks another."""
+    if (asked["prompt"] is None) == (asked["prompt_embeds"] is None):
+        raise ValueError("give a prompt or prompt_embeds (one of them); pipe('a red circle')")
+    if asked["prompt_embeds"] is not None and asked["negative_prompt"]:
+        raise ValueError(
+            "prompt_embeds hold their negative prompts: give those to pipe.embed(prompts, "
+            "negative_prompt=...)"
+        )
+    if asked["output_type"] not in (*OUTPUT_TYPES, "array"):
+        raise ValueError(
+            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {asked['output_type']!r}"
+        )
+    for name in ("mask", "strength"):
+        if asked[name] is not None and asked["image"] is None:
+            raise ValueError(f"{name} goes with image; give the image too")
+    _whole(asked, "num_images_per_prompt", 1, MOST_IMAGES)
+    _whole(asked, "batch_size", 1, MOST_IMAGES)
+    _whole(asked, "num_steps", 1, MOST_STEPS, optional=True)
+    _whole(asked, "callback_every", 1, MOST_STEPS)
+    _whole(asked, "height", 0, LARGEST_SIDE, optional=True)
+    _whole(asked, "width", 0, LARGEST_SIDE, optional=True)
+    strength = asked["strength"]
+    number = isinstance(strength, int | float | np.number) and not isinstance(strength, bool)
+    if strength is not None and not (number and 0.0 < strength <= 1.0):
+        raise ValueError(f"strength must be in (0, 1], got {strength!r}")
+    if asked["callback"] is not None and not callable(asked["callback"]):
+        raise ValueError(
+            f"callback is of type {type(asked['callback']).__name__}; give a function of (step, "
+            "total, images)"
+        )
+    if not isinstance(asked["progress"], bool):
+        raise ValueError(f"progress must be True or False, got {asked['progress']!r}")
+
+
+def _whole(
+    asked: Mapping[str, Any], name: str, least: int, most: int, optional: bool = False
+) -> None:
+    value = asked[name]
+    if optional and value is None:
+        return
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
+        raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
+
+
+def _count(prompt: Any) -> int:
+    """How many prompts there are; what is no list is one."""
+    one = isinstance(prompt, str) or not hasattr(prompt, "__len__")
+    return 1 if one else len(prompt)

@@ -1,0 +1,91 @@
+"""Prompts after their text encoders: made once, drawn with as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from paella_jax.models.conditioning import Conditioning
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """What a pipeline's text encoders made of prompts and negative prompts.
+
+    Attributes:
+      prompts: the texts.
+      negative_prompts: what each is steered away from.
+      parts: by the name of each run that a pipeline draws with: what its network is conditioned on,
+        and what guidance leads away from; numpy arrays with the prompts in front.
+      made_for: by the same names, the settings of the encoders that they come from.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    parts: Mapping[str, tuple[Conditioning, Conditioning]]
+    made_for: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int | slice) -> PromptEmbeds:
+        """Some of them; of a number the one alone."""
+        if isinstance(index, int):
+            place = range(len(self))[index]
+            index = slice(place, place + 1)
+        return PromptEmbeds(
+            self.prompts[index],
+            self.negative_prompts[index],
+            jax.tree.map(lambda x: x[index], dict(self.parts)),
+            self.made_for,
+        )
+
+    def __repr__(self) -> str:
+        texts = ", ".join(repr(text) for text in self.prompts[:3])
+        more = "" if len(self) <= 3 else ", ..."
+        return f"PromptEmbeds of {len(self)} prompts: {texts}{more}"
+
+    def part(self, name: str) -> PromptEmbeds:
+        """Those of one run alone."""
+        return replace(self, parts={"": self.parts[name]}, made_for={"": self.made_for[name]})
+
+    def repeat(self, copies: int) -> PromptEmbeds:
+        """Each of them `copies` times, one behind the other."""
+        spread = lambda texts: tuple(text for text in texts for _ in range(copies))
+        parts = jax.tree.map(lambda x: np.repeat(x, copies, axis=0), dict(self.parts))
+        made_for = self.made_for
+        return PromptEmbeds(spread(self.prompts), spread(self.negative_prompts), parts, made_for)
+
+    def towards(self, other: PromptEmbeds, fraction: float) -> PromptEmbeds:
+        """The prompts on the way to others: 0 is these, 1 the others.
+
+        Raises:
+          ValueError: others in number, length or encoder.
+        """
+        mine, theirs = (jax.tree.map(np.shape, dict(x.parts)) for x in (self, other))
+        if self.made_for != other.made_for or mine != theirs:
+            raise ValueError(
+                "prompt embeddings of another number, of another padded length or of another "
+                "encoder cannot be mixed"
+            )
+
+        def between(a: Any, b: Any) -> np.ndarray:
+            if not np.issubdtype(a.dtype, np.floating):
+                return a | b if a.dtype == bool else a
+            return (a * (1.0 - fraction) + b * fraction).astype(a.dtype)
+
+        return replace(self, parts=jax.tree.map(between, dict(self.parts), dict(other.parts)))
+
+
+def check_embeds(embeds: PromptEmbeds, made_for: str, name: str = "") -> PromptEmbeds:
+    """Raises ValueError for embeddings of another kind of run, or without the part `name`."""
+    if embeds.made_for.get(name) != made_for:
+        raise ValueError(
+            "prompt_embeds come from another run's text encoders; make them with this pipeline's "
+            "embed()"
+        )
+    return embeds
