@@ -49,6 +49,11 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def has_gradio() -> bool:
+    """Whether the page can be shown; nothing is imported."""
+    return importlib.util.find_spec("gradio") is not None
+
+
 def check(flags: argparse.Namespace) -> None:
     """Checks what can be told before anything is loaded.
 
@@ -57,7 +62,7 @@ def check(flags: argparse.Namespace) -> None:
     """
     from paella_jax.runs.folder import read_config
 
-    if importlib.util.find_spec("gradio") is None:
+    if not has_gradio():
         raise UserError("the page needs gradio, which is not here: pip install 'paella_jax[demo]'")
     runs, larger = flags.checkpoint, flags.super_resolution
     if len(runs) > MOST_RUNS or len(larger) > len(runs):

@@ -12,7 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from paella_jax.config import UserError
 from paella_jax.images.decode import ImageError
+from paella_jax.pipelines.drawn_images import Images
 from paella_jax.serving import draw as drawing
 from paella_jax.serving.address import AddressError, address_of, listen
 from paella_jax.serving.draw import Drawn
@@ -199,26 +201,66 @@ def test_a_run_says_what_it_cannot_do():
 # --- sizes of images
 
 
-def pipe_of(sizes):
-    config = SimpleNamespace(data=SimpleNamespace(image_size=32))
-    return SimpleNamespace(config=config, sizes=sizes)
+class FakePipe:
+    """Takes calls as pipelines do, draws three steps of grey and keeps what it was asked."""
+
+    def __init__(self, sizes=None, side=32):
+        self.sizes, self._side = sizes or SimpleNamespace(divisor=8, only_side=0), side
+        self.defaults = {"num_steps": 40}
+
+    def size_of(self, height, width):
+        return height or self._side, width or self._side
+
+    def __call__(self, *, callback, callback_every, **asked):
+        self.asked, self.every = asked, callback_every
+        records = [{"prompt": asked["prompt"], "seed": asked["seed"], "number": 0}]
+        for step in range(1, 4):
+            if callback(step, 3, [plain(step)]) is False:
+                return Images([plain(step)], records, stopped=True)
+        return Images([plain(3)], records)
 
 
-def test_images_and_masks_are_cut_alike():
-    image = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (32, 1, 3)))
-    pixels = np.asarray(drawing.cover(image, (32, 32)))
-    assert pixels.shape == (32, 32, 3) and pixels[0, 0, 0] == 16 and pixels[0, -1, 0] == 47
-    mask = Image.new("L", (64, 32), 0)
-    mask.putpixel((16, 5), 255)
-    marked = drawing.cover_mask(mask, (32, 32))
-    assert marked.sum() == 1 and marked[5, 0]
-    large = Image.new("L", (640, 320), 0)
-    large.putpixel((320, 0), 255)  # a hundredth of a pixel of what is drawn
-    assert drawing.cover_mask(large, (32, 32)).any()
+def test_a_request_becomes_a_call():
+    pipe = FakePipe()
+    ask = Ask("a cat", negative="a dog", seed=5, count=2, steps=20, guidance=1.5, height=64)
+    drawn = drawing.draw(pipe, ask, lambda *_: True)
+    assert pipe.asked == {
+        "prompt": "a cat", "negative_prompt": "a dog", "seed": 5, "num_images_per_prompt": 2,
+        "num_steps": 20, "guidance_scale": 1.5, "height": 64, "width": None,
+    }  # fmt: skip
+    assert not drawn.stopped and drawn.images[0].info["seed"] == "5"
+    assert pipe.every == 2
+    assert drawing.draw(pipe, Ask("a cat"), lambda step, *_: step < 2).stopped and pipe.every == 3
+
+
+def test_image_tasks_become_calls():
+    pipe, mask = FakePipe(), Image.new("L", (8, 8), 255)
+    call = lambda ask: drawing.arguments(pipe, ask)
+    asked = call(Ask("a cat", IMAGE, image=WHITE, strength=0.3))
+    assert asked["image"] is WHITE and asked["strength"] == 0.3 and "mask" not in asked
+    asked = call(Ask("a cat", INPAINT, image=WHITE, mask=mask))
+    assert asked["mask"] is mask and "strength" not in asked
+    asked = call(Ask("a cat", VARIATIONS, image=WHITE))["prompt"]
+    assert asked.prompt == "a cat" and asked.images == (WHITE,)
+    asked = call(Ask("a cat", OUTPAINT, image=WHITE, margins=(0, 1.0, 0, 0)))
+    assert (asked["height"], asked["width"]) == (64, 32) == asked["mask"].shape
+
+
+def test_runs_say_what_they_can_do():
+    networks = SimpleNamespace(low_vqgan=None, image_encoder=None)
+    token = SimpleNamespace(networks=networks)
+    assert drawing.tasks_of(token) == [TEXT, IMAGE, INPAINT, OUTPAINT]
+    networks.image_encoder = object()
+    assert drawing.tasks_of(token)[-1] == VARIATIONS
+    networks.low_vqgan = object()
+    with pytest.raises(UserError, match="--super_resolution of its base"):
+        drawing.tasks_of(token)
+    with pytest.raises(UserError, match="Stage B"):
+        drawing.tasks_of(SimpleNamespace(stage_b=object(), stage_c=None))
 
 
 def test_a_larger_canvas():
-    pipe = pipe_of(SimpleNamespace(divisor=8, only_side=0))
+    pipe = FakePipe()
     ask = Ask("a cat", OUTPAINT, image=plain(9).resize((50, 50)), margins=(0.0, 0.5, 0.3, 0.0))
     image, marked = drawing.canvas(pipe, ask)
     assert image.size == (32 + 8, 32 + 16) and marked.shape == (48, 40)
@@ -229,7 +271,7 @@ def test_a_larger_canvas():
                                    SimpleNamespace(side=32)])  # fmt: skip
 def test_the_only_canvas_there_is(sizes):
     ask = Ask("a cat", OUTPAINT, image=plain(9), margins=(0.0, 0.0, 0.5, 0.5))
-    image, marked = drawing.canvas(pipe_of(sizes), ask)
+    image, marked = drawing.canvas(FakePipe(sizes), ask)
     assert image.size == (32, 32) and (~marked).sum() == 16 * 16
     assert not marked[8:24, 8:24].any()
 

@@ -1,8 +1,4 @@
-"""A request of the page -> a call of a pipeline: the only file that knows how pipelines are asked.
-
-Images and masks of any size become those of the size that is drawn: scaled to cover it, and cut in
-the middle.
-"""
+"""A request of the page -> a call of a pipeline; no other file knows how those are called."""
 
 from __future__ import annotations
 
@@ -13,12 +9,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from paella_jax.config import UserError
-from paella_jax.images.write import to_uint8
-from paella_jax.pipelines import editing
+from paella_jax.pipelines.gallery import png_texts
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.serving.limits import IMAGE, INPAINT, OUTPAINT, TEXT, VARIATIONS, Ask
 
-MOST_PREVIEWS = 16  # of one drawing; with more steps some are left out
+MOST_PREVIEWS = 16  # of one drawing about; each decodes all images
 
 # (steps done, of how many, the images so far) -> False to stop
 OnStep = Callable[[int, int, list[Image.Image]], bool]
@@ -40,12 +35,8 @@ def tasks_of(pipe: Any) -> list[str]:
     networks = getattr(pipe, "networks", None)
     if getattr(networks, "low_vqgan", None) is not None:
         raise UserError("it enlarges small images: give it as --super_resolution of its base")
-    if hasattr(pipe, "stage_b"):
-        if pipe.stage_c is None:
-            raise UserError("it is a Stage B, which draws nothing from text: give its Stage C")
-        return [TEXT, IMAGE]
-    if not hasattr(pipe, "networks"):  # of two scales
-        return [TEXT, INPAINT, OUTPAINT]
+    if hasattr(pipe, "stage_b") and pipe.stage_c is None:
+        raise UserError("it is a Stage B, which draws nothing from text: give its Stage C")
     varies = getattr(networks, "image_encoder", None) is not None
     return [TEXT, IMAGE, INPAINT, OUTPAINT, *([VARIATIONS] if varies else [])]
 
@@ -56,64 +47,46 @@ def draw(pipe: Any, ask: Ask, on_step: OnStep) -> Drawn:
     Args:
       pipe: from `paella_jax.load`.
       ask: checked.
-      on_step: called while it draws, and once with the last step.
+      on_step: called while it draws, and with the last step.
 
     Raises:
       ValueError: (PromptError, ImageError) a request that this run cannot draw.
     """
-    options: dict[str, Any] = {
+    steps = ask.steps or pipe.defaults.get("num_steps") or 1
+    every = -(-steps // MOST_PREVIEWS)
+    images = pipe(callback=on_step, callback_every=every, **arguments(pipe, ask))
+    for image, record in zip(images, images.records(), strict=True):
+        image.info |= png_texts(record)  # a file that is saved from the page says what it is
+    return Drawn(list(images), images.stopped)
+
+
+def arguments(pipe: Any, ask: Ask) -> dict[str, Any]:
+    """What a pipeline is called with."""
+    own: dict[str, Any] = {
+        "prompt": ask.prompt,
         "negative_prompt": ask.negative,
         "seed": ask.seed,
         "num_images_per_prompt": ask.count,
         "num_steps": ask.steps,
         "guidance_scale": ask.guidance,
-        "trace": True,
+        "height": ask.height,
+        "width": ask.width,
     }
     if ask.task == IMAGE:
-        image = cover(ask.image, own_size(pipe, ask))
-        result = editing.image_to_image(pipe, image, ask.prompt, strength=ask.strength, **options)
-    elif ask.task == INPAINT:
-        size = own_size(pipe, ask)
-        image, mask = cover(ask.image, size), cover_mask(ask.mask, size)
-        result = editing.inpaint(pipe, image, mask, ask.prompt, **options)
-    elif ask.task == OUTPAINT:
-        image, mask = canvas(pipe, ask)
-        result = editing.inpaint(pipe, image, mask, ask.prompt, **options)
-    else:
-        size = {"height": ask.height, "width": ask.width}
-        result = pipe.generate([_condition(ask)], **size, **options)
-    states = list(pipe._states(result))
-    for number, state in enumerate(states, 1):
-        on_step(number, len(states), to_images(state))
-    return Drawn(to_images(result.images), False)
-
-
-def _condition(ask: Ask) -> str | Condition:
+        return own | {"image": ask.image, "strength": ask.strength}
+    if ask.task == INPAINT:
+        return own | {"image": ask.image, "mask": ask.mask}
     if ask.task == VARIATIONS:
-        return Condition(prompt=ask.prompt, images=(ask.image,))
-    return ask.prompt
-
-
-def to_images(images: np.ndarray) -> list[Image.Image]:
-    """float [count, height, width, 3] in [0, 1] -> PIL images."""
-    return [Image.fromarray(image) for image in to_uint8(images)]
-
-
-def own_size(pipe: Any, ask: Ask) -> tuple[int, int]:
-    """Height and width of what is drawn: those asked for, or the run's own."""
-    default = pipe.config.data.image_size
-    return ask.height or default, ask.width or default
-
-
-def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """An image scaled to cover a size (height, width), and cut in the middle."""
-    return ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling.LANCZOS)
-
-
-def cover_mask(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """A mask that follows its image through `cover`: bool [height, width], True if any is."""
-    fitted = ImageOps.fit(mask.convert("L"), size[::-1], Image.Resampling.BOX)
-    return np.asarray(fitted) > 0
+        return own | {"prompt": Condition(prompt=ask.prompt, images=(ask.image,))}
+    if ask.task == OUTPAINT:
+        image, marked = canvas(pipe, ask)
+        return own | {
+            "image": image,
+            "mask": marked,
+            "height": image.height,
+            "width": image.width,
+        }
+    return own
 
 
 def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
@@ -126,11 +99,13 @@ def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
       The image of the canvas's size, its margins filled with the nearest pixels; bool
       [height, width].
     """
-    default = pipe.config.data.image_size
-    divisor = getattr(pipe.sizes, "divisor", 1)
+    default = pipe.size_of(None, None)[0]
+    sizes = getattr(pipe, "sizes", None)
+    # Würstchen's sizes are Stage B's; of two scales there is one size, with margins of any width.
+    divisor = pipe.stage_b.size_divisor if sizes is None else getattr(sizes, "divisor", 1)
     top, bottom, left, right = (divisor * round(default * m / divisor) for m in ask.margins)
     height, width = default + top + bottom, default + left + right
-    only = getattr(pipe.sizes, "only_side", getattr(pipe.sizes, "side", 0))
+    only = getattr(sizes, "only_side", getattr(sizes, "side", 0))
     if only:
         side = max(height, width)
         top, left = top + (side - height) // 2, left + (side - width) // 2
@@ -139,7 +114,7 @@ def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
         bottom, right = only - inner - top, only - inner - left
     else:
         inner = default
-    pixels = np.asarray(cover(ask.image, (inner, inner)))
+    pixels = np.asarray(ImageOps.fit(ask.image, (inner, inner), Image.Resampling.LANCZOS))
     border = ((top, bottom), (left, right))
     filled = np.pad(pixels, (*border, (0, 0)), mode="edge")
     marked = np.pad(np.zeros((inner, inner), bool), border, constant_values=True)

@@ -27,7 +27,16 @@ from paella_jax.serving.studio import Run, Studio, Views, in_words, strip_image
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 DRAWING: dict[str, Any] = {"concurrency_id": "drawing", "concurrency_limit": 1} | PRIVATE
 SENT = "sent: others may be before you"
+SHOWN: dict[str, Any] = {
+    "format": "png",
+    "interactive": False,
+    "elem_classes": "small-images",
+    "buttons": ["download", "fullscreen"],
+}
 PAINT = "#e0218a"
+PAINT_OVER = (
+    "Upload an image, or take one that was drawn. To inpaint, paint over it with the brush."
+)
 SECONDS_KEPT = 3600  # of a visitor's image after the last event
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"} | PRIVATE
 
@@ -76,9 +85,9 @@ class DrawTab:
                 status = gr.Textbox(label="State", interactive=False, elem_id="status", lines=2)
             views = []
             with gr.Column(scale=3), gr.Row():
-                for run in studio.runs:
+                for number, run in enumerate(studio.runs):
                     with gr.Column(min_width=240):
-                        views += self._build_view(run)
+                        views += self._build_view(number, run)
         outputs = [status, *views]
         click: dict[str, Any] = {"inputs": list(self._fields), "outputs": outputs}
         for listen in (draw.click, self._fields.prompt.submit):
@@ -115,9 +124,10 @@ class DrawTab:
         """The image with its editor, the strength and the margins: shown where a task has them."""
         source = gr.State(None, time_to_live=SECONDS_KEPT)
         with gr.Column(visible=False) as about_image:
+            gr.Markdown(PAINT_OVER)
             upload = gr.UploadButton("Upload an image", elem_id="upload", size="sm")
             editor = gr.ImageEditor(
-                label="Image: paint over what is to be drawn anew (inpaint)",
+                label="Image",
                 type="pil",
                 format="png",
                 sources=(),
@@ -132,9 +142,8 @@ class DrawTab:
         with gr.Column(visible=False) as about_strength:
             strength = gr.Slider(0.05, 1.0, 0.6, step=0.05, label="Strength: 1 draws all anew")
         with gr.Row(visible=False) as about_margins:
-            label = "Add at the {}, of the side"
             margins = [
-                gr.Slider(0.0, 1.0, 0.0, step=0.125, label=label.format(side), min_width=150)
+                gr.Slider(0.0, 1.0, 0.0, step=0.125, label=f"Add at the {side}", min_width=150)
                 for side in SIDES
             ]
         groups = {about_image: TASKS[1:], about_strength: (IMAGE,), about_margins: (OUTPAINT,)}
@@ -147,22 +156,23 @@ class DrawTab:
     def _tasks(self) -> list[str]:
         return [task for task in TASKS if any(task in run.tasks for run in self._studio.runs)]
 
-    def _build_view(self, run: Run) -> list[Any]:
+    def _build_view(self, number: int, run: Run) -> list[Any]:
         """A run's images and the steps of the first one."""
         gallery = gr.Gallery(
-            label=run.name, format="png", type="filepath", columns=4, object_fit="contain",
-            height=380, elem_classes="small-images", buttons=["download", "fullscreen"],
-            interactive=False,
-        )  # fmt: skip
+            label=run.name,
+            type="filepath",
+            columns=4 if len(self._studio.runs) == 1 else 2,
+            object_fit="contain",
+            height=380,
+            elem_id=f"images-{number}",
+            **SHOWN,
+        )
         picked = gr.State(0)
         take = gr.Button("Edit the selected image", size="sm", elem_classes="take")
         gallery.select(self.pick, None, picked, **AT_ONCE)
         task = self._fields.task
         take.click(self.take, [gallery, picked, task], [*self._sources, task], **AT_ONCE)
-        strip = gr.Image(
-            label="Steps of the first image", type="pil", format="png", interactive=False,
-            height=110, elem_classes="small-images", buttons=["download", "fullscreen"],
-        )  # fmt: skip
+        strip = gr.Image(label="Steps of the first image", type="pil", height=110, **SHOWN)
         return [gallery, strip]
 
     # --- events
