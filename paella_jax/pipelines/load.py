@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paella_jax.pipelines.two_scale import TwoScalePipeline
     from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 
-    AnyPipeline = TokenPipeline | TwoScalePipeline | WuerstchenPipeline
+    AnyPipeline: TypeAlias = TokenPipeline | TwoScalePipeline | WuerstchenPipeline
 
 
 def load(

@@ -77,6 +77,7 @@ def arguments(pipe: Any, ask: Ask) -> dict[str, Any]:
     if ask.task == INPAINT:
         return own | {"image": ask.image, "mask": ask.mask}
     if ask.task == VARIATIONS:
+        assert ask.image is not None
         return own | {"prompt": Condition(prompt=ask.prompt, images=(ask.image,))}
     if ask.task == OUTPAINT:
         image, marked = canvas(pipe, ask)
@@ -99,6 +100,7 @@ def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
       The image of the canvas's size, its margins filled with the nearest pixels; bool
       [height, width].
     """
+    assert ask.image is not None
     default = pipe.size_of(None, None)[0]
     sizes = getattr(pipe, "sizes", None)
     # Würstchen's sizes are Stage B's; of two scales there is one size, with margins of any width.

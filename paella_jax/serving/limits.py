@@ -95,9 +95,9 @@ def check(ask: Ask, limits: Limits) -> None:
     _whole("number of images", ask.count, 1, limits.images)
     if ask.steps is not None:
         _whole("number of steps", ask.steps, 1, limits.steps)
-    for name, side in (("height", ask.height), ("width", ask.width)):
-        if side is not None:
-            _whole(name, side, 1, limits.side)
+    for name, pixels in (("height", ask.height), ("width", ask.width)):
+        if pixels is not None:
+            _whole(name, pixels, 1, limits.side)
     if ask.guidance is not None:
         _number("guidance", ask.guidance, 0.0, STRONGEST_GUIDANCE)
     if ask.task != TEXT and ask.image is None:
