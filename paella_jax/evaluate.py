@@ -188,7 +188,7 @@ def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
 
 def evaluate_on_shapes(arguments: argparse.Namespace) -> None:
     """Scores a run on the embedded data by reading its images back."""
-    from paella_jax.pipelines.load import load
+    from paella_jax.pipelines.tokens import load_tokens
     from paella_jax.reports.report import evaluate_run, show
 
     checkpoint, out = arguments.checkpoint, Path(arguments.out or arguments.checkpoint)
@@ -210,12 +210,12 @@ def evaluate_on_shapes(arguments: argparse.Namespace) -> None:
     if arguments.tasks:
         from paella_jax.reports.task_examples import draw_task_examples
 
-        files = draw_task_examples(load(checkpoint), out / "tasks")
+        files = draw_task_examples(load_tokens(checkpoint), out / "tasks")
         print(f"wrote {len(files)} tasks: {out / 'tasks'}")
     if arguments.sweep:
         from paella_jax.reports.sweep import show_sweep, sweep
 
-        print(show_sweep(sweep(load(checkpoint), out, arguments.sweep_images)))
+        print(show_sweep(sweep(load_tokens(checkpoint), out, arguments.sweep_images)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -29,7 +30,8 @@ def keep_programs() -> Path | None:
       The folder; None where it is off, cannot be written, or is the user's own.
     """
     asked = os.environ.get(VARIABLE, "")
-    if (asked.lower() in OFF and asked) or jax.config.jax_compilation_cache_dir is not None:
+    config: Any = jax.config
+    if asked.lower() in OFF or config.jax_compilation_cache_dir is not None:
         return None
     folder = _root(asked) / f"jax-{jax.__version__}-{_processor()}"
     try:

@@ -48,7 +48,8 @@ class Images(list[Image.Image]):
         super().__init__(images)
         self._records = [dict(record) for record in records[: len(self)]]
         self.generation, self.stopped = generation, stopped
-        self._steps, self._strip = steps, None
+        self._steps = steps
+        self._strip: np.ndarray | None = None
 
     @property
     def prompts(self) -> list[str]:

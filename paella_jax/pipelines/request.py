@@ -7,6 +7,7 @@ for groups of steps, and the tokenizer's decoder: three programs, whatever the s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -46,11 +47,17 @@ class Request:
     image_tokens: Leaf | None = None
     known: Known | None = None
 
+    @property
+    def count(self) -> int:
+        """Images of the batch."""
+        assert self.images is not None
+        return len(self.images.seeds)
+
     def encoded(self, encode: Any) -> Request:
         """With conditions that the networks take, by `encode`; those that are stay."""
         ready = lambda c: encode(c) if isinstance(c, ConditionInputs) else c
         conditions = tuple(ready(c) for c in self.conditions)
-        return self.replace(conditions=conditions, unconditional=ready(self.unconditional))
+        return replace(self, conditions=conditions, unconditional=ready(self.unconditional))
 
 
 class Form(NamedTuple):

@@ -167,6 +167,8 @@ class TokenPipeline(TokenCoder, Pipeline):
         self, prompt: Prompt, job: Job, grid: tuple[int, int], low_tokens: np.ndarray | None
     ) -> tuple[tuple[Inputs, ...], Inputs, int]:
         """Conditions, what guidance leads away from, and for how many prompts."""
+        conditions: tuple[Inputs, ...]
+        unconditional: Inputs
         if isinstance(prompt, PromptEmbeds):
             one, unconditional = self.inputs.of_embeds(prompt, "")
             conditions, count = (one,), len(prompt)
@@ -187,7 +189,7 @@ class TokenPipeline(TokenCoder, Pipeline):
         advance = partial(self._advance, weights, piece, padded(course), form=form)
         decode = lambda tokens: self._decode(self.frozen, tokens)
         show = lambda reached: fetch(decode(reached[1]))[:rows]
-        empty = np.zeros((len(piece.images.seeds), *form.grid), np.int32)
+        empty = np.zeros((piece.count, *form.grid), np.int32)
         nothing = place((empty, empty), batch_sharding(self.mesh))
         kept = settings.traced_steps() if job.trace else ()
         reached, history = in_groups(advance, nothing, course.edges, show, job.watch, kept)

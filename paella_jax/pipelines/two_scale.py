@@ -155,7 +155,7 @@ class TwoScalePipeline(Pipeline):
     def _prompts(self, prompt: Any) -> tuple[Any, Any]:
         """What each scale is given as prompts; the second reads texts alone."""
         if isinstance(prompt, PromptEmbeds):
-            return tuple(prompt.part(name) for name in PARTS)
+            return prompt.part(PARTS[0]), prompt.part(PARTS[1])
         rows = as_conditions(prompt, text_limit(self.super_resolution.networks))
         return prompt, [[Condition(prompt=c.prompt) for c in row] for row in rows]
 

@@ -7,6 +7,7 @@ two groups the caller sees what there is. Without anybody who looks on it is one
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -132,7 +133,7 @@ def in_groups(
             history.append(reached[1])
         if watch and stop in looks:
             jax.block_until_ready(reached)
-            watch.tell(stop - told, lambda reached=reached: show(reached))
+            watch.tell(stop - told, partial(show, reached))
             told = stop
             if watch.stopped:
                 break

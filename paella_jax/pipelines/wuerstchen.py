@@ -162,13 +162,10 @@ class WuerstchenPipeline(Stages, Pipeline):
             for name, pair in texts.items()
         }
         all_of = lambda x: None if x is None else np.repeat(x[None], len(drawn.seeds), axis=0)
+        start = None if image is None else all_of(self.encode(image[None])[0])
+        where = None if generate is None else all_of(generate[..., None])
         return (
-            StageRequest(
-                drawn,
-                *own["stage_c"],
-                start=None if image is None else all_of(self.encode(image[None])[0]),
-                generate=None if generate is None else all_of(generate[..., None]),
-            ),
+            StageRequest(drawn, *own["stage_c"])._replace(start=start, generate=where),
             StageRequest(drawn, *own["stage_b"]),
         )
 

@@ -143,7 +143,7 @@ def plan_c(
     shape: tuple[int, int, int],
 ) -> Loop:
     """Stage C: encoded texts -> latents in its own scale."""
-    image = None if request.start is None else stage_b.to_stage_c(request.start)
+    image: Any = None if request.start is None else stage_b.to_stage_c(request.start)
     known = None if request.generate is None else KnownValues(image, request.generate)
     return plan(
         _guided(networks, weights[0], request),
@@ -192,6 +192,19 @@ def advance_stage(
 ) -> Any:
     """Some steps of a batch: the function that a pipeline compiles, of either stage."""
     return advance(plan_stage(weights, request, course, settings, shape), reached, *span)
+
+
+def raw_latents(
+    stage_b: StageBNetworks, latents: Array, start: Array | None, generate: Array | None
+) -> Array:
+    """Stage C's latents in the compressor's scale, with those that are kept put back.
+
+    The last step may begin at a high noise level, so that it does not leave them as they are.
+    """
+    raw = stage_b.from_stage_c(latents)
+    if generate is None or start is None:
+        return raw
+    return raw * generate + start * (1.0 - generate)
 
 
 def empty_state(

@@ -33,6 +33,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
     encode_texts,
     plan_b,
     plan_c,
+    raw_latents,
     stage_b_settings,
 )
 from paella_jax.sampling.diffusion_settings import DDPMSettings
@@ -99,7 +100,7 @@ class Stages:
         decode = lambda weights, latents: stage_b.decode_latents({"vqgan": weights}, latents)
         self._decode = Program("Stage A's decoder", decode)
         self._compress = Program("the compressor", stage_b.compress)
-        self._to_raw = jax.jit(stage_b.from_stage_c)
+        self._to_raw = jax.jit(partial(raw_latents, stage_b))
 
     def set_weights(self, name: str, tree: Tree) -> None:
         """Replaces the weights of one stage; nothing is compiled again."""
@@ -142,9 +143,10 @@ class Stages:
         """
         course = settings.course()
         piece_b, settings_b = later
+        raw = lambda latents: self._to_raw(latents, piece.start, piece.generate)
 
         def show(reached: Any) -> np.ndarray:
-            seen = piece_b._replace(guide=self._to_raw(reached[1][1]))
+            seen = piece_b._replace(guide=raw(reached[1][1]))
             return fetch(self._decode_latents(seen, settings_b, shapes[1])[0])[:rows]
 
         with self._stage("stage_c") as weights:
@@ -160,10 +162,10 @@ class Stages:
             reached = self._nothing(piece, shapes[0], settings)
             kept = range(1, int(course.edges[-1]) + 1) if job.trace else ()
             reached, history = in_groups(advance, reached, course.edges, show, job.watch, kept)
-        latents = self._to_raw(reached[1][1] if job.stopped else reached[0][0])
+        latents = raw(reached[1][1] if job.stopped else reached[0][0])
         if not job.trace:
             return (latents,)
-        return latents, np.stack([fetch(self._to_raw(after)) for after, _ in history], axis=1)
+        return latents, np.stack([fetch(raw(after)) for after, _ in history], axis=1)
 
     def _decode_latents(
         self,
@@ -290,7 +292,7 @@ class Stages:
             check_side(f"the latents' {name}", side, self.stage_b.size_divisor)
         settings = stage_b_settings(self._sampler("stage_b"), **stage_b)
         texts = [self.stage_b.text.ids(x) for x in (prompts, negatives)]
-        request = StageRequest(given, *texts, guide=latents_c)
+        request = StageRequest(given, texts[0], texts[1], guide=latents_c)
         job = Job(batch_size=batch_size)
         images, latents_b = self._through_b(request, self._shapes(size)[1], settings, job)
         return WuerstchenGeneration(images, latents_c, latents_b)

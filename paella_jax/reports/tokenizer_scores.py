@@ -108,8 +108,8 @@ def _tokenizer(asked: Asked) -> tuple[RoundTrip, np.ndarray]:
 
 def _stage_b(asked: Asked) -> RoundTrip:
     """Through the compressor, Stage B and Stage A, without a caption."""
-    from paella_jax.pipelines.load import load
+    from paella_jax.pipelines.load import load_wuerstchen
 
-    pipe = load(asked.checkpoint)
+    pipe = load_wuerstchen(asked.checkpoint)
     seeds = lambda images: list(range(len(images)))
     return lambda images, count: pipe.reconstruct(images, seed=seeds(images)).images[:count]

@@ -106,8 +106,9 @@ class RenoiseSettings(LoopSettings):
         edges = self.ranges()[1]
 
         def place(step: int | None) -> int | None:
-            last = step is None or min(step, self.num_steps) == edges[-1]
-            return None if last else edges.index(step)
+            if step is None or min(step, self.num_steps) == edges[-1]:
+                return None
+            return edges.index(step)
 
         return self.without_ramps(
             num_steps=len(edges) - 1,

@@ -225,7 +225,9 @@ def make_steps(course: Course, **own: Any) -> Step:
     """A course's stacked steps; `own` are the fields that a sampler makes itself."""
     shared = ("t", "t_next", "corrupt", "temperature", "guidance_scale", "choice_temperature")
     fields = {name: getattr(course, name) for name in shared}
-    arrays = {name: None if x is None else jnp.asarray(x) for name, x in fields.items()}
+    arrays: dict[str, Any] = {
+        name: None if x is None else jnp.asarray(x) for name, x in fields.items()
+    }
     return Step(number=jnp.arange(len(course.t)), **arrays, **own)
 
 
