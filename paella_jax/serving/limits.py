@@ -107,8 +107,8 @@ def check(ask: Ask, limits: Limits) -> None:
     if ask.task == INPAINT:
         _check_mask(ask)
     if ask.task == OUTPAINT:
-        for side, margin in zip(SIDES, ask.margins, strict=True):
-            _number(f"margin at the {side}", margin, 0.0, 1.0)
+        for where, margin in zip(SIDES, ask.margins, strict=True):
+            _number(f"margin at the {where}", margin, 0.0, 1.0)
         if not any(ask.margins):
             raise ValueError("outpainting needs a margin: choose how much to add, and where")
 
