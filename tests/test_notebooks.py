@@ -8,6 +8,8 @@ import os
 
 import pytest
 import small
+import small_clip
+from small_amused import write_amused
 
 # In this order: the first one trains what the others load.
 PICTURES = {
@@ -16,6 +18,7 @@ PICTURES = {
     "finetune_your_images": 2,
     "wuerstchen": 2,
     "muse_vs_paella": 1,
+    "released_weights": 2,
     "tpu_training": 1,
 }
 FOLDER = small.ROOT / "colab"
@@ -43,7 +46,10 @@ def test_a_notebook_is_stored_clean(name):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("notebooks")
+    folder = tmp_path_factory.mktemp("notebooks")
+    (folder / "clip").mkdir()
+    write_amused(folder / "amused", small_clip.write_clip_folder(folder / "clip"))
+    return folder
 
 
 @pytest.mark.slow
@@ -53,8 +59,9 @@ def test_a_notebook_runs(name, home, monkeypatch):
     client = pytest.importorskip("nbclient", reason="needs pip install 'paella_jax[notebooks]'")
     import nbformat
 
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(home / "cache"), "JAX_PLATFORMS": "cpu"}
-    shown = {"PAELLA_TINY": "1", "PAELLA_RUNS": str(home / "runs")}
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(home / "programs"), "JAX_PLATFORMS": "cpu"}
+    shown = {"PAELLA_TINY": "1", "PAELLA_RUNS": "runs", "PAELLA_RELEASED": "amused"}
+    shown["XDG_CACHE_HOME"] = str(home / "cache")
     for key, value in (small.COMPILE_CHEAPLY | cache | shown).items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYTHONPATH", f"{small.ROOT}:{os.environ.get('PYTHONPATH', '')}")
