@@ -118,7 +118,8 @@ class DrawTab:
                 for name in ("steps", "guidance", "height", "width")
             )
         numbers = (seed, count, steps, guidance, height, width)
-        return Fields(prompt, negative, task, *numbers, *others, editor, source, chosen)
+        fields: list[Any] = [prompt, negative, task, *numbers, *others, editor, source, chosen]
+        return Fields(*fields)
 
     def _build_image_part(self, task: gr.Radio) -> list[Any]:
         """The image with its editor, the strength and the margins: shown where a task has them."""
