@@ -76,8 +76,7 @@ def arguments(pipe: Any, ask: Ask) -> dict[str, Any]:
         return own | {"image": ask.image, "strength": ask.strength}
     if ask.task == INPAINT:
         return own | {"image": ask.image, "mask": ask.mask}
-    if ask.task == VARIATIONS:
-        assert ask.image is not None
+    if ask.task == VARIATIONS and ask.image is not None:
         return own | {"prompt": Condition(prompt=ask.prompt, images=(ask.image,))}
     if ask.task == OUTPAINT:
         image, marked = canvas(pipe, ask)
@@ -100,7 +99,6 @@ def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
       The image of the canvas's size, its margins filled with the nearest pixels; bool
       [height, width].
     """
-    assert ask.image is not None
     default = pipe.size_of(None, None)[0]
     sizes = getattr(pipe, "sizes", None)
     # Würstchen's sizes are Stage B's; of two scales there is one size, with margins of any width.
@@ -116,6 +114,7 @@ def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
         bottom, right = only - inner - top, only - inner - left
     else:
         inner = default
+    assert ask.image is not None  # `limits.check` has seen to that
     pixels = np.asarray(ImageOps.fit(ask.image, (inner, inner), Image.Resampling.LANCZOS))
     border = ((top, bottom), (left, right))
     filled = np.pad(pixels, (*border, (0, 0)), mode="edge")

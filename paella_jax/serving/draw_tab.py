@@ -118,7 +118,8 @@ class DrawTab:
                 for name in ("steps", "guidance", "height", "width")
             )
         numbers = (seed, count, steps, guidance, height, width)
-        return Fields._make((prompt, negative, task, *numbers, *others, editor, source, chosen))
+        fields: list[Any] = [prompt, negative, task, *numbers, *others, editor, source, chosen]
+        return Fields(*fields)
 
     def _build_image_part(self, task: gr.Radio) -> list[Any]:
         """The image with its editor, the strength and the margins: shown where a task has them."""
@@ -219,9 +220,11 @@ class DrawTab:
         self._stops[session] = event
         try:
             ask, chosen = self.ask(Fields(*values))
+            before: Views = ()
             for views in self._studio.stream(ask, chosen, event):
                 lines = in_words(views, [runs[number].name for number in chosen])
-                yield [lines, *shown_views(views, chosen, len(runs))]
+                yield [lines, *shown_views(views, before, chosen, len(runs))]
+                before = views
         except (UserError, ValueError) as error:
             yield [f"error: {error}", *nothing]
         except Exception as error:  # the server goes on whatever one request met
@@ -258,10 +261,16 @@ class DrawTab:
         return ask, chosen if len(names) > 1 else [0]
 
 
-def shown_views(views: Views, chosen: Sequence[int], count: int) -> list[Any]:
-    """Values of all galleries and strips; those of runs that were not chosen are emptied."""
-    values: list[Any] = [None, None] * count
-    for view, number in zip(views, chosen, strict=True):
-        strip = strip_image(view.strip) if view.strip else None
-        values[2 * number : 2 * number + 2] = [list(view.images), strip]
+def shown_views(views: Views, before: Views, chosen: Sequence[int], count: int) -> list[Any]:
+    """Values of all galleries and strips; those of runs that were not chosen are emptied.
+
+    What is as `before` is not sent again: its files would be written anew while they are read.
+    """
+    values: list[Any] = [gr.skip() if before else None] * (2 * count)
+    for place, (view, number) in enumerate(zip(views, chosen, strict=True)):
+        old = before[place] if before else None
+        if old is None or view.images is not old.images:
+            values[2 * number] = list(view.images)
+        if old is None or view.strip is not old.strip:
+            values[2 * number + 1] = strip_image(view.strip) if view.strip else None
     return values

@@ -50,7 +50,7 @@ def build(
       defaults: what empty fields mean, by name.
       study: of the studio's two runs; None leaves its tabs out.
       secret: of the study's file.
-      folder: for the study's tables; it must be there.
+      folder: for the study's images and tables; it must be there.
     """
     page = gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600))
     page.queue(max_size=studio.limits.waiting)
@@ -60,7 +60,7 @@ def build(
         page.unload(drawing.gone)
         if study is not None and folder is not None:
             with gr.Tab("Blind study"):
-                StudyTab(study, secret)
+                StudyTab(study, secret, folder)
             with gr.Tab("Results") as tab:
                 first, second = (run.name for run in studio.runs)
                 ResultsTab(tab, study, (first, second), folder)

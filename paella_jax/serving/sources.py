@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from paella_jax.images.decode import ImageError, shown_size
 from paella_jax.images.notes import Notes
+from paella_jax.images.png import save_png
 from paella_jax.images.read import read_mask, read_rgb
 from paella_jax.serving.limits import Limits
 
@@ -36,6 +39,21 @@ def read_upload(file: str | Path, limits: Limits) -> Image.Image:
         raise ImageError(str(error).replace(str(path), "the uploaded file")) from None
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return image
+
+
+def kept_file(image: Image.Image, folder: Path) -> str:
+    """A PNG of an image, written once however often it is shown; its name says nothing of it.
+
+    Args:
+      image: in RGB.
+      folder: where to.
+    """
+    pixels = np.asarray(image)
+    name = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+    file = folder / f"{name}.png"
+    if not file.exists():
+        save_png(file, pixels)
+    return str(file)
 
 
 def for_editor(image: Image.Image) -> dict[str, Any]:

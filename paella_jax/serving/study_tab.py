@@ -11,6 +11,7 @@ import gradio as gr
 
 from paella_jax.config import UserError
 from paella_jax.serving.draw_tab import AT_ONCE, DRAWING, PRIVATE
+from paella_jax.serving.sources import kept_file
 from paella_jax.serving.study import Study
 from paella_jax.serving.tally import in_words
 
@@ -37,9 +38,15 @@ class StudyTab:
     A vote is stored by an event of its own, at once: it waits for no drawing.
     """
 
-    def __init__(self, study: Study, secret: str) -> None:
-        """Builds the components where it is called; `secret` keeps browsers' names from others."""
-        self._study = study
+    def __init__(self, study: Study, secret: str, folder: Path) -> None:
+        """Builds the components where it is called.
+
+        Args:
+          study: which pairs, and where votes go.
+          secret: keeps browsers' names from others.
+          folder: for files of the images.
+        """
+        self._study, self._folder = study, folder
         visitor = gr.BrowserState("", storage_key=STORAGE, secret=secret)
         showing = gr.Textbox("", visible=False)
         gr.Markdown(ASKED)
@@ -94,7 +101,8 @@ class StudyTab:
             note = "You have voted on all pairs there are. Thank you!"
             return [visitor, "", "", None, None, *[closed] * 3, note]
         note = f"{pair.done} of {pair.total} pairs are voted on"
-        return [visitor, pair.showing, pair.prompt, pair.left, pair.right, *[opened] * 3, note]
+        sides = [kept_file(image, self._folder) for image in (pair.left, pair.right)]
+        return [visitor, pair.showing, pair.prompt, *sides, *[opened] * 3, note]
 
     def vote(self, showing: str, choice: str) -> list[Any]:
         """Stores a vote; where that fails the two images stay, to be voted on again."""
