@@ -128,10 +128,10 @@ print(len([name for name in sys.modules if name.split(".")[0] == "paella_jax"]))
 
 
 def test_loading_imports_what_the_run_needs(run_folder):
-    """At most 90 of the package's files, its `__init__`s included."""
+    """At most 100 of the package's files, its `__init__`s included."""
     command = [sys.executable, "-c", LOADED, str(run_folder)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=True)
-    assert int(result.stdout) <= 90
+    assert int(result.stdout) <= 100
 
 
 def code_lines(file, names):
