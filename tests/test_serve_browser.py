@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(bool(LACKING), reason=f"no page to open: {', '.join(LACKING)} missing"),
 ]
 PROMPTS = ["a cat", "a dog", "a red circle"]
+MANY_STEPS = 4000  # a few seconds of drawing: a hundred are over before Stop is pressed
 PATIENCE = 300_000  # milliseconds; the first drawing is compiled, perhaps on a busy machine
 
 
@@ -128,7 +129,8 @@ def by_click(what):
 
 
 def test_the_page(folder, browser, tmp_path):
-    runs = ("--checkpoint", "first", "--checkpoint", "second", "--prompts", "prompts.txt")
+    runs = ("--checkpoint", "first", "--checkpoint", "second", "--prompts", "prompts.txt",
+            "--most_steps", str(MANY_STEPS))  # fmt: skip
     with served(folder, *runs) as address, visit(browser, address) as page:
         draws_edits_and_stops(page)
         with visit(browser, address) as gone:
@@ -157,7 +159,7 @@ def draws_long(page):
     """Begins what takes much longer than anybody waits for."""
     page.fill("#prompt textarea", "a large red circle")
     page.fill("#count input", "2")
-    page.fill("#steps textarea", "100")
+    page.fill("#steps textarea", str(MANY_STEPS))
     page.click("#draw")
     expect(page, "#status", "first: step")
 
