@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,7 +105,7 @@ class Job:
         return [value for value in values for _ in range(self.num_images_per_prompt)]
 
 
-class Pipeline:
+class Pipeline(ABC):
     """The call that all pipelines share; the rest is each pipeline's own."""
 
     config: ConfigDict
@@ -124,41 +125,42 @@ class Pipeline:
         """An image for a task, as the training images were read; `read_image` says of what kind."""
         return read_image(image, background_of(self.config))
 
+    @abstractmethod
     def generate(self, prompt: Any, **options: Any) -> Any:
         """Draws; the result has `images`, and `trace` where asked for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Config and weights of each run it draws with, by name; empty of the one that counts."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def defaults(self) -> dict[str, Any]:
         """What a call uses where it says nothing else: size and the sampler's settings."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, prompts: Any, negative_prompt: str | Sequence[str] | None = "") -> PromptEmbeds:
         """What the text encoders make of prompts, for `prompt_embeds` of any number of calls."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """The size of a call's images in pixels. Raises ValueError for one it does not draw."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check_prompt(self, prompt: Any) -> None:
         """Raises PromptError, ValueError for what `generate` would refuse as a prompt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def from_image(
         self, given: GivenImage, strength: float, prompts: int, sampler: str | None
     ) -> dict[str, Any]:
         """Arguments of `generate` that start from an image, or keep what a mask does not mark."""
-        raise NotImplementedError
 
+    @abstractmethod
     def arrays(self, result: Any, kind: str) -> np.ndarray:
         """What a result has beside its images, "tokens" or "latents"; refuses what it has not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def steps_of(self, generation: Any, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The images after every step of a call with a trace, float32 [steps, count, H, W, 3].
 
@@ -166,7 +168,6 @@ class Pipeline:
           generation: what the call drew.
           records: what each image was drawn from.
         """
-        raise NotImplementedError
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Padded lengths of texts, each alone: those of equal lengths can be drawn together.
@@ -176,6 +177,7 @@ class Pipeline:
         """
         return ()
 
+    @abstractmethod
     def check_settings(self, **settings: Any) -> None:
         """Raises ValueError where `generate` would refuse a size or a sampler's setting."""
 

@@ -114,9 +114,8 @@ class TwoScalePipeline(Pipeline):
         self.check_prompt(prompt)
         count, copies = _count(prompt, limit), job.num_images_per_prompt
         negatives, seeds = job.negatives(count, limit), job.seeds(count)
-        shared: dict[str, Any] = {
-            name: getattr(job, name) for name in ("batch_size", "trace", "watch")
-        }
+        seen = {"trace": job.trace, "watch": job.watch}
+        shared: dict[str, Any] = {"batch_size": job.batch_size, **seen}
         self._expect(job, base, second, count * copies)
         first, texts = self._prompts(prompt)
         low = self.base.generate(

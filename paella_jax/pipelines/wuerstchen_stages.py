@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -160,16 +160,9 @@ class Stages:
             return fetch(self._decode_latents(seen, settings_b, shapes[1])[0])[:rows]
 
         with self._stage("stage_c") as weights:
-            piece = self._texts_c(weights, piece)
-            advance = partial(
-                self._advance_c,
-                weights,
-                piece,
-                padded(course),
-                settings=settings.program(),
-                shape=shapes[0],
-            )
-            reached = self._nothing(piece, shapes[0], settings)
+            request = self._texts_c(weights, piece)
+            advance = _steps(self._advance_c, weights, request, settings, shapes[0])
+            reached = self._nothing(request, shapes[0], settings)
             kept = range(1, int(course.edges[-1]) + 1) if job.trace else ()
             reached, history = in_groups(advance, reached, course.edges, show, job.watch, kept)
         latents = raw(reached[1][1] if job.stopped else reached[0][0])
@@ -202,16 +195,9 @@ class Stages:
 
         show = lambda reached: fetch(decode(reached[1][1]))[:rows]
         with self._stage("stage_b") as weights:
-            piece = self._texts_b(weights, piece)
-            advance = partial(
-                self._advance_b,
-                weights,
-                piece,
-                padded(course),
-                settings=settings.program(),
-                shape=shape,
-            )
-            reached = self._nothing(piece, shape, settings)
+            request = self._texts_b(weights, piece)
+            advance = _steps(self._advance_b, weights, request, settings, shape)
+            reached = self._nothing(request, shape, settings)
             watch = None if job is None else job.watch
             reached, _ = in_groups(advance, reached, course.edges, show, watch)
         stopped = job is not None and job.stopped
@@ -314,3 +300,11 @@ class Stages:
         """Stage B, then Stage A: images and Stage B's latents of a whole request."""
         run = lambda piece, rows: self._decode_latents(piece, settings, shape, rows, job)
         return in_batches(run, request, len(request.images.seeds), job, self.mesh)
+
+
+def _steps(
+    program: Program, weights: Tree, request: StageRequest, settings: DDPMSettings, shape: Any
+) -> Callable[..., Any]:
+    """A stage's sampler with all it needs but where it stands and how far it goes."""
+    course, own = padded(settings.course()), settings.program()
+    return partial(program, weights, request, course, settings=own, shape=shape)

@@ -74,27 +74,10 @@ def wuerstchen_cost(
         for name, module in (("text_c", TEXT_C), ("text_b", TEXT_B))
     )
 
-    settings = DDPMSettings(
-        time_points=segment_times(stage_c.sampler.edges, stage_c.sampler.segments),
-        guidance_scale=stage_c.sampler.guidance_scale,
-        stepper=stage_c.sampler.stepper,
-    )
-
-    def draw_c(params: Tree, key: Array, text: Array) -> Array:
-        predict = lambda text: lambda x, t: prior.apply(params, x, t, Conditioning(text=text))
-        denoise = guide(predict(text), predict(jnp.zeros_like(text)))
-        shape = (batch, side, side, prior.channels)
-        return from_stage_c(sample(denoise, key, shape, settings))
-
+    draw_c = _draw_c(prior, stage_c.sampler, (batch, side, side, prior.channels))
     latents_c = measure("stage_c", _init(prior, side, prior.channels, text_c), draw_c, text_c)
 
-    def draw_b(params: Tree, key: Array, text: Array, latents: Array) -> Array:
-        cond = Conditioning(text=text, guide=latents)
-        predict = lambda x, t: decoder.apply(params, x, t, cond)
-        shape = (batch, latent, latent, decoder.latent_channels)
-        steps = DDPMSettings(num_steps=stage_b.sampler.num_steps)
-        return sample(guide(predict, None), key, shape, steps)
-
+    draw_b = _draw_b(decoder, stage_b.sampler, (batch, latent, latent, decoder.latent_channels))
     init_b = _init(decoder, latent, decoder.latent_channels, text_b)
     latents_b = measure("stage_b", init_b, draw_b, text_b, latents_c)
     vqgan = VQGAN(dtype=dtype)
@@ -107,6 +90,34 @@ def wuerstchen_cost(
     report["finite"] = bool(np.isfinite(np.asarray(images)).all())
     report["resident_peak_mib"] = resident_peak_mib()
     return report
+
+
+def _draw_c(prior: StageC, sampler: ConfigDict, shape: tuple[int, ...]) -> Callable[..., Array]:
+    """Stage C's sampler with its run's settings, guided by an empty text."""
+    settings = DDPMSettings(
+        time_points=segment_times(sampler.edges, sampler.segments),
+        guidance_scale=sampler.guidance_scale,
+        stepper=sampler.stepper,
+    )
+
+    def draw(params: Tree, key: Array, text: Array) -> Array:
+        predict = lambda text: lambda x, t: prior.apply(params, x, t, Conditioning(text=text))
+        denoise = guide(predict(text), predict(jnp.zeros_like(text)))
+        return from_stage_c(sample(denoise, key, shape, settings))
+
+    return draw
+
+
+def _draw_b(decoder: StageB, sampler: ConfigDict, shape: tuple[int, ...]) -> Callable[..., Array]:
+    """Stage B's sampler, unguided as released."""
+    settings = DDPMSettings(num_steps=sampler.num_steps)
+
+    def draw(params: Tree, key: Array, text: Array, latents: Array) -> Array:
+        cond = Conditioning(text=text, guide=latents)
+        predict = lambda x, t: decoder.apply(params, x, t, cond)
+        return sample(guide(predict, None), key, shape, settings)
+
+    return draw
 
 
 def _init(module: StageB | StageC, size: int, channels: int, text: Array) -> Callable[[], Tree]:
