@@ -221,7 +221,6 @@ def tiny_recipe(config: ConfigDict) -> None:
     """The same for the `tiny` data, in a minute or two."""
     config.data.spec = "tiny"
     config.num_steps = 400
-    config.text.pad_to = 16
     config.text.width = 64
     config.text.hidden_dim = 128
     config.optim.warmup_steps = 50

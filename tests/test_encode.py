@@ -295,7 +295,7 @@ def test_another_network_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"weights of vqgan: \w{12} -> \w{12}"):
         build_method(joint(data__encoded=data), other)
     for fields, message in (
-        ({"text__pad_to": 20}, "text.pad_to or text.max_length: 16 -> 20"),
+        ({"text__pad_to": 20}, "text.pad_to or text.max_length: 24 -> 20"),
         ({"text__units": "bytes", "text__values_from": "states"}, "ids of the tokenizer of text"),
         ({"model__num_classes": 3, "cell__network": "unet"}, "model.num_classes: 0 -> 3"),
     ):
