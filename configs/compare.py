@@ -2,8 +2,8 @@
 
     python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
 
-Presets: `shapes` (the full setting, overnight), `quick` (under 90 minutes with `--workers 2` on two
-cores), `tiny` (for continuous integration: no quality to speak of) and `folder`, on a user's own
+Presets: `shapes` (the full setting, overnight), `quick` (about two hours with `--workers 2` on two
+idle cores by its number of steps), `tiny` (for continuous integration: no quality to speak of) and `folder`, on a user's own
 captioned images:
 
     python -m paella_jax.compare --config compare:folder --config.data.folder=IMAGES --out DIR
@@ -107,7 +107,7 @@ def _add_measure(config: ConfigDict) -> None:
 
 
 def _quick(config: ConfigDict) -> None:
-    """Captions as whole words and less of everything, so that it fits into 90 minutes."""
+    """Captions as whole words and less of everything, so that it fits into an evening."""
     config.overrides = (
         "text.units=words", "text.values_from=words", "text.max_length=24", "text.pad_to=24",
         "batch_size=16",  # captions are read after so many updates, whatever their size
