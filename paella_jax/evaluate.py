@@ -139,9 +139,7 @@ def main() -> int:
     check_subject(arguments)
 
     from paella_jax.files.atomic import check_writable
-    from paella_jax.images.plots import check_plots
 
-    check_plots()
     check_writable(Path(arguments.out or arguments.checkpoint or "scores"), folder=True)
     setup_jax()
     if arguments.checkpoint:
@@ -186,9 +184,12 @@ def scores_real_images(arguments: argparse.Namespace) -> bool:
 
 def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
     """Draws or reconstructs, and scores by features; returns the table."""
+    from paella_jax.images.plots import check_plots
     from paella_jax.reports.run_scores import score_run
     from paella_jax.reports.scored_run import Asked
 
+    if arguments.curve:
+        check_plots()
     numbers = lambda text: [float(x) for x in text.split(",") if x]
     asked = Asked(
         Path(arguments.checkpoint),
@@ -210,9 +211,11 @@ def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
 
 def evaluate_on_shapes(arguments: argparse.Namespace) -> None:
     """Scores a run on the embedded data by reading its images back."""
+    from paella_jax.images.plots import check_plots
     from paella_jax.pipelines.tokens import load_tokens
     from paella_jax.reports.report import evaluate_run, show
 
+    check_plots()
     checkpoint, out = arguments.checkpoint, Path(arguments.out or arguments.checkpoint)
     stages = {name: float(value) for name, value in (s.split("=") for s in arguments.seconds)}
     report = evaluate_run(

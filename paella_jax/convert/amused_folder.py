@@ -149,7 +149,7 @@ def open_folder(path: str | Path) -> AmusedFolder | None:
     weights, tokenizer = (weights_file.open_weights(folder / part) for part in (TRANSFORMER, VQVAE))
     opened = AmusedFolder(folder, weights, tokenizer, found, config["mask_token_id"])
     try:
-        assert opened.files
+        len(opened.files)  # lists them, which finds what is missing
     except FileNotFoundError as error:
         raise ConversionError(str(error)) from error
     return opened

@@ -58,8 +58,9 @@ def config_of(weights: Weights) -> ConfigDict | None:
         return None
     try:
         config = from_json(weights.notes[NOTE])
-        assert "method" in config
-    except (ValueError, AssertionError) as error:
+        if "method" not in config:
+            raise ValueError("it names no method")
+    except ValueError as error:
         raise ConversionError(
             f"{weights.files[0]}: the config in its header is damaged; export it again"
         ) from error

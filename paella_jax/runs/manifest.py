@@ -72,8 +72,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(file.read_text())
-        assert all(map(_is_listed, content["files"].items()))
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        if not all(map(_is_listed, content["files"].items())):
+            raise ValueError("it lists what is no file of this folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error!r}); download the folder again"
         ) from error
