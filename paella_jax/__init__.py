@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from paella_jax.pipelines.prompts import Condition as Condition
     from paella_jax.pipelines.watch import StopSampling as StopSampling
 
-from paella_jax.files.absl_noise import silence
+from paella_jax.files.library_noise import silence
 
-silence()  # before orbax and grain are imported
+silence()  # before orbax, grain and transformers are imported
 
 __version__ = "0.1.0"
 __all__ = [

@@ -160,12 +160,19 @@ def test_each_program_is_told_once(capsys):
     assert capsys.readouterr().err.count("compiling the sum ...") == 3
 
 
-def test_of_absl_s_log_only_lines_about_orbax_and_grain_are_left_out(caplog):
-    logger = logging.getLogger("absl")
-    with caplog.at_level(logging.WARNING, logger="absl"):
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("absl", "Metadata file does not exist: a/_METADATA"),
+        ("transformers", "PyTorch was not found."),
+    ],
+)
+def test_only_lines_of_libraries_about_themselves_are_left_out(caplog, name, line):
+    logger = logging.getLogger(name)
+    with caplog.at_level(logging.WARNING, logger=name):
         logger.addHandler(caplog.handler)
         try:
-            logger.warning("Metadata file does not exist: %s", "a/_METADATA")
+            logger.warning(line)
             logger.warning("the disk is full")
         finally:
             logger.removeHandler(caplog.handler)
