@@ -123,7 +123,9 @@ def _add_conditions(config: ConfigDict) -> None:
     config.clip = ConfigDict()
     config.clip.folder = ""  # frozen CLIP text and vision towers in Hugging Face layout
     config.image_encoder = ConfigDict()
-    config.image_encoder.kind = "none"  # none, clip (of clip.folder) or joint (fields below)
+    # none, clip (of clip.folder), or trained along: joint, a CLIP tower of the fields below, or
+    # conv, convolutions of its width, which learn from fewer images
+    config.image_encoder.kind = "none"
     config.image_encoder.patch_size = 8
     config.image_encoder.width = 96
     config.image_encoder.num_layers = 2
@@ -155,6 +157,8 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.sampler.num_steps = 12
     config.sampler.temperature = (0.7, 0.3)  # first and last step
     config.sampler.guidance_scale = (8.0, 8.0)  # first and last step; 1 is off
+    # Image to image of a strength below 1, as (near 0, near 1); None: guidance_scale
+    config.sampler.image_guidance = None
     config.sampler.guided_steps = None  # guidance stops after this many steps
     config.sampler.renoise_steps = None  # None: all steps but the last
     config.sampler.renoise_mode = "initial"  # initial, previous or fresh

@@ -3,7 +3,8 @@
 Runs on the embedded data: `python -m paella_jax.evaluate --checkpoint RUN [--out DIR]` writes
 report.json, samples.png (prompts with a tick or cross) and training.png; with --sweep also
 sweep.json and sweep.png: scores against steps, guidance, temperature and the choice of what is
-renoised. With --tasks it writes an example of every image task to `tasks/`.
+renoised. With --tasks it writes an example of every image task to `tasks/`, all of them on
+sheet.png, and their scores to tasks.md and tasks.json.
 With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
 directly: stages.json, stages.png.
 
@@ -96,7 +97,8 @@ def parse() -> argparse.Namespace:
     shapes.add_argument(
         "--direct", type=path, help="direct decoder run: score a Würstchen's stages apart"
     )
-    shapes.add_argument("--tasks", action="store_true", help="draw an example of each image task")
+    shapes.add_argument("--tasks", action="store_true", help="draw and score each image task")
+    shapes.add_argument("--task_pairs", type=int, default=32, help="images per task's score")
     shapes.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
     )
@@ -233,10 +235,10 @@ def evaluate_on_shapes(arguments: argparse.Namespace) -> None:
         count = arguments.num_images or 256
         print(show_decoders(compare_decoders(checkpoint, arguments.direct, out, count)))
     if arguments.tasks:
-        from paella_jax.reports.task_examples import draw_task_examples
+        from paella_jax.reports.task_page import write_tasks
 
-        files = draw_task_examples(load_tokens(checkpoint), out / "tasks")
-        print(f"wrote {len(files)} tasks: {out / 'tasks'}")
+        print(write_tasks(load_tokens(checkpoint), out / "tasks", arguments.task_pairs))
+        print(f"wrote the tasks' images, sheet.png, tasks.md and tasks.json: {out / 'tasks'}")
     if arguments.sweep:
         from paella_jax.reports.sweep import show_sweep, sweep
 

@@ -3,11 +3,11 @@
 Without further flags this is text-to-image. One of these flags chooses an image task:
   --image FILE --strength 0.6              draw the prompt over the image
   --image FILE --mask FILE                 draw the mask's white part anew
-  --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right
+  --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right; in windows (README)
   --image FILE --morph 8                   keep the layout: enter a 24-step run at this step
   --image FILE --edit 100 [--mask FILE]    draw some tokens again in each of 100 rounds
   --like FILE [--like FILE ...]            variations of one image, or a mix of several
-  --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5
+  --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5 or columns
   --between FILE --between FILE            a strip from one image to another by their embeddings
   --to "PROMPT" --frames 8                 a strip from the prompt to another (.gif for a movie)
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
@@ -73,7 +73,10 @@ def parse() -> argparse.Namespace:
     tasks.add_argument("--top_k", type=int, help="draw among as many tokens; default 3")
     tasks.add_argument("--like", type=path, action="append", default=[], metavar="FILE")
     tasks.add_argument("--mix", action="append", default=[], metavar="PROMPT")
-    tasks.add_argument("--weights", help="of --prompt and every --mix, with commas")
+    tasks.add_argument(
+        "--weights",
+        help="of --prompt and every --mix, with commas; or columns, rows: a part for each",
+    )
     tasks.add_argument("--between", type=path, action="append", default=[], metavar="FILE")
     tasks.add_argument("--to", metavar="PROMPT")
     tasks.add_argument("--frames", type=int, default=8, help="of --to, --between, --edit --strip")

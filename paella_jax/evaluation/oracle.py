@@ -85,7 +85,7 @@ def score(images: np.ndarray, scenes: Sequence[Scene], spec: ShapesSpec) -> Orac
     """
     read = read_scenes(images, spec)
     result = compare_scenes(read, scenes)
-    clean = result.exact_images & (_farthest_tile(images, read, spec) < CLEAN)
+    clean = result.exact_images & (farthest_tile(images, read, spec) < CLEAN)
     return replace(result, clean=float(clean.mean()))
 
 
@@ -138,7 +138,7 @@ def checked_images(images: np.ndarray, spec: ShapesSpec) -> np.ndarray:
     return np.clip(pixels, 0.0, 1.0)
 
 
-def _farthest_tile(images: np.ndarray, read: Sequence[Scene], spec: ShapesSpec) -> np.ndarray:
+def farthest_tile(images: np.ndarray, read: Sequence[Scene], spec: ShapesSpec) -> np.ndarray:
     """Of each image, the largest mean squared error of a tile from what was read there."""
     perfect = np.stack([render(scene, spec) for scene in read])
     tiles = [_split_tiles(checked_images(x, spec), spec) for x in (images, perfect)]

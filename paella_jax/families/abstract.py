@@ -27,7 +27,7 @@ from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
 from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.direct_decoder import decoding_method
-from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
+from paella_jax.families.image_encoder import JOINT, ImageEncoder, joint_image_encoder
 from paella_jax.families.networks import NETWORKS, SMALLEST_LARGE, frozen_form
 from paella_jax.families.stage_b import StageBNetworks, assemble_stage_b, stage_b_networks_method
 from paella_jax.families.stage_c import (
@@ -244,6 +244,6 @@ def _text(config: ConfigDict, frozen: Tree) -> TextNetworks:
 def _image_encoder(config: ConfigDict) -> ImageEncoder | None:
     if config.image_encoder.kind == "clip":
         return ImageEncoder(CLIP_VISION.clone(**frozen_form(config)), is_joint=False)
-    if config.image_encoder.kind == "joint":
+    if config.image_encoder.kind in JOINT:
         return joint_image_encoder(config.image_encoder, config.data.image_size, config.precision)
     return None

@@ -27,6 +27,8 @@ ASKED_FOR = {
     "model.num_segments": "segmentation",
     "image_encoder.kind": "image_pooled",
 }
+# Fields of `config.sampler` that are no setting of a sampler.
+ABOUT = ("joint_guidance", "image_guidance")
 
 
 def check_cell(config: ConfigDict) -> None:
@@ -91,8 +93,8 @@ def _check_conditions(config: ConfigDict, network: Network) -> None:
 
 
 def sampler_fields(config: ConfigDict) -> dict[str, Any]:
-    """The sampler's settings of a config, without what is about the program."""
-    return {k: v for k, v in config.sampler.items() if k != "joint_guidance"}
+    """The sampler's settings of a config, without what is about the program or a task."""
+    return {k: v for k, v in config.sampler.items() if k not in ABOUT}
 
 
 def make_predictor(config: ConfigDict, around: Around) -> TokenPredictor:

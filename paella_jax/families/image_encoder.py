@@ -1,4 +1,4 @@
-"""Images as conditions: a CLIP vision tower, frozen or trained with the predictor."""
+"""Images as conditions: a CLIP vision tower, frozen or trained along, or small convolutions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.encoders.clip_vision import ClipVision
+from paella_jax.encoders.conv_vision import ConvVision
 from paella_jax.encoders.preprocess import clip_preprocess
 from paella_jax.typing import Array, Tree
+
+JOINT = ("joint", "conv")  # kinds that train along: a CLIP tower, and convolutions
 
 
 @dataclass(frozen=True)
 class ImageEncoder:
     """The tower, and where its parameters are: "image_encoder" in the trained or frozen tree."""
 
-    module: ClipVision
+    module: ClipVision | ConvVision
     is_joint: bool
 
     @property
@@ -49,6 +52,14 @@ class ImageEncoder:
 
 def joint_image_encoder(settings: ConfigDict, image_size: int, precision: str) -> ImageEncoder:
     """A small tower on the training images themselves, from `config.image_encoder`."""
+    if settings.kind == "conv":
+        conv = ConvVision(
+            image_size=image_size,
+            width=settings.width // 2,
+            projection=settings.projection,
+            dtype=jnp.dtype(precision),
+        )
+        return ImageEncoder(conv, is_joint=True)
     module = ClipVision(
         image_size=image_size,
         patch_size=settings.patch_size,

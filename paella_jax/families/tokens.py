@@ -133,13 +133,15 @@ def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEnco
         return None
     # Imported here: most runs have no image encoder, and need nothing of CLIP.
     from paella_jax.encoders.published import load_clip_vision_folder
-    from paella_jax.families.image_encoder import ImageEncoder, joint_image_encoder
+    from paella_jax.families.image_encoder import JOINT, ImageEncoder, joint_image_encoder
 
-    if kind == "joint":
+    if kind in JOINT:
         size = config.data.image_size
         return joint_image_encoder(config.image_encoder, size, config.precision)
     if kind != "clip":
-        raise ConfigError(f"image_encoder.kind must be none, clip or joint, got {kind!r}")
+        raise ConfigError(
+            f"image_encoder.kind must be none, clip, {' or '.join(JOINT)}, got {kind!r}"
+        )
     folder = place_of(CLIP, workdir)
     if not folder.is_dir():
         raise ConfigError(

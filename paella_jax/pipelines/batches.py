@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.training.placing import batch_sharding, fetch, place
 from paella_jax.training.sharding import make_mesh, replicated
-from paella_jax.typing import Key, Tree
+from paella_jax.typing import Array, Key, Tree
 
 
 def all_devices() -> Mesh:
@@ -72,6 +72,17 @@ def checked_seeds(seeds: np.ndarray) -> np.ndarray:
         if not isinstance(seed, int) or not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed!r} must be a whole number from 0 to {2**32 - 1}")
     return np.asarray(seeds, np.uint32)
+
+
+def child_seeds(images: Numbered, child: int) -> list[int]:
+    """A further seed for each image, from its key and the child's number alone."""
+    return np.asarray(_bits_of(images, child)).tolist()
+
+
+@jax.jit
+def _bits_of(images: Numbered, child: Any) -> Array:
+    bits = lambda key: jax.random.bits(jax.random.fold_in(key, child))
+    return jax.vmap(bits)(images.keys())
 
 
 def image_keys(seeds: Sequence[int], copies: int) -> Key:

@@ -12,6 +12,7 @@ from PIL import Image
 from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.drawn_images import Images
 from paella_jax.pipelines.given_image import read_given
+from paella_jax.pipelines.presets import STRENGTH
 from paella_jax.pipelines.watch import Watch
 
 # What other libraries call an argument -> ours.
@@ -31,7 +32,6 @@ OUTPUT_TYPES = ("pil", "np", "tokens", "latents")
 MOST_IMAGES = 65_536
 MOST_STEPS = 10_000
 LARGEST_SIDE = 16_384
-STRENGTH = 0.6  # of an image without a mask
 _PLAIN = (str, int, float, tuple)  # options that a record can hold
 DEFAULTS: dict[str, Any] = {
     "prompt": None,
@@ -83,7 +83,10 @@ def answer(
         strength = asked["strength"] or (STRENGTH if given.marked is None else 1.0)
         drawing |= {"height": size[0], "width": size[1]}
         sampler = options.get("sampler")
-        drawing |= pipe.from_image(given, float(strength), _count(prompt), sampler)
+        start = pipe.from_image(given, float(strength), _count(prompt), sampler)
+        if asked["guidance_scale"] is None:
+            asked["guidance_scale"] = start.get("guidance_scale")
+        drawing |= start | {"guidance_scale": asked["guidance_scale"]}
         asked["strength"] = strength
     watch = Watch(asked["callback"], asked["callback_every"], asked["progress"], rehearse)
     with watch:

@@ -7,6 +7,7 @@ the same pixels are drawn anew in both, and everything else stays (docs/models/m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from paella_jax.images.read import ImageLike
 from paella_jax.pipelines.base import Generation
 from paella_jax.pipelines.batches import numbered
 from paella_jax.pipelines.geometry import keep_unmasked
+from paella_jax.pipelines.presets import STRENGTH, edit_settings, start_options
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.pipelines.two_scale import TwoScalePipeline
-from paella_jax.sampling.resample import ResampleSettings
+from paella_jax.pipelines.windows import (
+    is_larger,
+    needs_windows,
+    only_prompt,
+    outpaint_windows,
+)
 from paella_jax.sampling.schedule import first_and_last, linear_ramp
-from paella_jax.sampling.token_sampler import start_from_image
 
 AnyScale = TokenPipeline | TwoScalePipeline
 RAMPS = ("guidance_scale", "temperature")
@@ -52,7 +58,7 @@ def image_to_image(
     image: ImageLike,
     prompt: str | Condition,
     *,
-    strength: float = 0.6,
+    strength: float = STRENGTH,
     **options: Any,
 ) -> Generation:
     """Draws the prompt over an image.
@@ -62,7 +68,8 @@ def image_to_image(
       image: of a size that the network draws.
       prompt: what to draw.
       strength: fraction of the tokens corrupted at the start (of the steps run, for a masked
-        network's confidence sampler): 0 returns the image's own tokens, 1 is text-to-image.
+        network's confidence sampler): 0 returns the image's own tokens, 1 is text-to-image. Where
+        the run has `sampler.image_guidance`, it says how loud the prompt is in between.
       **options: of `TokenPipeline.generate`.
 
     Raises:
@@ -75,9 +82,9 @@ def image_to_image(
         copies = len(numbered([0], options.get("num_images_per_prompt", 1)).seeds)
         tokens = np.repeat(tokens, copies, axis=0)
         return Generation(pipe.decode(tokens), tokens, None)
-    settings = pipe.settings(sampler=options.get("sampler"))
-    start: dict[str, Any] = start_from_image(settings, strength)
-    return pipe.generate([prompt], image_tokens=tokens, **size, **start, **options)
+    start = start_options(pipe.config, pipe.settings(options.get("sampler")), strength)
+    given = {name: value for name, value in options.items() if value is not None}
+    return pipe.generate([prompt], image_tokens=tokens, **size, **(start | given))
 
 
 def inpaint(
@@ -104,25 +111,35 @@ def inpaint(
 def outpaint(
     pipe: AnyScale,
     image: ImageLike,
-    prompt: str | Condition,
+    prompt: str | Condition | Sequence[str | Condition],
     *,
     top: int = 0,
     bottom: int = 0,
     left: int = 0,
     right: int = 0,
+    windows: bool | None = None,
     **options: Any,
 ) -> Generation:
     """Puts an image on a larger canvas and draws what is around it.
+
+    A network with position vectors repeats a prompt's places on a canvas larger than its training
+    images. There it draws windows of the trained size, each half over what is there already
+    (windows.py), and a prompt describes a window with what it sees of the image. So "a circle at
+    the bottom left and a square at the top right" is right for a window whose left half shows the
+    image's circle.
 
     Args:
       pipe: from `paella_jax.load`, of one scale or two.
       image: its tokens stay as they are. With the margins it must make a size that is drawn; with
         one scale its own sides must be multiples of the token's.
-      prompt: describes the whole canvas.
+      prompt: describes the whole canvas; of windows all of them, or a list describes each in the
+        order of `windows_of`: beside the image to the right and below, then to the left and above.
       top: pixels to add above; with one scale a multiple of the token's side.
       bottom: pixels to add below, likewise.
       left: pixels to add, likewise.
       right: pixels to add, likewise.
+      windows: whether to draw in windows; None does where the network has positions and the canvas
+        is larger than its training images. Two scales draw their one size.
       **options: of the pipeline's `generate`.
 
     Raises:
@@ -138,9 +155,13 @@ def outpaint(
     pixels = pipe.read(image)
     height, width = pixels.shape[:2]
     canvas = (height + top + bottom, width + left + right)
+    margins = ((top, bottom), (left, right))
+    wanted = needs_windows(pipe) if windows is None else windows
+    if wanted and isinstance(pipe, TokenPipeline) and is_larger(pipe, (height, width), canvas):
+        return outpaint_windows(pipe, pixels, prompt, margins, **options)
     pipe.sizes.check_canvas((height, width), canvas)
-    kept = pipe.keep_inside(pixels, ((top, bottom), (left, right)))
-    return pipe.generate([prompt], **kept, **options)
+    one = prompt if isinstance(prompt, str | Condition) else only_prompt(prompt)
+    return pipe.generate([one], **pipe.keep_inside(pixels, margins), **options)
 
 
 def edit(
@@ -167,16 +188,16 @@ def edit(
       frames: intermediate states in the result's `trace`, evenly spaced, the last one being the
         result. Of two scales the enlarging steps are returned as well.
       **options: rounds (100), share (0.08) of the tokens that may change, drawn again in a round,
-        top_k (3) most probable tokens to draw among, and the rounds' guidance_scale (4) and
-        temperature (1), a number or a pair that ramps; others are of the pipeline's `generate`.
+        top_k (3) most probable tokens to draw among, and the rounds' guidance_scale and
+        temperature (those of the run's last step), a number or a pair that ramps; others are of
+        the pipeline's `generate`.
 
     Raises:
       ImageError, ValueError: unusable image, mask or setting.
     """
     own = {name: options.pop(name) for name in ROUNDS if name in options}
     own |= {name: first_and_last(name, own[name]) for name in RAMPS if name in own}
-    settings = ResampleSettings(**own, frames=frames or None)
-    settings.check()
+    settings = edit_settings(pipe, **own, frames=frames or None)
     kept: dict[str, Any]
     if mask is None:
         tokens, kept = encode_image(pipe, image)
@@ -198,14 +219,23 @@ def morph(
     image: ImageLike,
     prompt: str | Condition,
     *,
-    start_step: int = 8,
-    num_steps: int = 24,
+    start_step: int | None = None,
+    num_steps: int | None = None,
     **options: Any,
 ) -> Generation:
     """Structural morphing: keeps an image's layout and draws the prompt in it.
 
     Enters a run of `num_steps` at `start_step` with the image noised to that level, and renoises
-    with the tokens of the step before, so that structure carries over.
+    with the tokens of the step before, so that structure carries over. A prompt that says where
+    things are decides that itself: give one that does not, or a label.
+
+    Args:
+      pipe: from `paella_jax.load`, of a network trained with random tokens.
+      image: of a size that it draws.
+      prompt: what to draw.
+      start_step: a later one keeps more; default a third of the steps, as published.
+      num_steps: default twice the run's.
+      **options: of `TokenPipeline.generate`; the guidance is that of image to image.
 
     Raises:
       ImageError, ValueError: unusable image, a start outside the run, or a network trained with
@@ -217,6 +247,8 @@ def morph(
             "with random tokens (cell.corruption=uniform) understands; this one was trained with "
             "masks: use image-to-image"
         )
+    num_steps = num_steps or 2 * pipe.settings(options.get("sampler")).num_steps
+    start_step = num_steps // 3 if start_step is None else start_step
     if not 0 <= start_step < num_steps:
         raise ValueError(f"start_step {start_step} must be in [0, num_steps {num_steps})")
     temperature = options.pop("temperature", None)
@@ -224,7 +256,7 @@ def morph(
     ramp = linear_ramp(*full.temperature, num_steps)
     tokens, size = encode_image(pipe, image)
     chosen: dict[str, Any] = {
-        "t_start": 1.0 - start_step / num_steps,
+        **start_options(pipe.config, full, 1.0 - start_step / num_steps),
         "num_steps": num_steps - start_step,
         "temperature": (float(ramp[start_step]), float(ramp[-1])),
         "renoise_mode": "previous",

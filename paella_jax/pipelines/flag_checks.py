@@ -11,6 +11,7 @@ from paella_jax.images.read import read_classes, read_image
 from paella_jax.pipelines.tasks import (
     CONDITIONS,
     ONE_SCALE,
+    PARTS,
     TASKS,
     chosen_task,
     is_given,
@@ -90,7 +91,7 @@ def check_numbers(flags: Any) -> None:
             raise ValueError(f"--{name} must be from 0 to 1, got {value}")
     if flags.temperature is not None and flags.temperature < 0.0:
         raise ValueError(f"--temperature must be at least 0, got {flags.temperature}")
-    if flags.weights:
+    if flags.weights and flags.weights not in PARTS:
         numbers(flags.weights, "weights")
     if flags.outpaint and len(numbers(flags.outpaint, "outpaint", int)) != 4:
         raise ValueError(f"--outpaint {flags.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -14,7 +14,6 @@ from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.images.read import ImageError, ImageLike, read_mask
 from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.sampling.token_loop import Known
-from paella_jax.sampling.token_sampler import TokenSettings, start_from_image
 
 
 class Scale(NamedTuple):
@@ -189,13 +188,13 @@ def keep_unmasked(pipe: Any, image: ImageLike, mask: ImageLike) -> dict[str, Any
 
 
 def tokens_of_image(
-    pipe: Any, settings: TokenSettings, given: GivenImage, strength: float, prompts: int
+    pipe: Any, start: Mapping[str, Any], given: GivenImage, strength: float, prompts: int
 ) -> dict[str, Any]:
     """A call's image -> arguments of a token pipeline's `generate`, for each of `prompts`.
 
     Args:
       pipe: from `paella_jax.load`, with `sizes` and `scales`.
-      settings: of the sampler that starts from the image, the first scale's.
+      start: sampler settings that start from the image (presets.py), used below a strength of 1.
       given: with a mask every token that the mask does not touch stays.
       strength: below 1 the others start from the image too.
       prompts: how many there are; all have the same image.
@@ -213,7 +212,7 @@ def tokens_of_image(
     if strength < 1.0:
         if tokens is None:
             tokens = first.encode(given.pixels[None])
-        own |= {"image_tokens": repeat(tokens), **start_from_image(settings, strength)}
+        own |= {"image_tokens": repeat(tokens), **start}
     return own
 
 

@@ -63,6 +63,9 @@ class PromptEmbeds:
     def towards(self, other: PromptEmbeds, fraction: float) -> PromptEmbeds:
         """The prompts on the way to others: 0 is these, 1 the others.
 
+        Vectors are interpolated linearly. A position that one of the two does not have, as the end
+        of a longer text, is there on the whole way, with the vector of the one that has it.
+
         Raises:
           ValueError: others in number, length or encoder.
         """
@@ -73,12 +76,50 @@ class PromptEmbeds:
                 "encoder cannot be mixed"
             )
 
-        def between(a: Any, b: Any) -> np.ndarray:
-            if not np.issubdtype(a.dtype, np.floating):
-                return a | b if a.dtype == bool else a
-            return (a * (1.0 - fraction) + b * fraction).astype(a.dtype)
+        if fraction in (0.0, 1.0):
+            return other if fraction else self
+        parts = {
+            name: tuple(
+                _between(mine, theirs, fraction)
+                for mine, theirs in zip(both, other.parts[name], strict=True)
+            )
+            for name, both in self.parts.items()
+        }
+        return replace(self, parts=parts)
 
-        return replace(self, parts=jax.tree.map(between, dict(self.parts), dict(other.parts)))
+    def and_then(self, *others: PromptEmbeds) -> PromptEmbeds:
+        """These and further ones of the same form, one behind the other."""
+        every = (self, *others)
+        join = lambda *arrays: np.concatenate(arrays)
+        return PromptEmbeds(
+            tuple(text for one in every for text in one.prompts),
+            tuple(text for one in every for text in one.negative_prompts),
+            jax.tree.map(join, *(dict(one.parts) for one in every)),
+            self.made_for,
+        )
+
+
+# The vectors of a condition, and which of their positions are real.
+MASKS = {"text": "text_mask", "text_values": "text_mask", "image_pooled": "image_mask"}
+
+
+def _between(first: Conditioning, second: Conditioning, fraction: float) -> Conditioning:
+    """Two conditions of the same form as one, `fraction` of the way from one to the other."""
+
+    def between(a: Any, b: Any) -> Any:
+        if not np.issubdtype(a.dtype, np.floating):
+            return a | b if a.dtype == bool else a
+        return (a * (1.0 - fraction) + b * fraction).astype(a.dtype)
+
+    mixed = jax.tree.map(between, first, second)
+    own: dict[str, Any] = {}
+    for name, mask in MASKS.items():
+        a, b = (getattr(one, mask) for one in (first, second))
+        vectors = getattr(mixed, name)
+        if vectors is not None and a is not None:
+            vectors = np.where((a & ~b)[..., None], getattr(first, name), vectors)
+            own[name] = np.where((b & ~a)[..., None], getattr(second, name), vectors)
+    return replace(mixed, **own)
 
 
 def check_embeds(embeds: PromptEmbeds, made_for: str, name: str = "") -> PromptEmbeds:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from paella_jax.families.clip_prior import load_clip_prior
 from paella_jax.pipelines import editing, variations
+from paella_jax.pipelines.presets import STRENGTH
 from paella_jax.pipelines.prompts import Condition
 
+PARTS = ("columns", "rows")  # of --mix, in place of weights
 CONDITIONS = ("emphasis", "label", "segmentation", "prior")  # flags that add to a prompt
 
 
@@ -70,7 +72,7 @@ def text_to_image(asked: Asked) -> Drawn:
 def image_to_image(asked: Asked) -> Drawn:
     """Draws over the image."""
     pipe, flags, prompts, (condition,), options = asked
-    strength = 0.6 if flags.strength is None else flags.strength
+    strength = STRENGTH if flags.strength is None else flags.strength
     drawn = editing.image_to_image(pipe, flags.image, condition, strength=strength, **options)
     return drawn, asked.copies(prompts)
 
@@ -138,8 +140,13 @@ def towards(asked: Asked) -> Drawn:
 def mix(asked: Asked) -> Drawn:
     """Mixes further prompts in."""
     pipe, flags, prompts, (first,), options = asked
-    weights = numbers(flags.weights, "weights") if flags.weights else None
-    drawn = pipe.generate([[first, *flags.mix]], weights=weights, **asked.size, **options)
+    conditions = [first, *flags.mix]
+    if flags.weights in PARTS:
+        parts = {"along": flags.weights} | asked.size | options
+        drawn = variations.mix_parts(pipe, conditions, **parts)
+    else:
+        weights = numbers(flags.weights, "weights") if flags.weights else None
+        drawn = pipe.generate([conditions], weights=weights, **asked.size, **options)
     return drawn, asked.copies([" + ".join([*prompts, *flags.mix])])
 
 

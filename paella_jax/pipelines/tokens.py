@@ -23,6 +23,7 @@ from paella_jax.pipelines.batches import all_devices, in_batches, num_pieces, on
 from paella_jax.pipelines.call import texts_of
 from paella_jax.pipelines.geometry import Scale, Sizes, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.presets import start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, padded_lengths
 from paella_jax.pipelines.request import (
@@ -258,7 +259,8 @@ class TokenPipeline(TokenCoder, Pipeline):
         self, given: GivenImage, strength: float, prompts: int, sampler: str | None
     ) -> dict[str, Any]:
         """Arguments of `generate` that start from an image, or keep what a mask does not mark."""
-        return tokens_of_image(self, self.settings(sampler), given, strength, prompts)
+        start = start_options(self.config, self.settings(sampler), strength)
+        return tokens_of_image(self, start, given, strength, prompts)
 
     def arrays(self, result: Generation, kind: str) -> np.ndarray:
         """A result's tokens. Raises ValueError for latents, which it has none of."""

@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.encoders.byte_tokenizer import check_prompts
 from paella_jax.pipelines.base import Generation, Job, Pipeline
-from paella_jax.pipelines.batches import Numbered, num_pieces, numbered
+from paella_jax.pipelines.batches import child_seeds, num_pieces, numbered
 from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.pipelines.pairs import check_pair
+from paella_jax.pipelines.presets import start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
 from paella_jax.pipelines.tokens import Prompt, TokenPipeline
 from paella_jax.sampling.token_loop import Known
-from paella_jax.typing import Array, Tree
+from paella_jax.typing import Tree
 
 Range = float | tuple[float, float]
 PARTS = ("base", "super_resolution")  # of embedded prompts
@@ -199,7 +199,8 @@ class TwoScalePipeline(Pipeline):
 
         With a strength the small image starts from the given one; it is then enlarged.
         """
-        return tokens_of_image(self, self.base.settings(sampler), given, strength, prompts)
+        start = start_options(self.base.config, self.base.settings(sampler), strength)
+        return tokens_of_image(self, start, given, strength, prompts)
 
     def arrays(self, result: Generation, kind: str) -> np.ndarray:
         """The large images' tokens. Raises ValueError for latents, of which there are none."""
@@ -317,10 +318,4 @@ def _second_seeds(seeds: Sequence[int], copies: int) -> list[int]:
     The base's own seed would start both scales from related noise, and give a prompt's images the
     same.
     """
-    return np.asarray(_child_seeds(numbered(seeds, copies))).tolist()
-
-
-@jax.jit
-def _child_seeds(images: Numbered) -> Array:
-    bits = lambda key: jax.random.bits(jax.random.fold_in(key, SECOND_SCALE))
-    return jax.vmap(bits)(images.keys())
+    return child_seeds(numbered(seeds, copies), SECOND_SCALE)

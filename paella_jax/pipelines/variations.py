@@ -5,7 +5,7 @@ Source: docs/models/paella.md 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from paella_jax.families.clip_prior import ClipPriorSampler
 from paella_jax.images.read import ImageLike
 from paella_jax.pipelines.base import Generation
 from paella_jax.pipelines.batches import image_keys, one_per_prompt
+from paella_jax.pipelines.presets import between_options
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 
@@ -71,18 +72,110 @@ def interpolate(
     *,
     frames: int = 8,
     seed: int = 0,
+    by: str | None = None,
+    negative_prompt: str | None = "",
     **options: Any,
 ) -> Generation:
     """A strip of images from one condition to another, all from the same noise.
 
-    Frame i mixes the two conditions' predictions with weights (1 - a, a), a = i / (frames - 1);
-    the ends equal the single conditions' images.
+    Frame i is a = i / (frames - 1) of the way. The ends equal the single conditions' images, drawn
+    with the same options.
+
+    Args:
+      pipe: from `paella_jax.load`.
+      first: where the strip begins.
+      second: where it ends.
+      frames: at least 2.
+      seed: of all of them.
+      by: "embeddings" interpolates what the encoders make of the two, word by word, so that every
+        place of the image is asked for the same; "predictions" mixes the two predictions with
+        weights (1 - a, a), of which places follow one or the other. None is embeddings, but where
+        there are labels or maps, which have no embeddings.
+      negative_prompt: what to steer away from.
+      **options: of `TokenPipeline.generate`; the guidance is `between_options` (presets.py).
+
+    Raises:
+      PromptError, ValueError: fewer frames, another `by`, or what `generate` refuses.
     """
+    check_frames(frames)
+    fractions = np.linspace(0.0, 1.0, frames, dtype=np.float32)
+    options = between_options(pipe) | _given(options)
+    by = by or ("predictions" if _has_classes(first, second) else "embeddings")
+    if by == "predictions":
+        weights = np.stack([1.0 - fractions, fractions], axis=1)
+        options |= {"weights": weights, "negative_prompt": negative_prompt}
+        return pipe.generate([[first, second]] * frames, seed=seed, **options)
+    if by != "embeddings":
+        raise ValueError(f"by must be embeddings or predictions, got {by!r}")
+    ends = pipe.embed([first, second], negative_prompt)
+    between = [ends[0].towards(ends[1], float(fraction)) for fraction in fractions]
+    return pipe.generate(between[0].and_then(*between[1:]), seed=seed, **options)
+
+
+def _has_classes(*conditions: str | Condition) -> bool:
+    asked = [c for c in conditions if isinstance(c, Condition)]
+    return any(c.label is not None or c.segmentation is not None for c in asked)
+
+
+def mix_parts(
+    pipe: TokenPipeline,
+    conditions: Sequence[str | Condition],
+    *,
+    along: str = "columns",
+    height: int | None = None,
+    width: int | None = None,
+    **options: Any,
+) -> Generation:
+    """One image of several conditions, each in its own part of it.
+
+    Weights that are the same everywhere make captions that contradict each other compete in every
+    place: one of them wins, or nothing is drawn. Here each condition alone decides its part, and
+    sees the others' tokens beside it.
+
+    Args:
+      pipe: from `paella_jax.load`.
+      conditions: at least two; each describes a whole image, of which its part is drawn.
+      along: "columns" puts the parts side by side, "rows" one above the other.
+      height: pixels; default the training size.
+      width: pixels; default the training size.
+      **options: of `TokenPipeline.generate`.
+
+    Raises:
+      PromptError, ValueError: fewer than two conditions, more than there are tokens, or another
+        `along`.
+    """
+    # Of two scales the base's map has the parts; it has one size.
+    grid = getattr(pipe, "base", pipe).sizes.grid(height, width)
+    weights = part_weights(len(conditions), grid, along)
+    size = {"height": height, "width": width}
+    return pipe.generate([list(conditions)], weights=weights, **size, **options)
+
+
+def part_weights(count: int, grid: tuple[int, int], along: str) -> np.ndarray:
+    """Mixing weights float32 [1, count, h, w]: 1 in a condition's own part of the map, else 0.
+
+    Raises:
+      ValueError: another `along`, or more parts than tokens.
+    """
+    if along not in ("columns", "rows"):
+        raise ValueError(f"parts lie along columns or rows, got {along!r}")
+    axis = 0 if along == "rows" else 1
+    if not 2 <= count <= grid[axis]:
+        raise ValueError(f"{count} parts along {grid[axis]} {along}; give 2 to {grid[axis]}")
+    owner = np.arange(grid[axis]) * count // grid[axis]
+    whole = np.broadcast_to(owner[:, None] if axis == 0 else owner[None], grid)
+    return (whole[None] == np.arange(count)[:, None, None]).astype(np.float32)[None]
+
+
+def check_frames(frames: int) -> None:
+    """Raises ValueError for a strip of fewer than two frames."""
     if frames < 2:
         raise ValueError(f"an interpolation needs at least 2 frames, got {frames}")
-    fractions = np.linspace(0.0, 1.0, frames, dtype=np.float32)
-    weights = np.stack([1.0 - fractions, fractions], axis=1)
-    return pipe.generate([[first, second]] * frames, weights=weights, seed=seed, **options)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not left to the defaults."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def interpolate_images(
@@ -96,8 +189,8 @@ def interpolate_images(
     **options: Any,
 ) -> Generation:
     """A strip between two images by spherical interpolation of their embeddings."""
-    if frames < 2:
-        raise ValueError(f"an interpolation needs at least 2 frames, got {frames}")
+    check_frames(frames)
+    options = between_options(pipe) | _given(options)
     ends = [pipe.embed_images(pipe.read(image)[None])[0] for image in (first, second)]
     path = [slerp(ends[0], ends[1], float(a)) for a in np.linspace(0.0, 1.0, frames)]
     conditions = [Condition(prompt=prompt, images=(vector,)) for vector in path]
