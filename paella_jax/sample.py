@@ -3,7 +3,7 @@
 Without further flags this is text-to-image. One of these flags chooses an image task:
   --image FILE --strength 0.6              draw the prompt over the image
   --image FILE --mask FILE                 draw the mask's white part anew
-  --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right; in windows (README)
+  --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right
   --image FILE --morph 8                   keep the layout: enter a 24-step run at this step
   --image FILE --edit 100 [--mask FILE]    draw some tokens again in each of 100 rounds
   --like FILE [--like FILE ...]            variations of one image, or a mix of several
@@ -73,10 +73,7 @@ def parse() -> argparse.Namespace:
     tasks.add_argument("--top_k", type=int, help="draw among as many tokens; default 3")
     tasks.add_argument("--like", type=path, action="append", default=[], metavar="FILE")
     tasks.add_argument("--mix", action="append", default=[], metavar="PROMPT")
-    tasks.add_argument(
-        "--weights",
-        help="of --prompt and every --mix, with commas; or columns, rows: a part for each",
-    )
+    tasks.add_argument("--weights", help="of --prompt and every --mix; or columns, rows: parts")
     tasks.add_argument("--between", type=path, action="append", default=[], metavar="FILE")
     tasks.add_argument("--to", metavar="PROMPT")
     tasks.add_argument("--frames", type=int, default=8, help="of --to, --between, --edit --strip")

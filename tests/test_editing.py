@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +20,10 @@ from paella_jax.encoders.emphasis import text_weights
 from paella_jax.images.read import read_image
 from paella_jax.images.write import save_images, save_strip
 from paella_jax.pipelines import editing, variations
+from paella_jax.pipelines.presets import between_options, start_options
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.reports import sweep as sweep_module
-from paella_jax.reports import task_examples
+from paella_jax.reports import task_examples, task_page
 from paella_jax.sampling.guidance import mix
 from paella_jax.sampling.renoise import sample
 from paella_jax.sampling.renoise_settings import RenoiseSettings
@@ -163,6 +168,30 @@ def test_outpainting_keeps_the_image(pipe, picture):
     np.testing.assert_array_equal(result.tokens[0, 2:, 4:12], tokens)
 
 
+def test_outpainting_goes_on_in_windows(pipe, picture):
+    """Each window keeps what is there; only its own prompt counts in what it adds."""
+    tokens = pipe.encode(np.asarray(picture, np.float32)[None] / 255.0)[0]
+    draw = lambda prompt, **more: editing.outpaint(pipe, picture, prompt, seed=7, **more)
+    result = draw(RED, right=32, num_images_per_prompt=2)
+    assert result.images.shape == (2, 32, 64, 3)
+    np.testing.assert_array_equal(result.tokens[:, :, :8], np.stack([tokens] * 2))
+    assert (result.tokens[0] != result.tokens[1]).any()
+    np.testing.assert_array_equal(draw(RED, right=32).tokens[0], result.tokens[0])
+    other = draw([RED, BLUE], right=32).tokens[0]
+    np.testing.assert_array_equal(other[:, :12], result.tokens[0, :, :12])  # the first window
+    assert (other[:, 12:] != result.tokens[0, :, 12:]).any()
+    whole = draw(RED, right=32, windows=False).tokens[0]
+    assert (whole[:, 8:] != result.tokens[0, :, 8:]).any()
+    with pytest.raises(ValueError, match=r"3 prompts for 2 windows; .* columns 16-48"):
+        draw([RED] * 3, right=32)
+    with pytest.raises(ValueError, match="2 prompts for a canvas that is drawn whole"):
+        draw([RED] * 2, right=32, windows=False)
+    with pytest.raises(ValueError, match="keeps no steps"):
+        draw(RED, right=32, trace=True)
+    with pytest.raises(ValueError, match="make 28x48; both must be multiples of 8"):
+        editing.outpaint(pipe, picture[:28], RED, right=16)
+
+
 def test_morphing_starts_from_the_noised_image(pipe, picture):
     result = editing.morph(pipe, picture, RED, start_step=2, num_steps=5, trace=True)
     assert result.trace.shape[0] == 3
@@ -171,10 +200,47 @@ def test_morphing_starts_from_the_noised_image(pipe, picture):
 
 
 def test_interpolation_ends_equal_the_single_prompts(pipe):
-    strip = variations.interpolate(pipe, RED, BLUE, frames=4, seed=5)
-    assert strip.images.shape[0] == 4
-    np.testing.assert_array_equal(strip.tokens[0], pipe.generate(RED, seed=5).tokens[0])
-    np.testing.assert_array_equal(strip.tokens[-1], pipe.generate(BLUE, seed=5).tokens[0])
+    alike = {"seed": 5} | between_options(pipe)
+    ends = [pipe.generate(text, **alike).tokens[0] for text in (RED, BLUE)]
+    for by in ("embeddings", "predictions"):
+        strip = variations.interpolate(pipe, RED, BLUE, frames=3, seed=5, by=by)
+        assert strip.images.shape[0] == 3
+        np.testing.assert_array_equal(strip.tokens[0], ends[0])
+        np.testing.assert_array_equal(strip.tokens[-1], ends[1])
+        assert all((strip.tokens[1] != end).any() for end in ends)
+    labels = [Condition(RED, label=n) for n in (0, 1)]  # have no embeddings to interpolate
+    strip = variations.interpolate(pipe, *labels, frames=2, seed=5)
+    np.testing.assert_array_equal(strip.tokens[1], pipe.generate([labels[1]], **alike).tokens[0])
+    with pytest.raises(ValueError, match="embeddings or predictions"):
+        variations.interpolate(pipe, RED, BLUE, by="words")
+
+
+def test_parts_follow_their_own_condition(pipe):
+    """One half is drawn by one text: with the same text in both nothing changes."""
+    mixed = variations.mix_parts(pipe, [RED, BLUE], seed=3)
+    twice = variations.mix_parts(pipe, [RED, RED], seed=3)
+    np.testing.assert_array_equal(twice.tokens, pipe.generate(RED, seed=3).tokens)
+    assert (mixed.tokens != twice.tokens).any()
+
+
+def test_edits_and_strengths_follow_the_run(pipe, picture):
+    """What the presets give is what is drawn, and a call's own settings come first."""
+    quiet = start_options(pipe.config, pipe.settings(), 0.5)["guidance_scale"]
+    start = lambda **own: editing.image_to_image(pipe, picture, RED, strength=0.5, **own).tokens
+    np.testing.assert_array_equal(start(), start(guidance_scale=quiet))
+    assert (start() != start(guidance_scale=9.0)).any()
+    call = pipe(RED, image=picture, strength=0.5)
+    assert call.settings["guidance_scale"] == quiet and call.settings["strength"] == 0.5
+    loud = pipe(RED, image=picture, strength=0.5, guidance_scale=9.0)
+    assert loud.settings["guidance_scale"] == 9.0
+    np.testing.assert_array_equal(np.asarray(loud[0]), np.asarray(
+        pipe(RED, image=picture, strength=0.5, guidance_scale=9.0, seed=0)[0]))  # fmt: skip
+    own = {"rounds": 3, "share": 0.3, "seed": 2}
+    edit = lambda **more: editing.edit(pipe, picture, RED, **own, **more).tokens
+    np.testing.assert_array_equal(edit(), edit(guidance_scale=3.0, temperature=1.5))
+    assert (edit() != edit(guidance_scale=40.0)).any()
+    morph = lambda **more: editing.morph(pipe, picture, RED, seed=1, **more).tokens
+    np.testing.assert_array_equal(morph(), morph(start_step=2, num_steps=6))
 
 
 def test_a_wider_canvas_needs_no_new_parameters(pipe):
@@ -190,7 +256,8 @@ def test_image_conditions(pipe, picture):
     both = variations.variations(pipe, [picture, other], RED)
     assert both.images.shape == (1, 32, 32, 3)
     strip = variations.interpolate_images(pipe, picture, other, frames=3, seed=2)
-    ends = [variations.variations(pipe, [image], seed=2).tokens[0] for image in (picture, other)]
+    alike = {"seed": 2} | between_options(pipe)
+    ends = [variations.variations(pipe, [image], **alike).tokens[0] for image in (picture, other)]
     np.testing.assert_array_equal(strip.tokens[0], ends[0])
     np.testing.assert_array_equal(strip.tokens[-1], ends[1])
 
@@ -235,7 +302,7 @@ def test_strength_zero_makes_as_many_copies(pipe, picture):
 
 
 @pytest.mark.slow
-def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
+def test_sweep_and_tasks(pipe, tmp_path, monkeypatch):
     """Small versions of what `evaluate --sweep` and `--tasks` draw."""
     for name, value in (
         ("STEPS", (1, 2)),
@@ -247,16 +314,42 @@ def test_sweep_and_task_examples(pipe, tmp_path, monkeypatch):
     assert [len(rows[name]) for name in ("steps_guidance", "temperature", "sampler")] == [4, 1, 4]
     assert (tmp_path / "sweep" / "sweep.png").is_file()
     assert "sampler" in sweep_module.show_sweep(rows)
-    short = {"RED": RED, "BLUE": BLUE, "TWO": f"{RED} and a cross"}
-    for name, text in short.items():
-        monkeypatch.setattr(task_examples, name, text)
-    chosen = ("text_to_image", "mixing", "interpolation")
-    tasks = {name: task_examples.TASKS[name] for name in chosen}
-    monkeypatch.setattr(task_examples, "TASKS", tasks)
-    files = task_examples.draw_task_examples(pipe, tmp_path / "tasks")
+    page = task_page.write_tasks(pipe, tmp_path / "tasks", count=2)
+    assert sorted(f.stem for f in (tmp_path / "tasks").glob("*.png")) == sorted(
+        [*task_examples.TASKS, "sheet"]
+    )
+    rows = json.loads((tmp_path / "tasks" / "tasks.json").read_text())["rows"]
+    assert {row["task"] for row in rows} == {
+        "image to image", "inpainting", "outpainting", "mask-free editing", "mixing",
+        "interpolation", "class label", "morphing", "variations",
+    }  # fmt: skip
+    assert (tmp_path / "tasks" / "tasks.md").read_text() == page
+    kept = {row["task"]: row["kept"] for row in rows if "kept" in row}
+    assert kept["inpainting"] == 1.0  # to the pixel, whatever the network draws
+
+
+def test_task_examples_are_what_a_run_can_do(pipe, tmp_path, monkeypatch):
+    """A masked run has no morphing, one of texts alone no labels; other runs are refused."""
+    names = lambda networks: [
+        name for name, _ in task_examples.tasks_of(SimpleNamespace(networks=networks))
+    ]
+    networks = pipe.networks
+    assert names(networks) == list(task_examples.TASKS)
+    predictor = networks.predictor.clone(mask_row=True)
+    assert "morphing" not in names(replace(networks, predictor=predictor))
+    predictor = networks.predictor.clone(num_classes=0, num_segments=0)
+    texts = names(replace(networks, predictor=predictor, image_encoder=None))
+    assert set(names(networks)) - set(texts) == {
+        "morphing", "variations", "image_interpolation", "class_labels", "segmentation_map",
+    }  # fmt: skip
+    chosen = {name: task_examples.TASKS[name] for name in ("outpainting", "interpolation")}
+    monkeypatch.setattr(task_examples, "TASKS", chosen)
+    files = task_examples.draw_task_examples(pipe, tmp_path)
     assert [file.stem for file in files] == list(chosen) and all(f.is_file() for f in files)
-    assert (tmp_path / "tasks" / "sheet.png").is_file()
-    assert (tmp_path / "tasks" / "interpolation.gif").is_file()
+    assert (tmp_path / "sheet.png").is_file() and (tmp_path / "interpolation.gif").is_file()
+    own = SimpleNamespace(config=small.small_paella(data__source="folder"), networks=networks)
+    with pytest.raises(ValueError, match="embedded data"):
+        task_examples.draw_task_examples(own, tmp_path)
 
 
 def test_slerp():
@@ -336,6 +429,7 @@ COMMANDS = {
     "morphing": (["--image", "IMAGE", "--morph", "2", "--num_steps", "4"], (1, 32, 32, 3)),
     "variations": (["--like", "IMAGE", "--num_images_per_prompt", "2"], (2, 32, 32, 3)),
     "mixing": (["--mix", "a blue square", "--weights", "0.3,0.7"], (1, 32, 32, 3)),
+    "mixing parts": (["--mix", "a blue square", "--weights", "rows"], (1, 32, 32, 3)),
     "mask-free editing": (
         ["--image", "IMAGE", "--edit", "3", "--mask", "MASK", "--share", "0.2", "--top_k", "5"],
         (1, 32, 32, 3),

@@ -139,9 +139,8 @@ def _image_encoder(config: ConfigDict, workdir: Path, frozen: Tree) -> ImageEnco
         size = config.data.image_size
         return joint_image_encoder(config.image_encoder, size, config.precision)
     if kind != "clip":
-        raise ConfigError(
-            f"image_encoder.kind must be none, clip, {' or '.join(JOINT)}, got {kind!r}"
-        )
+        known = ", ".join(("none", "clip", *JOINT))
+        raise ConfigError(f"image_encoder.kind must be one of {known}, got {kind!r}")
     folder = place_of(CLIP, workdir)
     if not folder.is_dir():
         raise ConfigError(

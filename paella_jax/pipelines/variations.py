@@ -147,8 +147,8 @@ def mix_parts(
     # Of two scales the base's map has the parts; it has one size.
     grid = getattr(pipe, "base", pipe).sizes.grid(height, width)
     weights = part_weights(len(conditions), grid, along)
-    size = {"height": height, "width": width}
-    return pipe.generate([list(conditions)], weights=weights, **size, **options)
+    options |= {"height": height, "width": width}
+    return pipe.generate([list(conditions)], weights=weights, **options)
 
 
 def part_weights(count: int, grid: tuple[int, int], along: str) -> np.ndarray:

@@ -146,8 +146,8 @@ def _inpainting(drawing: Drawing) -> SheetRow:
     mask[:, mask.shape[1] // 2 :] = True
     kept = source.objects if drawing.scenes.spec.max_objects > 1 else ()
     text = drawing.text(Scene(source.background, (*kept, *new)))
-    options = {"mask": mask, "seed": 5, "num_images_per_prompt": 3, "output_type": "np"}
-    drawn = drawing.pipe(text, image=image, **options)
+    options: dict[str, Any] = {"mask": mask, "seed": 5, "num_images_per_prompt": 3}
+    drawn = drawing.pipe(text, image=image, output_type="np", **options)
     titles = ["source", "mask: white is drawn", *["result"] * 3]
     return SheetRow(f"inpainting: {text}", _panels([image, _grey(mask), *drawn], titles))
 
@@ -183,7 +183,7 @@ def _mask_free_editing(drawing: Drawing) -> SheetRow:
     text, image = drawing.text(Scene(source.background, (new,))), drawing.image(source)
     settings = edit_settings(drawing.pipe)
     result = editing.edit(drawing.pipe, image, text, seed=3, frames=4)
-    states = [drawing.pipe.decode(tokens)[0] for tokens in result.trace]
+    states = drawing.pipe.strip(result)[:, 0]
     rounds = [round(settings.rounds * k / 4) for k in range(1, 5)]
     titles = ["source", *(f"after {n} rounds" for n in rounds)]
     return SheetRow(f"mask-free editing: {text}", _panels([image, *states], titles))

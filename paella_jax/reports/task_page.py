@@ -19,13 +19,13 @@ COLUMNS = {
     "chance": "kept by chance",
     "forward": "strips that never go back",
 }
-NOTES = """Of the attributes (background; colour, shape and size in every tile) in which the source and
-the request differ, the share that the images have from each. Inpainting: kept are pixels outside of
-the mask, met is inside. Outpainting: kept is the source's part, met are the window's new tiles.
-Mixing: kept is the one caption in its half, met the other in its own. Mask-free editing, of one
-attribute: kept are all the others. Morphing: kept are layouts, met are labels. Variations: what an
-image and its source have in common, by chance another source. Clean images look like what was read
-of them (docs/results.md 1)."""
+NOTES = """Of the attributes (background; colour, shape and size in every tile) in which the source
+and the request differ, the share that the images have from each. Inpainting: kept are pixels
+outside of the mask, met is inside. Outpainting: kept is the source's part, met are the window's new
+tiles. Mixing: kept is the one caption in its half, met the other in its own. Mask-free editing, of
+one attribute: kept are all the others. Morphing: kept are layouts, met are labels. Variations: what
+an image and its source have in common, by chance another source. Clean images look like what was
+read of them (docs/results.md 1)."""
 
 
 def write_tasks(pipe: TokenPipeline, out: Path, count: int = 32, seed: int = 0) -> str:

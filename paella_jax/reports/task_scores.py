@@ -128,8 +128,8 @@ def _inpainting(scorer: Scorer) -> list[Row]:
     images, same = [], []
     for number, pair in enumerate(pairs):
         image, text = image_of(pair.source, spec), text_of(pair.request, spec)
-        given = {"image": image, "mask": mask, "seed": scorer.seed + number, "output_type": "np"}
-        drawn = scorer.pipe(text, **given)[0]
+        options: dict[str, Any] = {"image": image, "mask": mask, "seed": scorer.seed + number}
+        drawn = scorer.pipe(text, output_type="np", **options)[0]
         images.append(drawn)
         same.append(float((drawn == image)[~mask].mean()))
     places = [place for place in of.tiles(spec.lattice) if place[1] >= spec.lattice // 2]
@@ -147,8 +147,8 @@ def _outpainting(scorer: Scorer) -> list[Row]:
     side, margin = spec.image_size, spec.image_size // 2
     for number, pair in enumerate(pairs):
         image, text = image_of(pair.source, spec), text_of(pair.request, spec)
-        options = {"right": margin, "seed": scorer.seed + number}
-        wide.append(editing.outpaint(scorer.pipe, image, text, **options).images[0])
+        drawn = editing.outpaint(scorer.pipe, image, text, right=margin, seed=scorer.seed + number)
+        wide.append(drawn.images[0])
     images = np.stack(wide)
     sources, requests = zip(*pairs, strict=True)
     first, last = (read_scenes(images[:, :, x : x + side], spec) for x in (0, margin))
@@ -175,9 +175,9 @@ def _editing(scorer: Scorer) -> list[Row]:
 
     images = scorer.draw(pairs, task)
     row = scorer.row("mask-free editing", f"{settings.rounds} rounds", images, pairs)
-    kept = of.unchanged(
-        read_scenes(images, spec), *zip(*pairs, strict=True), of.tiles(spec.lattice)
-    )
+    sources, requests = zip(*pairs, strict=True)
+    read = read_scenes(images, spec)
+    kept = of.unchanged(read, sources, requests, of.tiles(spec.lattice))
     return [row | {"kept": kept}]
 
 
