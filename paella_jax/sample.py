@@ -4,7 +4,7 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --image FILE --strength 0.6              draw the prompt over the image
   --image FILE --mask FILE                 draw the mask's white part anew
   --image FILE --outpaint 0,0,32,32        add pixels: top,bottom,left,right
-  --image FILE --morph 8                   keep the layout: enter a 24-step run at this step
+  --image FILE --morph 8                   keep the layout: enter a run of twice the steps here
   --image FILE --edit 100 [--mask FILE]    draw some tokens again in each of 100 rounds
   --like FILE [--like FILE ...]            variations of one image, or a mix of several
   --mix "PROMPT" [--mix ...]               mix further prompts in; --weights 0.5,0.5 or columns
@@ -160,6 +160,7 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         options |= {"negative_prompt": [row.negative_prompt for row in rows]}
     options |= {"trace": True} if arguments.strip else {}
     conditions = read_conditions(arguments, prompts)
+    prompts = prompts or [condition.prompt for condition in conditions]  # a label alone has none
     asked = Asked(pipe, arguments, prompts, conditions, options)
     return draw_task(asked, isinstance(pipe, TwoScalePipeline))
 

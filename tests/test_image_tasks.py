@@ -142,8 +142,8 @@ def test_scores_of_known_pairs():
     assert read == shown
     score = lambda scene: of.kept_and_met([scene], [source], [request], tiles)
     assert [score(scene)[:2] for scene in read] == [(1.0, 0.0), (0.0, 1.0), (6 / 7, 1 / 7)]
-    assert score(source).count == 7  # the background and three attributes in either tile
-    assert of.kept_and_met([mixed], [source], [request], [(1, 1)]).count == 4
+    assert score(source).number == 7  # the background and three attributes in either tile
+    assert of.kept_and_met([mixed], [source], [request], [(1, 1)]).number == 4
     with pytest.raises(ValueError, match="the same"):
         of.kept_and_met([source], [source], [source], tiles)
 
@@ -182,7 +182,7 @@ def test_requests_are_scenes_of_the_data(name):
         assert parse_caption(task_pairs.text_of(request, SPEC), SPEC) == request
         pairs = {(o.color, o.shape) for o in request.objects}
         assert not pairs & set(SPEC.heldout)
-        differing = of.kept_and_met([source], [source], [request], of.tiles(2)).count
+        differing = of.kept_and_met([source], [source], [request], of.tiles(2)).number
         if name == "one_change":
             assert differing == 1
         if name == "other_content":

@@ -22,12 +22,12 @@ class Shares(NamedTuple):
     Attributes:
       kept: has the source's value.
       met: has the request's.
-      count: how many there are.
+      number: of these attributes.
     """
 
     kept: float
     met: float
-    count: int
+    number: int
 
 
 def attributes(scene: Scene, places: Sequence[Place]) -> dict[Any, str | None]:

@@ -233,9 +233,9 @@ def morph(
       pipe: from `paella_jax.load`, of a network trained with random tokens.
       image: of a size that it draws.
       prompt: what to draw.
-      start_step: a later one keeps more; default a third of the steps, as published.
+      start_step: a later one keeps more; default a fifth of the steps (published: a third).
       num_steps: default twice the run's.
-      **options: of `TokenPipeline.generate`; the guidance is that of image to image.
+      **options: of `TokenPipeline.generate`.
 
     Raises:
       ImageError, ValueError: unusable image, a start outside the run, or a network trained with
@@ -248,7 +248,7 @@ def morph(
             "masks: use image-to-image"
         )
     num_steps = num_steps or 2 * pipe.settings(options.get("sampler")).num_steps
-    start_step = num_steps // 3 if start_step is None else start_step
+    start_step = round(num_steps / 5) if start_step is None else start_step
     if not 0 <= start_step < num_steps:
         raise ValueError(f"start_step {start_step} must be in [0, num_steps {num_steps})")
     temperature = options.pop("temperature", None)
@@ -256,9 +256,10 @@ def morph(
     ramp = linear_ramp(*full.temperature, num_steps)
     tokens, size = encode_image(pipe, image)
     chosen: dict[str, Any] = {
-        **start_options(pipe.config, full, 1.0 - start_step / num_steps),
+        "t_start": 1.0 - start_step / num_steps,
         "num_steps": num_steps - start_step,
         "temperature": (float(ramp[start_step]), float(ramp[-1])),
         "renoise_mode": "previous",
     }
-    return pipe.generate([prompt], image_tokens=tokens, **size, **(chosen | options))
+    given = {name: value for name, value in options.items() if value is not None}
+    return pipe.generate([prompt], image_tokens=tokens, **size, **(chosen | given))

@@ -78,13 +78,8 @@ class PromptEmbeds:
 
         if fraction in (0.0, 1.0):
             return other if fraction else self
-        parts = {
-            name: tuple(
-                _between(mine, theirs, fraction)
-                for mine, theirs in zip(both, other.parts[name], strict=True)
-            )
-            for name, both in self.parts.items()
-        }
+        way = lambda a, b: (_between(a[0], b[0], fraction), _between(a[1], b[1], fraction))
+        parts = {name: way(both, other.parts[name]) for name, both in self.parts.items()}
         return replace(self, parts=parts)
 
     def and_then(self, *others: PromptEmbeds) -> PromptEmbeds:

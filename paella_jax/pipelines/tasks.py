@@ -94,7 +94,7 @@ def outpaint(asked: Asked) -> Drawn:
 
 
 def morph(asked: Asked) -> Drawn:
-    """Keeps the layout, from step --morph of 24 on, or of --num_steps."""
+    """Keeps the layout, from step --morph of twice the run's steps on, or of --num_steps."""
     pipe, flags, prompts, (condition,), _ = asked
     drawn = editing.morph(pipe, flags.image, condition, start_step=flags.morph, **asked.given)
     return drawn, asked.copies(prompts)

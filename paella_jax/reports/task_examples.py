@@ -56,6 +56,11 @@ class Scenes(NamedTuple):
         """A blue triangle at the bottom right, on black."""
         return self.scene(0, (1, 1, 2, 2))
 
+    @property
+    def changed(self) -> Scene:
+        """A blue triangle in the source's place, on black: what is between has a place as well."""
+        return self.scene(0, (0, 0, 2, 2))
+
 
 class Drawing(NamedTuple):
     """A run and the scenes it draws."""
@@ -131,9 +136,9 @@ def _text_to_image(drawing: Drawing) -> SheetRow:
 
 
 def _image_to_image(drawing: Drawing) -> SheetRow:
-    image, text = drawing.image(drawing.scenes.source), drawing.text(drawing.scenes.other)
+    image, text = drawing.image(drawing.scenes.source), drawing.text(drawing.scenes.changed)
     drawn = [
-        editing.image_to_image(drawing.pipe, image, text, strength=s, seed=1).images[0]
+        editing.image_to_image(drawing.pipe, image, text, strength=s, seed=0).images[0]
         for s in STRENGTHS
     ]
     titles = ["source", *(f"strength {s}" for s in STRENGTHS)]
@@ -217,7 +222,12 @@ def _mixing(drawing: Drawing) -> SheetRow:
 
 
 def _interpolation(drawing: Drawing) -> SheetRow:
-    texts = [drawing.text(scene) for scene in (drawing.scenes.source, drawing.scenes.other)]
+    """Two images of one layout, so that what is between has one too."""
+    first, second = drawing.scenes.source, drawing.scenes.changed
+    if drawing.scenes.spec.max_objects > 1:
+        first = drawing.scenes.scene(2, (0, 0, 0, 0), (1, 1, 1, 3))
+        second = drawing.scenes.scene(0, (0, 0, 2, 2), (1, 1, 3, 1))
+    texts = [drawing.text(scene) for scene in (first, second)]
     frames = variations.interpolate(drawing.pipe, *texts, frames=FRAMES, seed=8).images
     titles = [f"{n / (FRAMES - 1):.2f}" for n in range(FRAMES)]
     return SheetRow(f"interpolation: {' | '.join(texts)}", _panels(frames, titles))

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,7 +98,8 @@ def one_change(source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random
         return Scene(rng.choice(rest), source.objects)
     objects, at = list(source.objects), rng.randrange(len(source.objects))
     rest = [word for word in words[kind] if word != getattr(objects[at], kind)]
-    objects[at] = replace(objects[at], **{kind: rng.choice(rest)})
+    change: dict[str, Any] = {kind: rng.choice(rest)}
+    objects[at] = replace(objects[at], **change)
     return Scene(source.background, tuple(objects))
 
 
