@@ -196,7 +196,7 @@ def _mask_free_editing(drawing: Drawing) -> SheetRow:
 
 def _morphing(drawing: Drawing) -> SheetRow:
     """Labels say no places: the layout is the image's."""
-    source, spec = drawing.scenes.other, drawing.scenes.spec
+    source, spec = drawing.scenes.scene(1, (0, 1, 1, 3)), drawing.scenes.spec
     image = drawing.image(source)
     labels = [n for n, shape in enumerate(spec.shapes) if shape != source.objects[0].shape][:2]
     drawn, titles = [image], ["source"]
