@@ -183,6 +183,9 @@ def test_requests_are_scenes_of_the_data(name):
         pairs = {(o.color, o.shape) for o in request.objects}
         assert not pairs & set(SPEC.heldout)
         differing = of.kept_and_met([source], [source], [request], of.tiles(2)).number
+        if name == "same_background":
+            halves = ([(row, column) for row in (0, 1)] for column in (0, 1))
+            assert all(of.kept_and_met([source], [source], [request], x).number for x in halves)
         if name == "one_change":
             assert differing == 1
         if name == "other_content":

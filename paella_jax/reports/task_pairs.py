@@ -75,9 +75,14 @@ def another(source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random) -
     return other
 
 
-def same_background(source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random) -> Scene:
-    """The other scene on the source's background."""
-    return Scene(source.background, other.objects)
+def same_background(
+    source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random
+) -> Scene | None:
+    """The other scene on the source's background, where they differ in both halves."""
+    half = spec.lattice // 2
+    part = lambda scene, left: [o for o in scene.objects if (o.column < half) == left]
+    alike = any(part(source, left) == part(other, left) for left in (True, False))
+    return None if alike else Scene(source.background, other.objects)
 
 
 def another_shape(
