@@ -33,6 +33,10 @@ class ConfigError(UserError, ValueError):
     """A configuration is wrong; the message names the field, its value and the fix."""
 
 
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
+
+
 class UnknownPreset(ConfigError):
     """A config file has no preset of this name; `known` are those it has."""
 

@@ -1,13 +1,15 @@
 """Saving and restoring runs with orbax; a failing restore is an error, never a fresh start.
 
 A run folder holds `config.json` and `checkpoints/<step>` with two items: the state, and a small
-JSON note (older ones also say where the data stood, which is the step). A folder of converted
-weights has `weights.safetensors` in their place.
+JSON note (older ones also say where the data stood, which is the step), and their digests. A folder
+of converted weights has `weights.safetensors` in their place.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from paella_jax.config import ConfigError
+from paella_jax.runs.digests import check_noted, tell_once
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
-from paella_jax.runs.manifest import check_files
+from paella_jax.runs.step_digests import absent_files, check_step, note_of, write_step_digests
 from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
 
@@ -29,7 +32,13 @@ INCOMPLETE = "incomplete"  # beside `checkpoints`
 def complete_steps(workdir: str | Path) -> list[int]:
     """The steps of a run whose checkpoints have all their parts, oldest first."""
     folders = _step_folders(workdir)
-    return sorted(int(f.name) for f in folders if all((f / part).is_file() for part in NEEDED))
+    return sorted(int(f.name) for f in folders if not lost_files(f))
+
+
+def lost_files(folder: Path) -> list[str]:
+    """Files that the folder of a checkpoint should have and has not."""
+    needed = [part for part in NEEDED if not (folder / part).is_file()]
+    return list(dict.fromkeys([*needed, *absent_files(folder)]))
 
 
 def set_aside_incomplete(workdir: str | Path) -> str:
@@ -68,8 +77,12 @@ class Checkpointer:
     def __init__(self, workdir: str | Path, keep: int | None = 3) -> None:
         if keep is not None and keep < 1:
             raise ConfigError(f"checkpoint.keep must be at least 1, or None for all, got {keep}")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.directory = Path(workdir).absolute() / "checkpoints"
+        self._saving = 0
+        background = ocp.options.AsyncOptions(post_finalization_callback=self._digest)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, async_options=background
+        )
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
@@ -80,16 +93,24 @@ class Checkpointer:
         """Starts writing; the arrays may be donated as soon as this returns."""
         if step == self.manager.latest_step():
             return
+        note = {"step": step, "processes": jax.process_count(), "digests": True}
         items: dict[str, Any] = {
-            "state": ocp.args.StandardSave(state),
-            "note": ocp.args.JsonSave({"step": step, "processes": jax.process_count()}),
-        }
+            "state": ocp.args.StandardSave(state), "note": ocp.args.JsonSave(note),
+        }  # fmt: skip
+        self.wait()  # for the save before, as the manager does
+        self._saving = step
         self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _digest(self) -> None:
+        """Called on process 0, in the thread that saves, before the step gets its name."""
+        for folder in self.directory.glob(f"{self._saving}.*"):
+            write_step_digests(folder, self._saving)
 
     def restore(self, abstract: Tree) -> Tree:
         """Restores the newest checkpoint into `abstract`'s shapes, dtypes and shardings.
 
-        The processes and devices that saved it may have been others.
+        The processes and devices that saved it may have been others. Each process first compares
+        a share of it with the digests.
 
         Raises:
           CheckpointError: nothing to restore, or the files are damaged or of another model.
@@ -97,9 +118,13 @@ class Checkpointer:
         step = self.latest_step()
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.directory}; train first")
+        folder = self.directory / str(step)
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+            check_parts(folder, share=(jax.process_index(), jax.process_count()))
+            state = self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+            check_state_step(folder, int(state.step if hasattr(state, "step") else state["step"]))
+            return state
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}. If it "
@@ -117,7 +142,42 @@ class Checkpointer:
         self.manager.close()
 
 
+def check_parts(
+    folder: Path,
+    wanted: Callable[[str], bool] = lambda array: True,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Compares a checkpoint with its digests, and its parts with each other.
+
+    Args:
+      folder: of the step.
+      wanted: which arrays are going to be read, by names like "params.predictor.conv.kernel".
+      share: this process and the number of those that each check a part.
+
+    Raises:
+      CheckpointError: naming the files and arrays that are not what was written, or the parts that
+        are of another step.
+    """
+    if not check_step(folder, wanted, share):
+        tell_once(f"{folder.parent.parent} is of a version without digests: it is read unchecked")
+    note = note_of(folder)
+    if note.get("step", int(folder.name)) != int(folder.name):
+        raise CheckpointError(f"its note is of step {note['step']}; the folder was renamed")
+    for file in folder.glob("data/process_*"):  # of older runs
+        place = json.loads(file.read_text()).get("next_index", int(folder.name))
+        if place != int(folder.name):
+            raise CheckpointError(f"{file.name} has the data at step {place}")
+
+
+def check_state_step(folder: Path, step: int) -> None:
+    """Raises CheckpointError where the state in a checkpoint's folder is of another step."""
+    if step != int(folder.name):
+        raise CheckpointError(f"its state is of step {step}; the folder was renamed")
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, CheckpointError):
+        return str(error)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
@@ -137,7 +197,7 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     directory = Path(workdir).absolute() / "checkpoints"
     file = directory.parent / WEIGHTS_FILE
     if not directory.is_dir() and file.is_file():
-        check_files(directory.parent, [WEIGHTS_FILE])
+        check_noted(directory.parent, lambda name: name == WEIGHTS_FILE)
         return 0, _sampling_weights(load_tree(file))
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")
@@ -145,6 +205,7 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     if not steps:
         raise CheckpointError(f"no finished checkpoint in {directory}; train first")
     step = steps[-1]
+    _tell_of_newer(workdir, step)
     try:
         restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
@@ -168,10 +229,19 @@ def read_arrays(directory: Path, step: int, averaged: bool) -> dict[str, Tree]:
         stored = reader.metadata(path).item_metadata.tree
         params = "ema_params" if averaged and stored.get("ema_params") else "params"
         item = {name: stored[name] for name in (params, "model_state") if stored.get(name)}
+        check_parts(path.parent, lambda array: array.partition(".")[0] in item)
         abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
         restore = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
         return dict(reader.restore(path, args=restore))
+
+
+def _tell_of_newer(workdir: str | Path, step: int) -> None:
+    """A line where checkpoints that lost files are passed over."""
+    for folder in _step_folders(workdir):
+        if int(folder.name) > step:
+            lost = ", ".join(lost_files(folder)[:3])
+            tell_once(f"checkpoint {folder} lacks files ({lost}): step {step} is used")
 
 
 def _sampling_weights(tree: Tree) -> Tree:

@@ -1,31 +1,35 @@
 """What a run folder is: its files, and whether a config belongs to it.
 
 `config.json`, `metrics.jsonl`, `samples/` (grids drawn while training), `frozen/` (runs/frozen.py),
-and either `checkpoints/<step>/` (runs/checkpoint.py) or, of converted weights and of weights made
-of other runs, `weights.safetensors`.
+`digests.json` (runs/digests.py), and either `checkpoints/<step>/` (runs/checkpoint.py) or, of
+converted weights and of weights made of other runs, `weights.safetensors`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from paella_jax import __version__
 from paella_jax.config import (
+    CheckpointError,
     ConfigError,
-    UserError,
     differing_fields,
     flatten_config,
     from_json,
     to_json,
 )
-from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.digests import check_noted, forget_files, version_of, write_noted
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
+CHECK = "crc32"  # of a line of metrics
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "data.shards",
@@ -59,10 +63,6 @@ SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder"
            "compressor.run", "init_from")  # fmt: skip
 
 
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
-
-
 def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     """Creates the run folder, or checks that it belongs to this config, and writes config.json.
 
@@ -79,9 +79,10 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     elif file.is_file() and differing_fields(read_config(workdir), config, ignore=HOW):
         # The other processes of a cluster may be doing the same.
         shutil.rmtree(workdir / "frozen", ignore_errors=True)
+        forget_files(workdir, "frozen/*")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_json(config))
+        write_noted(workdir, CONFIG_FILE, to_json(config))
     except OSError as error:
         raise ConfigError(
             f"cannot write to workdir {workdir}: {error}; choose a folder you may write to"
@@ -128,7 +129,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     """The config a run folder was trained with.
 
     Raises:
-      CheckpointError: no such folder or file, or the file is not JSON.
+      CheckpointError: no such folder or file, or the file is not what was written, or no JSON.
     """
     file = Path(workdir) / CONFIG_FILE
     if not file.is_file():
@@ -137,9 +138,37 @@ def read_config(workdir: str | Path) -> ConfigDict:
             "finished training"
         )
     try:
-        return from_json(file.read_text())
-    except ValueError as error:
+        config = from_json(file.read_text())
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    _check_config(workdir, config)
+    return config
+
+
+def _check_config(workdir: str | Path, config: ConfigDict) -> None:
+    """Whether a stored config is what was written, and all of it is known here.
+
+    Raises:
+      CheckpointError: it is not; fields that are unknown are named.
+    """
+    try:
+        check_noted(workdir, lambda name: name == CONFIG_FILE)
+        if version_of(workdir) == __version__:
+            return
+    except CheckpointError as error:
+        from paella_jax.runs.known_fields import unknown_fields
+
+        unknown = unknown_fields(config)
+        named = f". Unknown fields: {', '.join(unknown)}" if unknown else ""
+        raise CheckpointError(f"{error}{named}") from error
+    from paella_jax.runs.known_fields import unknown_fields
+
+    if unknown := unknown_fields(config):
+        raise CheckpointError(
+            f"{Path(workdir) / CONFIG_FILE} has fields that are not known here: "
+            f"{', '.join(unknown)}. Update paella_jax if the run is of a newer version, or take "
+            "them out"
+        )
 
 
 def read_config_of(method: str, workdir: str | Path, configs: str = "") -> ConfigDict:
@@ -163,11 +192,36 @@ def read_config_of(method: str, workdir: str | Path, configs: str = "") -> Confi
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; a last line cut off by a kill is left out."""
-    rows = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The rows of a metrics file; a line that is torn or damaged is left out, and no other."""
+    return scan_metrics(file)[0]
+
+
+def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """The rows of a metrics file, and the numbers of the lines that are none, from 1."""
+    rows, damaged = [], []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip():
+            damaged.append(number)
+    return rows, damaged
+
+
+def metrics_line(row: Mapping[str, float]) -> str:
+    """A row as a line, with a check of itself at its end."""
+    text = json.dumps(row)
+    return json.dumps({**row, CHECK: f"{zlib.crc32(text.encode()):08x}"}) + "\n"
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line's row; None of one that is not what was written. Older lines have no check."""
+    try:
+        row = json.loads(line)
+        check = row.pop(CHECK, None)
+        is_row = isinstance(row["step"], int)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+    is_written = check is None or check == f"{zlib.crc32(json.dumps(row).encode()):08x}"
+    return row if is_row and is_written else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import RunResult, train
 from paella_jax.training.method import Method
@@ -56,7 +56,7 @@ def finish(run: ConfigDict, workdir: Path, build: Callable[[ConfigDict, Path], M
     record_seconds(workdir, result)
     if result.step >= run.num_steps:
         done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
-        write_atomically(workdir / TRAINED, json.dumps(done))
+        write_noted(workdir, TRAINED, json.dumps(done))
     check_stopped(result, workdir)
 
 

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from paella_jax.config import ConfigError, UserError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
+from paella_jax.runs.digests import note_files, noting
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
@@ -100,7 +101,7 @@ def _train(
     config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
 ) -> RunResult:
     abstract, init = abstract_state(config, method, mesh)
-    first_alone("checkpoints", lambda: _set_aside(workdir))
+    first_alone("checkpoints", lambda: _put_in_order(workdir))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     resumed = checkpointer.latest_step() is not None
     check_length(workdir, len(method.source), resumed)
@@ -144,7 +145,8 @@ def _train(
     return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
 
 
-def _set_aside(workdir: Path) -> None:
+def _put_in_order(workdir: Path) -> None:
+    note_files(workdir)  # frozen networks of this call, and what a kill left unnoted
     moved = set_aside_incomplete(workdir)
     if moved:
         report(moved)
@@ -193,8 +195,10 @@ def _draw_preview(
         return
     file = _preview_file(workdir, step)
     file.parent.mkdir(exist_ok=True)
+    name = file.relative_to(workdir).as_posix()
+    note = noting(workdir, name) if writer.enabled else nullcontext()
     try:
-        with jax.transfer_guard("allow"):
+        with note, jax.transfer_guard("allow"):
             scores = method.preview(state, frozen, file)
     except Exception as error:  # previews are for looking at; training must not end for them
         report(f"preview of step {step} failed, training goes on: {error}")

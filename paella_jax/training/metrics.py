@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.runs.folder import METRICS_FILE, read_metrics
+from paella_jax.runs.folder import METRICS_FILE, metrics_line, scan_metrics
 
 
 def report(message: str) -> None:
@@ -44,7 +43,7 @@ class MetricWriter:
         if not self.enabled:
             return
         with self.file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
+            stream.write(metrics_line({"step": step, **values}))
         for other in self.others:
             other(step, values)
 
@@ -63,9 +62,12 @@ def check_writers(log: ConfigDict) -> None:
 def _cut_after(file: Path, step: int) -> None:
     """Drops lines past the checkpoint a run resumes from, so that no step stands twice."""
     if file.is_file():
-        rows = read_metrics(file)
-        kept = [json.dumps(row) for row in rows if row["step"] <= step]
-        write_atomically(file, "".join(line + "\n" for line in kept))
+        rows, damaged = scan_metrics(file)
+        if damaged:
+            shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            report(f"{file}: line {shown} is torn or damaged and left out")
+        kept = [metrics_line(row) for row in rows if row["step"] <= step]
+        write_atomically(file, "".join(kept))
 
 
 def _tensorboard(workdir: Path) -> Any:

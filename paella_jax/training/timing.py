@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.digests import write_noted
 from paella_jax.training.loop import RunResult
 
 FILE = "timing.json"
@@ -19,7 +19,7 @@ def record_seconds(workdir: Path, result: RunResult) -> dict[str, float]:
         "seconds": round(result.seconds, 1),
         "compile_seconds": round(result.compile_seconds, 1),
     }
-    write_atomically(workdir / FILE, json.dumps([*_calls(workdir), note], indent=2))
+    write_noted(workdir, FILE, json.dumps([*_calls(workdir), note], indent=2))
     return note
 
 
