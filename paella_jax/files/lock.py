@@ -22,10 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paella_jax.config import UserError
+from paella_jax.config import ConfigError, UserError
 
+WRITER = "writer.lock"  # of a run folder
 BEAT = 10.0  # seconds between touches
 STALE = 120.0  # seconds without one, after which a lock is left behind
+ENDING = 4  # Linux' mark of a process that is about to be gone
 LOST = 2  # exit code of a process whose lock was taken
 TAKING = ".taking"  # behind the lock's name, while one that was left behind is replaced
 
@@ -45,6 +47,8 @@ class Lock:
           work: what the holder does, for others to read.
         """
         self.file, self.work = file, work
+        inside = file.name == WRITER
+        self.guarded = file.parent if inside else file.with_name(file.name.removesuffix(".lock"))
         self._token = secrets.token_hex(8)
         self._ended = threading.Event()
 
@@ -55,7 +59,16 @@ class Lock:
 
         Raises:
           LockedError: another process has it.
+          ConfigError: its folder cannot be written.
         """
+        try:
+            self._acquire()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {self.file.parent}: {error}; choose a folder you may write to"
+            ) from error
+
+    def _acquire(self) -> None:
         deadline, first = time.monotonic() + STALE + 2 * BEAT, _touched(self.file)
         while not self.try_acquire():
             there = _read(self.file)
@@ -64,8 +77,8 @@ class Lock:
             is_alive = _is_alive(there) or _touched(self.file) != first
             if is_alive or time.monotonic() > deadline:
                 raise LockedError(
-                    f"{self.file.parent} is written by {holder(there)}. Wait for it or end it; if "
-                    f"it runs no more, delete {self.file}"
+                    f"{self.guarded} is written by {holder(there)}. Wait for it or end it; if it "
+                    f"runs no more, delete {self.file}"
                 )
             time.sleep(BEAT / 10)
 
@@ -146,7 +159,7 @@ class Lock:
                 continue  # told where the run itself cannot write
             if there and there.get("token") != self._token and not self._ended.is_set():
                 print(
-                    f"error: {self.file.parent} is written by {holder(there)}, which took over "
+                    f"error: {self.guarded} is written by {holder(there)}, which took over "
                     "from this process while it was silent; it stops without saving",
                     file=sys.stderr,
                     flush=True,
@@ -163,6 +176,18 @@ def locked(file: Path, work: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def beside(out: str | Path) -> Path:
+    """The lock of a file or folder that appears whole, and so cannot have one inside."""
+    out = Path(out).absolute()
+    return out.with_name(f"{out.name}.lock")
+
+
+def read_lock(file: Path) -> dict[str, Any] | None:
+    """What a lock says, for `holder`; None where nobody has it."""
+    there = _read(file)
+    return None if there is None or _is_left(there, file) else there
 
 
 def holder(there: dict[str, Any]) -> str:
@@ -201,12 +226,12 @@ def _here() -> dict[str, str]:
 
 
 def _started(pid: int) -> str:
-    """When a process began, in ticks since the boot; empty where there is none."""
+    """When a process began, in ticks since the boot; empty of one that is gone or ends."""
     try:
         after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if after[0] in "ZX" else after[19]
+    return "" if after[0] in "ZX" or int(after[6]) & ENDING else after[19]
 
 
 def _read(file: Path) -> dict[str, Any] | None:

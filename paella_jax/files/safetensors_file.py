@@ -119,7 +119,7 @@ def write_safetensors(
             stored = _stored(name, np.asarray(tensor), dtype)
             out.write(stored.reshape(-1).view(np.uint8).data)
             if digests:
-                known[name] = _digest(stored)
+                known[name] = _digest(stored.reshape(tensor.shape))  # scalars too
             report(stored.nbytes)
         if digests:  # of the same length as those that stood for them
             out.seek(0)

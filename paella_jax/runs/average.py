@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
-from paella_jax.runs.checkpoint import complete_steps, read_arrays
+from paella_jax.runs.checkpoint import complete_steps, read_arrays, reason
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.typing import Tree
 
@@ -122,6 +122,6 @@ def read_raw(workdir: str | Path, step: int) -> dict[str, Tree]:
         return read_arrays(directory, step, averaged=False)
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint {directory / str(step)} cannot be read ({type(error).__name__}: {error}); "
-            "leave it out with --steps"
+            f"checkpoint {directory / str(step)} cannot be read: "
+            f"{reason(error, directory / str(step))}; leave it out with --steps"
         ) from error

@@ -53,10 +53,7 @@ def set_aside_incomplete(workdir: str | Path) -> str:
     whole = complete_steps(workdir)
     broken = sorted((f for f in _step_folders(workdir) if int(f.name) not in whole), key=str)
     if broken and not whole:
-        raise CheckpointError(
-            f"no checkpoint in {broken[0].parent} is whole: {', '.join(f.name for f in broken)} "
-            "lack files. Copy them again, or delete them to start over"
-        )
+        raise CheckpointError(_none_is_whole(broken))
     for folder in broken:
         place = Path(workdir) / INCOMPLETE / folder.name
         place.parent.mkdir(exist_ok=True)
@@ -64,6 +61,13 @@ def set_aside_incomplete(workdir: str | Path) -> str:
         folder.rename(place)
     moved = ", ".join(folder.name for folder in broken)
     return f"checkpoint {moved} lacks files: moved to {INCOMPLETE}/" if broken else ""
+
+
+def _none_is_whole(broken: list[Path]) -> str:
+    return (
+        f"no checkpoint in {broken[0].parent} is whole: {', '.join(f.name for f in broken)} "
+        "lack files. Copy them again, or delete them to start over"
+    )
 
 
 def _step_folders(workdir: str | Path) -> list[Path]:
@@ -123,13 +127,13 @@ class Checkpointer:
         try:
             check_parts(folder, share=(jax.process_index(), jax.process_count()))
             state = self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
-            check_state_step(folder, int(state.step if hasattr(state, "step") else state["step"]))
+            check_state_step(folder, state)
             return state
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}. If it "
-                "was cut off by a full disk or a kill, delete that step's folder to go back to the "
-                "one before; if the model's code or config changed, use another workdir"
+                f"checkpoint {folder} cannot be read: {reason(error, folder)}. If it was cut off "
+                "by a full disk or a kill, delete that step's folder to go back to the one before; "
+                "if the model's code or config changed, use another workdir"
             ) from error
 
     def wait(self) -> None:
@@ -169,13 +173,20 @@ def check_parts(
             raise CheckpointError(f"{file.name} has the data at step {place}")
 
 
-def check_state_step(folder: Path, step: int) -> None:
+def check_state_step(folder: Path, state: Tree) -> None:
     """Raises CheckpointError where the state in a checkpoint's folder is of another step."""
-    if step != int(folder.name):
-        raise CheckpointError(f"its state is of step {step}; the folder was renamed")
+    step = state.get("step") if isinstance(state, dict) else state.step
+    if step is not None and int(step) != int(folder.name):
+        raise CheckpointError(f"its state is of step {int(step)}; the folder was renamed")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception, folder: Path) -> str:
+    """Why a checkpoint cannot be read: what its digests say, or else orbax."""
+    try:
+        if not isinstance(error, CheckpointError):
+            check_step(folder)
+    except CheckpointError as damage:
+        error = damage
     if isinstance(error, CheckpointError):
         return str(error)
     text = str(error).strip().splitlines()
@@ -203,15 +214,17 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
         raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")
     steps = complete_steps(workdir)
     if not steps:
-        raise CheckpointError(f"no finished checkpoint in {directory}; train first")
-    step = steps[-1]
+        broken = sorted(_step_folders(workdir), key=str)
+        none = f"no finished checkpoint in {directory}; train first"
+        raise CheckpointError(_none_is_whole(broken) if broken else none)
+    step, folder = steps[-1], directory / str(steps[-1])
     _tell_of_newer(workdir, step)
     try:
         restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint {directory / str(step)} cannot be read: {_reason(error)}. Delete that "
-            "step's folder to use the one before, or train again"
+            f"checkpoint {folder} cannot be read: {reason(error, folder)}. Delete that step's "
+            "folder to use the one before, or train again"
         ) from error
     return step, _sampling_weights(restored)
 
@@ -224,12 +237,29 @@ def read_arrays(directory: Path, step: int, averaged: bool) -> dict[str, Tree]:
       step: of the checkpoint.
       averaged: reads "ema_params" in place of "params" where the run has an average.
     """
-    path = directory / str(step) / "state"
+
+    def choose(stored: Tree) -> list[str]:
+        params = "ema_params" if averaged and stored.get("ema_params") else "params"
+        names = [params, "model_state"]
+        check_parts(directory / str(step), lambda array: array.partition(".")[0] in names)
+        return names
+
+    return _read(directory / str(step), choose)
+
+
+def state_step(folder: Path) -> int | None:
+    """The step that the state in a checkpoint's folder is of; None where it does not say."""
+    step = _read(folder, lambda stored: ["step"]).get("step")
+    return None if step is None else int(step)
+
+
+def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
+    """The chosen parts of a stored state, where there are such, as numpy."""
+    path = folder / "state"
     with ocp.PyTreeCheckpointer() as reader:
         stored = reader.metadata(path).item_metadata.tree
-        params = "ema_params" if averaged and stored.get("ema_params") else "params"
-        item = {name: stored[name] for name in (params, "model_state") if stored.get(name)}
-        check_parts(path.parent, lambda array: array.partition(".")[0] in item)
+        empty = lambda name: isinstance(stored.get(name), dict) and not stored[name]
+        item = {name: stored[name] for name in choose(stored) if name in stored and not empty(name)}
         abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
         restore = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)

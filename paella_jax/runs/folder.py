@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -29,6 +31,7 @@ from paella_jax.runs.digests import check_noted, forget_files, version_of, write
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
+HISTORY_FILE = "history.jsonl"  # a line for every call that changed how the run is carried out
 CHECK = "crc32"  # of a line of metrics
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
@@ -37,6 +40,9 @@ HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "
        "data.validation_files", "data.encoded", "cell.sampler", "preset",
        "optim.gradient_reduction", "model.loop", "transformer.loop",
        "super_resolution.loop")  # fmt: skip
+# ... what it may change where the very call gives it, rather than a preset's new value: the state
+# fits whatever they are ...
+IF_GIVEN = ("optim.learning_rate", "optim.warmup_steps")
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
     "data.background": "white",
@@ -63,11 +69,16 @@ SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder"
            "compressor.run", "init_from")  # fmt: skip
 
 
-def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
+def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str] = ()) -> Path:
     """Creates the run folder, or checks that it belongs to this config, and writes config.json.
 
     A folder in which nothing was trained yet takes any config. What a failed start with another
-    one left in `frozen/` is then removed.
+    one left in `frozen/` is then removed. What a resumed run changes is noted in `history.jsonl`.
+
+    Args:
+      workdir: run folder.
+      config: of the run.
+      given: fields that the user set in this call; of `IF_GIVEN` they may differ.
 
     Raises:
       ConfigError: the folder cannot be written, or holds a run of another config.
@@ -75,7 +86,9 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     workdir = Path(workdir).absolute()
     file = workdir / CONFIG_FILE
     if file.is_file() and has_progress(workdir):
-        check_same_run(workdir, config)
+        allowed = tuple(name for name in IF_GIVEN if name in set(given))
+        check_same_run(workdir, config, allowed)
+        _note_changes(workdir, config, allowed)
     elif file.is_file() and differing_fields(read_config(workdir), config, ignore=HOW):
         # The other processes of a cluster may be doing the same.
         shutil.rmtree(workdir / "frozen", ignore_errors=True)
@@ -98,18 +111,41 @@ def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, .
     """
     changes = _changes(read_config(workdir), config, ignore)
     if changes:
+        fields = [name for name in IF_GIVEN if any(c.startswith(f"{name}:") for c in changes)]
+        flags = " ".join(f"--config.{name}=..." for name in fields)
+        hint = f" (a run may go on with another one that is given: {flags})" if fields else ""
         raise ConfigError(
             f"{workdir} holds a run of another config; choose another --workdir, or delete "
-            "the old run. Differences (old -> new):\n  " + "\n  ".join(changes)
+            f"the old run. Differences (old -> new){hint}:\n  " + "\n  ".join(changes)
         )
+
+
+def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> None:
+    """Adds a line to the folder's history where a resumed run changes; `told` ones are printed."""
+    old = read_config(workdir)
+    before = flatten_config(old)
+    changes = differing_fields(old, config, ignore=[name for name in BEFORE if name not in before])
+    if not changes:
+        return
+    step = max(map(int, _step_names(workdir)), default=0)
+    row = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changes": changes}
+    with (workdir / HISTORY_FILE).open("a") as stream:
+        stream.write(metrics_line(row))
+    shown = [change for change in changes if change.startswith(told)] if told else []
+    if shown:
+        print(f"{workdir} goes on from step {step} with {', '.join(shown)}", flush=True)
 
 
 def has_progress(workdir: str | Path) -> bool:
     """Whether a folder holds a finished checkpoint, or converted weights."""
     workdir = Path(workdir)
-    # Unfinished checkpoints have a suffix behind the step.
-    steps = (folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
-    return (workdir / WEIGHTS_FILE).is_file() or any(steps)
+    return (workdir / WEIGHTS_FILE).is_file() or bool(_step_names(workdir))
+
+
+def _step_names(workdir: Path) -> list[str]:
+    """Folders of finished checkpoints; unfinished ones have a suffix behind the step."""
+    names = (folder.name for folder in (workdir / "checkpoints").glob("*"))
+    return [name for name in names if name.isdigit()]
 
 
 def _changes(old: ConfigDict, new: ConfigDict, ignore: tuple[str, ...]) -> list[str]:
@@ -209,7 +245,7 @@ def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:
     return rows, damaged
 
 
-def metrics_line(row: Mapping[str, float]) -> str:
+def metrics_line(row: Mapping[str, Any]) -> str:
     """A row as a line, with a check of itself at its end."""
     text = json.dumps(row)
     return json.dumps({**row, CHECK: f"{zlib.crc32(text.encode()):08x}"}) + "\n"

@@ -13,7 +13,7 @@ from typing import Any
 
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.files.digests import describe, problem
+from paella_jax.files.digests import describe, in_threads, problem
 
 MANIFEST = "paella_jax.json"
 FORMAT = 1
@@ -86,13 +86,16 @@ def check_files(folder: str | Path, wanted: Callable[[str], bool] = lambda name:
     folder, manifest = Path(folder), read_manifest(folder)
     if manifest is None:
         return
-    listed = manifest["files"]
-    wrong = [
-        f"{name} {found}"
-        for name in listed
-        if wanted(name) and (found := problem(folder / name, listed[name]))
-    ]
+    wrong = differing_listed(folder, manifest, wanted)
     if wrong:
-        raise CheckpointError(
-            f"{folder} is not what was shared: {'; '.join(wrong)}. Copy or download it again"
-        )
+        told = "; ".join(f"{name} {what}" for name, what in wrong.items())
+        raise CheckpointError(f"{folder} is not what was shared: {told}. Copy or download it again")
+
+
+def differing_listed(
+    folder: Path, manifest: dict[str, Any], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, str]:
+    """{name: what is wrong} of the files that a manifest lists."""
+    listed = {name: known for name, known in manifest["files"].items() if wanted(name)}
+    found = in_threads(lambda item: problem(folder / item[0], item[1]), listed.items())
+    return {name: what for name, what in zip(listed, found, strict=True) if what}

@@ -278,7 +278,8 @@ class _Run:
             if not math.isfinite(values[name]):
                 raise TrainingDiverged(
                     f"{name} is {values[name]} at step {step}; the newest checkpoint is from "
-                    "before it. Lower optim.learning_rate, lengthen warmup_steps or check the data"
+                    "before it. Look at the data, or go on from there with a lower rate: the same "
+                    "command with --config.optim.learning_rate=... (and .warmup_steps=...)"
                 )
         if (step + 1) % self.config.log.every == 0 or last:
             values["images_per_second"] = self.progress.images_per_second()
