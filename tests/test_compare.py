@@ -41,6 +41,7 @@ from paella_jax.comparison.train import (
 from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError, differing_fields, load_config
 from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import read_config
 from paella_jax.training.finish import Stopped
 from paella_jax.training.loop import RunResult
@@ -314,7 +315,8 @@ def test_a_comparison_makes_up_for_what_is_lost(compared):
     assert again["rows"] == report["rows"]
 
     recipe = out / "runs" / "transformer_mask_1" / "config.json"
-    recipe.write_text(recipe.read_text().replace('"beta2": 0.98', '"beta2": 0.9'))
+    changed = recipe.read_text().replace('"beta2": 0.98', '"beta2": 0.9')
+    write_noted(recipe.parent, recipe.name, changed)
     with pytest.raises(ConfigError, match=r"beta2: 0\.9 -> 0\.98"):
         compare(config, out)
     config.budget.images = 32

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small
 import tensorstore
+from damages import try_damages
 
 from paella_jax import verify
 from paella_jax.config import CheckpointError
@@ -185,7 +186,7 @@ def test_a_note_or_a_state_of_another_step_is_told(run):
 def test_a_step_without_its_list_is_one_that_lost_a_file(run, capsys):
     (run / "checkpoints" / "4" / "digests.json").unlink()
     assert complete_steps(run) == [2] and restore_variables(run)[0] == 2
-    assert "4 lacks files (digests.json): step 2 is used" in capsys.readouterr().err
+    assert "4 lacks files (digests.json): it is left out" in capsys.readouterr().err
     assert ("missing", "checkpoints/4/digests.json") in [found[:2] for found in faults(run)]
 
 
@@ -330,3 +331,11 @@ def test_arrays_are_found_in_an_index_of_several_levels(tmp_path):
     ends = [(a[1] + a[2], b[1]) for a, b in pairwise(taken) if a[0] == b[0]]
     assert all(end <= start for end, start in ends)
     assert digests.matches("frozen/a/b", ["frozen/*"])
+
+
+def test_random_damages_are_never_silent(original):
+    """More of them, of a run of one's own: python tests/damages.py RUN COUNT."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state_of(4))
+    counts, bad = try_damages(original, abstract, count=12, seed=0)
+    assert not bad and counts["refused"] > 6
+    assert counts["found by verify"] == 12

@@ -22,6 +22,7 @@ from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
 from paella_jax.runs.checkpoint import CheckpointError, complete_steps, restore_variables
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_writers
@@ -208,12 +209,34 @@ def test_a_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"at step \d+"):
-        run(tmp_path, num_steps=200, optim__learning_rate=1e18, optim__clip_norm=0.0, **SHALLOW)
-    for step in [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]:
-        _, restored = restore_variables(tmp_path)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored["params"])), step
+def test_divergence_names_the_step_and_its_advice_works(tmp_path, capsys):
+    """The newest checkpoint is from before it; a lower rate that is given goes on from there."""
+    wild = {"optim__learning_rate": 1e18, "optim__clip_norm": 0.0} | SHALLOW
+    run(tmp_path, num_steps=2, optim__clip_norm=0.0, **SHALLOW)
+    rate, before = ["optim.learning_rate"], read_config(tmp_path).optim.learning_rate
+    with pytest.raises(
+        ConfigError, match=r"(?s)may go on .*--config\.optim\.learning_rate=.*1e\+18"
+    ):
+        run(tmp_path, num_steps=200, **wild)
+    prepare_workdir(tmp_path, small.small_paella(num_steps=200, **wild), rate)
+    with pytest.raises(TrainingDiverged, match=r"at step \d+;.* --config\.optim\.learning_rate="):
+        run(tmp_path, num_steps=200, **wild)
+    step, restored = restore_variables(tmp_path)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored["params"]))
+    mild = wild | {"optim__learning_rate": 1e-3, "num_steps": step + 1}
+    prepare_workdir(tmp_path, small.small_paella(**mild), rate)
+    assert f"goes on from step {step} with optim.learning_rate: 1e+18 -> 0.001" in (
+        capsys.readouterr().out
+    )
+    result = run(tmp_path, **mild)
+    assert result.step == step + 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.state.params))
+    history = [row["changes"] for row in read_metrics(tmp_path / "history.jsonl")]
+    assert [change for line in history for change in line if "rate" in change] == [
+        f"optim.learning_rate: {before} -> 1e+18", "optim.learning_rate: 1e+18 -> 0.001",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"batch_size: 8 -> 16"):  # others stay what they are
+        prepare_workdir(tmp_path, small.small_paella(**mild, batch_size=16), ["batch_size"])
 
 
 def copy_of(finished, tmp_path):
@@ -266,7 +289,7 @@ def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
     workdir = copy_of(finished, tmp_path)
     config = json.loads((workdir / "config.json").read_text())
     config["model"]["depths"] = [2]
-    (workdir / "config.json").write_text(json.dumps(config))
+    write_noted(workdir, "config.json", json.dumps(config))
     with pytest.raises(CheckpointError, match="cannot be read"):
         run(workdir, model__depths="(2,)")
 
@@ -300,7 +323,7 @@ def test_runs_from_before_a_choice_go_on(finished, tmp_path):
     for block in ("model", "transformer", "super_resolution"):
         for name in ("loop", "tied_head"):
             config[block].pop(name, None)
-    (workdir / "config.json").write_text(json.dumps(config))
+    write_noted(workdir, "config.json", json.dumps(config))
     with pytest.raises(ConfigError, match=r"tied_head: '\(absent\)' -> True"):
         prepare_workdir(workdir, small.small_paella(transformer__tied_head=True))
     prepare_workdir(workdir, small.small_paella())

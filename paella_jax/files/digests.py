@@ -11,25 +11,35 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 CHUNK = 8 * 2**20  # bytes read at once
 THREADS = min(8, os.cpu_count() or 1)
 OWN = "sha256"  # the digest's name in a JSON file that has one
-_known: dict[tuple[str, int, int, int], str] = {}  # of files, until they change
+Version = tuple[str, int, int, int, int]
+_known: dict[Version, str] = {}  # of files, until they change
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file as hex digits; of one that did not change since, without reading it."""
+def version(file: Path) -> Version:
+    """What differs once a file is another one or was written to, for as long as a process runs."""
     real = file.resolve()
     status = real.stat()
-    key = (str(real), status.st_ino, status.st_size, status.st_mtime_ns)
+    return (
+        str(real), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+    )  # fmt: skip
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file as hex digits; of one that did not change since, without reading it."""
+    key = version(file)
     if key not in _known:
-        _known[key] = digest_of_parts(real.parent, [(real.name, 0, status.st_size)])
+        real = Path(key[0])
+        _known[key] = digest_of_parts(real.parent, [(real.name, 0, key[2])])
     return _known[key]
 
 
@@ -71,8 +81,12 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
     items = list(items)
     if len(items) < 2 or THREADS < 2:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(work, items))
+    return list(_pool().map(work, items))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, "digests")
 
 
 def to_sealed_json(content: dict[str, Any]) -> str:

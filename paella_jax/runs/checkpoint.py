@@ -218,7 +218,7 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
         none = f"no finished checkpoint in {directory}; train first"
         raise CheckpointError(_none_is_whole(broken) if broken else none)
     step, folder = steps[-1], directory / str(steps[-1])
-    _tell_of_newer(workdir, step)
+    tell_of_lost(workdir, after=step)
     try:
         restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
@@ -266,12 +266,12 @@ def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
         return dict(reader.restore(path, args=restore))
 
 
-def _tell_of_newer(workdir: str | Path, step: int) -> None:
-    """A line where checkpoints that lost files are passed over."""
-    for folder in _step_folders(workdir):
-        if int(folder.name) > step:
-            lost = ", ".join(lost_files(folder)[:3])
-            tell_once(f"checkpoint {folder} lacks files ({lost}): step {step} is used")
+def tell_of_lost(workdir: str | Path, after: int = -1) -> None:
+    """A line for each checkpoint that is passed over, as it lost files, behind a step."""
+    for folder in sorted(_step_folders(workdir), key=str):
+        lost = lost_files(folder) if int(folder.name) > after else []
+        if lost:
+            tell_once(f"checkpoint {folder} lacks files ({', '.join(lost[:3])}): it is left out")
 
 
 def _sampling_weights(tree: Tree) -> Tree:

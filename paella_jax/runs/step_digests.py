@@ -12,18 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.digests import (
+    Version,
     describe,
     digest_of_parts,
     from_sealed_json,
     in_threads,
     problem,
     to_sealed_json,
+    version,
 )
 
 if TYPE_CHECKING:
@@ -69,13 +72,23 @@ def read_step_digests(folder: Path) -> dict[str, Any] | None:
       CheckpointError: the list is damaged or of a newer form.
     """
     try:
-        content = from_sealed_json((folder / FILE).read_text())
+        return _read(version(folder / FILE))
     except FileNotFoundError:
         return None
+
+
+@lru_cache(maxsize=8)
+def _read(key: Version) -> dict[str, Any]:
+    """The list in one version of a file."""
+    file = Path(key[0])
+    try:
+        content = from_sealed_json(file.read_text())
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / FILE} is damaged ({error})") from error
+        raise CheckpointError(f"{file} is damaged ({error})") from error
     if content.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / FILE} is of a newer version; update paella_jax")
+        raise CheckpointError(f"{file} is of a newer version; update paella_jax")
     for known in content["arrays"].values():
         known["at"] = [(str(file), int(start), int(size)) for file, start, size in known["at"]]
     return content

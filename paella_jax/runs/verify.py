@@ -25,7 +25,14 @@ from paella_jax.runs.digests import (
     matches,
     read_digests,
 )
-from paella_jax.runs.folder import CONFIG_FILE, METRICS_FILE, read_config, scan_metrics
+from paella_jax.runs.folder import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    read_config,
+    read_metrics,
+    scan_metrics,
+)
 from paella_jax.runs.manifest import MANIFEST, differing_listed, files_of, read_manifest
 from paella_jax.runs.step_digests import COMMITTED, note_of, read_step_digests, wrong_parts
 from paella_jax.runs.step_digests import FILE as STEP_DIGESTS
@@ -143,6 +150,10 @@ def _checkpoint(place: Path, name: str) -> Iterator[Finding]:
         return
     for what in wrong:
         yield Finding(DAMAGED, name, what)
+    if (place / COMMITTED).is_file():  # written behind the digests, and read by nobody
+        text = (place / COMMITTED).read_bytes().decode(errors="replace")
+        if not (text.startswith("Checkpoint commit was successful") and text.endswith(place.name)):
+            yield Finding(DAMAGED, f"{name}/{COMMITTED}")
     if content is not None:
         for file in files_of(place):
             if file not in (*content["files"], STEP_DIGESTS, COMMITTED):
@@ -172,9 +183,10 @@ def _one_step(place: Path, name: str) -> Iterator[Finding]:
 
 def _metrics(folder: Path) -> Iterator[Finding]:
     """Lines of metrics against themselves and against the newest checkpoint."""
-    rows, damaged = scan_metrics(folder / METRICS_FILE)
-    for number in damaged:
-        yield Finding(DAMAGED, METRICS_FILE, f"line {number}")
+    for file in (METRICS_FILE, HISTORY_FILE):
+        for number in scan_metrics(folder / file)[1]:
+            yield Finding(DAMAGED, file, f"line {number}")
+    rows = read_metrics(folder / METRICS_FILE)
     steps = [row["step"] for row in rows if "loss" in row]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield Finding(DAMAGED, METRICS_FILE, "its steps do not ascend")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from paella_jax.files.digests import Version, version
 from paella_jax.files.safetensors_file import (
     differing_tensors,
     map_safetensors,
@@ -19,7 +20,7 @@ from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.folder import CheckpointError
 from paella_jax.typing import Tree
 
-_checked: dict[tuple[str, int, int, int], bool] = {}  # files -> whether they have digests
+_checked: dict[Version, bool] = {}  # files -> whether they have digests
 
 
 def save_tree(file: Path, tree: Mapping[str, Any]) -> None:
@@ -71,8 +72,7 @@ def check_arrays(file: Path) -> bool:
       CheckpointError: arrays are not what was written; they are named.
       ConversionError: it is no safetensors file.
     """
-    status = file.stat()
-    key = (str(file.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
+    key = version(file)
     if key not in _checked:
         damaged = differing_tensors(file)
         if damaged:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paella_jax.runs.digests import write_noted
+from paella_jax.config import CheckpointError
+from paella_jax.runs.digests import check_noted, write_noted
 from paella_jax.training.loop import RunResult
+from paella_jax.training.metrics import report
 
 FILE = "timing.json"
 
@@ -30,4 +32,9 @@ def total_seconds(workdir: Path) -> float:
 
 def _calls(workdir: Path) -> list[dict[str, Any]]:
     file = workdir / FILE
-    return json.loads(file.read_text()) if file.is_file() else []
+    try:
+        check_noted(workdir, lambda name: name == FILE and file.is_file())
+        return json.loads(file.read_text()) if file.is_file() else []
+    except (CheckpointError, ValueError) as error:  # at the end of a training, which counts
+        report(f"{file} is begun anew, its seconds are lost: {error}")
+        return []
