@@ -12,7 +12,7 @@ import time
 import pytest
 import small
 
-from paella_jax import average
+from paella_jax import average, train
 from paella_jax.config import ConfigError
 from paella_jax.convert import __main__ as convert
 from paella_jax.files import lock as locks
@@ -193,6 +193,10 @@ def test_commands_ask_for_it_before_any_work(tmp_path, monkeypatch):
     refused = lambda what: pytest.raises(LockedError, match=f"{what} is written by")
     with locked(run / WRITER, "a training"), refused("run"):
         finish(small.small_paella(), run, lambda *_: pytest.fail("it was built"))
+    monkeypatch.setattr(train, "setup_jax", lambda: None)
+    with locked(tmp_path / "new" / WRITER, "a training"), refused("new"):
+        train.train_here("paella:tiny", tmp_path / "new")
+    (tmp_path / "new").rmdir()  # nothing was written
     with locked(beside(out), "an average"):
         with refused("out"):
             average.write_average(str(tmp_path / "absent"), str(out))
