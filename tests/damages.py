@@ -25,6 +25,7 @@ from paella_jax.runs.average import read_raw, steps_to_average
 from paella_jax.runs.checkpoint import Checkpointer, restore_variables, set_aside_incomplete
 from paella_jax.runs.folder import METRICS_FILE, read_config, read_metrics
 from paella_jax.runs.frozen import load_carried
+from paella_jax.runs.step_digests import COMMITTED
 from paella_jax.runs.verify import NOTE, verify_run
 
 HARMLESS, TOLD, REFUSED, SILENT, UNCLEAR = "harmless", "told", "refused", "SILENT", "UNCLEAR"
@@ -67,7 +68,8 @@ DAMAGES = (flip, flip, cut, delete, swap, duplicate)
 
 def damage(folder: Path, draw: np.random.Generator) -> str:
     """Damages one file of a folder; half of the time drawn by its size."""
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.stat().st_size)
+    files = [f for f in folder.rglob("*") if f.is_file() and f.stat().st_size]
+    files = sorted(f for f in files if f.name != COMMITTED)  # which nothing reads
     sizes = np.array([f.stat().st_size for f in files], float)
     chances = sizes / sizes.sum() if draw.random() < 0.5 else None
     file = files[draw.choice(len(files), p=chances)]
@@ -122,9 +124,9 @@ def outcome(read: Callable[[Path], Any], folder: Path, expected: Any) -> str:
         return f"{UNCLEAR} {type(error).__name__}: {error}"
     if same(found, expected):
         return HARMLESS
-    if isinstance(expected, list) and expected and isinstance(expected[0], dict) and found:
+    if isinstance(expected, list) and expected and isinstance(expected[0], dict):
         lost_only = all(any(same(row, was) for was in expected) for row in found)
-        return TOLD if lost_only and len(found) < len(expected) else SILENT
+        return TOLD if lost_only and told.getvalue() else SILENT
     return TOLD if told.getvalue() else SILENT
 
 

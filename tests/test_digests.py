@@ -261,13 +261,14 @@ def test_weights_files_know_their_arrays(tmp_path):
     assert set(map_safetensors(file)) == set(load_tree(file)) == {"a"}
 
 
-def test_a_damaged_line_of_metrics_loses_itself_alone(run):
+def test_a_damaged_line_of_metrics_loses_itself_alone(run, capsys):
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines()
     torn = [lines[0][:9], "", lines[1].replace("0.5", "0.6"), "[1]", '{"loss": 1}', *lines[2:]]
     file.write_text("\n".join(torn) + "\n" + lines[0][:20])
     file.write_bytes(file.read_bytes() + b"\xff\n")
     assert [row["step"] for row in read_metrics(file)] == [3, 4]
+    assert "line 1, 3, 4, 5, 8 is torn or damaged" in capsys.readouterr().err
     numbers = [what for _, name, what in faults(run) if name == "metrics.jsonl"]
     assert numbers == ["line 1", "line 3", "line 4", "line 5", "line 8"]
     MetricWriter(run, small.small_paella().log, 3).write(4, {"loss": 0.25})
@@ -276,6 +277,11 @@ def test_a_damaged_line_of_metrics_loses_itself_alone(run):
     assert [found.what for found in faults(run)] == [
         "ends at step 1, the newest checkpoint is of step 4"
     ]
+    capsys.readouterr()
+    file.unlink()
+    assert [found[:2] for found in faults(run)] == [("missing", "metrics.jsonl")]
+    MetricWriter(run, small.small_paella().log, 4)
+    assert "metrics.jsonl is missing" in capsys.readouterr().err
 
 
 def test_a_kill_between_a_file_and_its_digest_is_no_damage(run):

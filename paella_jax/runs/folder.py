@@ -26,11 +26,18 @@ from paella_jax.config import (
     from_json,
     to_json,
 )
-from paella_jax.runs.digests import check_noted, forget_files, version_of, write_noted
+from paella_jax.runs.digests import (
+    check_noted,
+    forget_files,
+    tell_once,
+    version_of,
+    write_noted,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
+DATA_FILE = "data.json"  # of runs that were trained: training/looked_at.py
 HISTORY_FILE = "history.jsonl"  # a line for every call that changed how the run is carried out
 CHECK = "crc32"  # of a line of metrics
 # What a resumed run may change (else it would be another run): how it is carried out ...
@@ -228,8 +235,26 @@ def read_config_of(method: str, workdir: str | Path, configs: str = "") -> Confi
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; a line that is torn or damaged is left out, and no other."""
-    return scan_metrics(file)[0]
+    """The rows of a metrics file; a line that is torn or damaged is left out, and no other.
+
+    What is left out is told, and where a training's whole file is gone.
+    """
+    rows, damaged = scan_metrics(file)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        tell_once(f"{file}: line {shown} is torn or damaged and left out")
+    if metrics_are_lost(file.parent):
+        tell_once(f"{file} is missing: what was measured before is lost")
+    return rows
+
+
+def metrics_are_lost(workdir: Path) -> bool:
+    """Whether a run was trained for so long that it must have metrics, and has no file of them."""
+    if (workdir / METRICS_FILE).is_file() or not (workdir / DATA_FILE).is_file():
+        return False
+    newest = max(map(int, _step_names(workdir)), default=0)
+    every = read_config(workdir).log.every
+    return newest > 0 and newest >= every > 0
 
 
 def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:

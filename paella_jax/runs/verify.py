@@ -29,8 +29,8 @@ from paella_jax.runs.folder import (
     CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    metrics_are_lost,
     read_config,
-    read_metrics,
     scan_metrics,
 )
 from paella_jax.runs.manifest import MANIFEST, differing_listed, files_of, read_manifest
@@ -186,7 +186,7 @@ def _metrics(folder: Path) -> Iterator[Finding]:
     for file in (METRICS_FILE, HISTORY_FILE):
         for number in scan_metrics(folder / file)[1]:
             yield Finding(DAMAGED, file, f"line {number}")
-    rows = read_metrics(folder / METRICS_FILE)
+    rows = scan_metrics(folder / METRICS_FILE)[0]
     steps = [row["step"] for row in rows if "loss" in row]
     if any(later <= earlier for earlier, later in pairwise(steps)):
         yield Finding(DAMAGED, METRICS_FILE, "its steps do not ascend")
@@ -194,6 +194,8 @@ def _metrics(folder: Path) -> Iterator[Finding]:
     every = flatten_config(_config_or_nothing(folder)).get("log.every")
     if (folder / MANIFEST).is_file() or not isinstance(every, int) or every < 1:
         return
+    if metrics_are_lost(folder):
+        yield Finding(MISSING, METRICS_FILE)
     last = max(steps, default=0)
     if (folder / METRICS_FILE).is_file() and newest // every > last // every:
         what = f"ends at step {last}, the newest checkpoint is of step {newest}"

@@ -18,9 +18,9 @@ import numpy as np
 
 from paella_jax.config import ConfigError
 from paella_jax.runs.digests import check_noted, write_noted
+from paella_jax.runs.folder import DATA_FILE
 from paella_jax.training.method import Method
 
-DATA_FILE = "data.json"
 REBUILT = 16  # images that a tokenizer is tried on
 ENOUGH = 22.0  # dB
 LONGEST = 4096  # ids that are counted of a caption

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.runs.folder import METRICS_FILE, metrics_line, scan_metrics
+from paella_jax.runs.folder import METRICS_FILE, metrics_line, read_metrics
 
 
 def report(message: str) -> None:
@@ -62,12 +62,10 @@ def check_writers(log: ConfigDict) -> None:
 def _cut_after(file: Path, step: int) -> None:
     """Drops lines past the checkpoint a run resumes from, so that no step stands twice."""
     if file.is_file():
-        rows, damaged = scan_metrics(file)
-        if damaged:
-            shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-            report(f"{file}: line {shown} is torn or damaged and left out")
-        kept = [metrics_line(row) for row in rows if row["step"] <= step]
+        kept = [metrics_line(row) for row in read_metrics(file) if row["step"] <= step]
         write_atomically(file, "".join(kept))
+    else:
+        read_metrics(file)  # tells where they are lost
 
 
 def _tensorboard(workdir: Path) -> Any:
