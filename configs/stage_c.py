@@ -93,13 +93,12 @@ def _tiny(config: ConfigDict) -> None:
 
 
 def _folder(config: ConfigDict, size: int) -> None:
-    """Own captioned images, at the budget of configs/paella.py's."""
+    """Own captioned images, at about the time of configs/paella.py's."""
     _shapes(config)
     common.own_images(config, size)
     common.own_recipe(config)
     common.own_text(config)
-    config.num_steps = 6000 if size <= 32 else 20_000
-    config.batch_size = 32 if size <= 32 else 16
+    config.num_steps = 4000 if size <= 32 else 20_000
     config.model.channels = 8
     config.model.width = 256
     config.model.num_heads = 8
