@@ -149,7 +149,7 @@ def test_the_whole_benchmark(tmp_path):
     write_packages(fakes.folder / "packages", 250)
     out = tmp_path / "out"
     command = [small.ROOT / "launch" / "icons.sh", out, "--config.num_steps=2",
-               "--config.checkpoint.every=2", "--config.evaluation.num_images=64"]  # fmt: skip
+               "--config.checkpoint.every=2"]  # fmt: skip
     run = lambda: fakes.run(*command, timeout=900, PRESET="tiny", **small.COMPILE_CHEAPLY)
     done = run()
     assert done.returncode == 0, done.stderr[-3000:]
