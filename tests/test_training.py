@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import small
 from PIL import Image
@@ -21,7 +22,12 @@ from paella_jax.config import ConfigError
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
-from paella_jax.runs.checkpoint import CheckpointError, complete_steps, restore_variables
+from paella_jax.runs.checkpoint import (
+    CheckpointError,
+    complete_steps,
+    restore_variables,
+    stored_tree,
+)
 from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_writers
@@ -252,6 +258,21 @@ def test_truncated_checkpoint_is_refused(finished, tmp_path):
     with pytest.raises(CheckpointError, match=r"checkpoints/4 cannot be read"):
         run(workdir)
     with pytest.raises(CheckpointError, match="cannot be read"):
+        restore_variables(workdir)
+
+
+def test_the_arrays_of_a_checkpoint_by_orbax_own_list(finished, tmp_path):
+    """Those that orbax finds by opening them all; a list that was cut off is told."""
+    workdir = copy_of(finished, tmp_path)
+    state = workdir / "checkpoints" / "4" / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        whole = reader.metadata(state).item_metadata.tree
+    found = stored_tree(state)
+    for part in ("params", "ema_params"):
+        assert jax.tree.structure(found[part]) == jax.tree.structure(whole[part])
+    listed = (state / "_METADATA").read_text()
+    (state / "_METADATA").write_text(listed[: len(listed) // 2])
+    with pytest.raises(CheckpointError, match=r"checkpoints/4 cannot be read: JSONDecodeError"):
         restore_variables(workdir)
 
 

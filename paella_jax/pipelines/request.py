@@ -148,7 +148,9 @@ def _plan(
 
 def _denoise(networks: TokenNetworks, params: Tree, request: Request, joint: bool) -> Denoise:
     """The guided prediction for a batch's conditions, mixed where there are several."""
-    predict = lambda c: lambda tokens, t: networks.logits(params, tokens, t, c)
+    # Compiled as a function of its own, so that two predictions of equal shapes are traced once.
+    logits = jax.jit(networks.logits)
+    predict = lambda c: lambda tokens, t: logits(params, tokens, t, c)
     conds, uncond = request.conditions, request.unconditional
     conditional = predict(conds[0])
     if request.weights is not None:

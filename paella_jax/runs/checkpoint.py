@@ -7,6 +7,7 @@ weights has `weights.safetensors` in their place.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
@@ -22,7 +24,8 @@ from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
 
 # Where one of these is missing a folder was copied in part, or lost files.
-NEEDED = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt")
+LISTED = "_METADATA"  # by name all arrays of a checkpoint
+NEEDED = ("_CHECKPOINT_METADATA", f"state/{LISTED}", "state/manifest.ocdbt")
 INCOMPLETE = "incomplete"  # beside `checkpoints`
 
 
@@ -164,14 +167,31 @@ def read_arrays(directory: Path, step: int, averaged: bool) -> dict[str, Tree]:
       averaged: reads "ema_params" in place of "params" where the run has an average.
     """
     path = directory / str(step) / "state"
+    stored = stored_tree(path)
+    params = "ema_params" if averaged and stored.get("ema_params") else "params"
+    item = {name: stored[name] for name in (params, "model_state") if stored.get(name)}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path).item_metadata.tree
-        params = "ema_params" if averaged and stored.get("ema_params") else "params"
-        item = {name: stored[name] for name in (params, "model_state") if stored.get(name)}
-        abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-        restore = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
         return dict(reader.restore(path, args=restore))
+
+
+def stored_tree(path: Path) -> dict[str, Tree]:
+    """The names of a checkpoint's arrays as dicts, of orbax's list; the leaves mean nothing.
+
+    To ask orbax for shapes too opens every array, the optimiser's as well: three times as long as
+    reading the weights of a small run.
+
+    Args:
+      path: its folder `state`.
+    """
+    rows = json.loads((path / LISTED).read_text())["tree_metadata"].values()
+    names = [
+        tuple(part["key"] for part in row["key_metadata"])
+        for row in rows
+        if not row["value_metadata"]["skip_deserialize"]  # an empty dict or None
+    ]
+    return dict(unflatten_dict({name: np.zeros(()) for name in names}))
 
 
 def _sampling_weights(tree: Tree) -> Tree:
