@@ -368,6 +368,64 @@ def test_wrong_arguments_are_named(pipe, arguments, words):
     assert programs(pipe) == before
 
 
+# What no argument below takes; of each argument what else it refuses.
+NOTHING = (object(), {}, b"x", np.zeros(3), float("nan"), (1, 2, 3))
+NUMBERS = (*NOTHING, "12", float("inf"), [])
+WHOLE = (*NUMBERS, 1.5, -1, (1, 2), True)
+OTHERS = {
+    "pipe": {
+        "prompt": (*NOTHING, 3, True, [], ["a", 3]),
+        "prompt_embeds": (*NOTHING, 3, "a", []),
+        "negative_prompt": (*NOTHING, 3, True, [], ["a", "b"]),
+        "height": (*WHOLE, 2**70, 0, 12),
+        "width": (*WHOLE, 2**70, 0, 12),
+        "num_steps": (*WHOLE, 2**70, 0),
+        "num_images_per_prompt": (*WHOLE, 2**70, 0),
+        "batch_size": (*WHOLE, 2**70, 0),
+        "callback_every": (*WHOLE, 2**70, 0),
+        "guidance_scale": (*NUMBERS, True),
+        "temperature": (*NUMBERS, True, 0, -1),
+        "seed": (*WHOLE, 2**70),
+        "output_type": (*NOTHING, 3, "gif"),
+        "progress": (*NOTHING, 1, "yes"),
+        "trace": (*NOTHING, 1, "yes"),
+        "callback": (*NOTHING, 1, "yes"),
+        "sampler": (*NOTHING, 0, [], "best"),
+        "renoise_steps": WHOLE,
+        "guided_steps": WHOLE,
+        "quantize_from_step": WHOLE,
+        "renoise_mode": (*NOTHING, 1, "sometimes"),
+        "typical_mass": (*NUMBERS, 0, 1, -1, True),
+        "t_start": (*NUMBERS, -1, 1.5, True),
+        "t_end": (*NUMBERS, -1, 1, True),
+        "weights": (*NUMBERS, -1, 0, 3),
+        "known": (*NOTHING, 1, "a", True),
+        "image_tokens": (*NOTHING, 1, "a", True),
+    },
+    "masked": {
+        "schedule": (*NOTHING, 1, "fast"),
+        "exponent": (*NOTHING, "12", True, 0),
+        "choice_temperature": (*NUMBERS, -1, True),
+        "temperature": (*NUMBERS, 0, True),
+        "strength": (*NUMBERS, 0, 2, True),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_argument_refuses_what_it_is_not(name, request):
+    """In one line that names it, before anything is compiled."""
+    pipe = request.getfixturevalue(name)
+    before = programs(pipe)
+    for argument, wrong in OTHERS[name].items():
+        own = () if argument.startswith("prompt") else (RED,)
+        for value in wrong:
+            with pytest.raises(ValueError, match=argument) as refused:
+                pipe(*own, **{argument: value})
+            assert "\n" not in str(refused.value), (argument, value)
+    assert programs(pipe) == before
+
+
 def test_wrong_images_and_prompts_are_named(pipe, photo):
     mask = np.zeros((60, 100), bool)
     for arguments, words in (

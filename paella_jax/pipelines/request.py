@@ -203,7 +203,10 @@ def check_weights(
         if conditions == 1:
             return None
         return np.full((count, conditions), 1.0 / conditions, np.float32)
-    weights = np.asarray(given, np.float32)
+    try:
+        weights = np.asarray(given, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"weights are {given!r}; give one number per condition") from None
     if weights.ndim == 1:
         weights = np.broadcast_to(weights, (count, *weights.shape))
     shapes = ((count, conditions), (count, conditions, *grid))
@@ -219,6 +222,8 @@ def check_weights(
 
 def check_known(known: Known, count: int, grid: tuple[int, int], codes: int) -> Known:
     """Tokens to keep [count, h, w], 0 where they are to be drawn. Raises ValueError."""
+    if not isinstance(known, Known):
+        raise ValueError(f"known is of type {type(known).__name__}; give Known(tokens, generate)")
     generate = _check_map(known.generate, count, grid, "known.generate").astype(bool)
     kept = np.where(generate, 0, _check_map(known.tokens, count, grid, "known.tokens"))
     return Known(check_tokens(kept, count, grid, "known.tokens", codes), generate)
