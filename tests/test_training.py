@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -122,6 +123,51 @@ def test_log_packages_are_looked_for_at_the_start(monkeypatch):
         log.wandb = "project"
     with pytest.raises(ConfigError, match=r"log\.wandb needs: pip install 'paella_jax\[wandb\]'"):
         check_writers(log)
+
+
+class FakeTracker:
+    """Stands for the modules wandb and tensorboardX, their runs and writers: keeps what it gets."""
+
+    def __init__(self):
+        self.calls = []
+        self.Image = lambda file: ("image", file)
+        self.SummaryWriter = lambda folder: self
+
+    def init(self, **given):
+        self.calls.append(("init", given))
+        return self
+
+    def __getattr__(self, name):
+        return lambda *given, **more: self.calls.append((name, *given, *more.items()))
+
+
+def test_trackers_get_config_metrics_and_images(tmp_path, monkeypatch):
+    fakes = {name: FakeTracker() for name in ("wandb", "tensorboardX")}
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    config = small.small_paella(log__wandb="project", log__tensorboard=True)
+    file = tmp_path / "grid.png"
+    Image.new("RGB", (4, 2), "red").save(file)
+    ids = []
+    # Two folders of one name; the first resumed; one that was begun before ids were drawn.
+    for place, step in (("a/run", 0), ("b/run", 0), ("a/run", 3), ("old/run", 3)):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        writer = MetricWriter(tmp_path / place, config, step)
+        ((_, given), *_) = fakes["wandb"].calls
+        assert given["project"] == "project" and given["resume"] == "allow"
+        assert given["config"]["optim"]["learning_rate"] == config.optim.learning_rate
+        ids.append(given["id"])
+        writer.write(4, {"loss": 1.5})
+        writer.show(4, file)
+        (logged, shown), events = fakes["wandb"].calls[1:], fakes["tensorboardX"].calls
+        assert logged == ("log", {"loss": 1.5}, ("step", 4))
+        assert shown == ("log", {"samples": ("image", str(file))}, ("step", 4))
+        assert events[0][:2] == ("add_text", "config") and '"learning_rate"' in events[0][2]
+        assert events[1] == ("add_scalar", "loss", 1.5, 4)
+        assert events[2][:2] == ("add_image", "samples") and events[2][2].shape == (2, 4, 3)
+        for fake in fakes.values():
+            fake.calls.clear()
+    assert ids[0] == ids[2] != ids[1] and ids[3] == "run" != ids[0]
 
 
 def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):
@@ -343,13 +389,13 @@ def test_metrics_survive_an_interrupted_cut(tmp_path, monkeypatch):
     file = tmp_path / "metrics.jsonl"
     lines = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6))
     file.write_text(lines)
-    log = small.small_paella().log
+    config = small.small_paella()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
-            MetricWriter(tmp_path, log, resume_step=3)
+            MetricWriter(tmp_path, config, resume_step=3)
     assert file.read_text() == lines
-    MetricWriter(tmp_path, log, resume_step=3)
+    MetricWriter(tmp_path, config, resume_step=3)
     assert [row["step"] for row in read_metrics(file)] == [1, 2, 3]
 
 
