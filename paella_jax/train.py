@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
     import jax
 
     from paella_jax.registry import build_method
-    from paella_jax.runs.folder import prepare_workdir
+    from paella_jax.runs.folder import prepare_workdir, taken_back_if_refused
     from paella_jax.training.distributed import (
         check_same_config,
         check_shared,
@@ -95,9 +96,10 @@ def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
 
     print(describe_processes(cluster, make_mesh(config.mesh)), flush=True)
     check_same_config(config)
-    first_alone("run folder", lambda: prepare_workdir(workdir, config))
-    check_shared(workdir)
-    result = train(config, workdir, build_method(config, workdir))
+    with taken_back_if_refused(workdir) if jax.process_index() == 0 else nullcontext():
+        first_alone("run folder", lambda: prepare_workdir(workdir, config))
+        check_shared(workdir)
+        result = train(config, workdir, build_method(config, workdir))
     if jax.process_index() == 0:
         note = json.dumps(record_seconds(workdir, result))
         print(f"{workdir}: {note}" + (f" (stopped by {result.stopped})" if result.stopped else ""))

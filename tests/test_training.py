@@ -29,7 +29,12 @@ from paella_jax.runs.checkpoint import (
     restore_variables,
     stored_tree,
 )
-from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
+from paella_jax.runs.folder import (
+    prepare_workdir,
+    read_config,
+    read_metrics,
+    taken_back_if_refused,
+)
 from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_writers
 
@@ -341,6 +346,33 @@ def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
 def test_workdir_of_another_config_is_refused(finished):
     with pytest.raises(ConfigError, match=r"model.depths: \(1,\) -> \(2,\)"):
         run(finished[0], model__depths="(2,)")
+
+
+def test_a_refused_start_leaves_nothing_behind(tmp_path):
+    """But what was there, and what was trained."""
+    refused = pytest.raises(ConfigError, match="no")
+
+    def start(name, *made):
+        with taken_back_if_refused(tmp_path / name):
+            prepare_workdir(tmp_path / name, small.small_paella())
+            for file in made:
+                (tmp_path / name / file).mkdir(parents=True)
+            raise ConfigError("no")
+
+    with refused:
+        start("new", "frozen/vqgan")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with refused:
+        start("mine", "frozen", "checkpoints")
+    prepare_workdir(tmp_path / "run", small.small_paella())
+    with refused:
+        start("run")
+    with refused:
+        start("trained", "checkpoints/2")
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    assert left == {"mine/notes.txt", "run/config.json", "trained/config.json"}
+    assert not (tmp_path / "new").exists() and (tmp_path / "trained/checkpoints/2").is_dir()
 
 
 def test_a_failed_start_does_not_block_its_folder(tmp_path):
