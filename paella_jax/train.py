@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def train_together(
 
     from paella_jax.files.lock import WRITER, Lock
     from paella_jax.registry import build_method
-    from paella_jax.runs.folder import prepare_workdir
+    from paella_jax.runs.folder import prepare_workdir, taken_back_if_refused
     from paella_jax.training.distributed import (
         check_same_config,
         check_shared,
@@ -103,9 +104,10 @@ def train_together(
     lock = Lock(workdir / WRITER, "a training")
     first_alone("lock", lock.acquire)
     try:
-        first_alone("run folder", lambda: prepare_workdir(workdir, config, given))
-        check_shared(workdir)
-        result = train(config, workdir, build_method(config, workdir))
+        with taken_back_if_refused(workdir) if jax.process_index() == 0 else nullcontext():
+            first_alone("run folder", lambda: prepare_workdir(workdir, config, given))
+            check_shared(workdir)
+            result = train(config, workdir, build_method(config, workdir))
         if jax.process_index() == 0:
             note, by = json.dumps(record_seconds(workdir, result)), result.stopped
             print(f"{workdir}: {note}" + (f" (stopped by {by})" if by else ""))

@@ -291,6 +291,13 @@ def test_a_comparison_keeps_its_search_and_pictures(compared):
     assert searched["chosen"][pair] == float(min(by_rate, key=lambda r: by_rate[r][0]))
     rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
     assert rates == [searched["chosen"][pair]] * 4, "a variant takes the rate of its cell"
+    chosen = searched["chosen"][pair]
+    begun, whole = (
+        out / "search" / f"transformer_mask_0_{chosen:g}", out / "runs" / "transformer_mask_0",
+    )  # fmt: skip
+    calls = json.loads((whole / "timing.json").read_text())
+    assert [call["steps"] for call in calls] == [1, 2], "it went on from its beginning"
+    assert read_config(whole).optim.decay_steps == read_config(begun).optim.decay_steps == 2
     assert "Chosen: transformer_mask" in (out / "comparison.md").read_text()
     written = {f"comparison.{ending}" for ending in ("md", "html", "json", "png")}
     written |= {"comparison_samples.png", "comparison_steps.png"}

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Lock:
         self.guarded = file.parent if inside else file.with_name(file.name.removesuffix(".lock"))
         self._token = secrets.token_hex(8)
         self._ended = threading.Event()
+        self._made = False  # the folder
 
     def acquire(self) -> None:
         """Takes the lock, or one that was left behind.
@@ -84,6 +85,7 @@ class Lock:
 
     def try_acquire(self) -> bool:
         """As `acquire`, at once; returns whether this process has the lock now."""
+        self._made = self._made or not self.file.parent.exists()
         self.file.parent.mkdir(parents=True, exist_ok=True)
         if not self._create(self.file):
             there = _read(self.file)
@@ -93,11 +95,14 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Gives the lock back, and takes away the folder if that was made for it and is empty."""
         self._ended.set()
         there = _read(self.file)
         if there is not None and there.get("token") == self._token:
             self.file.unlink(missing_ok=True)
+            if self._made:
+                with suppress(OSError):  # something is in it
+                    self.file.parent.rmdir()
 
     def _take(self, left: dict[str, Any]) -> bool:
         """Replaces a lock that was left behind. Of several that try, one does."""

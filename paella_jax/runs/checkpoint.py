@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError
 from paella_jax.runs.digests import check_noted, tell_once
@@ -25,7 +26,8 @@ from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
 
 # Where one of these is missing a folder was copied in part, or lost files.
-NEEDED = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt")
+LISTED = "_METADATA"  # by name all arrays of a checkpoint
+NEEDED = ("_CHECKPOINT_METADATA", f"state/{LISTED}", "state/manifest.ocdbt")
 INCOMPLETE = "incomplete"  # beside `checkpoints`
 
 
@@ -256,13 +258,11 @@ def state_step(folder: Path) -> int | None:
 def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
     """The chosen parts of a stored state, where there are such, as numpy."""
     path = folder / "state"
+    stored = stored_tree(path)
+    item = {name: stored[name] for name in choose(stored) if name in stored}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path).item_metadata.tree
-        empty = lambda name: isinstance(stored.get(name), dict) and not stored[name]
-        item = {name: stored[name] for name in choose(stored) if name in stored and not empty(name)}
-        abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-        restore = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
         return dict(reader.restore(path, args=restore))
 
 
@@ -272,6 +272,24 @@ def tell_of_lost(workdir: str | Path, after: int = -1) -> None:
         lost = lost_files(folder) if int(folder.name) > after else []
         if lost:
             tell_once(f"checkpoint {folder} lacks files ({', '.join(lost[:3])}): it is left out")
+
+
+def stored_tree(path: Path) -> dict[str, Tree]:
+    """The names of a checkpoint's arrays as dicts, of orbax's list; the leaves mean nothing.
+
+    To ask orbax for shapes too opens every array, the optimiser's as well: three times as long as
+    reading the weights of a small run.
+
+    Args:
+      path: its folder `state`.
+    """
+    rows = json.loads((path / LISTED).read_text())["tree_metadata"].values()
+    names = [
+        tuple(part["key"] for part in row["key_metadata"])
+        for row in rows
+        if not row["value_metadata"]["skip_deserialize"]  # an empty dict or None
+    ]
+    return dict(unflatten_dict({name: np.zeros(()) for name in names}))
 
 
 def _sampling_weights(tree: Tree) -> Tree:

@@ -11,7 +11,8 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,26 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str
             f"cannot write to workdir {workdir}: {error}; choose a folder you may write to"
         ) from error
     return workdir
+
+
+@contextmanager
+def taken_back_if_refused(workdir: Path) -> Iterator[None]:
+    """Removes what a start left in a run folder that ended in an error before its first step.
+
+    What was there before stays, and so does everything once something was trained.
+    """
+    names = lambda: {file.name for file in workdir.iterdir()} if workdir.is_dir() else set()
+    was_there, before = workdir.is_dir(), names()
+    try:
+        yield
+    except Exception:
+        if not has_progress(workdir) and not (workdir / METRICS_FILE).exists():
+            for name in names() - before:
+                file = workdir / name
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            if not was_there and workdir.is_dir():
+                workdir.rmdir()
+        raise
 
 
 def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, ...] = ()) -> None:

@@ -133,7 +133,7 @@ def _train(
     make_key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=replicated(mesh))
     base_key = make_key()
     step_fn = StepPrograms(config, method, abstract, frozen, base_key, mesh)
-    writer = MetricWriter(workdir, config.log, start)
+    writer = MetricWriter(workdir, config, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
     run = _Run(config, workdir, method, checkpointer, data, writer, progress)
     try:
@@ -200,6 +200,7 @@ def _draw_preview(
     try:
         with note, jax.transfer_guard("allow"):
             scores = method.preview(state, frozen, file)
+        writer.show(step, file)
     except Exception as error:  # previews are for looking at; training must not end for them
         report(f"preview of step {step} failed, training goes on: {error}")
         return
@@ -213,7 +214,7 @@ def _draw_missing_preview(
     step = config.num_steps
     if method.preview is not None and not _preview_file(workdir, step).is_file():
         frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
-        writer = MetricWriter(workdir, config.log, step)
+        writer = MetricWriter(workdir, config, step)
         _draw_preview(method, writer, workdir, state, frozen, step)
 
 
