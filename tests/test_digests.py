@@ -271,7 +271,7 @@ def test_a_damaged_line_of_metrics_loses_itself_alone(run, capsys):
     assert "line 1, 3, 4, 5, 8 is torn or damaged" in capsys.readouterr().err
     numbers = [what for _, name, what in faults(run) if name == "metrics.jsonl"]
     assert numbers == ["line 1", "line 3", "line 4", "line 5", "line 8"]
-    MetricWriter(run, small.small_paella().log, 3).write(4, {"loss": 0.25})
+    MetricWriter(run, small.small_paella(), 3).write(4, {"loss": 0.25})
     assert read_metrics(file) == [{"step": 3, "loss": 1.0 / 3}, {"step": 4, "loss": 0.25}]
     file.write_text(metrics_line({"step": 1, "loss": 2.0}))
     assert [found.what for found in faults(run)] == [
@@ -280,7 +280,7 @@ def test_a_damaged_line_of_metrics_loses_itself_alone(run, capsys):
     capsys.readouterr()
     file.unlink()
     assert [found[:2] for found in faults(run)] == [("missing", "metrics.jsonl")]
-    MetricWriter(run, small.small_paella().log, 4)
+    MetricWriter(run, small.small_paella(), 4)
     assert "metrics.jsonl is missing" in capsys.readouterr().err
 
 
