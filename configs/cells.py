@@ -247,7 +247,6 @@ def own_tokens(config: ConfigDict, size: int) -> None:
     config.sampler.guidance_scale = (3.0, 3.0)
     if size > 32:  # four times the tokens
         config.num_steps = 20_000
-        config.batch_size = 16
 
 
 def tiny_networks(config: ConfigDict) -> None:

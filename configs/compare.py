@@ -51,8 +51,10 @@ def _add_variants(config: ConfigDict) -> None:
     # Each is network, corruption, sampler and overrides.
     config.variants = ConfigDict()
     muse, paella = ("transformer", "mask", "confidence"), ("unet", "uniform", "random")
+    masked = ("unet", "mask", "random")
     config.variants.uniform_density = (*muse, ("objective.density=uniform",))
     config.variants.corrupted_loss = (*paella, ("objective.loss_positions=corrupted",))
+    config.variants.full_loss = (*masked, ("objective.loss_positions=all",))
     config.variants.no_level = (*muse, ("transformer.time_width=0",))
     config.variants.without_level = (*paella, ("model.patterns=('CA',)",))
 

@@ -134,8 +134,8 @@ def _folder(config: ConfigDict, size: int) -> None:
     _shapes(config)
     common.own_images(config, size)
     config.data.captions = False
-    config.num_steps = 5000 if size <= 32 else 12_000
-    config.batch_size = 32 if size <= 32 else 16
+    config.num_steps = 3000 if size <= 32 else 12_000
+    config.batch_size = 16
     config.model.widths = (96, 192)
     config.model.depths = (1, 2)
     config.model.guide_channels = 8

@@ -22,6 +22,7 @@ COMMANDS = (
     "compile",
     "encode",
     "signals",
+    "verify",
 )
 
 

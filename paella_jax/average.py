@@ -28,14 +28,17 @@ def write_average(
     Raises:
       ConfigError: `out` is not empty, a decay outside [0, 1), too few or unknown checkpoints, or a
         LoRA run.
+      LockedError: another process writes it.
       CheckpointError: no run there, or a damaged checkpoint.
     """
+    from paella_jax.files.lock import beside, locked
     from paella_jax.runs.average import average_run
     from paella_jax.runs.derive import check_new_folder, write_run
 
-    check_new_folder(out)
-    step, params, model_state = average_run(checkpoint, decay, steps)
-    return write_run(checkpoint, out, step, params, model_state)
+    with locked(beside(out), "an average"):
+        check_new_folder(out)
+        step, params, model_state = average_run(checkpoint, decay, steps)
+        return write_run(checkpoint, out, step, params, model_state)
 
 
 def main() -> int:

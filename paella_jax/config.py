@@ -33,6 +33,10 @@ class ConfigError(UserError, ValueError):
     """A configuration is wrong; the message names the field, its value and the fix."""
 
 
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
+
+
 class UnknownPreset(ConfigError):
     """A config file has no preset of this name; `known` are those it has."""
 
@@ -77,11 +81,11 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     overrides = list(overrides)
     for override in overrides:
         apply_override(config, override)
-    _imply_source(config, {_name_of(o) for o in overrides})
+    _imply_source(config, {name_of(o) for o in overrides})
     return config.lock()
 
 
-def _name_of(override: str) -> str:
+def name_of(override: str) -> str:
     """The field that an override sets."""
     return override.removeprefix("--").removeprefix("config.").partition("=")[0]
 
@@ -185,7 +189,7 @@ def apply_override(config: ConfigDict, override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or (name.startswith("-") and not name.startswith("--config.")):
         raise ConfigError(f"unknown argument {override!r}; overrides look like --config.a.b=value")
-    path = _name_of(override)
+    path = name_of(override)
     flat = flatten_config(config)
     if path not in flat:
         close = difflib.get_close_matches(path, flat, 1)

@@ -62,6 +62,7 @@ def encode_together(
     """Encodes in one process or, where JAX has joined them, in all of a cluster."""
     import jax
 
+    from paella_jax.files.lock import WRITER, Lock
     from paella_jax.registry import method_alone
     from paella_jax.runs.folder import prepare_workdir
     from paella_jax.training.distributed import (
@@ -74,11 +75,16 @@ def encode_together(
 
     check_same_config(config)
     first_alone("checks", lambda: check_folder(config, out, options))
-    first_alone("folder", lambda: prepare_workdir(out, config))
-    check_shared(out)
-    share = jax.process_index(), jax.process_count()
-    manifest = encode_data(config, out, method_alone(config, out), options, share)
-    barrier("shards", 1e6)
+    lock = Lock(out / WRITER, "an encoding")
+    first_alone("lock", lock.acquire)
+    try:
+        first_alone("folder", lambda: prepare_workdir(out, config))
+        check_shared(out)
+        share = jax.process_index(), jax.process_count()
+        manifest = encode_data(config, out, method_alone(config, out), options, share)
+        barrier("shards", 1e6)
+    finally:
+        lock.release()
     if jax.process_index() == 0:
         print(f"{out}: {manifest.describe()}; train with --config.data.encoded={out}")
 

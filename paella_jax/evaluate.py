@@ -67,6 +67,24 @@ def check_subject(arguments: argparse.Namespace) -> None:
         raise ValueError("--paired belongs to --images A --reference B; leave it out")
 
 
+def find_runs(arguments: argparse.Namespace) -> None:
+    """Runs that are named as on the hub -> their folders, once the report has its place.
+
+    Raises:
+      UserError: a place that cannot be written, or a run that cannot be downloaded or converted.
+    """
+    from paella_jax.convert.found import run_folder
+    from paella_jax.files.atomic import check_writable
+    from paella_jax.sharing.hub import is_name
+
+    if is_name(arguments.checkpoint or "") and not arguments.out:
+        arguments.out = "scores"  # a download is no place for a report
+    check_writable(Path(arguments.out or arguments.checkpoint or "scores"), folder=True)
+    for flag in ("checkpoint", "super_resolution"):
+        if getattr(arguments, flag):
+            setattr(arguments, flag, str(run_folder(getattr(arguments, flag))[0]))
+
+
 def load_judges(arguments: argparse.Namespace) -> Judges:
     """The feature network and CLIP models that the flags name."""
     from paella_jax.encoders.clip_judge import load_clip_judge
@@ -82,7 +100,7 @@ def load_judges(arguments: argparse.Namespace) -> Judges:
 def parse() -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description=__doc__, overrides=True, epilog=EPILOG)
-    parser.add_argument("--checkpoint", type=path, help="run folder")
+    parser.add_argument("--checkpoint", type=path, help="run folder, or OWNER/NAME on the hub")
     parser.add_argument(
         "--out", type=path, help="folder for the report (default: the run folder, or `scores`)"
     )
@@ -139,10 +157,7 @@ def main() -> int:
     """Parses the command line and evaluates."""
     arguments = parse()
     check_subject(arguments)
-
-    from paella_jax.files.atomic import check_writable
-
-    check_writable(Path(arguments.out or arguments.checkpoint or "scores"), folder=True)
+    find_runs(arguments)
     setup_jax()
     if arguments.checkpoint:
         check_method(arguments)

@@ -41,6 +41,7 @@ def main() -> int:
     if arguments.private and not arguments.push:
         raise ValueError("--private belongs to --push OWNER/NAME; leave it out")
 
+    from paella_jax.files.lock import beside, locked
     from paella_jax.runs.folder import read_config
     from paella_jax.sharing.folder import SUPER_RESOLUTION, check_out, of_run, write_shared
     from paella_jax.sharing.hub import check_name, push_to_hub
@@ -57,7 +58,8 @@ def main() -> int:
     if second:
         runs[SUPER_RESOLUTION] = of_run(second, decoder)
     told = (arguments.dtype, arguments.report, arguments.licence)
-    out = write_shared(arguments.out, runs, *told)
+    with locked(beside(arguments.out), "an export"):
+        out = write_shared(arguments.out, runs, *told)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {arguments.checkpoint} without optimiser state, {size / 1e6:.1f} MB")
     if arguments.push:

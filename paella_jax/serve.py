@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import os
 import tempfile
+import threading
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,9 @@ def main() -> int:
         blocks = page.build(studio, defaults, study, secret, Path(folder))
         told = "" if flags.host == LOCAL else "; whoever reaches this machine can draw"
         print(f"serving at {address_of(listening)} (Ctrl-C ends it{told})", flush=True)
+        # The study draws its images one by one.
+        counts = [studio.limits.usual, *([1] if study else [])]
+        threading.Thread(target=studio.warm_up, args=(counts,), daemon=True).start()
         page.serve(page.application(blocks, studio), listening)
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def train_here(config: str, workdir: str | Path, *overrides: str) -> Path:
 def _train(
     name: str, workdir: str | Path, overrides: Sequence[str], flags: Mapping[str, str | None]
 ) -> int:
-    from paella_jax.config import load_config
+    from paella_jax.config import load_config, name_of
     from paella_jax.data.encoded import describe_data
     from paella_jax.families.start import settle_config
 
@@ -71,18 +72,23 @@ def _train(
     check_writers(config.log)
 
     with joined(cluster):
-        return train_together(cluster, config, Path(workdir).absolute())
+        given = [name_of(override) for override in overrides]
+        return train_together(cluster, config, Path(workdir).absolute(), given)
 
 
-def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
+def train_together(
+    cluster: Cluster, config: ConfigDict, workdir: Path, given: Sequence[str] = ()
+) -> int:
     """Trains in one process or, where JAX has joined them, in all of a cluster; the exit code.
 
-    Process 0 prepares the run folder, and alone writes to it but for checkpoints.
+    Process 0 holds the run folder's lock, prepares it, and alone writes to it but for checkpoints.
+    `given` names the fields that were set in this call.
     """
     import jax
 
+    from paella_jax.files.lock import WRITER, Lock
     from paella_jax.registry import build_method
-    from paella_jax.runs.folder import prepare_workdir
+    from paella_jax.runs.folder import prepare_workdir, taken_back_if_refused
     from paella_jax.training.distributed import (
         check_same_config,
         check_shared,
@@ -95,12 +101,18 @@ def train_together(cluster: Cluster, config: ConfigDict, workdir: Path) -> int:
 
     print(describe_processes(cluster, make_mesh(config.mesh)), flush=True)
     check_same_config(config)
-    first_alone("run folder", lambda: prepare_workdir(workdir, config))
-    check_shared(workdir)
-    result = train(config, workdir, build_method(config, workdir))
-    if jax.process_index() == 0:
-        note = json.dumps(record_seconds(workdir, result))
-        print(f"{workdir}: {note}" + (f" (stopped by {result.stopped})" if result.stopped else ""))
+    lock = Lock(workdir / WRITER, "a training")
+    first_alone("lock", lock.acquire)
+    try:
+        with taken_back_if_refused(workdir) if jax.process_index() == 0 else nullcontext():
+            first_alone("run folder", lambda: prepare_workdir(workdir, config, given))
+            check_shared(workdir)
+            result = train(config, workdir, build_method(config, workdir))
+        if jax.process_index() == 0:
+            note, by = json.dumps(record_seconds(workdir, result)), result.stopped
+            print(f"{workdir}: {note}" + (f" (stopped by {by})" if by else ""))
+    finally:
+        lock.release()
     return ENDED_BY[result.stopped] if result.stopped else 0
 
 

@@ -37,7 +37,7 @@ class Fakes:
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
 
-    def run(self, *command: object, cwd: Path | None = None, **environment: str):
+    def run(self, *command: object, cwd: Path | None = None, timeout: int = 60, **environment: str):
         """Runs a command that finds the fakes before the real ones."""
         kept = {
             k: v
@@ -51,7 +51,7 @@ class Fakes:
             env=kept | paths | environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
         )
 
     def note(self, name: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from paella_jax.images.png import read_png_texts
 from paella_jax.images.read import ImageError
 from paella_jax.pipelines.editing import image_to_image
 from paella_jax.pipelines.given_image import fit_image, fit_mask, read_given
+from paella_jax.pipelines.request import Request, _denoise
 from paella_jax.sampling.loop import ROOM, padded
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
 from paella_jax.sampling.renoise_settings import RenoiseSettings
@@ -88,6 +90,21 @@ def test_one_program_serves_steps_strengths_temperatures_and_guidance(pipe, phot
         assert programs(pipe) == before, change
     counts = {pipe._condition._jitted._cache_size(), pipe._decode._jitted._cache_size()}
     assert counts == {1}
+
+
+def test_the_two_predictions_of_guidance_are_traced_once():
+    """Tracing a network takes a third of the wait for a first image."""
+    traced = []
+
+    def logits(params, tokens, t, cond):
+        traced.append(cond)
+        return jax.nn.one_hot(tokens, 4) * params * cond["text"].sum()
+
+    conditions = {"text": np.ones((1, 3))}, {"text": np.zeros((1, 3))}
+    request = Request((conditions[0],), conditions[1], None, None)
+    denoise = _denoise(SimpleNamespace(logits=logits), np.float32(1.0), request, joint=False)
+    guided = denoise(np.zeros((1, 2, 2), np.int32), np.ones(1), 5.0)
+    assert len(traced) == 1 and guided[0, 0, 0].tolist() == [15.0, 0.0, 0.0, 0.0]
 
 
 def test_padding_and_programs_of_settings():
@@ -348,6 +365,64 @@ def test_wrong_arguments_are_named(pipe, arguments, words):
     before = programs(pipe)
     with pytest.raises(ValueError, match=words):
         pipe(RED, **arguments)
+    assert programs(pipe) == before
+
+
+# What no argument below takes; of each argument what else it refuses.
+NOTHING = (object(), {}, b"x", np.zeros(3), float("nan"), (1, 2, 3))
+NUMBERS = (*NOTHING, "12", float("inf"), [])
+WHOLE = (*NUMBERS, 1.5, -1, (1, 2), True)
+OTHERS = {
+    "pipe": {
+        "prompt": (*NOTHING, 3, True, [], ["a", 3]),
+        "prompt_embeds": (*NOTHING, 3, "a", []),
+        "negative_prompt": (*NOTHING, 3, True, [], ["a", "b"]),
+        "height": (*WHOLE, 2**70, 0, 12),
+        "width": (*WHOLE, 2**70, 0, 12),
+        "num_steps": (*WHOLE, 2**70, 0),
+        "num_images_per_prompt": (*WHOLE, 2**70, 0),
+        "batch_size": (*WHOLE, 2**70, 0),
+        "callback_every": (*WHOLE, 2**70, 0),
+        "guidance_scale": (*NUMBERS, True),
+        "temperature": (*NUMBERS, True, 0, -1),
+        "seed": (*WHOLE, 2**70),
+        "output_type": (*NOTHING, 3, "gif"),
+        "progress": (*NOTHING, 1, "yes"),
+        "trace": (*NOTHING, 1, "yes"),
+        "callback": (*NOTHING, 1, "yes"),
+        "sampler": (*NOTHING, 0, [], "best"),
+        "renoise_steps": WHOLE,
+        "guided_steps": WHOLE,
+        "quantize_from_step": WHOLE,
+        "renoise_mode": (*NOTHING, 1, "sometimes"),
+        "typical_mass": (*NUMBERS, 0, 1, -1, True),
+        "t_start": (*NUMBERS, -1, 1.5, True),
+        "t_end": (*NUMBERS, -1, 1, True),
+        "weights": (*NUMBERS, -1, 0, 3),
+        "known": (*NOTHING, 1, "a", True),
+        "image_tokens": (*NOTHING, 1, "a", True),
+    },
+    "masked": {
+        "schedule": (*NOTHING, 1, "fast"),
+        "exponent": (*NOTHING, "12", True, 0),
+        "choice_temperature": (*NUMBERS, -1, True),
+        "temperature": (*NUMBERS, 0, True),
+        "strength": (*NUMBERS, 0, 2, True),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_argument_refuses_what_it_is_not(name, request):
+    """In one line that names it, before anything is compiled."""
+    pipe = request.getfixturevalue(name)
+    before = programs(pipe)
+    for argument, wrong in OTHERS[name].items():
+        own = () if argument.startswith("prompt") else (RED,)
+        for value in wrong:
+            with pytest.raises(ValueError, match=argument) as refused:
+                pipe(*own, **{argument: value})
+            assert "\n" not in str(refused.value), (argument, value)
     assert programs(pipe) == before
 
 

@@ -23,6 +23,7 @@ from paella_jax.objectives.token_prediction import token_objective
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.registry import build_method
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
@@ -249,7 +250,7 @@ def test_a_transformer_from_before_its_norm_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="older than the norm behind its embeddings"):
         check_cell(config)
     run = small.untrained(tmp_path / "run", config_of())
-    (run / "config.json").write_text(to_json(config))
+    write_noted(run, "config.json", to_json(config))
     with pytest.raises(ConfigError, match="Train it again"):
         settle_config(config_of(), run)
 

@@ -41,6 +41,7 @@ from paella_jax.comparison.train import (
 from paella_jax.comparison.variants import samplers_of
 from paella_jax.config import ConfigError, differing_fields, load_config
 from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import read_config
 from paella_jax.training.finish import Stopped
 from paella_jax.training.loop import RunResult
@@ -290,6 +291,13 @@ def test_a_comparison_keeps_its_search_and_pictures(compared):
     assert searched["chosen"][pair] == float(min(by_rate, key=lambda r: by_rate[r][0]))
     rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
     assert rates == [searched["chosen"][pair]] * 4, "a variant takes the rate of its cell"
+    chosen = searched["chosen"][pair]
+    begun, whole = (
+        out / "search" / f"transformer_mask_0_{chosen:g}", out / "runs" / "transformer_mask_0",
+    )  # fmt: skip
+    calls = json.loads((whole / "timing.json").read_text())
+    assert [call["steps"] for call in calls] == [1, 2], "it went on from its beginning"
+    assert read_config(whole).optim.decay_steps == read_config(begun).optim.decay_steps == 2
     assert "Chosen: transformer_mask" in (out / "comparison.md").read_text()
     written = {f"comparison.{ending}" for ending in ("md", "html", "json", "png")}
     written |= {"comparison_samples.png", "comparison_steps.png"}
@@ -314,7 +322,8 @@ def test_a_comparison_makes_up_for_what_is_lost(compared):
     assert again["rows"] == report["rows"]
 
     recipe = out / "runs" / "transformer_mask_1" / "config.json"
-    recipe.write_text(recipe.read_text().replace('"beta2": 0.98', '"beta2": 0.9'))
+    changed = recipe.read_text().replace('"beta2": 0.98', '"beta2": 0.9')
+    write_noted(recipe.parent, recipe.name, changed)
     with pytest.raises(ConfigError, match=r"beta2: 0\.9 -> 0\.98"):
         compare(config, out)
     config.budget.images = 32

@@ -47,6 +47,7 @@ from paella_jax.models.uvit import UViT
 from paella_jax.models.vqgan import VQGAN
 from paella_jax.models.vqmodel import VQModel
 from paella_jax.runs.checkpoint import CheckpointError, restore_variables
+from paella_jax.runs.digests import note_files, write_noted
 from paella_jax.runs.folder import read_config
 from paella_jax.runs.weights import save_tree
 from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
@@ -495,7 +496,7 @@ def test_runs_that_no_pipeline_is(converted, changes, words, tmp_path):
     config = json.loads(file.read_text())
     for block, fields in changes.items():
         config[block] |= fields
-    file.write_text(json.dumps(config))
+    write_noted(file.parent, file.name, json.dumps(config))
     with pytest.raises(ConversionError, match=words):
         run("--export", "diffusers", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out")
 
@@ -505,7 +506,8 @@ def test_a_run_with_paellas_tokenizer(converted, tmp_path):
     config = small.small_vqgan()
     variables = random_like(VQGAN_F4.names.shapes(VQGAN(**config.model)), 3)
     save_tree(tmp_path / "run" / "frozen" / "vqgan.safetensors", variables)
-    (tmp_path / "run" / "frozen" / "vqgan.json").write_text(to_json(config))
+    write_noted(tmp_path / "run", "frozen/vqgan.json", to_json(config))
+    note_files(tmp_path / "run", ["frozen/vqgan.safetensors"])
     with pytest.raises(ConversionError, match=r"tokenizer of architecture 'paella', diffusers'"):
         run("--export", "diffusers", "--checkpoint", tmp_path / "run", "--out", tmp_path / "out")
 
@@ -526,7 +528,7 @@ def test_a_masked_paella_is_not_exported(tmp_path):
         "--config.model.num_heads=(0, 4, 3)", "--out", tmp_path / "run")  # fmt: skip
     change = json.loads((tmp_path / "run" / "config.json").read_text())
     change["cell"]["corruption"] = "mask"
-    (tmp_path / "run" / "config.json").write_text(json.dumps(change))
+    write_noted(tmp_path / "run", "config.json", json.dumps(change))
     with pytest.raises(ConversionError, match="the original Paella has no mask"):
         run("--export", "original", "--checkpoint", tmp_path / "run", "--out",
             tmp_path / "x.safetensors")  # fmt: skip

@@ -35,6 +35,7 @@ from paella_jax.models.vqgan import VQGAN
 from paella_jax.objectives.vqgan import initial_code_state
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
+from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import prepare_workdir, read_config
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.training import sharding
@@ -281,7 +282,7 @@ def test_a_converted_paella_draws(complete):
     assert np.asarray(images[0]).shape == (32, 32, 3)
     same(jax.tree.map(np.asarray, pipe.params["predictor"]), params)
     assert sorted(f.name for f in folder.iterdir()) == [
-        "README.md", "config.json", "frozen", "weights.safetensors",
+        "README.md", "config.json", "digests.json", "frozen", "weights.safetensors",
     ]  # fmt: skip
 
 
@@ -474,13 +475,14 @@ def test_export_of_what_the_format_cannot_hold(trained, tmp_path):
     tree = restore_variables(tmp_path / "run")[1]
     tree["params"]["predictor"]["segment_table"] = np.zeros((5, 16), np.float32)
     save_tree(tmp_path / "run" / "weights.safetensors", tree)
+    note_files(tmp_path / "run", ["weights.safetensors"])
     run("--export", "original", "--checkpoint", tmp_path / "run", "--out",
         tmp_path / "x.safetensors")  # fmt: skip
     run("--family", "paella", "--weights", tmp_path / "x.safetensors", "--out", tmp_path / "again")
     same(restore_variables(tmp_path / "again")[1], tree)
     file = tmp_path / "run" / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="damaged or cut off"):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is cut short"):
         restore_variables(tmp_path / "run")
 
 

@@ -20,6 +20,7 @@ from paella_jax.families.token_training import prepare
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_variables
 from paella_jax.runs.derive import restore_trained, save_merged
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
 from paella_jax.training import sharding
 from paella_jax.training.loop import train
@@ -121,7 +122,7 @@ def test_a_run_that_is_older_than_a_field_has_what_was_done_then(base, photos, t
     stored = json.loads((older / "config.json").read_text())
     for block, name in (("model", "positions"), ("text", "units"), ("text", "values_from")):
         del stored[block][name]
-    (older / "config.json").write_text(json.dumps(stored))
+    write_noted(older, "config.json", json.dumps(stored))
     config = settled(tmp_path / "run", older, photos)
     assert (config.model.positions, config.text.units, config.text.values_from) == (
         False, "bytes", "states")  # fmt: skip
@@ -316,7 +317,7 @@ def test_weights_that_do_not_fit_are_listed(base, photos, tmp_path):
     shutil.copytree(base, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     config["model"]["depths"] = [2]
-    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    write_noted(tmp_path / "base", "config.json", json.dumps(config))
     words = r"(?s)does not fit.*down_0_block_3/depthwise/bias: absent -> \[32\]"
     with pytest.raises(ConfigError, match=words):
         built(tmp_path / "run", tmp_path / "base", photos)

@@ -19,6 +19,8 @@ import small
 from huggingface_hub import constants, errors
 
 import paella_jax
+from paella_jax import evaluate
+from paella_jax.config import UserError
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.manifest import MANIFEST
 from paella_jax.sharing.folder import of_run, write_shared
@@ -108,6 +110,26 @@ def test_a_name_loads_with_the_files_that_are_needed(hub, shared):
     # Again from the cache, as asked for or as there is no network.
     hub.error = HTTP.ConnectError("no route")
     assert paella_jax.load(NAME, offline=True).origin.folder.name == COMMITS["main"]
+
+
+def test_evaluate_takes_a_name_and_writes_elsewhere(hub, tmp_path, monkeypatch):
+    """Into `scores`, which is checked first: nothing is written into the hub's cache."""
+    asked = []
+    monkeypatch.setattr(evaluate, "setup_jax", lambda: None)
+    monkeypatch.setattr(evaluate, "evaluate_on_shapes", asked.append)
+    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", NAME])
+    evaluate.main()
+    ((arguments,), taken) = asked, len(hub.taken)
+    assert arguments.checkpoint.endswith(COMMITS["main"]) and arguments.out == "scores"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", "a/b", "--out", "file/below"])
+    with pytest.raises(UserError, match="file"):
+        evaluate.main()
+    hub.error = HTTP.ConnectError("no route")
+    monkeypatch.setattr("sys.argv", ["evaluate", "--checkpoint", "owner/other"])
+    with pytest.raises(HubError, match="owner/other"):
+        evaluate.main()
+    assert len(hub.taken) == taken
 
 
 def test_without_a_network_the_cache_serves_and_says_so(hub, capsys):

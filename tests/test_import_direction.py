@@ -19,7 +19,7 @@ ORDER = ("config", "typing", "files", "images", "ops", "noise", "models", "data"
 # What converts weights knows nothing of what draws from them.
 STRANGERS = {"convert": {"pipelines"}}
 COMMANDS = {"train", "sample", "evaluate", "compare", "repeat", "average", "export", "benchmark",
-            "encode", "signals", "serve", "compile.__main__", "convert.__main__",
+            "encode", "signals", "serve", "verify", "compile.__main__", "convert.__main__",
             "__main__"}  # fmt: skip
 FORBIDDEN = ("torch", "tensorflow", "flax.nnx", "sklearn")
 

@@ -143,6 +143,7 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
     assert groups["real"]["groups"]["dark"]["images"] == 32 and "by chance" in page
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert [row["steps"] for row in curves] == [3]
+    assert [row["name"] for row in curves] == ["steps 3"]
     # The run's own number of steps draws the same images again.
     assert curves[0]["fid"]["value"] == pytest.approx(row["fid"]["value"], rel=1e-5)
     assert (tmp_path / "curves.png").is_file()

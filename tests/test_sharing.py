@@ -277,7 +277,7 @@ def test_a_stopped_export_leaves_what_was_there(run, copy, tmp_path, monkeypatch
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paella_jax.sharing.folder.write_card", stop)
+    monkeypatch.setattr("paella_jax.sharing.card.write_card", stop)
     for out in (copy, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             write_shared(out, {"": of_run(run)})

@@ -27,6 +27,7 @@ from paella_jax.serving.limits import (
     check,
 )
 from paella_jax.serving.studio import (
+    COMPILING,
     Run,
     Studio,
     View,
@@ -123,6 +124,37 @@ def test_visitors_wait_for_each_other():
     gate.release(2 * STEPS)
     assert list(first)[-1][0].state == list(second)[-1][0].state == "done"
     assert list(third)[-1][0].state == "stopped"
+
+
+def test_programs_are_compiled_before_the_first_request_which_is_told_to_wait():
+    studio, _ = studio_of(2)
+    said, compiled, began, go_on = [], [], threading.Event(), threading.Event()
+
+    def warm_up(count):
+        compiled.append(count)
+        began.set()
+        assert go_on.wait(30)
+        return 1.0
+
+    def broken(count):
+        raise RuntimeError("out of memory\nby so much")
+
+    studio.runs[0].pipe.warm_up, both = warm_up, [run.pipe for run in studio.runs]
+    studio.runs[1] = studio.runs[1]._replace(pipe=SimpleNamespace(**vars(both[1])))
+    studio.runs[1].pipe.warm_up = broken
+    worker = threading.Thread(target=studio.warm_up, args=([4, 1], said.append))
+    worker.start()
+    assert began.wait(30) and studio.warming == "run0"
+    stream = studio.stream(Ask("a cat"), [1])
+    (waiting,) = next(stream)
+    assert waiting.state == COMPILING and "as the server starts" in in_words((waiting,), ["run1"])
+    go_on.set()
+    assert list(stream)[-1][0].state == "done", "a run that cannot be compiled for ahead"
+    worker.join(30)
+    assert compiled == [4, 1] and studio.warming == ""
+    assert said[1] == "compiled for run0 in 2 s" and said[-1].endswith(
+        "(RuntimeError: out of memory)"
+    )
 
 
 def test_two_runs_draw_the_same_request():

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import small
 from PIL import Image
@@ -21,8 +23,19 @@ from paella_jax.config import ConfigError
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
-from paella_jax.runs.checkpoint import CheckpointError, complete_steps, restore_variables
-from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
+from paella_jax.runs.checkpoint import (
+    CheckpointError,
+    complete_steps,
+    restore_variables,
+    stored_tree,
+)
+from paella_jax.runs.digests import write_noted
+from paella_jax.runs.folder import (
+    prepare_workdir,
+    read_config,
+    read_metrics,
+    taken_back_if_refused,
+)
 from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_writers
 
@@ -118,6 +131,51 @@ def test_log_packages_are_looked_for_at_the_start(monkeypatch):
         check_writers(log)
 
 
+class FakeTracker:
+    """Stands for the modules wandb and tensorboardX, their runs and writers: keeps what it gets."""
+
+    def __init__(self):
+        self.calls = []
+        self.Image = lambda file: ("image", file)
+        self.SummaryWriter = lambda folder: self
+
+    def init(self, **given):
+        self.calls.append(("init", given))
+        return self
+
+    def __getattr__(self, name):
+        return lambda *given, **more: self.calls.append((name, *given, *more.items()))
+
+
+def test_trackers_get_config_metrics_and_images(tmp_path, monkeypatch):
+    fakes = {name: FakeTracker() for name in ("wandb", "tensorboardX")}
+    for name, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    config = small.small_paella(log__wandb="project", log__tensorboard=True)
+    file = tmp_path / "grid.png"
+    Image.new("RGB", (4, 2), "red").save(file)
+    ids = []
+    # Two folders of one name; the first resumed; one that was begun before ids were drawn.
+    for place, step in (("a/run", 0), ("b/run", 0), ("a/run", 3), ("old/run", 3)):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        writer = MetricWriter(tmp_path / place, config, step)
+        ((_, given), *_) = fakes["wandb"].calls
+        assert given["project"] == "project" and given["resume"] == "allow"
+        assert given["config"]["optim"]["learning_rate"] == config.optim.learning_rate
+        ids.append(given["id"])
+        writer.write(4, {"loss": 1.5})
+        writer.show(4, file)
+        (logged, shown), events = fakes["wandb"].calls[1:], fakes["tensorboardX"].calls
+        assert logged == ("log", {"loss": 1.5}, ("step", 4))
+        assert shown == ("log", {"samples": ("image", str(file))}, ("step", 4))
+        assert events[0][:2] == ("add_text", "config") and '"learning_rate"' in events[0][2]
+        assert events[1] == ("add_scalar", "loss", 1.5, 4)
+        assert events[2][:2] == ("add_image", "samples") and events[2][2].shape == (2, 4, 3)
+        for fake in fakes.values():
+            fake.calls.clear()
+    assert ids[0] == ids[2] != ids[1] and ids[3] == "run" != ids[0]
+
+
 def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):
     for index, caption in enumerate(("  ", "a " * 300, "a red circle")):
         Image.new("RGB", (32, 32)).save(tmp_path / f"{index}.png")
@@ -208,12 +266,34 @@ def test_a_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"at step \d+"):
-        run(tmp_path, num_steps=200, optim__learning_rate=1e18, optim__clip_norm=0.0, **SHALLOW)
-    for step in [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]:
-        _, restored = restore_variables(tmp_path)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored["params"])), step
+def test_divergence_names_the_step_and_its_advice_works(tmp_path, capsys):
+    """The newest checkpoint is from before it; a lower rate that is given goes on from there."""
+    wild = {"optim__learning_rate": 1e18, "optim__clip_norm": 0.0} | SHALLOW
+    run(tmp_path, num_steps=2, optim__clip_norm=0.0, **SHALLOW)
+    rate, before = ["optim.learning_rate"], read_config(tmp_path).optim.learning_rate
+    with pytest.raises(
+        ConfigError, match=r"(?s)may go on .*--config\.optim\.learning_rate=.*1e\+18"
+    ):
+        run(tmp_path, num_steps=200, **wild)
+    prepare_workdir(tmp_path, small.small_paella(num_steps=200, **wild), rate)
+    with pytest.raises(TrainingDiverged, match=r"at step \d+;.* --config\.optim\.learning_rate="):
+        run(tmp_path, num_steps=200, **wild)
+    step, restored = restore_variables(tmp_path)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(restored["params"]))
+    mild = wild | {"optim__learning_rate": 1e-3, "num_steps": step + 1}
+    prepare_workdir(tmp_path, small.small_paella(**mild), rate)
+    assert f"goes on from step {step} with optim.learning_rate: 1e+18 -> 0.001" in (
+        capsys.readouterr().out
+    )
+    result = run(tmp_path, **mild)
+    assert result.step == step + 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.state.params))
+    history = [row["changes"] for row in read_metrics(tmp_path / "history.jsonl")]
+    assert [change for line in history for change in line if "rate" in change] == [
+        f"optim.learning_rate: {before} -> 1e+18", "optim.learning_rate: 1e+18 -> 0.001",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"batch_size: 8 -> 16"):  # others stay what they are
+        prepare_workdir(tmp_path, small.small_paella(**mild, batch_size=16), ["batch_size"])
 
 
 def copy_of(finished, tmp_path):
@@ -255,6 +335,23 @@ def test_truncated_checkpoint_is_refused(finished, tmp_path):
         restore_variables(workdir)
 
 
+def test_the_arrays_of_a_checkpoint_by_orbax_own_list(finished, tmp_path):
+    """Those that orbax finds by opening them all; a list that was cut off is told."""
+    workdir = copy_of(finished, tmp_path)
+    state = workdir / "checkpoints" / "4" / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        whole = reader.metadata(state).item_metadata.tree
+    found = stored_tree(state)
+    for part in ("params", "ema_params"):
+        assert jax.tree.structure(found[part]) == jax.tree.structure(whole[part])
+    listed = (state / "_METADATA").read_text()
+    (state / "_METADATA").write_text(listed[: len(listed) // 2])
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/4 cannot be read: state/_METADATA is cut"
+    ):
+        restore_variables(workdir)
+
+
 def test_half_written_checkpoint_is_ignored(finished, tmp_path):
     """What kill -9 leaves behind: a temporary folder that is no step."""
     workdir = copy_of(finished, tmp_path)
@@ -266,7 +363,7 @@ def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
     workdir = copy_of(finished, tmp_path)
     config = json.loads((workdir / "config.json").read_text())
     config["model"]["depths"] = [2]
-    (workdir / "config.json").write_text(json.dumps(config))
+    write_noted(workdir, "config.json", json.dumps(config))
     with pytest.raises(CheckpointError, match="cannot be read"):
         run(workdir, model__depths="(2,)")
 
@@ -274,6 +371,36 @@ def test_checkpoint_of_another_model_is_refused(finished, tmp_path):
 def test_workdir_of_another_config_is_refused(finished):
     with pytest.raises(ConfigError, match=r"model.depths: \(1,\) -> \(2,\)"):
         run(finished[0], model__depths="(2,)")
+
+
+def test_a_refused_start_leaves_nothing_behind(tmp_path):
+    """But what was there, and what was trained."""
+    refused = pytest.raises(ConfigError, match="no")
+
+    def start(name, *made):
+        with taken_back_if_refused(tmp_path / name):
+            prepare_workdir(tmp_path / name, small.small_paella())
+            for file in made:
+                (tmp_path / name / file).mkdir(parents=True)
+            raise ConfigError("no")
+
+    with refused:
+        start("new", "frozen/vqgan")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with refused:
+        start("mine", "frozen", "checkpoints")
+    prepare_workdir(tmp_path / "run", small.small_paella())
+    with refused:
+        start("run")
+    with refused:
+        start("trained", "checkpoints/2")
+    left = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file()}
+    ours = {
+        f"{run}/{name}" for run in ("run", "trained") for name in ("config.json", "digests.json")
+    }
+    assert left == {"mine/notes.txt", *ours}
+    assert not (tmp_path / "new").exists() and (tmp_path / "trained/checkpoints/2").is_dir()
 
 
 def test_a_failed_start_does_not_block_its_folder(tmp_path):
@@ -300,7 +427,7 @@ def test_runs_from_before_a_choice_go_on(finished, tmp_path):
     for block in ("model", "transformer", "super_resolution"):
         for name in ("loop", "tied_head"):
             config[block].pop(name, None)
-    (workdir / "config.json").write_text(json.dumps(config))
+    write_noted(workdir, "config.json", json.dumps(config))
     with pytest.raises(ConfigError, match=r"tied_head: '\(absent\)' -> True"):
         prepare_workdir(workdir, small.small_paella(transformer__tied_head=True))
     prepare_workdir(workdir, small.small_paella())
@@ -322,13 +449,13 @@ def test_metrics_survive_an_interrupted_cut(tmp_path, monkeypatch):
     file = tmp_path / "metrics.jsonl"
     lines = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 6))
     file.write_text(lines)
-    log = small.small_paella().log
+    config = small.small_paella()
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
-            MetricWriter(tmp_path, log, resume_step=3)
+            MetricWriter(tmp_path, config, resume_step=3)
     assert file.read_text() == lines
-    MetricWriter(tmp_path, log, resume_step=3)
+    MetricWriter(tmp_path, config, resume_step=3)
     assert [row["step"] for row in read_metrics(file)] == [1, 2, 3]
 
 

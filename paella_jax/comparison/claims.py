@@ -1,21 +1,18 @@
 """Dividing work between processes that were started on the same folder.
 
-A process claims a task by locking `claims/<name>`. The system drops the lock when the process ends,
-however it ends, so that another one takes the task over. The folder must be on a file system with
-locks (a local disk, NFS).
+A process claims a task by the lock `claims/<name>` (files/lock.py). When a process ends, however it
+ends, another one takes its task over.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from paella_jax.files.lock import Lock, holder, read_lock
 from paella_jax.training.metrics import report
 
 CLAIMS = "claims"
@@ -56,8 +53,8 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
                     task.work()
         if busy:
             if not waiting:
-                holders = [f"{task.name} ({(claims / task.name).read_text()})" for task in todo]
-                report(f"waiting for other processes: {', '.join(holders)}")
+                names = ", ".join(_claimed(claims / task.name) for task in todo)
+                report(f"waiting for other processes: {names}")
                 waiting = True
             time.sleep(wait)
 
@@ -65,13 +62,17 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
 @contextmanager
 def claim(file: Path) -> Iterator[bool]:
     """Gives whether this process may do what the file stands for, until the end of the block."""
-    with file.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        stream.truncate(0)
-        stream.write(f"{socket.gethostname()}, process {os.getpid()}")
-        stream.flush()
+    lock = Lock(file, "a process")
+    if not lock.try_acquire():
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()
+
+
+def _claimed(file: Path) -> str:
+    """A task and who does it."""
+    there = read_lock(file)
+    return file.name if there is None else f"{file.name} ({holder(there)})"

@@ -174,6 +174,7 @@ def set_budget(
     if config.budget.kind == "flops":
         images *= reference.flops / size.flops
     _set_steps(run, round(images / run.batch_size))
+    run.optim.decay_steps = run.num_steps  # so that a shorter training is the beginning of this one
 
 
 def set_seconds(run: ConfigDict, config: ConfigDict, seconds_per_step: float) -> None:

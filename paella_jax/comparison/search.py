@@ -4,7 +4,8 @@ A rate found with one corruption serves another badly: the networks are at a kni
 pair begins its training at every rate, with several seeds, and the cross-entropy of corrupted
 tokens on images that are not measured tells the best. Beginnings favour high rates, at which some
 networks never read their captions to the end; so the best rate and the next lower one are then
-trained whole, with the first seed, and the better one is kept. `search.json` has all of it.
+trained whole, with the first seed, and the better one is kept. What was begun is not trained again:
+whole trainings go on from there. `search.json` has all of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ml_collections import ConfigDict
 from paella_jax.comparison.claims import Task, do_together
 from paella_jax.comparison.measure import token_scores
 from paella_jax.comparison.subject import Subject
-from paella_jax.comparison.train import planned, run_folder, train_run
+from paella_jax.comparison.train import beginning, go_on_from, planned, run_folder, train_run
 from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
@@ -106,18 +107,23 @@ class _Trial:
     @property
     def file(self) -> Path:
         """Its result, beside its run folder of the same name."""
-        end = "_whole" if self.fraction == 1 else ""
-        return self.out / "search" / f"{self.training.name}_{self.rate:g}{end}.json"
+        own = beginning(self.out, self.training, self.rate)
+        return own.with_name(f"{own.name}{'_whole' if self.fraction == 1 else ''}.json")
+
+    @property
+    def workdir(self) -> Path:
+        """Its run folder."""
+        return self.file.with_name(self.file.name.removesuffix(".json"))
 
     def run(self) -> None:
         """Trains and writes the cross-entropy."""
         run, _ = planned(self.config, self.training, self.tokenizer)
         run.optim.learning_rate = self.rate
         if self.fraction < 1:
-            run.optim.decay_steps = run.num_steps
             run.num_steps = max(round(run.num_steps * self.fraction), 1)
             run.checkpoint.every = run.num_steps
-        workdir = self.file.with_suffix("")
+        workdir = self.workdir
+        go_on_from(beginning(self.out, self.training, self.rate), workdir)
         train_run(run, workdir)
         pipeline = load_tokens(workdir)
         levels = token_scores(pipeline, self.subject.search_tokens())["cross_entropy"]
@@ -128,7 +134,7 @@ class _Trial:
         """Makes a whole training the comparison's own, which then need not train it again."""
         folder = run_folder(self.training, self.out)
         folder.parent.mkdir(exist_ok=True)
-        os.replace(self.file.with_suffix(""), folder)
+        os.replace(self.workdir, folder)
 
 
 def _scored(trials: Sequence[_Trial], out: Path) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,11 @@ def run_folder(training: Training, out: Path) -> Path:
     return out / "runs" / training.name
 
 
+def beginning(out: Path, training: Training, rate: float) -> Path:
+    """The run folder of a training's beginning at a learning rate, which the search left."""
+    return out / "search" / f"{training.name}_{rate:g}"
+
+
 def train_network(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:
     """Trains one network up to its budget, or resumes it.
 
@@ -117,7 +123,24 @@ def train_network(config: ConfigDict, training: Training, run: ConfigDict, out: 
     workdir = run_folder(training, out)
     if config.budget.kind == "seconds":
         set_seconds(run, config, _seconds_per_step(run, workdir))
+    go_on_from(beginning(out, training, run.optim.learning_rate), workdir)
     train_run(run, workdir)
+
+
+def go_on_from(beginning: Path, workdir: Path) -> None:
+    """Lets a training go on from the end of one that was its beginning, as one run does.
+
+    Args:
+      beginning: run folder of a finished training that differs in `num_steps` alone.
+      workdir: run folder; nothing is done where there is one.
+    """
+    if workdir.exists() or not is_trained(beginning):
+        return
+    copy = workdir.with_name(f"{workdir.name}.copy")
+    shutil.rmtree(copy, ignore_errors=True)
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(beginning, copy, ignore=shutil.ignore_patterns(TRAINED))
+    os.replace(copy, workdir)
 
 
 def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out: Path) -> None:

@@ -60,6 +60,7 @@ def main() -> int:
     from paella_jax.convert.export import FORMS
     from paella_jax.convert.recognise import FAMILIES, GROUPS
     from paella_jax.files.atomic import check_new
+    from paella_jax.files.lock import beside, locked
 
     parser = Parser(
         "python -m paella_jax.convert",
@@ -94,11 +95,13 @@ def main() -> int:
         )
     if arguments.dtype != "keep" and (arguments.interpolate or arguments.merge):
         raise ValueError("--dtype is no option of --interpolate and --merge; leave it out")
-    check_new(Path(arguments.out))
     arguments.dtype = None if arguments.dtype == "keep" else jnp.dtype(arguments.dtype)
-    if arguments.family:
-        return convert(arguments, overrides)
-    return export(arguments) if arguments.export else combine(arguments)
+    check_new(Path(arguments.out))
+    with locked(beside(arguments.out), "a conversion"):
+        check_new(Path(arguments.out))  # another one may just have written it
+        if arguments.family:
+            return convert(arguments, overrides)
+        return export(arguments) if arguments.export else combine(arguments)
 
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:

@@ -20,6 +20,7 @@ from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
 
@@ -252,13 +253,14 @@ def write_run_folder(
       ConversionError: `out` is not empty, the disk is full, or values do not fit `dtype`.
     """
     with whole_folder(out) as part:
-        write_safetensors(part / WEIGHTS_FILE, plan.arrays(), dtype, report)
+        write_safetensors(part / WEIGHTS_FILE, plan.arrays(), dtype, report, digests=True)
         if plan.tokenizer is None:
             plan.record.carry(plan.config, part)
         else:
             plan.folder.carry(plan.tokenizer.config, plan.tokenizer.tree, part)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(plan.config))
+        note_files(part)
 
 
 def described(files: Sequence[Path], report: Report = quiet) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.data.embeddings import EmbeddingSource, embedding_transform
-from paella_jax.data.loader import Source
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.models.clip_prior import ClipPrior
 from paella_jax.noise.gaussian import CosineSchedule
@@ -26,6 +26,9 @@ from paella_jax.sampling.guidance import guide
 from paella_jax.sampling.loop import advance, padded
 from paella_jax.training.method import Method
 from paella_jax.typing import Array, Tree
+
+if TYPE_CHECKING:
+    from paella_jax.data.loader import Source
 
 
 def make_clip_prior(config: ConfigDict) -> ClipPrior:

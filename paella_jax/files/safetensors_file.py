@@ -2,10 +2,12 @@
 
 The format: the header's length as 8 little-endian bytes, a JSON header with every tensor's dtype,
 shape and byte range, then the bytes. Neither direction ever holds more than one tensor in memory.
+Files of ours have every tensor's digest in the header, as a note that other programs pass over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from paella_jax.files.atomic import atomic_path
+from paella_jax.files.digests import in_threads
 from paella_jax.files.tensors import ConversionError
 from paella_jax.typing import Tensors
 
@@ -27,6 +30,8 @@ DTYPES: dict[str, np.dtype] = {name: np.dtype(kind) for name, kind in KINDS.item
 Report = Callable[[int], object]  # told of bytes as they are read or written
 quiet: Report = lambda size: None
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DIGESTS = "paella_jax.sha256"  # the note's name
+UNKNOWN = "0" * 64  # as long as a digest
 
 
 def map_safetensors(file: Path) -> dict[str, np.ndarray]:
@@ -65,12 +70,32 @@ def read_notes(file: Path) -> dict[str, str]:
         return json.loads(stream.read(length)).get("__metadata__", {})
 
 
+def differing_tensors(file: Path) -> list[str] | None:
+    """Names of the tensors that are not what was written; None of a file without digests.
+
+    Raises:
+      ConversionError: as `map_safetensors`, or the digests cannot be read.
+    """
+    tensors = map_safetensors(file)
+    note = read_notes(file).get(DIGESTS)
+    if note is None:
+        return None
+    try:
+        known = dict(json.loads(note))
+    except ValueError as error:
+        raise ConversionError(f"cannot read {file}: its digests are damaged ({error})") from error
+    names = sorted(known.keys() | tensors.keys())
+    found = in_threads(lambda n: _digest(tensors[n]) if n in tensors else "", names)
+    return [n for n, is_now in zip(names, found, strict=True) if known.get(n) != is_now]
+
+
 def write_safetensors(
     file: Path,
     tensors: Tensors,
     dtype: np.dtype | None = None,
     report: Report = quiet,
     notes: Mapping[str, str] | None = None,
+    digests: bool = False,
 ) -> None:
     """Writes tensors one after another; the file appears whole or not at all.
 
@@ -80,11 +105,34 @@ def write_safetensors(
       dtype: what to store them in, but for whole numbers; default each its own.
       report: called with the number of bytes after each tensor, for a progress bar.
       notes: texts by name, which other programs pass over.
+      digests: note every tensor's digest too, for `differing_tensors`.
 
     Raises:
       ConversionError: a dtype the format does not have, or values that `dtype` cannot hold.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"} | dict(notes or {})}
+    known = dict.fromkeys(tensors, UNKNOWN) if digests else {}
+    header = _header(tensors, dtype, dict(notes or {}), known)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as part, part.open("wb") as out:
+        out.write(header)
+        for name, tensor in tensors.items():
+            stored = _stored(name, np.asarray(tensor), dtype)
+            out.write(stored.reshape(-1).view(np.uint8).data)
+            if digests:
+                known[name] = _digest(stored.reshape(tensor.shape))  # scalars too
+            report(stored.nbytes)
+        if digests:  # of the same length as those that stood for them
+            out.seek(0)
+            out.write(_header(tensors, dtype, dict(notes or {}), known))
+
+
+def _header(
+    tensors: Tensors, dtype: np.dtype | None, notes: dict[str, str], digests: Mapping[str, str]
+) -> bytes:
+    """The file's beginning, length included."""
+    if digests:
+        notes[DIGESTS] = json.dumps(digests)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"} | notes}
     offset = 0
     for name, tensor in tensors.items():
         kind = _kind(tensor, dtype)
@@ -94,13 +142,14 @@ def write_safetensors(
         header[name] = {"dtype": NAMES[kind], "shape": [*tensor.shape], "data_offsets": span}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data must begin at a multiple of 8
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as part, part.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name, tensor in tensors.items():
-            stored = _stored(name, np.asarray(tensor), dtype)
-            out.write(stored.reshape(-1).view(np.uint8).data)
-            report(stored.nbytes)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _digest(stored: np.ndarray) -> str:
+    """Of dtype and shape too: bits that flip in the header change what the bytes mean."""
+    sha = hashlib.sha256(f"{NAMES[stored.dtype]} {list(stored.shape)} ".encode())
+    sha.update(stored.reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
 
 
 def _kind(tensor: np.ndarray, dtype: np.dtype | None) -> np.dtype:

@@ -110,6 +110,7 @@ class Pipeline(ABC):
 
     config: ConfigDict
     origin: Origin | None = None  # what `paella_jax.load` made it from
+    beside = "tokens"  # what a result has beside its images; Würstchen's are "latents"
 
     def save(self, folder: str | Path, **options: Any) -> Path:
         """Writes it as a folder to share, which `paella_jax.load` reads; see `save_pipeline`.
@@ -157,8 +158,8 @@ class Pipeline(ABC):
         """Arguments of `generate` that start from an image, or keep what a mask does not mark."""
 
     @abstractmethod
-    def arrays(self, result: Any, kind: str) -> np.ndarray:
-        """What a result has beside its images, "tokens" or "latents"; refuses what it has not."""
+    def arrays(self, result: Any) -> np.ndarray:
+        """What a result has beside its images: tokens or latents, as `beside` says."""
 
     @abstractmethod
     def steps_of(self, generation: Any, records: Sequence[Mapping[str, Any]]) -> np.ndarray:

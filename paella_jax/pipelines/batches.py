@@ -69,7 +69,7 @@ def numbered(seeds: Sequence[int], copies: int) -> Numbered:
 def checked_seeds(seeds: np.ndarray) -> np.ndarray:
     """The same as uint32. Raises ValueError for one that is no whole number from 0 to 2^32 - 1."""
     for seed in np.asarray(seeds).tolist():
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"seed {seed!r} must be a whole number from 0 to {2**32 - 1}")
     return np.asarray(seeds, np.uint32)
 

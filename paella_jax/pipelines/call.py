@@ -13,6 +13,7 @@ from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.drawn_images import Images
 from paella_jax.pipelines.given_image import read_given
 from paella_jax.pipelines.presets import STRENGTH
+from paella_jax.pipelines.prompt_embeds import PromptEmbeds
 from paella_jax.pipelines.watch import Watch
 
 # What other libraries call an argument -> ours.
@@ -66,7 +67,11 @@ def answer(
       rehearse: compiles everything and runs no step.
     """
     asked, options = rename(asked, options)
-    check(asked | {"batch_size": options.get("batch_size", 1)})
+    check(asked | {"batch_size": 1, "trace": False} | dict(options))
+    kind = asked["output_type"]
+    if kind in ("tokens", "latents") and kind != pipe.beside:
+        told = f"this run draws {pipe.beside}, not {kind}; give output_type={pipe.beside!r}"
+        raise ValueError(told)
     size = pipe.size_of(asked["height"], asked["width"])
     if asked["seed"] is None:
         asked["seed"] = secrets.randbits(32)
@@ -91,10 +96,10 @@ def answer(
     watch = Watch(asked["callback"], asked["callback_every"], asked["progress"], rehearse)
     with watch:
         result = pipe.generate(prompt, watch=watch, **drawing)
-    if asked["output_type"] in ("tokens", "latents"):
-        return pipe.arrays(result, asked["output_type"])
+    if kind == pipe.beside:
+        return pipe.arrays(result)
     images = result.images if given is None else given.keep(result.images)
-    if asked["output_type"] in ("np", "array"):
+    if kind in ("np", "array"):
         return images
     pictures = [Image.fromarray(image) for image in to_uint8(images)]
     records = _records(pipe, asked, options)
@@ -171,10 +176,14 @@ def check(asked: Mapping[str, Any]) -> None:
             "prompt_embeds hold their negative prompts: give those to pipe.embed(prompts, "
             "negative_prompt=...)"
         )
-    if asked["output_type"] not in (*OUTPUT_TYPES, "array"):
+    embeds = asked["prompt_embeds"]
+    if not isinstance(embeds, PromptEmbeds | None):
         raise ValueError(
-            f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {asked['output_type']!r}"
+            f"prompt_embeds are of type {type(embeds).__name__}; give what pipe.embed(prompts) made"
         )
+    kind = asked["output_type"]
+    if not isinstance(kind, str) or kind not in (*OUTPUT_TYPES, "array"):
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {kind!r}")
     for name in ("mask", "strength"):
         if asked[name] is not None and asked["image"] is None:
             raise ValueError(f"{name} goes with image; give the image too")
@@ -193,8 +202,9 @@ def check(asked: Mapping[str, Any]) -> None:
             f"callback is of type {type(asked['callback']).__name__}; give a function of (step, "
             "total, images)"
         )
-    if not isinstance(asked["progress"], bool):
-        raise ValueError(f"progress must be True or False, got {asked['progress']!r}")
+    for name in ("progress", "trace"):
+        if not isinstance(asked[name], bool):
+            raise ValueError(f"{name} must be True or False, got {asked[name]!r}")
 
 
 def _whole(

@@ -148,7 +148,9 @@ def _plan(
 
 def _denoise(networks: TokenNetworks, params: Tree, request: Request, joint: bool) -> Denoise:
     """The guided prediction for a batch's conditions, mixed where there are several."""
-    predict = lambda c: lambda tokens, t: networks.logits(params, tokens, t, c)
+    # Compiled as a function of its own, so that two predictions of equal shapes are traced once.
+    logits = jax.jit(networks.logits)
+    predict = lambda c: lambda tokens, t: logits(params, tokens, t, c)
     conds, uncond = request.conditions, request.unconditional
     conditional = predict(conds[0])
     if request.weights is not None:
@@ -201,7 +203,10 @@ def check_weights(
         if conditions == 1:
             return None
         return np.full((count, conditions), 1.0 / conditions, np.float32)
-    weights = np.asarray(given, np.float32)
+    try:
+        weights = np.asarray(given, np.float32)
+    except (TypeError, ValueError):
+        raise ValueError(f"weights are {given!r}; give one number per condition") from None
     if weights.ndim == 1:
         weights = np.broadcast_to(weights, (count, *weights.shape))
     shapes = ((count, conditions), (count, conditions, *grid))
@@ -217,6 +222,8 @@ def check_weights(
 
 def check_known(known: Known, count: int, grid: tuple[int, int], codes: int) -> Known:
     """Tokens to keep [count, h, w], 0 where they are to be drawn. Raises ValueError."""
+    if not isinstance(known, Known):
+        raise ValueError(f"known is of type {type(known).__name__}; give Known(tokens, generate)")
     generate = _check_map(known.generate, count, grid, "known.generate").astype(bool)
     kept = np.where(generate, 0, _check_map(known.tokens, count, grid, "known.tokens"))
     return Known(check_tokens(kept, count, grid, "known.tokens", codes), generate)

@@ -105,7 +105,8 @@ class TokenPipeline(TokenCoder, Pipeline):
         """
         cell = self.config.cell
         base = sampler_fields(self.config)
-        return token_settings(cell.corruption, sampler or cell.sampler, base, changes)
+        choice = cell.sampler if sampler is None else sampler
+        return token_settings(cell.corruption, choice, base, changes)
 
     def generate(
         self,
@@ -262,10 +263,8 @@ class TokenPipeline(TokenCoder, Pipeline):
         start = start_options(self.config, self.settings(sampler), strength)
         return tokens_of_image(self, start, given, strength, prompts)
 
-    def arrays(self, result: Generation, kind: str) -> np.ndarray:
-        """A result's tokens. Raises ValueError for latents, which it has none of."""
-        if kind != "tokens":
-            raise ValueError("this run draws tokens, not latents; give output_type='tokens'")
+    def arrays(self, result: Generation) -> np.ndarray:
+        """A result's tokens."""
         return result.tokens
 
     def condition_inputs(self, prompts: Sequence[str], grid: tuple[int, int]) -> ConditionInputs:

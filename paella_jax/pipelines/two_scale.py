@@ -202,9 +202,9 @@ class TwoScalePipeline(Pipeline):
         start = start_options(self.base.config, self.base.settings(sampler), strength)
         return tokens_of_image(self, start, given, strength, prompts)
 
-    def arrays(self, result: Generation, kind: str) -> np.ndarray:
-        """The large images' tokens. Raises ValueError for latents, of which there are none."""
-        return self.super_resolution.arrays(result, kind)
+    def arrays(self, result: Generation) -> np.ndarray:
+        """The large images' tokens."""
+        return result.tokens
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Config and weights of the super-resolution, and those of the base."""

@@ -50,6 +50,8 @@ from paella_jax.typing import Tree
 class WuerstchenPipeline(Stages, Pipeline):
     """Three stages as one call. Without a Stage C it reconstructs images but draws none."""
 
+    beside = "latents"
+
     def __init__(
         self,
         stage_b: StageBNetworks,
@@ -243,10 +245,8 @@ class WuerstchenPipeline(Stages, Pipeline):
             own["generate"] = touched(given.marked, grid).astype(np.float32)
         return own
 
-    def arrays(self, result: WuerstchenGeneration, kind: str) -> np.ndarray:
-        """Stage C's latents of a result. Raises ValueError for tokens, which it has none of."""
-        if kind != "latents":
-            raise ValueError("Würstchen draws latents, not tokens; give output_type='latents'")
+    def arrays(self, result: WuerstchenGeneration) -> np.ndarray:
+        """Stage C's latents of a result."""
         return result.latents_c
 
     def steps_of(

@@ -42,7 +42,9 @@ def draw_curves(
     for weight, count in itertools.product(guidance, steps):
         images = draw(pipe, captions, subject.batch, num_steps=count, guidance_scale=weight)
         drawn = gather(images, judges)
-        row: Row = {"name": f"{count} steps, guidance {weight}", "steps": count, "guidance": weight}
+        said = {"steps": count, "guidance": weight}  # None where the run's own setting is kept
+        name = ", ".join(f"{what} {value:g}" for what, value in said.items() if value is not None)
+        row: Row = {"name": name} | said
         row |= of_the_images(drawn, judges, captions) | distances(drawn, real, not asked.prompts)
         rows.append(row | (of_the_pairs(drawn, real) if not asked.prompts else {}))
         print(f"{row['name']}: FID {row['fid'].show(1)}", flush=True)

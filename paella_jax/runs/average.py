@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
-from paella_jax.runs.checkpoint import complete_steps, read_arrays
+from paella_jax.runs.checkpoint import complete_steps, read_arrays, reason, tell_of_lost
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.typing import Tree
 
@@ -63,6 +63,7 @@ def steps_to_average(workdir: str | Path, wanted: Sequence[int] = ()) -> list[in
             f"its newest instead: python -m paella_jax.convert --merge {workdir} --out DIR"
         )
     kept = complete_steps(workdir)
+    tell_of_lost(workdir)
     absent = sorted(set(wanted) - set(kept))
     if absent:
         raise ConfigError(f"{workdir} has no checkpoint of step {absent}; it keeps {kept}")
@@ -122,6 +123,6 @@ def read_raw(workdir: str | Path, step: int) -> dict[str, Tree]:
         return read_arrays(directory, step, averaged=False)
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint {directory / str(step)} cannot be read ({type(error).__name__}: {error}); "
-            "leave it out with --steps"
+            f"checkpoint {directory / str(step)} cannot be read: "
+            f"{reason(error, directory / str(step))}; leave it out with --steps"
         ) from error

@@ -1,35 +1,46 @@
 """Saving and restoring runs with orbax; a failing restore is an error, never a fresh start.
 
 A run folder holds `config.json` and `checkpoints/<step>` with two items: the state, and a small
-JSON note (older ones also say where the data stood, which is the step). A folder of converted
-weights has `weights.safetensors` in their place.
+JSON note (older ones also say where the data stood, which is the step), and their digests. A folder
+of converted weights has `weights.safetensors` in their place.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError
+from paella_jax.runs.digests import check_noted, tell_once
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
-from paella_jax.runs.manifest import check_files
+from paella_jax.runs.step_digests import absent_files, check_step, note_of, write_step_digests
 from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
 
 # Where one of these is missing a folder was copied in part, or lost files.
-NEEDED = ("_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt")
+LISTED = "_METADATA"  # by name all arrays of a checkpoint
+NEEDED = ("_CHECKPOINT_METADATA", f"state/{LISTED}", "state/manifest.ocdbt")
 INCOMPLETE = "incomplete"  # beside `checkpoints`
 
 
 def complete_steps(workdir: str | Path) -> list[int]:
     """The steps of a run whose checkpoints have all their parts, oldest first."""
     folders = _step_folders(workdir)
-    return sorted(int(f.name) for f in folders if all((f / part).is_file() for part in NEEDED))
+    return sorted(int(f.name) for f in folders if not lost_files(f))
+
+
+def lost_files(folder: Path) -> list[str]:
+    """Files that the folder of a checkpoint should have and has not."""
+    needed = [part for part in NEEDED if not (folder / part).is_file()]
+    return list(dict.fromkeys([*needed, *absent_files(folder)]))
 
 
 def set_aside_incomplete(workdir: str | Path) -> str:
@@ -44,10 +55,7 @@ def set_aside_incomplete(workdir: str | Path) -> str:
     whole = complete_steps(workdir)
     broken = sorted((f for f in _step_folders(workdir) if int(f.name) not in whole), key=str)
     if broken and not whole:
-        raise CheckpointError(
-            f"no checkpoint in {broken[0].parent} is whole: {', '.join(f.name for f in broken)} "
-            "lack files. Copy them again, or delete them to start over"
-        )
+        raise CheckpointError(_none_is_whole(broken))
     for folder in broken:
         place = Path(workdir) / INCOMPLETE / folder.name
         place.parent.mkdir(exist_ok=True)
@@ -55,6 +63,13 @@ def set_aside_incomplete(workdir: str | Path) -> str:
         folder.rename(place)
     moved = ", ".join(folder.name for folder in broken)
     return f"checkpoint {moved} lacks files: moved to {INCOMPLETE}/" if broken else ""
+
+
+def _none_is_whole(broken: list[Path]) -> str:
+    return (
+        f"no checkpoint in {broken[0].parent} is whole: {', '.join(f.name for f in broken)} "
+        "lack files. Copy them again, or delete them to start over"
+    )
 
 
 def _step_folders(workdir: str | Path) -> list[Path]:
@@ -68,8 +83,12 @@ class Checkpointer:
     def __init__(self, workdir: str | Path, keep: int | None = 3) -> None:
         if keep is not None and keep < 1:
             raise ConfigError(f"checkpoint.keep must be at least 1, or None for all, got {keep}")
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.directory = Path(workdir).absolute() / "checkpoints"
+        self._saving = 0
+        background = ocp.options.AsyncOptions(post_finalization_callback=self._digest)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, async_options=background
+        )
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
@@ -80,16 +99,24 @@ class Checkpointer:
         """Starts writing; the arrays may be donated as soon as this returns."""
         if step == self.manager.latest_step():
             return
+        note = {"step": step, "processes": jax.process_count(), "digests": True}
         items: dict[str, Any] = {
-            "state": ocp.args.StandardSave(state),
-            "note": ocp.args.JsonSave({"step": step, "processes": jax.process_count()}),
-        }
+            "state": ocp.args.StandardSave(state), "note": ocp.args.JsonSave(note),
+        }  # fmt: skip
+        self.wait()  # for the save before, as the manager does
+        self._saving = step
         self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _digest(self) -> None:
+        """Called on process 0, in the thread that saves, before the step gets its name."""
+        for folder in self.directory.glob(f"{self._saving}.*"):
+            write_step_digests(folder, self._saving)
 
     def restore(self, abstract: Tree) -> Tree:
         """Restores the newest checkpoint into `abstract`'s shapes, dtypes and shardings.
 
-        The processes and devices that saved it may have been others.
+        The processes and devices that saved it may have been others. Each process first compares
+        a share of it with the digests.
 
         Raises:
           CheckpointError: nothing to restore, or the files are damaged or of another model.
@@ -97,14 +124,18 @@ class Checkpointer:
         step = self.latest_step()
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.directory}; train first")
+        folder = self.directory / str(step)
         items: dict[str, Any] = {"state": ocp.args.StandardRestore(abstract)}
         try:
-            return self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+            check_parts(folder, share=(jax.process_index(), jax.process_count()))
+            state = self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
+            check_state_step(folder, state)
+            return state
         except Exception as error:
             raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}. If it "
-                "was cut off by a full disk or a kill, delete that step's folder to go back to the "
-                "one before; if the model's code or config changed, use another workdir"
+                f"checkpoint {folder} cannot be read: {reason(error, folder)}. If it was cut off "
+                "by a full disk or a kill, delete that step's folder to go back to the one before; "
+                "if the model's code or config changed, use another workdir"
             ) from error
 
     def wait(self) -> None:
@@ -117,7 +148,49 @@ class Checkpointer:
         self.manager.close()
 
 
-def _reason(error: Exception) -> str:
+def check_parts(
+    folder: Path,
+    wanted: Callable[[str], bool] = lambda array: True,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Compares a checkpoint with its digests, and its parts with each other.
+
+    Args:
+      folder: of the step.
+      wanted: which arrays are going to be read, by names like "params.predictor.conv.kernel".
+      share: this process and the number of those that each check a part.
+
+    Raises:
+      CheckpointError: naming the files and arrays that are not what was written, or the parts that
+        are of another step.
+    """
+    if not check_step(folder, wanted, share):
+        tell_once(f"{folder.parent.parent} is of a version without digests: it is read unchecked")
+    note = note_of(folder)
+    if note.get("step", int(folder.name)) != int(folder.name):
+        raise CheckpointError(f"its note is of step {note['step']}; the folder was renamed")
+    for file in folder.glob("data/process_*"):  # of older runs
+        place = json.loads(file.read_text()).get("next_index", int(folder.name))
+        if place != int(folder.name):
+            raise CheckpointError(f"{file.name} has the data at step {place}")
+
+
+def check_state_step(folder: Path, state: Tree) -> None:
+    """Raises CheckpointError where the state in a checkpoint's folder is of another step."""
+    step = state.get("step") if isinstance(state, dict) else state.step
+    if step is not None and int(step) != int(folder.name):
+        raise CheckpointError(f"its state is of step {int(step)}; the folder was renamed")
+
+
+def reason(error: Exception, folder: Path) -> str:
+    """Why a checkpoint cannot be read: what its digests say, or else orbax."""
+    try:
+        if not isinstance(error, CheckpointError):
+            check_step(folder)
+    except CheckpointError as damage:
+        error = damage
+    if isinstance(error, CheckpointError):
+        return str(error)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
@@ -137,20 +210,23 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     directory = Path(workdir).absolute() / "checkpoints"
     file = directory.parent / WEIGHTS_FILE
     if not directory.is_dir() and file.is_file():
-        check_files(directory.parent, [WEIGHTS_FILE])
+        check_noted(directory.parent, lambda name: name == WEIGHTS_FILE)
         return 0, _sampling_weights(load_tree(file))
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoints folder in {Path(workdir)}; train first")
     steps = complete_steps(workdir)
     if not steps:
-        raise CheckpointError(f"no finished checkpoint in {directory}; train first")
-    step = steps[-1]
+        broken = sorted(_step_folders(workdir), key=str)
+        none = f"no finished checkpoint in {directory}; train first"
+        raise CheckpointError(_none_is_whole(broken) if broken else none)
+    step, folder = steps[-1], directory / str(steps[-1])
+    tell_of_lost(workdir, after=step)
     try:
         restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
         raise CheckpointError(
-            f"checkpoint {directory / str(step)} cannot be read: {_reason(error)}. Delete that "
-            "step's folder to use the one before, or train again"
+            f"checkpoint {folder} cannot be read: {reason(error, folder)}. Delete that step's "
+            "folder to use the one before, or train again"
         ) from error
     return step, _sampling_weights(restored)
 
@@ -163,15 +239,57 @@ def read_arrays(directory: Path, step: int, averaged: bool) -> dict[str, Tree]:
       step: of the checkpoint.
       averaged: reads "ema_params" in place of "params" where the run has an average.
     """
-    path = directory / str(step) / "state"
-    with ocp.PyTreeCheckpointer() as reader:
-        stored = reader.metadata(path).item_metadata.tree
+
+    def choose(stored: Tree) -> list[str]:
         params = "ema_params" if averaged and stored.get("ema_params") else "params"
-        item = {name: stored[name] for name in (params, "model_state") if stored.get(name)}
-        abstract = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), item)
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-        restore = ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy, partial_restore=True)
+        names = [params, "model_state"]
+        check_parts(directory / str(step), lambda array: array.partition(".")[0] in names)
+        return names
+
+    return _read(directory / str(step), choose)
+
+
+def state_step(folder: Path) -> int | None:
+    """The step that the state in a checkpoint's folder is of; None where it does not say."""
+    step = _read(folder, lambda stored: ["step"]).get("step")
+    return None if step is None else int(step)
+
+
+def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
+    """The chosen parts of a stored state, where there are such, as numpy."""
+    path = folder / "state"
+    stored = stored_tree(path)
+    item = {name: stored[name] for name in choose(stored) if name in stored}
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
+    with ocp.PyTreeCheckpointer() as reader:
         return dict(reader.restore(path, args=restore))
+
+
+def tell_of_lost(workdir: str | Path, after: int = -1) -> None:
+    """A line for each checkpoint that is passed over, as it lost files, behind a step."""
+    for folder in sorted(_step_folders(workdir), key=str):
+        lost = lost_files(folder) if int(folder.name) > after else []
+        if lost:
+            tell_once(f"checkpoint {folder} lacks files ({', '.join(lost[:3])}): it is left out")
+
+
+def stored_tree(path: Path) -> dict[str, Tree]:
+    """The names of a checkpoint's arrays as dicts, of orbax's list; the leaves mean nothing.
+
+    To ask orbax for shapes too opens every array, the optimiser's as well: three times as long as
+    reading the weights of a small run.
+
+    Args:
+      path: its folder `state`.
+    """
+    rows = json.loads((path / LISTED).read_text())["tree_metadata"].values()
+    names = [
+        tuple(part["key"] for part in row["key_metadata"])
+        for row in rows
+        if not row["value_metadata"]["skip_deserialize"]  # an empty dict or None
+    ]
+    return dict(unflatten_dict({name: np.zeros(()) for name in names}))
 
 
 def _sampling_weights(tree: Tree) -> Tree:

@@ -9,7 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
+from paella_jax.files.atomic import atomic_path
 from paella_jax.runs.checkpoint import Checkpointer, restore_variables
+from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import prepare_workdir, read_config
 from paella_jax.runs.frozen import copy_frozen, load_carried
 from paella_jax.runs.lora import lora_merge
@@ -91,6 +93,8 @@ def write_run(
 ) -> Path:
     """Writes weights made of a run as a folder of its own, with that run's frozen networks.
 
+    It appears whole or not at all.
+
     Args:
       workdir: the run; its config is kept, less `init_from` and LoRA.
       out: the new folder.
@@ -106,11 +110,15 @@ def write_run(
       CheckpointError: no run in `workdir`.
     """
     check_new_folder(out)
-    workdir = Path(workdir)
-    out = prepare_workdir(out, settled(read_config(workdir)))
-    copy_frozen(workdir, out, leave_out=["base"])
-    checkpointer = Checkpointer(out)
-    state = {"params": params, "ema_params": {}, "model_state": model_state}
-    checkpointer.save(step, state)
-    checkpointer.close()
+    workdir, out = Path(workdir), Path(out).absolute()
+    config = settled(read_config(workdir))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as part:
+        prepare_workdir(part, config)
+        copy_frozen(workdir, part, leave_out=["base"])
+        checkpointer = Checkpointer(part)
+        state = {"params": params, "ema_params": {}, "model_state": model_state}
+        checkpointer.save(step, state)
+        checkpointer.close()
+        note_files(part)
     return out

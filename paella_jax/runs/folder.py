@@ -1,31 +1,46 @@
 """What a run folder is: its files, and whether a config belongs to it.
 
 `config.json`, `metrics.jsonl`, `samples/` (grids drawn while training), `frozen/` (runs/frozen.py),
-and either `checkpoints/<step>/` (runs/checkpoint.py) or, of converted weights and of weights made
-of other runs, `weights.safetensors`.
+`digests.json` (runs/digests.py), and either `checkpoints/<step>/` (runs/checkpoint.py) or, of
+converted weights and of weights made of other runs, `weights.safetensors`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from paella_jax import __version__
 from paella_jax.config import (
+    CheckpointError,
     ConfigError,
-    UserError,
     differing_fields,
     flatten_config,
     from_json,
     to_json,
 )
-from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.digests import (
+    check_noted,
+    forget_files,
+    tell_once,
+    version_of,
+    write_noted,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
+DATA_FILE = "data.json"  # of runs that were trained: training/looked_at.py
+HISTORY_FILE = "history.jsonl"  # a line for every call that changed how the run is carried out
+CHECK = "crc32"  # of a line of metrics
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "data.shards",
@@ -33,6 +48,9 @@ HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "
        "data.validation_files", "data.encoded", "cell.sampler", "preset",
        "optim.gradient_reduction", "model.loop", "transformer.loop",
        "super_resolution.loop")  # fmt: skip
+# ... what it may change where the very call gives it, rather than a preset's new value: the state
+# fits whatever they are ...
+IF_GIVEN = ("optim.learning_rate", "optim.warmup_steps")
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
     "data.background": "white",
@@ -59,15 +77,16 @@ SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder"
            "compressor.run", "init_from")  # fmt: skip
 
 
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint is missing, damaged or of another run; the message names path and reason."""
-
-
-def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
+def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str] = ()) -> Path:
     """Creates the run folder, or checks that it belongs to this config, and writes config.json.
 
     A folder in which nothing was trained yet takes any config. What a failed start with another
-    one left in `frozen/` is then removed.
+    one left in `frozen/` is then removed. What a resumed run changes is noted in `history.jsonl`.
+
+    Args:
+      workdir: run folder.
+      config: of the run.
+      given: fields that the user set in this call; of `IF_GIVEN` they may differ.
 
     Raises:
       ConfigError: the folder cannot be written, or holds a run of another config.
@@ -75,18 +94,41 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict) -> Path:
     workdir = Path(workdir).absolute()
     file = workdir / CONFIG_FILE
     if file.is_file() and has_progress(workdir):
-        check_same_run(workdir, config)
+        allowed = tuple(name for name in IF_GIVEN if name in set(given))
+        check_same_run(workdir, config, allowed)
+        _note_changes(workdir, config, allowed)
     elif file.is_file() and differing_fields(read_config(workdir), config, ignore=HOW):
         # The other processes of a cluster may be doing the same.
         shutil.rmtree(workdir / "frozen", ignore_errors=True)
+        forget_files(workdir, "frozen/*")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_json(config))
+        write_noted(workdir, CONFIG_FILE, to_json(config))
     except OSError as error:
         raise ConfigError(
             f"cannot write to workdir {workdir}: {error}; choose a folder you may write to"
         ) from error
     return workdir
+
+
+@contextmanager
+def taken_back_if_refused(workdir: Path) -> Iterator[None]:
+    """Removes what a start left in a run folder that ended in an error before its first step.
+
+    What was there before stays, and so does everything once something was trained.
+    """
+    names = lambda: {file.name for file in workdir.iterdir()} if workdir.is_dir() else set()
+    was_there, before = workdir.is_dir(), names()
+    try:
+        yield
+    except Exception:
+        if not has_progress(workdir) and not (workdir / METRICS_FILE).exists():
+            for name in names() - before:
+                file = workdir / name
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+            if not was_there and workdir.is_dir():
+                workdir.rmdir()
+        raise
 
 
 def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, ...] = ()) -> None:
@@ -97,18 +139,41 @@ def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, .
     """
     changes = _changes(read_config(workdir), config, ignore)
     if changes:
+        fields = [name for name in IF_GIVEN if any(c.startswith(f"{name}:") for c in changes)]
+        flags = " ".join(f"--config.{name}=..." for name in fields)
+        hint = f" (a run may go on with another one that is given: {flags})" if fields else ""
         raise ConfigError(
             f"{workdir} holds a run of another config; choose another --workdir, or delete "
-            "the old run. Differences (old -> new):\n  " + "\n  ".join(changes)
+            f"the old run. Differences (old -> new){hint}:\n  " + "\n  ".join(changes)
         )
+
+
+def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> None:
+    """Adds a line to the folder's history where a resumed run changes; `told` ones are printed."""
+    old = read_config(workdir)
+    before = flatten_config(old)
+    changes = differing_fields(old, config, ignore=[name for name in BEFORE if name not in before])
+    if not changes:
+        return
+    step = max(map(int, _step_names(workdir)), default=0)
+    row = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changes": changes}
+    with (workdir / HISTORY_FILE).open("a") as stream:
+        stream.write(metrics_line(row))
+    shown = [change for change in changes if change.startswith(told)] if told else []
+    if shown:
+        print(f"{workdir} goes on from step {step} with {', '.join(shown)}", flush=True)
 
 
 def has_progress(workdir: str | Path) -> bool:
     """Whether a folder holds a finished checkpoint, or converted weights."""
     workdir = Path(workdir)
-    # Unfinished checkpoints have a suffix behind the step.
-    steps = (folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
-    return (workdir / WEIGHTS_FILE).is_file() or any(steps)
+    return (workdir / WEIGHTS_FILE).is_file() or bool(_step_names(workdir))
+
+
+def _step_names(workdir: Path) -> list[str]:
+    """Folders of finished checkpoints; unfinished ones have a suffix behind the step."""
+    names = (folder.name for folder in (workdir / "checkpoints").glob("*"))
+    return [name for name in names if name.isdigit()]
 
 
 def _changes(old: ConfigDict, new: ConfigDict, ignore: tuple[str, ...]) -> list[str]:
@@ -128,7 +193,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
     """The config a run folder was trained with.
 
     Raises:
-      CheckpointError: no such folder or file, or the file is not JSON.
+      CheckpointError: no such folder or file, or the file is not what was written, or no JSON.
     """
     file = Path(workdir) / CONFIG_FILE
     if not file.is_file():
@@ -137,9 +202,37 @@ def read_config(workdir: str | Path) -> ConfigDict:
             "finished training"
         )
     try:
-        return from_json(file.read_text())
-    except ValueError as error:
+        config = from_json(file.read_text())
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    _check_config(workdir, config)
+    return config
+
+
+def _check_config(workdir: str | Path, config: ConfigDict) -> None:
+    """Whether a stored config is what was written, and all of it is known here.
+
+    Raises:
+      CheckpointError: it is not; fields that are unknown are named.
+    """
+    try:
+        check_noted(workdir, lambda name: name == CONFIG_FILE)
+        if version_of(workdir) == __version__:
+            return
+    except CheckpointError as error:
+        from paella_jax.runs.known_fields import unknown_fields
+
+        unknown = unknown_fields(config)
+        named = f". Unknown fields: {', '.join(unknown)}" if unknown else ""
+        raise CheckpointError(f"{error}{named}") from error
+    from paella_jax.runs.known_fields import unknown_fields
+
+    if unknown := unknown_fields(config):
+        raise CheckpointError(
+            f"{Path(workdir) / CONFIG_FILE} has fields that are not known here: "
+            f"{', '.join(unknown)}. Update paella_jax if the run is of a newer version, or take "
+            "them out"
+        )
 
 
 def read_config_of(method: str, workdir: str | Path, configs: str = "") -> ConfigDict:
@@ -163,11 +256,54 @@ def read_config_of(method: str, workdir: str | Path, configs: str = "") -> Confi
 
 
 def read_metrics(file: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file; a last line cut off by a kill is left out."""
-    rows = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """The rows of a metrics file; a line that is torn or damaged is left out, and no other.
+
+    What is left out is told, and where a training's whole file is gone.
+    """
+    rows, damaged = scan_metrics(file)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+        tell_once(f"{file}: line {shown} is torn or damaged and left out")
+    if metrics_are_lost(file.parent):
+        tell_once(f"{file} is missing: what was measured before is lost")
     return rows
+
+
+def metrics_are_lost(workdir: Path) -> bool:
+    """Whether a run was trained for so long that it must have metrics, and has no file of them."""
+    if (workdir / METRICS_FILE).is_file() or not (workdir / DATA_FILE).is_file():
+        return False
+    newest = max(map(int, _step_names(workdir)), default=0)
+    every = read_config(workdir).log.every
+    return newest > 0 and newest >= every > 0
+
+
+def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """The rows of a metrics file, and the numbers of the lines that are none, from 1."""
+    rows, damaged = [], []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip():
+            damaged.append(number)
+    return rows, damaged
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """A row as a line, with a check of itself at its end."""
+    text = json.dumps(row)
+    return json.dumps({**row, CHECK: f"{zlib.crc32(text.encode()):08x}"}) + "\n"
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line's row; None of one that is not what was written. Older lines have no check."""
+    try:
+        row = json.loads(line)
+        check = row.pop(CHECK, None)
+        is_row = isinstance(row["step"], int)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+    is_written = check is None or check == f"{zlib.crc32(json.dumps(row).encode()):08x}"
+    return row if is_row and is_written else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, from_json, to_json
 from paella_jax.files.atomic import atomic_path, write_atomically
 from paella_jax.runs.checkpoint import restore_variables
+from paella_jax.runs.digests import check_noted
 from paella_jax.runs.folder import CheckpointError, read_config_of
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
@@ -91,12 +93,22 @@ def load_carried(part: str, workdir: str | Path) -> Any:
             f"{place.parent.parent} carries no {row.name} (missing {place}); converted weights get "
             f"it with {row.option}"
         )
+    check_noted(workdir, partial(_is_of, row))
     return row.load(place)
+
+
+def _is_of(row: Carried, name: str) -> bool:
+    """Whether a file of a run's folder belongs to one frozen network."""
+    first, _, below = name.partition("/")
+    start = row.mark.partition("/")[0].partition(".")[0]
+    of_t5 = start == "text_encoder" and below in T5_TOKENIZER_FILES
+    return first == FROZEN and (below.startswith((f"{start}.", f"{start}/")) or of_t5)
 
 
 def copy_frozen(source: str | Path, workdir: Path, leave_out: Iterable[str] = ()) -> None:
     """Copies all that another run carries, but for some parts; whole or not at all."""
     folder = Path(source) / FROZEN
+    check_noted(source, lambda name: name.startswith(f"{FROZEN}/"))
     names = [name for part in leave_out for name in CARRIED[part].files]
     if folder.is_dir():
         with atomic_path(workdir / FROZEN) as target:

@@ -15,6 +15,7 @@ from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.derive import describes_networks, is_free, restore_all, settled
+from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.runs.frozen import copy_frozen
 from paella_jax.typing import Tree
@@ -65,11 +66,12 @@ def interpolate_runs(first: str | Path, second: str | Path, share: float, out: P
     mixed = {name: _mix(a[name], b[name], share) for name in a}
     names = [Path(run).absolute().name for run in (first, second)]
     with whole_folder(out) as part:
-        write_safetensors(part / WEIGHTS_FILE, mixed)
+        write_safetensors(part / WEIGHTS_FILE, mixed, digests=True)
         copy_frozen(first, part, leave_out=["base"])
         card = CARD.format(method=config.method, share=share, rest=1 - share, names=names)
         write_atomically(part / CARD_FILE, card)
         write_atomically(part / CONFIG_FILE, to_json(settled(config)))
+        note_files(part)
     return len(mixed)
 
 

@@ -6,37 +6,17 @@ read; the card and its pictures are listed apart, since their owner may edit the
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.runs.folder import CheckpointError
+from paella_jax.files.digests import describe, in_threads, problem
 
 MANIFEST = "paella_jax.json"
 FORMAT = 1
-CHUNK = 8 * 2**20  # bytes read at once
-_checked: dict[tuple[str, int, int], str] = {}  # files whose digest is known, until they change
-
-
-def describe(file: Path) -> dict[str, Any]:
-    """The bytes and the SHA-256 digest of a file."""
-    return {"bytes": file.stat().st_size, "sha256": digest(file)}
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file as hex digits; of one that did not change since, without reading it."""
-    real = file.resolve()
-    known = (str(real), real.stat().st_size, real.stat().st_mtime_ns)
-    if known not in _checked:
-        sha = hashlib.sha256()
-        with real.open("rb") as stream:
-            while piece := stream.read(CHUNK):
-                sha.update(piece)
-        _checked[known] = sha.hexdigest()
-    return _checked[known]
 
 
 def files_of(folder: Path) -> list[str]:
@@ -93,12 +73,12 @@ def _is_listed(entry: tuple[str, dict[str, Any]]) -> bool:
     return inside and isinstance(known["sha256"], str) and known["bytes"] >= 0
 
 
-def check_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
+def check_files(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Compares the files of a shared folder with their digests; other folders pass.
 
     Args:
       folder: run folder.
-      names: of the listed files to look at; default all.
+      wanted: which of the listed files to look at; default all.
 
     Raises:
       CheckpointError: files are missing, cut short or changed; all are named.
@@ -106,24 +86,16 @@ def check_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
     folder, manifest = Path(folder), read_manifest(folder)
     if manifest is None:
         return
-    listed = manifest["files"]
-    wrong = [
-        problem
-        for name in (listed if names is None else names)
-        if name in listed and (problem := _problem(folder / name, listed[name]))
-    ]
+    wrong = differing_listed(folder, manifest, wanted)
     if wrong:
-        raise CheckpointError(
-            f"{folder} is not what was shared: {'; '.join(wrong)}. Copy or download it again"
-        )
+        told = "; ".join(f"{name} {what}" for name, what in wrong.items())
+        raise CheckpointError(f"{folder} is not what was shared: {told}. Copy or download it again")
 
 
-def _problem(file: Path, known: dict[str, Any]) -> str:
-    """What is wrong with one file; empty if nothing."""
-    if not file.is_file():
-        return f"{file.name} is missing"
-    size = file.stat().st_size
-    if size != known["bytes"]:
-        cut = "is cut short: it" if size < known["bytes"] else "is too long: it"
-        return f"{file.name} {cut} has {size} bytes of {known['bytes']}"
-    return "" if digest(file) == known["sha256"] else f"{file.name} has another SHA-256 digest"
+def differing_listed(
+    folder: Path, manifest: dict[str, Any], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, str]:
+    """{name: what is wrong} of the files that a manifest lists."""
+    listed = {name: known for name, known in manifest["files"].items() if wanted(name)}
+    found = in_threads(lambda item: problem(folder / item[0], item[1]), listed.items())
+    return {name: what for name, what in zip(listed, found, strict=True) if what}

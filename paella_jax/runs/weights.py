@@ -10,17 +10,23 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
+from paella_jax.files.digests import Version, version
+from paella_jax.files.safetensors_file import (
+    differing_tensors,
+    map_safetensors,
+    write_safetensors,
+)
 from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.folder import CheckpointError
 from paella_jax.typing import Tree
 
+_checked: dict[Version, bool] = {}  # files -> whether they have digests
+
 
 def save_tree(file: Path, tree: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays; the file appears whole or not at all."""
-    write_safetensors(
-        file, {n: np.asarray(x) for n, x in flatten_dict(dict(tree), sep="/").items()}
-    )
+    """Writes a nested dict of arrays and their digests; it appears whole or not at all."""
+    flat = {n: np.asarray(x) for n, x in flatten_dict(dict(tree), sep="/").items()}
+    write_safetensors(file, flat, digests=True)
 
 
 def load_tree(file: Path, shardings: Tree = None) -> dict[str, Any]:
@@ -35,12 +41,14 @@ def load_tree(file: Path, shardings: Tree = None) -> dict[str, Any]:
       Read-only numpy views of the memory-mapped file, or jax arrays where `shardings` is given.
 
     Raises:
-      CheckpointError: the file is missing or damaged, or `shardings` is of another tree.
+      CheckpointError: the file is missing, an array of it is not what was written, or `shardings`
+        is of another tree.
     """
     if not file.is_file():
         raise CheckpointError(f"missing weights file {file}; the run folder is incomplete")
     try:
         flat = map_safetensors(file)
+        check_arrays(file)
     except ConversionError as error:
         raise CheckpointError(
             f"{file} is damaged or cut off ({error}); copy the run folder again"
@@ -52,6 +60,29 @@ def load_tree(file: Path, shardings: Tree = None) -> dict[str, Any]:
         differing = ", ".join(sorted(wanted.keys() ^ flat.keys())[:5])
         raise CheckpointError(f"{file} and the shardings name different arrays: {differing}, ...")
     return unflatten_dict({n: _place(x, wanted[n]) for n, x in flat.items()}, sep="/")
+
+
+def check_arrays(file: Path) -> bool:
+    """Compares a weights file's arrays with their digests, once until it changes.
+
+    Returns:
+      Whether it has digests; older ones have none.
+
+    Raises:
+      CheckpointError: arrays are not what was written; they are named.
+      ConversionError: it is no safetensors file.
+    """
+    key = version(file)
+    if key not in _checked:
+        damaged = differing_tensors(file)
+        if damaged:
+            shown = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
+            raise CheckpointError(
+                f"{file} is damaged: {shown} {'is' if len(damaged) == 1 else 'are'} not what was "
+                "written (another SHA-256 digest); copy the run folder again"
+            )
+        _checked[key] = damaged is not None
+    return _checked[key]
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from flax import struct
 
-from paella_jax.sampling.schedule import linear_ramp, require
+from paella_jax.sampling.schedule import check_types, linear_ramp, require
 
 STEPPERS = ("ddpm", "ddim", "dpm++")
 
@@ -56,6 +56,7 @@ class DDPMSettings:
 
     def check(self) -> None:
         """Raises ValueError naming the first setting that makes no sense."""
+        check_types(self)
         require(self.num_steps >= 1, self, "num_steps", "at least 1")
         ramp = self._ramp()
         fits = len(ramp) == 2 and min(ramp) >= 0

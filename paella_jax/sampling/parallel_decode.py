@@ -75,8 +75,10 @@ class ParallelDecodeSettings(LoopSettings):
         self.require(self.num_steps >= 1, "num_steps", "at least 1")
         self.require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
         self.require(self.exponent > 0, "exponent", "above 0")
-        self.require(min(self.choice_temperature) >= 0, "choice_temperature", "at least 0")
-        self.require(min(self.temperature) > 0, "temperature", "above 0")
+        ok = all(0 <= x < np.inf for x in self.choice_temperature)
+        self.require(ok, "choice_temperature", "at least 0 and finite")
+        ok = all(0 < x < np.inf for x in self.temperature)
+        self.require(ok, "temperature", "above 0 and finite")
         self.require(bool(np.isfinite(self.guidance_scale).all()), "guidance_scale", "finite")
         self.require(0 < self.strength <= 1, "strength", "in (0, 1]")
         fewest = f"at least 1 / num_steps = {1 / self.num_steps:.3g}, or no step is left to run"

@@ -80,7 +80,8 @@ class ResampleSettings(LoopSettings):
         self.require(self.rounds >= 1, "rounds", "at least 1")
         self.require(0 < self.share <= 1, "share", "in (0, 1]")
         self.require(self.top_k >= 1, "top_k", "at least 1")
-        self.require(min(self.temperature) > 0, "temperature", "above 0")
+        ok = all(0 < x < np.inf for x in self.temperature)
+        self.require(ok, "temperature", "above 0 and finite")
         self.require(bool(np.isfinite(self.guidance_scale).all()), "guidance_scale", "finite")
         fits = self.frames is None or 1 <= self.frames <= self.rounds
         self.require(fits, "frames", f"from 1 to rounds={self.rounds}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def first_and_last(name: str, value: Any, refusal: str = NUMBER_OR_PAIR) -> tupl
     """
     pair = value if isinstance(value, tuple | list) else (value, value)
     try:
-        if len(pair) != 2 or any(isinstance(x, str | bool) for x in pair):
+        if len(pair) != 2 or not all(_is("float", x) for x in pair):
             raise TypeError
         return float(pair[0]), float(pair[1])
     except TypeError:
@@ -46,3 +47,30 @@ def require(ok: bool, settings: Any, name: str, wanted: object) -> None:
     if not ok:
         value = getattr(settings, name)
         raise ValueError(f"{settings.named}{name}={value!r} must be {wanted}")
+
+
+# The types that a setting's annotation may name, in words.
+IN_WORDS = {"int": "a whole number", "float": "a number", "str": "a text", "None": "None"}
+
+
+def check_types(settings: Any) -> None:
+    """Raises ValueError naming the first setting of another type than its field says.
+
+    Fields of types that `IN_WORDS` does not name are left to others.
+    """
+    for field in dataclasses.fields(settings):
+        kinds = str(field.type).split(" | ")
+        if set(kinds) <= set(IN_WORDS):
+            right = any(_is(kind, getattr(settings, field.name)) for kind in kinds)
+            require(right, settings, field.name, " or ".join(IN_WORDS[kind] for kind in kinds))
+
+
+def _is(kind: str, value: object) -> bool:
+    """Whether a value is of a type by name; True and False are no numbers."""
+    types: dict[str, Any] = {
+        "int": int | np.integer,
+        "float": int | float | np.number,
+        "str": str,
+        "None": type(None),
+    }
+    return isinstance(value, types[kind]) and not isinstance(value, bool)

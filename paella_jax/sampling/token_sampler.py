@@ -20,7 +20,7 @@ from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
 from paella_jax.sampling.parallel_decode import plan as plan_decoding
 from paella_jax.sampling.renoise import plan
 from paella_jax.sampling.renoise_settings import RenoiseSettings
-from paella_jax.sampling.schedule import first_and_last
+from paella_jax.sampling.schedule import check_types, first_and_last
 from paella_jax.sampling.token_loop import FROM_NOISE, Course, Ramps, Start, Vocabulary
 from paella_jax.typing import Array
 
@@ -30,9 +30,9 @@ TokenSettings = RenoiseSettings | ParallelDecodeSettings
 PAIRS = ("temperature", "guidance_scale", "choice_temperature")  # (first, last) step
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Raises ValueError where a value is none of the known ones."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
@@ -68,6 +68,7 @@ def token_settings(
     chosen |= {name: value for name, value in changes.items() if value is not None}
     chosen |= {name: first_and_last(name, chosen[name]) for name in PAIRS if name in chosen}
     settings = kind(**chosen)
+    check_types(settings)
     settings.check()
     if corruption == "mask" and isinstance(settings, RenoiseSettings):
         settings.check_masked()

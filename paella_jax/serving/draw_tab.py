@@ -67,7 +67,7 @@ class DrawTab:
     """Builds the tab and answers its events; one visitor has one drawing at a time."""
 
     def __init__(self, studio: Studio, defaults: dict[str, str]) -> None:
-        """Builds the components where it is called.
+        """Builds the components where it is called; `status` is the line about the drawing.
 
         Args:
           studio: draws.
@@ -88,7 +88,7 @@ class DrawTab:
                 for number, run in enumerate(studio.runs):
                     with gr.Column(min_width=240):
                         views += self._build_view(number, run)
-        outputs = [status, *views]
+        self.status, outputs = status, [status, *views]
         click: dict[str, Any] = {"inputs": list(self._fields), "outputs": outputs}
         for listen in (draw.click, self._fields.prompt.submit):
             listen(None, None, status, js=f"() => '{SENT}'", **PRIVATE)
@@ -104,9 +104,12 @@ class DrawTab:
         source, editor, *others = self._build_image_part(task)
         with gr.Row():
             seed = gr.Number(0, label="Seed", precision=0, min_width=110, elem_id="seed")
-            most = self._studio.limits.images
             count = gr.Number(
-                min(4, most), label="Images", precision=0, min_width=110, elem_id="count"
+                self._studio.limits.usual,
+                label="Images",
+                precision=0,
+                min_width=110,
+                elem_id="count",
             )
             steps, guidance, height, width = (
                 gr.Textbox(
@@ -177,6 +180,11 @@ class DrawTab:
         return [gallery, strip]
 
     # --- events
+
+    def at_first(self) -> str:
+        """What a visitor reads who opens the page."""
+        run = self._studio.warming
+        return f"compiling for {run}: a first drawing waits until that is done" if run else ""
 
     def upload(self, file: str) -> tuple[Image.Image, Any]:
         """An uploaded file -> the image and what the editor shows. Errors are shown as such."""

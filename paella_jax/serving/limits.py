@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 SEEDS = 2**32
+USUAL = 4
 STRONGEST_GUIDANCE = 100.0
 SIDES = ("top", "bottom", "left", "right")
 TEXT, IMAGE, INPAINT, OUTPAINT, VARIATIONS = (
@@ -76,6 +77,11 @@ class Limits(NamedTuple):
     waiting: int = 32
     megabytes: int = 20
     pixels: int = 4096 * 4096
+
+    @property
+    def usual(self) -> int:
+        """Images of a request that leaves their number as the page has it."""
+        return min(USUAL, self.images)
 
 
 def check(ask: Ask, limits: Limits) -> None:

@@ -11,7 +11,7 @@ import fastapi
 import gradio as gr
 import uvicorn
 
-from paella_jax.serving.draw_tab import DrawTab
+from paella_jax.serving.draw_tab import AT_ONCE, DrawTab
 from paella_jax.serving.studio import Studio
 from paella_jax.serving.study import Study
 from paella_jax.serving.study_tab import KEYS, ResultsTab, StudyTab
@@ -57,6 +57,7 @@ def build(
     with page:
         with gr.Tab("Draw"):
             drawing = DrawTab(studio, defaults)
+        page.load(drawing.at_first, None, drawing.status, **AT_ONCE)
         page.unload(drawing.gone)
         if study is not None and folder is not None:
             with gr.Tab("Blind study"):

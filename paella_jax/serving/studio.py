@@ -44,7 +44,7 @@ class View:
       strip: the first image after each step that was told.
       step: steps done.
       total: of how many.
-      state: "waiting", "drawing", "stopped" or "done".
+      state: "waiting", "waiting for compiling", "drawing", "stopped" or "done".
     """
 
     images: tuple[Image.Image, ...] = ()
@@ -54,6 +54,8 @@ class View:
     state: str = "waiting"
 
 
+COMPILING = "waiting for compiling"
+WARMED = ", which is done once, as the server starts"
 Views = tuple[View, ...]  # one per run that was asked for
 
 
@@ -76,6 +78,31 @@ class Studio:
         self.runs, self.limits = list(runs), limits or Limits()
         self._drawing = drawing
         self._lock = threading.Lock()
+        self.warming = ""  # the run that is being compiled for, if one is
+
+    def warm_up(self, counts: Sequence[int], say: Callable[[str], None] = print) -> None:
+        """Compiles what the first requests of text need, run by run; requests go between.
+
+        A run that cannot be compiled for is told and left: whoever draws with it is told as well.
+
+        Args:
+          counts: numbers of images of those requests.
+          say: is told how far it is, a line each time.
+        """
+        for run in self.runs:
+            self.warming = run.name
+            say(f"compiling for {run.name}: the first drawing would wait for it")
+            try:
+                seconds = 0.0
+                for count in counts:
+                    with self._lock:
+                        seconds += run.pipe.warm_up(count)
+                say(f"compiled for {run.name} in {seconds:.0f} s")
+            except Exception as error:  # the page is there without it
+                reason = str(error).partition("\n")[0]
+                say(f"compiling for {run.name} failed ({type(error).__name__}: {reason})")
+            finally:
+                self.warming = ""
 
     def check(self, ask: Ask, chosen: Sequence[int]) -> None:
         """Raises ValueError for a request over the limits, or one that a chosen run cannot do."""
@@ -139,7 +166,7 @@ class Studio:
             news.put(tuple(views))
 
         try:
-            tell(0)
+            tell(0, state=COMPILING if self.warming else "waiting")
             with self._lock:
                 for place, number in enumerate(chosen):
                     self._draw_run(self.runs[number], ask, stop, lambda p=place, **x: tell(p, **x))
@@ -200,6 +227,7 @@ def in_words(views: Views, names: Sequence[str]) -> str:
         far = f"step {view.step} of {view.total}" if view.total else ""
         begins = "begins (the first drawing of its kind is compiled before)"
         doing = far or begins if view.state == "drawing" else view.state
+        doing += WARMED if view.state == COMPILING else ""
         at = f" at {far}" if view.state == "stopped" and far else ""
         lines.append(f"{name}: {doing}{at}")
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from paella_jax import __version__
 from paella_jax.config import to_json
 from paella_jax.files.atomic import CARD_FILE, atomic_path, write_atomically
+from paella_jax.files.digests import describe
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.checkpoint import complete_steps
@@ -29,12 +30,10 @@ from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.runs.frozen import carry, copy_frozen
 from paella_jax.runs.manifest import (
     MANIFEST,
-    describe,
     files_of,
     read_manifest,
     write_manifest,
 )
-from paella_jax.sharing.card import PICTURES, SCORES, Told, write_card
 from paella_jax.sharing.portable import portable, portable_frozen
 from paella_jax.typing import Tree
 
@@ -105,6 +104,8 @@ def write_shared(
       ConversionError: `out` holds something else, cannot be written, or an unknown dtype.
       ConfigError: `decoder` of a run is no tokenizer.
     """
+    from paella_jax.sharing.card import PICTURES, SCORES, Told, write_card
+
     out = Path(out).absolute()
     check_out(out, dtype)
     first = runs[""]

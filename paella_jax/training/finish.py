@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from paella_jax.files.atomic import write_atomically
+from paella_jax.files.lock import WRITER, locked
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import RunResult, train
 from paella_jax.training.method import Method
@@ -48,15 +49,17 @@ def finish(run: ConfigDict, workdir: Path, build: Callable[[ConfigDict, Path], M
 
     Raises:
       Stopped: by SIGTERM or SIGINT.
+      LockedError: another process trains in that folder.
     """
-    workdir = prepare_workdir(workdir, run)
-    report(f"training {workdir}, {run.num_steps} steps")
-    # No preview at the end: compiling its sampler would add to every training's time.
-    result = train(run, workdir, replace(build(run, workdir), preview=None))
-    record_seconds(workdir, result)
-    if result.step >= run.num_steps:
-        done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
-        write_atomically(workdir / TRAINED, json.dumps(done))
+    with locked(workdir.absolute() / WRITER, "a training"):
+        workdir = prepare_workdir(workdir, run)
+        report(f"training {workdir}, {run.num_steps} steps")
+        # No preview at the end: compiling its sampler would add to every training's time.
+        result = train(run, workdir, replace(build(run, workdir), preview=None))
+        record_seconds(workdir, result)
+        if result.step >= run.num_steps:
+            done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}
+            write_noted(workdir, TRAINED, json.dumps(done))
     check_stopped(result, workdir)
 
 

@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
-from paella_jax.files.atomic import write_atomically
+from paella_jax.runs.digests import check_noted, write_noted
+from paella_jax.runs.folder import DATA_FILE
 from paella_jax.training.method import Method
 
-DATA_FILE = "data.json"
 REBUILT = 16  # images that a tokenizer is tried on
 ENOUGH = 22.0  # dB
 LONGEST = 4096  # ids that are counted of a caption
@@ -38,10 +38,12 @@ def check_length(workdir: Path, length: int, resumed: bool) -> None:
       ConfigError: the run was begun on another number of samples.
     """
     file = workdir / DATA_FILE
+    if resumed:
+        check_noted(workdir, lambda name: name == DATA_FILE and file.is_file())
     before = _noted(file) if resumed else None
     if before is None:  # runs older than the note begin it
         if jax.process_index() == 0:
-            write_atomically(file, json.dumps({"samples": length}))
+            write_noted(workdir, DATA_FILE, json.dumps({"samples": length}))
     elif before != length:
         raise ConfigError(
             f"{workdir} was begun on {before} training samples, the data has {length} now, so that "

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from paella_jax.config import ConfigError, UserError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
+from paella_jax.runs.digests import note_files, noting
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
@@ -100,7 +101,7 @@ def _train(
     config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
 ) -> RunResult:
     abstract, init = abstract_state(config, method, mesh)
-    first_alone("checkpoints", lambda: _set_aside(workdir))
+    first_alone("checkpoints", lambda: _put_in_order(workdir))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     resumed = checkpointer.latest_step() is not None
     check_length(workdir, len(method.source), resumed)
@@ -132,7 +133,7 @@ def _train(
     make_key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=replicated(mesh))
     base_key = make_key()
     step_fn = StepPrograms(config, method, abstract, frozen, base_key, mesh)
-    writer = MetricWriter(workdir, config.log, start)
+    writer = MetricWriter(workdir, config, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
     run = _Run(config, workdir, method, checkpointer, data, writer, progress)
     try:
@@ -144,7 +145,8 @@ def _train(
     return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
 
 
-def _set_aside(workdir: Path) -> None:
+def _put_in_order(workdir: Path) -> None:
+    note_files(workdir)  # frozen networks of this call, and what a kill left unnoted
     moved = set_aside_incomplete(workdir)
     if moved:
         report(moved)
@@ -193,9 +195,12 @@ def _draw_preview(
         return
     file = _preview_file(workdir, step)
     file.parent.mkdir(exist_ok=True)
+    name = file.relative_to(workdir).as_posix()
+    note = noting(workdir, name) if writer.enabled else nullcontext()
     try:
-        with jax.transfer_guard("allow"):
+        with note, jax.transfer_guard("allow"):
             scores = method.preview(state, frozen, file)
+        writer.show(step, file)
     except Exception as error:  # previews are for looking at; training must not end for them
         report(f"preview of step {step} failed, training goes on: {error}")
         return
@@ -209,7 +214,7 @@ def _draw_missing_preview(
     step = config.num_steps
     if method.preview is not None and not _preview_file(workdir, step).is_file():
         frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
-        writer = MetricWriter(workdir, config.log, step)
+        writer = MetricWriter(workdir, config, step)
         _draw_preview(method, writer, workdir, state, frozen, step)
 
 
@@ -274,7 +279,8 @@ class _Run:
             if not math.isfinite(values[name]):
                 raise TrainingDiverged(
                     f"{name} is {values[name]} at step {step}; the newest checkpoint is from "
-                    "before it. Lower optim.learning_rate, lengthen warmup_steps or check the data"
+                    "before it. Look at the data, or go on from there with a lower rate: the same "
+                    "command with --config.optim.learning_rate=... (and .warmup_steps=...)"
                 )
         if (step + 1) % self.config.log.every == 0 or last:
             values["images_per_second"] = self.progress.images_per_second()

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from paella_jax.data.loader import Source, Transform
-from paella_jax.objectives.inputs import Objective
-from paella_jax.training.state import TrainState
-from paella_jax.training.step import AfterUpdate
 from paella_jax.typing import Array, Tree
+
+if TYPE_CHECKING:  # for the types alone: who only draws needs neither grain nor optax
+    from paella_jax.data.loader import Source, Transform
+    from paella_jax.objectives.inputs import Objective
+    from paella_jax.training.state import TrainState
+    from paella_jax.training.step import AfterUpdate
 
 # Texts -> ids and mask, of a fixed length.
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]

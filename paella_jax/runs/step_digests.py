@@ -1,0 +1,207 @@
+"""The digests of one checkpoint: `digests.json` in its folder, there before the step counts.
+
+orbax puts the arrays one after another into a few data files and keeps an index of where each one
+lies; the index is read for it. So every array has a digest of its own, and who reads some of them
+checks those alone. All other files, and what no array has of a data file, have theirs: each byte is
+read once. Process 0 digests what all processes wrote, in the thread that finishes the save; when a
+run is resumed each process checks a share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paella_jax.config import CheckpointError
+from paella_jax.files.atomic import write_atomically
+from paella_jax.files.digests import (
+    Version,
+    describe,
+    digest_of_parts,
+    from_sealed_json,
+    in_threads,
+    problem,
+    to_sealed_json,
+    version,
+)
+
+if TYPE_CHECKING:
+    from paella_jax.runs.array_places import Part
+
+FILE = "digests.json"
+FORMAT = 1
+STATE = "state"
+COMMITTED = "commit_success.txt"  # written last by orbax, never read
+METADATA = "_CHECKPOINT_METADATA"
+LATER = "commit_timestamp_nsecs"  # what orbax adds to it behind us
+
+
+def write_step_digests(folder: Path, step: int) -> None:
+    """Digests what lies in the folder of a checkpoint that is written but for its name."""
+    from paella_jax.runs.array_places import array_places, between
+
+    arrays = array_places(folder / STATE, STATE)
+    shared = {file for parts in arrays.values() for file, _, _ in parts}
+    names = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+    names = [name for name in names if name not in (FILE, COMMITTED)]
+
+    def entry(name: str) -> dict[str, Any]:
+        if name not in shared:
+            return _described(folder / name)
+        size = (folder / name).stat().st_size
+        return {"bytes": size, "rest": digest_of_parts(folder, between(name, size, arrays))}
+
+    files = dict(zip(names, in_threads(entry, names), strict=True))
+    found = in_threads(lambda parts: digest_of_parts(folder, parts), arrays.values())
+    listed = {
+        name: {"at": parts, "sha256": sha}
+        for (name, parts), sha in zip(arrays.items(), found, strict=True)
+    }
+    content = {"format": FORMAT, "step": step, "files": files, "arrays": listed}
+    write_atomically(folder / FILE, to_sealed_json(content))
+
+
+def read_step_digests(folder: Path) -> dict[str, Any] | None:
+    """What is noted of a checkpoint; None where nothing is.
+
+    Raises:
+      CheckpointError: the list is damaged or of a newer form.
+    """
+    try:
+        return _read(version(folder / FILE))
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=8)
+def _read(key: Version) -> dict[str, Any]:
+    """The list in one version of a file."""
+    file = Path(key[0])
+    try:
+        content = from_sealed_json(file.read_text())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged ({error})") from error
+    if content.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is of a newer version; update paella_jax")
+    for known in content["arrays"].values():
+        known["at"] = [(str(file), int(start), int(size)) for file, start, size in known["at"]]
+    return content
+
+
+def absent_files(folder: Path) -> list[str]:
+    """Noted files that are not there, without reading any; none where nothing is noted.
+
+    A list that is gone is one of them: the note beside the state says that there was one.
+    """
+    try:
+        content = read_step_digests(folder)
+    except CheckpointError:
+        return []  # told by who reads the checkpoint
+    if content is not None:
+        return [name for name in content["files"] if not (folder / name).is_file()]
+    return [FILE] if note_of(folder).get("digests") else []
+
+
+def note_of(folder: Path) -> dict[str, Any]:
+    """The small JSON note beside a checkpoint's state; empty where there is none to read."""
+    try:
+        note = json.loads((folder / "note" / "metadata").read_text())
+    except (OSError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def check_step(
+    folder: Path,
+    wanted: Callable[[str], bool] = lambda array: True,
+    share: tuple[int, int] = (0, 1),
+    rest: bool = False,
+) -> bool:
+    """Compares a checkpoint with its digests.
+
+    Args:
+      folder: of the step.
+      wanted: which arrays to look at, by names like "params.predictor.conv.kernel".
+      share: this process and the number of those that each check a part.
+      rest: look at what no array has of the data files too, which is never read.
+
+    Returns:
+      Whether it has digests; older ones have none.
+
+    Raises:
+      CheckpointError: naming each file and array that is not what was written.
+    """
+    wrong = wrong_parts(folder, wanted, share, rest)
+    if wrong:
+        shown = "; ".join(wrong[:5]) + ("; ..." if len(wrong) > 5 else "")
+        raise CheckpointError(shown)
+    return (folder / FILE).is_file()
+
+
+def wrong_parts(
+    folder: Path,
+    wanted: Callable[[str], bool] = lambda array: True,
+    share: tuple[int, int] = (0, 1),
+    rest: bool = False,
+) -> list[str]:
+    """What `check_step` finds, each in a few words. Raises as `read_step_digests`."""
+    content = read_step_digests(folder)
+    if content is None:
+        return []
+    wrong = [] if folder.name == str(content["step"]) else [f"it is of step {content['step']}"]
+    mine = slice(share[0], None, share[1])
+    files = list(content["files"].items())[mine]
+    places = {name: known["at"] for name, known in content["arrays"].items()} if rest else None
+    found = in_threads(lambda item: _problem(folder, item[0], item[1], places), files)
+    wrong += [f"{name} {what}" for (name, _), what in zip(files, found, strict=True) if what]
+    arrays = [item for item in content["arrays"].items() if wanted(item[0])][mine]
+    now = in_threads(lambda item: _digest_of_array(folder, item[1]["at"]), arrays)
+    wrong += [
+        f"array {name.replace('.', '/')} in {known['at'][0][0]} has another SHA-256 digest"
+        for (name, known), sha in zip(arrays, now, strict=True)
+        if sha != known["sha256"]
+    ]
+    return wrong
+
+
+def _digest_of_array(folder: Path, parts: list[Part]) -> str:
+    try:
+        return digest_of_parts(folder, parts)
+    except OSError:
+        return ""  # its file is told as missing
+
+
+def _problem(
+    folder: Path, name: str, known: dict[str, Any], places: dict[str, list[Part]] | None
+) -> str:
+    """What is wrong with a noted file; of one with arrays, what no array has, given `places`."""
+    file = folder / name
+    if "rest" in known:
+        known = known | {"sha256": known["rest"]}
+        if places is None:
+            return problem(file, known, lambda file: known["rest"])
+        from paella_jax.runs.array_places import between
+
+        parts = between(name, known["bytes"], places)
+        return problem(file, known, lambda file: digest_of_parts(folder, parts))
+    if name == METADATA and file.is_file():
+        return "" if _described(file)["sha256"] == known["sha256"] else "is not what was written"
+    return problem(file, known)
+
+
+def _described(file: Path) -> dict[str, Any]:
+    if file.name != METADATA:
+        return describe(file)
+    try:
+        content = json.loads(file.read_text())
+        content.pop(LATER, None)
+        text = json.dumps(content, sort_keys=True)
+    except (ValueError, AttributeError):
+        text = ""  # damaged: equal to nothing that was noted
+    return {"bytes": 0, "sha256": hashlib.sha256(text.encode()).hexdigest()}

@@ -1,0 +1,61 @@
+"""Check a run folder: `python -m paella_jax.verify RUN`.
+
+Compares every file and every array with the digest that was written with it, and the parts with
+each other, and says what is missing, damaged or foreign. Exit code 0 if nothing is, else 2. Nothing
+is changed, but with --accept FILE (repeatable): it notes files that you changed yourself as they
+are now.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from paella_jax.cli import Parser, path, run
+
+WRONG = 2
+
+
+def main() -> int:
+    """Parses the command line and checks."""
+    parser = Parser("python -m paella_jax.verify", description=__doc__)
+    parser.add_argument("run", type=path, help="run folder")
+    meaning = "a file in it, as config.json, that you changed on purpose"
+    parser.add_argument("--accept", action="append", default=[], metavar="FILE", help=meaning)
+    arguments = parser.parse_args()
+    folder = Path(arguments.run)
+
+    from paella_jax.runs.verify import NOTE, verify_run
+
+    if arguments.accept:
+        accept(folder, arguments.accept)
+    findings = verify_run(folder)
+    for kind, name, what in findings:
+        print(f"{kind}: {name}" + (f": {what}" if what else ""))
+    counts = Counter(finding.kind for finding in findings if finding.kind != NOTE)
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    sound = "nothing wrong was found" if findings else "all is what was written"
+    print(f"{folder}: {told or sound}")
+    return WRONG if counts else 0
+
+
+def accept(folder: Path, names: list[str]) -> None:
+    """Notes the digests of files as they are now.
+
+    Raises:
+      ValueError: one is no file of the run that has a digest in its list.
+      LockedError: the run is being written.
+    """
+    from paella_jax.files.lock import WRITER, locked
+    from paella_jax.runs.digests import files_to_note, note_files
+
+    known = files_to_note(folder)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--accept {name}: {folder} has no such file; it has {known}")
+    with locked(folder / WRITER, "an --accept of paella_jax.verify"):
+        note_files(folder, names)
+
+
+if __name__ == "__main__":
+    run(main)
