@@ -14,7 +14,7 @@ import tensorstore
 from damages import try_damages
 
 from paella_jax import verify
-from paella_jax.config import CheckpointError
+from paella_jax.config import CheckpointError, to_json
 from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
 from paella_jax.runs import digests
 from paella_jax.runs.array_places import array_places, between
@@ -259,6 +259,16 @@ def test_weights_files_know_their_arrays(tmp_path):
         load_tree(file)
     write_safetensors(file, {"a": np.ones(2)})  # as other programs do
     assert set(map_safetensors(file)) == set(load_tree(file)) == {"a"}
+
+
+def test_an_older_name_of_a_field_is_read(tmp_path):
+    config = small.small_paella().copy_and_resolve_references()
+    with config.unlocked():
+        del config.text["values_from"]
+        config.text["values"] = "words"
+    (tmp_path / "config.json").write_text(to_json(config))
+    text = read_config(tmp_path).text
+    assert text.values_from == "words" and "values" not in text
 
 
 def test_a_damaged_line_of_metrics_loses_itself_alone(run, capsys):

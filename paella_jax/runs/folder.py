@@ -205,8 +205,18 @@ def read_config(workdir: str | Path) -> ConfigDict:
         config = from_json(file.read_text())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    _rename_fields(config)
     _check_config(workdir, config)
     return config
+
+
+def _rename_fields(config: ConfigDict) -> None:
+    """What older versions called otherwise: a text's `values_from` was `values`."""
+    text = config.get("text")
+    if isinstance(text, ConfigDict) and "values" in text:
+        with config.unlocked():
+            text.values_from = text["values"]
+            del text["values"]
 
 
 def _check_config(workdir: str | Path, config: ConfigDict) -> None:

@@ -19,9 +19,6 @@ from paella_jax.config import (
     load_module,
 )
 
-# Written by older versions, and said by other fields today.
-RETIRED = ("text.values",)
-
 
 def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     """Fields that no config of the package has, with what was probably meant.
@@ -32,7 +29,7 @@ def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     own = {config.get("method"), cell.get("network") if isinstance(cell, Mapping) else None}
     known, found = _known(), []
     for name in flatten_config(config):
-        if name in known or name in RETIRED or name.partition(".")[0] in own:
+        if name in known or name.partition(".")[0] in own:
             continue
         close = difflib.get_close_matches(name, known, 1)
         found.append(f"{name} (did you mean {close[0]}?)" if close else name)
