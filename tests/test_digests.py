@@ -201,9 +201,6 @@ def test_older_folders_are_read_and_that_is_told_once(run, capsys):
     assert capsys.readouterr().err.count("without digests") == 1
     assert faults(run) == []
     config = json.loads((run / "config.json").read_text())
-    config["text"]["values"] = 1  # of an old version
-    (run / "config.json").write_text(json.dumps(config))
-    read_config(run)
     config["text"]["widht"] = 7
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"text\.widht \(did you mean text\.width\?\)"):

@@ -15,6 +15,7 @@ from paella_jax.config import ConfigError, from_json, load_config, to_json
 from paella_jax.data.build import make_records, make_source
 from paella_jax.data.loader import make_iterator
 from paella_jax.registry import build_method
+from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import check_same_run, prepare_workdir
 from paella_jax.training.looked_at import describe_cut
 from paella_jax.training.loop import train
@@ -139,7 +140,7 @@ def test_data_of_another_length_is_refused(written, tmp_path, capsys):
     cut = "captions: 1 of 24 looked at are longer than the 24 ids that are read (text.max_length"
     assert cut in capsys.readouterr().out
     (run / "data.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"data\.json cannot be read .* delete it to go on"):
+    with pytest.raises(CheckpointError, match=r"data\.json is cut short"):
         trained("folder", other, run, num_steps=3)
 
 

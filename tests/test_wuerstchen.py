@@ -37,6 +37,7 @@ from paella_jax.reports.run_scores import score_run
 from paella_jax.reports.scored_run import Asked
 from paella_jax.reports.stages import compare_decoders, show_decoders
 from paella_jax.runs.checkpoint import CheckpointError
+from paella_jax.runs.digests import noting
 from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.runs.frozen import compressor_variables
 from paella_jax.runs.weights import save_tree
@@ -319,7 +320,8 @@ def test_the_direct_decoder(stage_b, stage_c, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(workdir, elsewhere)
     other = jax.tree.map(lambda x: x + 1.0, compressor_variables(stage_b))
-    save_tree(elsewhere / "frozen" / "compressor.safetensors", other)
+    with noting(elsewhere, "frozen/compressor.safetensors") as file:
+        save_tree(file, other)
     with pytest.raises(ConfigError, match="another Stage B's compressor"):
         compare_decoders(stage_c, elsewhere, tmp_path / "out", num_images=8)
     with pytest.raises(CheckpointError, match="not of a direct_decoder"):

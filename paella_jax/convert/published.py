@@ -21,8 +21,9 @@ from paella_jax.convert.joined import joined
 from paella_jax.convert.recognise import open_parts
 from paella_jax.convert.released_files import INDEX, RELEASED
 from paella_jax.files import weights_file
-from paella_jax.files.atomic import atomic_path, write_atomically
+from paella_jax.files.atomic import atomic_path
 from paella_jax.files.tensors import ConversionError
+from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import CONFIG_FILE
 from paella_jax.sharing.hub import HubError, download, is_name
 from paella_jax.sharing.portable import portable
@@ -225,7 +226,7 @@ def _convert(weights: Path, family: str, out: Path, compressor: Any = None, **al
     card = engine.model_card(plan, files, source=parts.source, dtype=stored, out=out.name)
     engine.write_run_folder(plan, out, card)
     config = portable(from_json((out / CONFIG_FILE).read_text()))
-    write_atomically(out / CONFIG_FILE, to_json(config))
+    write_noted(out, CONFIG_FILE, to_json(config))
     return out
 
 
