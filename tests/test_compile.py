@@ -129,6 +129,7 @@ def test_every_method_compiles_without_files(name):
     assert report["trained_parameters"] > 0 and frozen == FROZEN.get(name, set())
 
 
+@pytest.mark.slow
 def test_released_stages_are_conditioned_on_the_published_towers():
     """docs/models/wuerstchen.md 1 and 6."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
