@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -92,10 +92,12 @@ def gather(images: Iterable[np.ndarray], judges: Judges) -> Gathered:
     )
 
 
-def keeping(images: Iterable[np.ndarray], kept: list[np.ndarray], count: int) -> Iterator[Any]:
-    """The same stream; its first images are put into `kept`."""
-    for image in images:
-        if len(kept) < count:
+def keeping(
+    images: Iterable[np.ndarray], kept: list[np.ndarray], places: Collection[int]
+) -> Iterator[Any]:
+    """The same stream; its images at some places are put into `kept`."""
+    for place, image in enumerate(images):
+        if place in places:
             kept.append(image)
         yield image
 

@@ -28,12 +28,12 @@ from paella_jax.reports.score_curves import draw_curves
 from paella_jax.reports.scored_data import scored_data
 from paella_jax.reports.scored_run import (
     AXES,
-    SHOWN,
     Asked,
     Subject,
     draw,
     images_of,
     rebuild,
+    shown_of,
 )
 from paella_jax.reports.scores import (
     Row,
@@ -120,7 +120,7 @@ class _Known(NamedTuple):
 
 def _look_at(source: Source, places: list[int], judges: Judges, kept: list[np.ndarray]) -> _Known:
     said: list[Said] = []
-    images = gather(keeping(images_of(source, places, said), kept, SHOWN), judges)
+    images = gather(keeping(images_of(source, places, said), kept, shown_of(len(places))), judges)
     return _Known(places, images, said)
 
 
@@ -147,7 +147,8 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     mark = (lambda *_: {}) if marks is None else marks.mark
 
     drawn: list[np.ndarray] = []
-    ours = gather(keeping(draw(pipe, captions, subject.batch), drawn, SHOWN), judges)
+    seen = shown_of(len(captions))
+    ours = gather(keeping(draw(pipe, captions, subject.batch), drawn, seen), judges)
     row: Row = {"name": asked.checkpoint.name} | _settings(subject.config)
     paired = not asked.prompts
     row |= of_the_images(ours, judges, captions) | distances(ours, real.images, paired)
@@ -157,7 +158,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     if training is not None:
         copies, found = of_copies(ours, training.images, real.images)
         row |= copies
-        nearest = [subject.training[training.places[n]]["image"] for n in found[:SHOWN]]
+        nearest = [subject.training[training.places[n]]["image"] for n in found[seen]]
     if paired:
         rebuilt, scores = _through_the_tokenizer(pipe, subject, real, judges)
         rows.append(scores | mark("encoded and decoded", rebuilt, real.said))
@@ -166,7 +167,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     rows.append(floor | mark("real", real.images, real.said))
     columns = {"drawn": drawn, "true": shown if paired else None, "nearest training": nearest}
     asked.out.mkdir(parents=True, exist_ok=True)
-    _save(asked.out / "scores.png", columns, captions)
+    _save(asked.out / "scores.png", columns, [captions[n] for n in seen])
     more: dict[str, Any] = {}
     if asked.axes:
         more["curves"] = draw_curves(asked, subject, pipe, captions, real.images, judges)

@@ -82,6 +82,11 @@ class Subject:
         return first(range(len(self.held)), self.count)
 
 
+def shown_of(count: int) -> list[int]:
+    """Which of so many images scores.png shows, evenly spaced."""
+    return first(range(count), SHOWN)
+
+
 def draw(pipe: Any, captions: Sequence[str], batch: int, **settings: Any) -> Iterator[np.ndarray]:
     """One uint8 image [H, W, 3] per caption; the n-th has seed n, whatever the batches are.
 

@@ -11,7 +11,7 @@ from paella_jax.evaluation.image_measures import code_usage
 from paella_jax.images.write import save_table
 from paella_jax.reports.gathered import Judges, first, gather, keeping
 from paella_jax.reports.pair_scores import PairScores
-from paella_jax.reports.scored_run import SHOWN, Asked, RoundTrip, Subject, rebuild
+from paella_jax.reports.scored_run import Asked, RoundTrip, Subject, rebuild, shown_of
 from paella_jax.reports.scores import (
     Row,
     distances,
@@ -45,7 +45,8 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
 
     rebuilt = rebuild(watched, subject.held, chosen, subject.batch)
     shown: list[np.ndarray] = []
-    ours = gather(keeping(rebuilt, shown, SHOWN), judges)
+    seen = shown_of(len(chosen))
+    ours = gather(keeping(rebuilt, shown, seen), judges)
     real = gather(originals(), judges)
     row: Row = {"name": asked.checkpoint.name} | pairs.row()
     if counts is not None:
@@ -56,9 +57,9 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
     training = gather((subject.training[n]["image"] for n in others), judges)
     floor = real_against_real(real, training, len(ours)) | of_the_images(real, judges, ())
     asked.out.mkdir(parents=True, exist_ok=True)
-    true = [subject.held[n]["image"] for n in chosen[: len(shown)]]
+    true = [subject.held[chosen[n]]["image"] for n in seen]
     table = np.stack([np.stack(true), np.stack(shown)], axis=1).astype(np.float32) / 255.0
-    titles = [f"{value:.1f} dB" for value in pairs.psnr[: len(shown)]]
+    titles = [f"{value:.1f} dB" for value in np.asarray(pairs.psnr)[seen]]
     save_table(asked.out / "scores.png", table, ["true", "rebuilt"], titles)
     notes = notes_on(len(ours), len(real), judges)
     return write_report(asked.out, [row, floor], notes)
