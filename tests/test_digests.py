@@ -15,6 +15,7 @@ from damages import try_damages
 
 from paella_jax import verify
 from paella_jax.config import CheckpointError, to_json
+from paella_jax.files.digests import from_sealed_json, to_sealed_json
 from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
 from paella_jax.runs import digests
 from paella_jax.runs.array_places import array_places, between
@@ -256,6 +257,26 @@ def test_weights_files_know_their_arrays(tmp_path):
         load_tree(file)
     write_safetensors(file, {"a": np.ones(2)})  # as other programs do
     assert set(map_safetensors(file)) == set(load_tree(file)) == {"a"}
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd"])
+def test_lists_of_files_elsewhere_are_refused(run, name):
+    """Also where the digest of the list itself was made for it."""
+    for file in (run / "digests.json", run / "checkpoints" / "4" / "digests.json"):
+        before = file.read_text()
+        content = from_sealed_json(before)
+        content["files"][name] = {"bytes": 1, "sha256": "0"}
+        file.write_text(to_sealed_json(content))
+        with pytest.raises(CheckpointError, match="no file of its folder"):
+            restore_variables(run)
+            read_config(run)
+        file.write_text(before)
+    arrays = content["arrays"]
+    del content["files"][name]
+    next(iter(arrays.values()))["at"][0][0] = name
+    file.write_text(to_sealed_json(content))
+    with pytest.raises(CheckpointError, match="no file of its folder"):
+        restore_variables(run)
 
 
 def test_an_older_name_of_a_field_is_read(tmp_path):

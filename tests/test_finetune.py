@@ -87,7 +87,7 @@ def lora_run(base, photos, tmp_path_factory):
     return workdir, run(workdir, base, photos, preview=True, **LORA)
 
 
-def same(a, b):
+def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), a, b)
 
 
@@ -130,7 +130,7 @@ def test_a_run_that_is_older_than_a_field_has_what_was_done_then(base, photos, t
 
 def test_full_fine_tuning(base, full_run):
     workdir, config, start = full_run
-    same(start, averaged(base))  # already saved, as step 0
+    assert_same(start, averaged(base))  # already saved, as step 0
     assert_learned(workdir)
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), restore_trained(workdir, config), start
@@ -141,14 +141,14 @@ def test_full_fine_tuning(base, full_run):
 
 def test_the_average_starts_at_the_weights(base, photos, tmp_path):
     built(tmp_path, base, photos, optim__ema_decay=0.9)
-    same(restore_variables(tmp_path)[1]["params"], averaged(base))
+    assert_same(restore_variables(tmp_path)[1]["params"], averaged(base))
 
 
 def test_lora_learns_and_leaves_the_base_alone(base, photos, lora_run):
     workdir, result = lora_run
     assert_learned(workdir)
     assert {path[-1] for path in flatten_dict(result.state.params)} == {"down", "up"}
-    same(built(workdir, base, photos, **LORA)[1].frozen["base"], averaged(base))
+    assert_same(built(workdir, base, photos, **LORA)[1].frozen["base"], averaged(base))
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     assert count(result.state) < count(averaged(base))
     assert (workdir / "samples" / "step_0000030.png").stat().st_size > 500
@@ -166,7 +166,7 @@ def test_lora_resumes_bitwise_without_the_base_run(base, photos, tmp_path, lora_
     run(tmp_path / "cut", elsewhere, photos, num_steps=13, **LORA)
     shutil.rmtree(elsewhere)
     resumed = run(tmp_path / "cut", "", photos, num_steps=30, **LORA)
-    same(resumed.state, lora_run[1].state)
+    assert_same(resumed.state, lora_run[1].state)
     assert losses(tmp_path / "cut")[0] == list(range(1, 31))
 
 
@@ -176,14 +176,14 @@ def test_full_run_resumes_without_the_base_run(base, photos, tmp_path, full_run)
     built(tmp_path / "cut", elsewhere, photos)  # stopped before the first step
     shutil.rmtree(elsewhere)
     run(tmp_path / "cut", "", photos)
-    same(*(restore_variables(folder)[1] for folder in (tmp_path / "cut", full_run[0])))
+    assert_same(*(restore_variables(folder)[1] for folder in (tmp_path / "cut", full_run[0])))
 
 
 def test_lora_run_loads_and_merges(base, lora_run, tmp_path):
     workdir, _ = lora_run
     pipeline = paella_jax.load(workdir)
     tokens = pipeline.generate(CAPTION, seed=3).tokens
-    same(jax.device_get(pipeline.params), restore_trained(workdir, read_config(workdir)))
+    assert_same(jax.device_get(pipeline.params), restore_trained(workdir, read_config(workdir)))
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), pipeline.params, averaged(base))
     changed = flatten_dict(changed)
     adapted = {p for p, x in changed.items() if x}
@@ -200,7 +200,7 @@ def test_lora_run_loads_and_merges(base, lora_run, tmp_path):
 def test_a_lora_run_can_be_trained_on(photos, lora_run, tmp_path):
     workdir, _ = lora_run
     config, _ = built(tmp_path, workdir, photos)
-    same(restore_trained(tmp_path, config), restore_trained(workdir, read_config(workdir)))
+    assert_same(restore_trained(tmp_path, config), restore_trained(workdir, read_config(workdir)))
     assert not (tmp_path / "frozen" / "base.safetensors").exists()
 
 

@@ -113,7 +113,8 @@ def test_a_lost_answer_of_a_network_file_system(file, monkeypatch):
 
     monkeypatch.setattr(os, "link", link_and_fail)
     with locked(file, "a training"):
-        pass
+        assert read_lock(file)["pid"] == os.getpid()
+    assert not file.exists()
 
 
 def test_the_lock_of_a_dead_process_is_taken_at_once(file):
@@ -161,6 +162,7 @@ def test_the_holder_touches_it_and_makes_it_anew(file, monkeypatch):
         _until(lambda: time.time() - file.stat().st_mtime < 500)
         file.unlink()
         _until(file.is_file)
+        assert read_lock(file)["pid"] == os.getpid()
 
 
 def test_a_holder_that_lost_it_ends(file, monkeypatch):

@@ -14,9 +14,10 @@ from small_judges import shrinking_judges
 
 from paella_jax import evaluate
 from paella_jax.reports.folder_scores import score_folders
+from paella_jax.reports.gathered import keeping
 from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
 from paella_jax.reports.run_scores import score_run
-from paella_jax.reports.scored_run import Asked
+from paella_jax.reports.scored_run import Asked, shown_of
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +253,10 @@ def test_the_command_scores_folders(folders, judges, tmp_path, monkeypatch, caps
     monkeypatch.setattr(evaluate, "load_judges", lambda arguments: judges)
     assert evaluate.main() == 0
     assert "| a |" in capsys.readouterr().out and (tmp_path / "scores.md").is_file()
+
+
+def test_what_is_shown_is_spread_over_all():
+    shown, kept = shown_of(256), []
+    assert len(list(keeping(map(np.array, range(256)), kept, shown))) == 256
+    assert [int(x) for x in kept] == shown and len(shown) == 12
+    assert shown[0] == 0 and shown[-1] == 255 and min(np.diff(shown)) >= 23

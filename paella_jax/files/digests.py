@@ -12,8 +12,10 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+
+from paella_jax.config import CheckpointError
 
 CHUNK = 8 * 2**20  # bytes read at once
 THREADS = min(8, os.cpu_count() or 1)
@@ -74,6 +76,34 @@ def problem(file: Path, known: dict[str, Any], now: Callable[[Path], str] = dige
         cut = "is cut short: it" if size < known["bytes"] else "is too long: it"
         return f"{cut} has {size} bytes of {known['bytes']}"
     return "" if now(file) == known["sha256"] else "has another SHA-256 digest"
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path names something in the folder that it is relative to."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def check_list(content: dict[str, Any], file: Path, form: int, names: Iterable[str]) -> None:
+    """Checks what a list of digests says of itself, so that nothing else is read for it.
+
+    Args:
+      content: of the list.
+      file: where it was read.
+      form: that this version reads.
+      names: of all files that it lists.
+
+    Raises:
+      CheckpointError: the list is of another form, or lists files outside of its folder.
+    """
+    if content.get("format") != form:
+        raise CheckpointError(
+            f"{file} has format {content.get('format')!r}, this version reads {form}; update "
+            "paella_jax"
+        )
+    outside = [name for name in names if not is_inside(name)]
+    if outside:
+        raise CheckpointError(f"{file} is damaged (it lists {outside[0]!r}, no file of its folder)")
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

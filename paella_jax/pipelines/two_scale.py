@@ -114,8 +114,7 @@ class TwoScalePipeline(Pipeline):
         self.check_prompt(prompt)
         count, copies = _count(prompt, limit), job.num_images_per_prompt
         negatives, seeds = job.negatives(count, limit), job.seeds(count)
-        seen = {"trace": job.trace, "watch": job.watch}
-        shared: dict[str, Any] = {"batch_size": job.batch_size, **seen}
+        shared: Any = {"batch_size": job.batch_size, "trace": job.trace, "watch": job.watch}
         self._expect(job, base, second, count * copies)
         first, texts = self._prompts(prompt)
         low = self.base.generate(

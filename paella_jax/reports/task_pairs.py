@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from paella_jax.data.shapes import Scene, ShapeObject, ShapesSpec, sample_scene
+from paella_jax.data.shapes import Scene, ShapesSpec, sample_scene
 from paella_jax.data.shapes_captions import caption
 from paella_jax.data.shapes_render import render
 
@@ -106,19 +106,6 @@ def one_change(source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random
     change: dict[str, Any] = {kind: rng.choice(rest)}
     objects[at] = replace(objects[at], **change)
     return Scene(source.background, tuple(objects))
-
-
-def other_content(source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random) -> Scene:
-    """The source's layout with other colours and shapes on another background."""
-
-    def changed(old: ShapeObject) -> ShapeObject:
-        differs = lambda words, word: rng.choice([w for w in words if w != word])
-        return replace(
-            old, color=differs(spec.colors, old.color), shape=differs(spec.shapes, old.shape)
-        )
-
-    rest = [name for name in spec.backgrounds if name != source.background]
-    return Scene(rng.choice(rest), tuple(map(changed, source.objects)))
 
 
 def right_half(source: Scene, other: Scene, spec: ShapesSpec, rng: random.Random) -> Scene | None:

@@ -22,6 +22,7 @@ from paella_jax import __version__
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.digests import (
+    check_list,
     digest,
     digest_of_parts,
     from_sealed_json,
@@ -70,11 +71,7 @@ def read_digests(folder: str | Path) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{file} is damaged ({error}); restore it from a copy, or delete it to go on unchecked"
         ) from error
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file} has format {content.get('format')!r}, this version reads {FORMAT}; update "
-            "paella_jax"
-        )
+    check_list(content, file, FORMAT, content.get("files", ()))
     return content
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.files.digests import describe, in_threads, problem
+from paella_jax.files.digests import check_list, describe, in_threads, problem
 
 MANIFEST = "paella_jax.json"
 FORMAT = 1
@@ -53,24 +53,19 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text())
         if not all(map(_is_listed, content["files"].items())):
-            raise ValueError("it lists what is no file of this folder")
+            raise ValueError("it lists a file without its size and digest")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error!r}); download the folder again"
         ) from error
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file} has format {content.get('format')!r}, this version reads {FORMAT}; update "
-            "paella_jax"
-        )
+    check_list(content, file, FORMAT, content["files"])
     return content
 
 
 def _is_listed(entry: tuple[str, dict[str, Any]]) -> bool:
-    """Whether an entry is a file inside of the folder, with its size and digest."""
-    name, known = entry
-    inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-    return inside and isinstance(known["sha256"], str) and known["bytes"] >= 0
+    """Whether an entry has the size and the digest of a file."""
+    known = entry[1]
+    return isinstance(known["sha256"], str) and known["bytes"] >= 0
 
 
 def check_files(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> None:

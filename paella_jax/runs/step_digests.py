@@ -20,6 +20,7 @@ from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.digests import (
     Version,
+    check_list,
     describe,
     digest_of_parts,
     from_sealed_json,
@@ -83,14 +84,15 @@ def _read(key: Version) -> dict[str, Any]:
     file = Path(key[0])
     try:
         content = from_sealed_json(file.read_text())
+        names = set(content["files"])
+        for known in content["arrays"].values():
+            known["at"] = [(str(name), int(start), int(size)) for name, start, size in known["at"]]
+            names |= {name for name, _, _ in known["at"]}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged ({error})") from error
-    if content.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is of a newer version; update paella_jax")
-    for known in content["arrays"].values():
-        known["at"] = [(str(file), int(start), int(size)) for file, start, size in known["at"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error!r})") from error
+    check_list(content, file, FORMAT, names)
     return content
 
 
