@@ -244,7 +244,7 @@ def compared(tokenizer, tmp_path_factory):
         cells__corruptions="('mask',)",
         budget__images=16,
         search__rates="(1e-3, 1e-2)",
-        search__seeds="(0,)",
+        search__seeds="(0, 1)",
         search__fraction=0.5,
         measure__steps="(2,)",
         measure__main_steps=2,
@@ -288,16 +288,17 @@ def test_a_comparison_keeps_its_search_and_pictures(compared):
     searched = json.loads((out / "search.json").read_text())
     ((pair, by_rate),) = searched["tried"].items()
     assert pair == "transformer_mask" and set(by_rate) == {"0.001", "0.01"}
-    assert searched["chosen"][pair] == float(min(by_rate, key=lambda r: by_rate[r][0]))
+    assert all(len(values) == 2 for values in by_rate.values())
+    assert searched["chosen"][pair] == best_rate(searched["whole"][pair])
     rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
     assert rates == [searched["chosen"][pair]] * 4, "a variant takes the rate of its cell"
     chosen = searched["chosen"][pair]
-    begun, whole = (
-        out / "search" / f"transformer_mask_0_{chosen:g}", out / "runs" / "transformer_mask_0",
-    )  # fmt: skip
-    calls = json.loads((whole / "timing.json").read_text())
-    assert [call["steps"] for call in calls] == [1, 2], "it went on from its beginning"
-    assert read_config(whole).optim.decay_steps == read_config(begun).optim.decay_steps == 2
+    for seed in (0, 1):  # the search's own whole training, and one of the comparison
+        begun = out / "search" / f"transformer_mask_{seed}_{chosen:g}"
+        whole = out / "runs" / f"transformer_mask_{seed}"
+        calls = json.loads((whole / "timing.json").read_text())
+        assert [call["steps"] for call in calls] == [1, 2], "it went on from its beginning"
+        assert read_config(whole).optim.decay_steps == read_config(begun).optim.decay_steps == 2
     assert "Chosen: transformer_mask" in (out / "comparison.md").read_text()
     written = {f"comparison.{ending}" for ending in ("md", "html", "json", "png")}
     written |= {"comparison_samples.png", "comparison_steps.png"}

@@ -119,10 +119,13 @@ def test_held_back_icons_are_known_things_in_known_styles(shards):
 
 
 def test_icons_are_square_on_white(icon_shards):
-    pixels = np.asarray(Image.open(io.BytesIO(icon_shards.on_white(picture("WEBP", 3, (8, 16))))))
-    assert pixels.shape == (64, 64, 3)
-    assert (pixels[:14] == 255).all() and (pixels[:, -20:] == 255).all()  # padding, and no paint
-    assert (pixels[34, 16] < 210).all()
+    """The padding is shared out over both sides, above and below or left and right."""
+    shown = lambda *size: Image.open(io.BytesIO(icon_shards.on_white(picture("WEBP", 3, size))))
+    wide, tall = np.asarray(shown(8, 16)), np.asarray(shown(16, 8))
+    assert wide.shape == tall.shape == (64, 64, 3)
+    for pixels in (wide, tall.swapaxes(0, 1)):
+        assert (pixels[:14] == 255).all() and (pixels[:, -20:] == 255).all()  # and no paint
+        assert (pixels[34, 16] < 210).all()
 
 
 def test_a_missing_package_is_named(icon_shards, tmp_path):
