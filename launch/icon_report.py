@@ -20,6 +20,10 @@ RUNS = ("vqgan", "stage_b", "paella", "muse", "stage_c")
 
 def main(workdir: Path, seconds: dict[str, float]) -> None:
     """Writes both files and prints the table."""
+    if lacking := [name for name in RUNS if not (workdir / name / "scores.json").is_file()]:
+        sys.exit(
+            f"error: {workdir} has no scores of {', '.join(lacking)}; ./launch/icons.sh makes them"
+        )
     scores = {name: json.loads((workdir / name / "scores.json").read_text()) for name in RUNS}
     rows = [_read_row(scores[name]["rows"][0]) for name in RUNS]
     rows += [_read_row(row) for row in scores["paella"]["rows"][1:]]

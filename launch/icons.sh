@@ -4,10 +4,9 @@
 # Fetches the icons with npm (launch/icon_shards.py), or takes SHARDS=FOLDER of train-*.tar and
 # heldout-*.tar. Trains a tokenizer, then Paella and MUSE beside a Würstchen (Stages B and C), and scores
 # what each draws for the captions that were held back. Calling it again resumes. PRESET=folder64
-# takes a night. What follows
-# WORKDIR is given to every training.
+# takes a night. What follows WORKDIR is given to every training.
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,8s/^# //p' "$0"; exit 0 ;; esac
+case "${1:-}" in -h | --help) sed -n '2,7s/^# //p' "$0"; exit 0 ;; esac
 workdir="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/icons}")"
 preset="${PRESET:-folder32}"
 overrides=("${@:2}")

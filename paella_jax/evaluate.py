@@ -63,6 +63,8 @@ def check_subject(arguments: argparse.Namespace) -> None:
             "--perceptual compares pairs: give it with --images A --reference B --paired, or with "
             "a tokenizer's --checkpoint"
         )
+    if arguments.task_pairs < 1:
+        raise ValueError(f"--task_pairs must be at least 1, got {arguments.task_pairs}")
     if arguments.paired and not arguments.images:
         raise ValueError("--paired belongs to --images A --reference B; leave it out")
 

@@ -465,7 +465,12 @@ WRONG_COMMANDS = {
         "3",
     ],
     "needs TOP,BOTTOM,LEFT,RIGHT": ["--image", "IMAGE", "--outpaint", "1,2"],
-    "is not a list of numbers": ["--mix", "a", "--weights", "0.3;0.7"],
+    "is not a list of numbers with commas, and none of columns, rows": [
+        "--mix",
+        "a",
+        "--weights",
+        "0.3;0.7",
+    ],
     "must be PHRASE=FACTOR": ["--emphasis", "red"],
     "--between needs two images": ["--between", "IMAGE"],
     "takes one --prompt": ["--image", "IMAGE", "--prompt", "another"],

@@ -143,6 +143,14 @@ def test_shards_that_are_none_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_of_runs_without_scores_names_them(tmp_path):
+    spec = importlib.util.spec_from_file_location("x", small.ROOT / "launch" / "icon_report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(SystemExit, match="no scores of vqgan, stage_b, paella, muse, stage_c"):
+        module.main(tmp_path, {})
+
+
 @pytest.mark.slow
 def test_the_whole_benchmark(tmp_path):
     """From packages to a report, in a few updates; a second call repeats nothing."""

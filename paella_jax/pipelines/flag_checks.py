@@ -11,13 +11,13 @@ from paella_jax.images.read import read_classes, read_image
 from paella_jax.pipelines.tasks import (
     CONDITIONS,
     ONE_SCALE,
-    PARTS,
     TASKS,
     chosen_task,
     is_given,
     numbers,
     refuse,
 )
+from paella_jax.pipelines.variations import PARTS
 from paella_jax.runs.folder import read_config
 
 IMAGE_FILES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -92,7 +92,7 @@ def check_numbers(flags: Any) -> None:
     if flags.temperature is not None and flags.temperature < 0.0:
         raise ValueError(f"--temperature must be at least 0, got {flags.temperature}")
     if flags.weights and flags.weights not in PARTS:
-        numbers(flags.weights, "weights")
+        numbers(flags.weights, "weights", words=PARTS)
     if flags.outpaint and len(numbers(flags.outpaint, "outpaint", int)) != 4:
         raise ValueError(f"--outpaint {flags.outpaint!r} needs TOP,BOTTOM,LEFT,RIGHT")
 

@@ -5,7 +5,7 @@ A task is asked for by a flag of `python -m paella_jax.sample` and reads that co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from paella_jax.pipelines import editing, variations
 from paella_jax.pipelines.presets import STRENGTH
 from paella_jax.pipelines.prompts import Condition
 
-PARTS = ("columns", "rows")  # of --mix, in place of weights
 CONDITIONS = ("emphasis", "label", "segmentation", "prior")  # flags that add to a prompt
 
 
@@ -141,7 +140,7 @@ def mix(asked: Asked) -> Drawn:
     """Mixes further prompts in."""
     pipe, flags, prompts, (first,), options = asked
     conditions = [first, *flags.mix]
-    if flags.weights in PARTS:
+    if flags.weights in variations.PARTS:
         parts = {"along": flags.weights} | asked.size | options
         drawn = variations.mix_parts(pipe, conditions, **parts)
     else:
@@ -241,9 +240,10 @@ def is_given(flags: Any, name: str) -> bool:
     return value is not None and value is not False and value != []
 
 
-def numbers(text: str, name: str, kind: type = float) -> list[Any]:
-    """Comma-separated numbers. Raises ValueError naming the flag."""
+def numbers(text: str, name: str, kind: type = float, words: Sequence[str] = ()) -> list[Any]:
+    """Comma-separated numbers. Raises ValueError naming the flag, and words it takes instead."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--{name} {text!r} is not a list of numbers with commas") from None
+        other = f", and none of {', '.join(words)}" if words else ""
+        raise ValueError(f"--{name} {text!r} is not a list of numbers with commas{other}") from None

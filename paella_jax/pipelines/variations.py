@@ -19,6 +19,8 @@ from paella_jax.pipelines.presets import between_options
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 
+PARTS = ("columns", "rows")  # along which `mix_parts` divides an image
+
 
 def variations(
     pipe: TokenPipeline,
@@ -157,7 +159,7 @@ def part_weights(count: int, grid: tuple[int, int], along: str) -> np.ndarray:
     Raises:
       ValueError: another `along`, or more parts than tokens.
     """
-    if along not in ("columns", "rows"):
+    if along not in PARTS:
         raise ValueError(f"parts lie along columns or rows, got {along!r}")
     axis = 0 if along == "rows" else 1
     if not 2 <= count <= grid[axis]:
