@@ -54,6 +54,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.model.self_attention = True
     config.model.remat = False  # recompute activations in the backward pass
     config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
+    common.add_kernels(config.model)
 
     config.transformer = ConfigDict()  # cell.network=transformer: MUSE's base model, here 3B
     config.transformer.width = 2048
@@ -65,6 +66,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.dropout = 0.0
     config.transformer.remat = False
     config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
+    config.transformer.attention = "auto"  # kernel: auto, xla or cudnn
 
     config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
     config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
@@ -87,6 +89,8 @@ def _add_networks(config: ConfigDict) -> None:
     config.uvit.dropout = 0.0
     config.uvit.attention_dropout = 0.0
     config.uvit.remat = False
+    config.uvit.attention = "auto"  # kernel: auto, xla or cudnn
+    config.uvit.depthwise = "auto"  # convolutions: auto, shifts or convolution
 
     config.super_resolution = ConfigDict()  # cell.network=super_resolution: MUSE's Table 6
     config.super_resolution.low_grid = 16  # side of the small image's token map
@@ -101,6 +105,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
     config.super_resolution.loop = False
+    config.super_resolution.attention = "auto"  # kernel: auto, xla or cudnn
 
 
 def _add_conditions(config: ConfigDict) -> None:
@@ -152,6 +157,7 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     # training. Sampling never sees it: a prompt is drawn as if it were alone in its batch.
     config.objective.mask_padding = True
     config.objective.loss_chunks = 1  # cuts the classifier's positions to save memory
+    common.add_generator(config.objective)
 
     config.sampler = ConfigDict()
     config.sampler.num_steps = 12

@@ -104,6 +104,18 @@ def _add_optimiser(config: ConfigDict) -> None:
     )
 
 
+def add_kernels(model: ConfigDict) -> None:
+    """How a network of convolutions and attention is computed (paella_jax/docs/speed.md)."""
+    model.attention = "auto"  # kernel: auto, xla or cudnn
+    model.attention_dropout = "probabilities"  # as published; output allows fused kernels
+    model.depthwise = "auto"  # convolutions: auto, shifts or convolution
+
+
+def add_generator(objective: ConfigDict) -> None:
+    """What makes the random numbers of dropout (paella_jax/noise/generators.py)."""
+    objective.dropout_generator = "auto"  # threefry, rbg, or rbg where there is an accelerator
+
+
 def add_text(config: ConfigDict, kind: str) -> None:
     """The text encoder of a diffusion stage."""
     config.text = ConfigDict()
@@ -138,6 +150,7 @@ def add_diffusion(config: ConfigDict) -> None:
     config.objective = ConfigDict()
     config.objective.minimum_t = 0.001
     config.objective.stretch = 1.08  # 7.5 % of the samples at t = 1
+    add_generator(config.objective)
     config.objective.loss_weight = "none"  # none, p2 or p2_paper, see noise/gaussian.py
 
     config.sampler = ConfigDict()

@@ -45,6 +45,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.self_attention = True
     config.model.remat = False
     config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
+    common.add_kernels(config.model)
 
     config.compressor = ConfigDict()
     config.compressor.variant = "s"  # or l

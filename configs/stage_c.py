@@ -49,6 +49,7 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.model.positions = False  # position vectors and latents of their size, for small maps
     config.model.remat = False
     config.model.loop = False  # repeated blocks as one loop: for deep networks, which compile long
+    common.add_kernels(config.model)
 
     common.add_text(config, kind="clip")
     common.add_diffusion(config)

@@ -1,110 +1,29 @@
-"""Measure speed: `python -m paella_jax.benchmark --config configs/paella.py:shapes [--out FILE]`.
+"""Measure speed on this machine, with random weights:
 
-Variants are interleaved in one run and compared by the ratio of their medians, since machines are
-noisy. `--peer FILE` adds a callable from a Python file (`make(config, batch_size) -> function`,
-one forward and backward pass per call), e.g. the same network in another framework.
-`--sample` instead draws an image with random weights and prints time and memory: of a Paella, or
-with configs/stage_c.py of all Würstchen stages, one after the other. `--data` measures how fast the
-config's images are read instead (`--photos 512x384`: made-up JPEGs of that size).
+    python -m paella_jax.benchmark --config paella:1b --work train,encoded,sample --batch 1,4,16
+    python -m paella_jax.benchmark --config stage_c:v2_1024 --config stage_b:v2_1024 --work sample
+    python -m paella_jax.benchmark --config paella:shapes --sweep model.remat=True,False
+
+A row per program: the train step (`train`; `encoded`: from encoded data), and what a pipeline runs
+for `--batch` images, each program for itself: text encoders, steps, decoder. Every program is
+compiled, called once, then timed for `--seconds`; beside the medians stand its products in TFLOP,
+as a share of the largest matrix product's on this device, and its memory. `--sweep FIELD=A,B`
+repeats everything with other settings, every combination of them; what runs out of memory is told,
+and the next goes on. `--data` measures how fast the config's images are read instead
+(`--photos 512x384`: made-up JPEGs of that size).
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import statistics
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paella_jax.cli import Parser, path, run, setup_jax
-from paella_jax.evaluation.timing import interleaved
 
-# The Stage B preset of a Stage C one, where they differ.
-STAGE_B = {"paper": "v2", "v2_mixed": "v2", "v2_aesthetic": "v2"}
-
-
-def predictor_passes(config: Any, batch_size: int, depthwise: str) -> tuple[Callable[[], Any], int]:
-    """One forward and backward pass of the token predictor, and its parameter count."""
-    import jax
-    import jax.numpy as jnp
-
-    from paella_jax.families.token_training import parameter_count
-    from paella_jax.models.conditioning import Conditioning
-    from paella_jax.models.paella import Paella
-
-    model = Paella(**config.model, depthwise=depthwise, dtype=jnp.dtype(config.precision))
-    side = config.data.image_size // 4
-    tokens = jax.random.randint(jax.random.key(0), (batch_size, side, side), 0, model.codebook_size)
-    t = jnp.full((batch_size,), 0.5)
-    shape = (batch_size, config.text.pad_to, config.text.width)
-    cond = Conditioning(text=jax.random.normal(jax.random.key(1), shape))
-    params = jax.jit(model.init)(jax.random.key(2), tokens, t, cond)
-
-    def loss(params: Any) -> Any:
-        return jnp.square(model.apply(params, tokens, t, cond)).mean()
-
-    gradient = jax.jit(jax.grad(loss))
-    return lambda: jax.block_until_ready(gradient(params)), parameter_count(params)
-
-
-def matmul_ceiling(dtype: str) -> float:
-    """FLOP/s of a large square matrix product on this device, best of several."""
-    import jax
-    import jax.numpy as jnp
-
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-    multiply = jax.jit(lambda a: a @ a)
-    times = interleaved({"matmul": lambda: jax.block_until_ready(multiply(a))}, 5)["matmul"]
-    return 2 * size**3 / min(times)
-
-
-def sampling_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time and memory of drawing an image with random weights, by the config's method."""
-    from paella_jax.config import load_config
-
-    size, dtype = arguments.image_size, arguments.params_dtype
-    if config.method != "stage_c":
-        from paella_jax.reports.sampling_speed import sampling_cost
-
-        return sampling_cost(config, image_size=size, params_dtype=dtype)
-    from paella_jax.reports.wuerstchen_speed import wuerstchen_cost
-
-    stage_b = load_config(f"stage_b:{STAGE_B.get(config.preset, config.preset)}")
-    batch = arguments.batch_size or 1
-    return wuerstchen_cost(config, stage_b, image_size=size, batch=batch, params_dtype=dtype)
-
-
-def training_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Time of a forward and backward pass, against the plain convolution and a peer if given."""
-    import jax
-
-    batch_size = arguments.batch_size or config.batch_size
-    tuned, parameters = predictor_passes(config, batch_size, "auto")
-    naive, _ = predictor_passes(config, batch_size, "convolution")
-    variants = {"tuned": tuned, "grouped_convolution": naive}
-    if arguments.peer:
-        spec = importlib.util.spec_from_file_location("peer", arguments.peer)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        variants["peer"] = module.make(config, batch_size)
-    times = interleaved(variants, arguments.rounds)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        "device": str(jax.devices()[0]),
-        "parameters": parameters,
-        "batch_size": batch_size,
-        "milliseconds": {name: round(1000 * value, 2) for name, value in medians.items()},
-        "times_slower_than_tuned": {
-            name: round(value / medians["tuned"], 2) for name, value in medians.items()
-        },
-        "images_per_second": round(batch_size / medians["tuned"], 1),
-        "matmul_ceiling_gflops": round(matmul_ceiling(config.precision) / 1e9, 1),
-    }
+WORK = ("train", "encoded", "sample")
 
 
 def reading_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -128,40 +47,38 @@ def reading_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]
 def main() -> int:
     """Runs the benchmark and prints (and writes) its numbers."""
     parser = Parser(description=__doc__, overrides=True)
-    parser.add_argument("--config", default="paella:shapes")
-    parser.add_argument("--batch_size", type=int)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peer", type=path, help="Python file with make(config, batch_size)")
-    parser.add_argument("--sample", action="store_true", help="draw one image, random weights")
+    parser.add_argument("--config", action="append", help="default paella:shapes; several times")
+    parser.add_argument("--work", default=",".join(WORK), help="of train, encoded, sample")
+    parser.add_argument("--batch", default="1,4,16", help="images that are drawn at once")
+    parser.add_argument("--sweep", action="append", default=[], help="FIELD=A,B of the config")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each timing")
     parser.add_argument("--data", action="store_true", help="read the config's images")
     parser.add_argument("--photos", default="", help="with --data: WIDTHxHEIGHT of made-up JPEGs")
-    parser.add_argument("--seconds", type=float, default=5.0, help="with --data: of CPU, twice")
-    parser.add_argument("--image_size", type=int, default=256, help="with --sample")
-    parser.add_argument("--params_dtype", default="float32", help="with --sample")
-    parser.add_argument("--out", type=path, help="JSON file")
+    parser.add_argument("--out", type=path, help="JSON file; a row is in it once it is measured")
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
 
-    config = load_config(arguments.config, overrides)
-    setup_jax()
+    names = arguments.config or ["paella:shapes"]
+    configs = {name: load_config(name, overrides) for name in names}
     if arguments.out:
         from paella_jax.files.atomic import check_writable
 
         check_writable(Path(arguments.out), folder=False)
-    measure = sampling_report if arguments.sample else training_report
     if arguments.data or arguments.photos:
-        measure = reading_report
-    write({"config": arguments.config} | measure(config, arguments), arguments.out)
+        (name, config), *_ = configs.items()
+        report = {"config": name} | reading_report(config, arguments)
+        print(json.dumps(report, indent=2))
+        if arguments.out:
+            Path(arguments.out).write_text(json.dumps(report, indent=2))
+        return 0
+    from paella_jax.speed.plan import check_asked
+    from paella_jax.speed.run import measure_all
+
+    asked = check_asked(configs, arguments.work, arguments.batch, arguments.sweep)
+    setup_jax()
+    measure_all(asked, arguments.seconds, arguments.out)
     return 0
-
-
-def write(report: dict[str, Any], out: str | None) -> None:
-    """Prints the report, and writes it where asked."""
-    text = json.dumps(report, indent=2)
-    print(text)
-    if out:
-        Path(out).write_text(text)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def token_scores(pipeline: TokenPipeline, clean: Clean) -> dict[str, dict[str, f
         params: Any, frozen: Any, inputs: ConditionInputs, tokens: jax.Array, t: jax.Array
     ) -> jax.Array:
         cond = networks.condition(params, frozen, inputs)
-        return networks.logits(params, tokens, t, cond)
+        return networks.logits({"params": params["predictor"]}, tokens, t, cond)
 
     def logits(tokens: jax.Array, t: jax.Array) -> jax.Array:
         parts = []

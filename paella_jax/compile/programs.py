@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ from paella_jax.config import ConfigError
 from paella_jax.families import abstract
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.text_side import TextSide
+from paella_jax.families.token_networks import TokenNetworks
+from paella_jax.objectives.inputs import EMPTY
 from paella_jax.pipelines.batches import Numbered
 from paella_jax.pipelines.geometry import Sizes
+from paella_jax.pipelines.narrow import narrow
 from paella_jax.pipelines.prompts import Condition, build_inputs
 from paella_jax.pipelines.request import Form, Request, draw_request
 from paella_jax.pipelines.wuerstchen_programs import (
@@ -30,10 +33,12 @@ from paella_jax.pipelines.wuerstchen_programs import (
     stage_c_settings,
 )
 from paella_jax.registry import abstract_method
+from paella_jax.sampling.diffusion_settings import DDPMSettings
 from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import first_batch, jitted_step
+from paella_jax.training.from_encoded import encoding_of
 from paella_jax.training.loop import abstract_state
-from paella_jax.training.method import Method
+from paella_jax.training.method import Encoding, Method
 from paella_jax.training.placing import batch_sharding
 from paella_jax.training.sharding import replicated
 from paella_jax.typing import Tree
@@ -62,9 +67,20 @@ class Program:
     frozen: Tree
 
 
-def train_program(config: ConfigDict, mesh: Mesh) -> Program:
-    """One update; to be traced under `jax.set_mesh(mesh)`."""
+def train_program(config: ConfigDict, mesh: Mesh, encoded: bool = False) -> Program:
+    """One update; to be traced under `jax.set_mesh(mesh)`.
+
+    Args:
+      config: a preset's.
+      mesh: of devices, which need not be there.
+      encoded: as from `data.encoded`: what frozen networks make of a sample is in the batch.
+
+    Raises:
+      ConfigError: `encoded`, of a method that has nothing to encode.
+    """
     method = abstract_method(config)  # makes small arrays: not for devices that are not there
+    if encoded:
+        method = from_arrays(encoding_of(config, method), method)
     key_type = jax.random.key(0).dtype
     with jax.set_mesh(mesh):
         return _train_program(config, method, mesh, key_type)
@@ -88,19 +104,36 @@ def _train_program(config: ConfigDict, method: Method, mesh: Mesh, key_type: Any
     return Program(function, arguments, held, config.batch_size, state.params, frozen)
 
 
+def from_arrays(encoding: Encoding, method: Method) -> Method:
+    """A method as it trains from what `encode` made, of shapes alone (training/from_encoded.py)."""
+    sample = method.transform(method.source[0])
+    batch = {
+        n: jax.ShapeDtypeStruct((1, *np.shape(x)), np.asarray(x).dtype) for n, x in sample.items()
+    }
+    stored = jax.eval_shape(encoding.arrays, method.frozen, batch)
+    blank = {name: np.zeros(x.shape[1:], x.dtype) for name, x in stored.items()}
+    empty = {name: blank[name] for name in ("text_states", "text_pooled") if name in blank}
+    shapes = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in empty.items()}
+    kept = {name: tree for name, tree in method.frozen.items() if name not in encoding.networks}
+    frozen = kept | ({EMPTY: shapes} if shapes else {})
+    return dataclasses.replace(method, frozen=frozen, source=[blank], transform=lambda x: x)
+
+
 def sample_program(config: ConfigDict, mesh: Mesh, images: int) -> Program:
     """Drawing a batch as a pipeline does: whole weights on every device, images spread over them.
 
     Raises:
       ConfigError: the method draws nothing from a text.
     """
-    samplers = {"tokens": _token_sampler, "stage_b": _stage_b_sampler, "stage_c": _stage_c_sampler}
+    samplers = {"tokens": _token_sampler, "stage_b": _stage_sampler, "stage_c": _stage_sampler}
     if config.method not in samplers:
         raise ConfigError(
             f"--program sample draws with {', '.join(samplers)}; {config.method!r} has no sampler "
             "of its own: give --program train"
         )
     draw, params, frozen, request = samplers[config.method](config, images)
+    read = lambda weights, request: draw(*weights, request)
+    params, frozen = narrow((params, frozen), (read, (request,)))  # as a pipeline holds them
     place = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     params, frozen = jax.tree.map(place(replicated(mesh)), (params, frozen))
     request = jax.tree.map(place(batch_sharding(mesh)), request)
@@ -109,7 +142,19 @@ def sample_program(config: ConfigDict, mesh: Mesh, images: int) -> Program:
     return Program(jax.jit(draw), (params, frozen, request), held, images, {}, {**params, **frozen})
 
 
-def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+class TokenSampling(NamedTuple):
+    """What a token pipeline's programs are given: networks, and shapes of everything else."""
+
+    networks: TokenNetworks
+    params: Tree
+    frozen: Tree
+    request: Request
+    course: Any
+    form: Form
+
+
+def token_sampling(config: ConfigDict, images: int) -> TokenSampling:
+    """A batch of a token predictor's preset, as its pipeline would be asked for it."""
     networks, frozen = abstract.token_networks(config)
     grid = Sizes.of(networks, config).grid(None, None)
     params = jax.eval_shape(lambda: networks.init(jax.random.key(0), grid[0]))
@@ -122,44 +167,67 @@ def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tre
         inputs = dataclasses.replace(inputs, low_tokens=low)
     if "micro_conds" in networks.takes:
         inputs = dataclasses.replace(inputs, micro_conds=np.zeros((images, 5), np.float32))
-    request = Request((inputs,), inputs, None, _numbered(images))
+    request = canonical(Request((inputs,), inputs, None, _numbered(images)))
     joint = bool(config.sampler.get("joint_guidance", False))
-    form, course = Form(settings.program(), grid, joint), settings.course()
+    form = Form(settings.program(), grid, joint)
+    return TokenSampling(networks, params, frozen, request, settings.course(), form)
+
+
+def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+    networks, params, frozen, request, course, form = token_sampling(config, images)
     draw = lambda p, f, r: draw_request(networks, p, f, r, course, form)
-    return draw, params, frozen, _canonical(request)
+    return draw, params, frozen, request
 
 
-def _stage_b_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+class StageSampling(NamedTuple):
+    """The same of one of Würstchen's stages."""
+
+    networks: Any
+    plan: Callable[..., Any]
+    params: Tree
+    frozen: Tree
+    request: StageRequest
+    settings: DDPMSettings
+    shape: tuple[int, int, int]
+
+
+def stage_sampling(config: ConfigDict, images: int) -> StageSampling:
+    """A batch of a preset of Stage B or Stage C, as its pipeline would be asked for it."""
+    make = {"stage_b": _stage_b_sampling, "stage_c": _stage_c_sampling}
+    return make[config.method](config, images)
+
+
+def _stage_b_sampling(config: ConfigDict, images: int) -> StageSampling:
     networks, frozen = abstract.stage_b_networks(config)
     side = config.data.image_size
     params, _ = jax.eval_shape(lambda: networks.init(jax.random.key(0), side))
     latents = networks.latent_side(side)
     shape = (latents, latents, networks.vqgan.latent_channels)
     guide = networks.guide_side(side)
-    settings = stage_b_settings(config.sampler)
     latents_c = np.zeros((images, guide, guide, networks.stage_b.guide_channels), np.float32)
     request = StageRequest(_numbered(images), *_texts(networks.text, images), guide=latents_c)
-    plan = partial(plan_b, networks)
-    texts = {name: tree for name, tree in frozen.items() if name != "vqgan"}
-    return (
-        lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape),
-        {"stage_b": params["stage_b"]},
-        texts,
-        _canonical(request),
-    )
+    plan, own = partial(plan_b, networks), {"stage_b": params["stage_b"]}
+    settings = stage_b_settings(config.sampler)
+    return StageSampling(networks, plan, own, frozen, canonical(request), settings, shape)
 
 
-def _stage_c_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+def _stage_c_sampling(config: ConfigDict, images: int) -> StageSampling:
     networks, stage_b, frozen = abstract.stage_c_networks(config)
     side = stage_b.guide_side(config.data.image_size)
     params = jax.eval_shape(lambda: networks.init(jax.random.key(0), side))
-    settings = stage_c_settings(config.sampler)
     shape = (side, side, networks.stage_c.channels)
     plan = partial(plan_c, networks, stage_b)
-    draw = lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape)
     request = StageRequest(_numbered(images), *_texts(networks.text, images))
-    texts = {name: tree for name, tree in frozen.items() if name != abstract.COMPRESSOR}
-    return draw, params, texts, _canonical(request)
+    settings = stage_c_settings(config.sampler)
+    return StageSampling(networks, plan, params, frozen, canonical(request), settings, shape)
+
+
+def _stage_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+    networks, plan, params, frozen, request, settings, shape = stage_sampling(config, images)
+    draw = lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape)
+    unread = ("vqgan", abstract.COMPRESSOR)
+    texts = {name: tree for name, tree in frozen.items() if name not in unread}
+    return draw, params, texts, request
 
 
 def _texts(text: TextSide, images: int) -> tuple[Any, Any]:
@@ -171,7 +239,7 @@ def _numbered(images: int) -> Numbered:
     return Numbered(np.zeros(images, np.uint32), np.zeros(images, np.int32))
 
 
-def _canonical(request: Any) -> Any:
+def canonical(request: Any) -> Any:
     """Shapes of host arrays, as JAX would hold them."""
     dtype = lambda x: x.dtype if isinstance(x, jax.ShapeDtypeStruct) else jnp.result_type(x)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype(x)), request)

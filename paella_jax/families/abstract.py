@@ -197,6 +197,9 @@ class _BlankTokenizer:
         shape = (len(texts), pad_to or self.max_length)
         return np.zeros(shape, np.int32), np.ones(shape, bool)
 
+    def truncating(self) -> _BlankTokenizer:
+        return self
+
     def cut(self, text: str) -> str:
         return text
 

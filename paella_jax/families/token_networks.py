@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
+from paella_jax.models.prepared import prepare
 from paella_jax.typing import Array, Tree
 
 if TYPE_CHECKING:
@@ -163,9 +164,14 @@ class TokenNetworks:
             rngs={"dropout": key},
         )
 
-    def logits(self, params: Tree, tokens: Array, t: Array, cond: Conditioning) -> Array:
-        """float32 [batch, h, w, codes]."""
-        return self.predictor.apply({"params": params["predictor"]}, tokens, t, cond)
+    def prepare(self, params: Tree, tokens: Array, cond: Conditioning) -> Tree:
+        """What all steps of a sampler have in common, for `logits`; tokens give their shape."""
+        t = jnp.zeros(tokens.shape[:1])
+        return prepare(self.predictor.apply, params["predictor"], tokens, t, cond)
+
+    def logits(self, prepared: Tree, tokens: Array, t: Array, cond: Conditioning) -> Array:
+        """float32 [batch, h, w, codes], of what `prepare` made for the same condition."""
+        return self.predictor.apply(prepared, tokens, t, cond)
 
     def encode_images(self, frozen: Tree, images: Array) -> Array:
         """Images in [0, 1] -> tokens."""

@@ -117,6 +117,7 @@ class AttentionBlock(nn.Module):
     num_heads: int
     self_attention: bool = True
     dropout: float = 0.0
+    attention_dropout: str = "probabilities"
     attention: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -138,6 +139,7 @@ class AttentionBlock(nn.Module):
             self.num_heads,
             self.self_attention,
             self.dropout,
+            self.attention_dropout,
             implementation=self.attention,
             dtype=self.dtype,
             name="attention",
@@ -168,6 +170,7 @@ class BlockOptions(NamedTuple):
     self_attention: bool
     remat: bool
     depthwise: str
+    attention_dropout: str
     attention: str | None
     dtype: Dtype
     conv: type[nn.Module] = ConvBlock
@@ -220,7 +223,7 @@ def run_blocks(
     if options.dropout and not inputs.deterministic:
         key = loop_in.make_rng("dropout")
     layer = BlockGroup(unit, options, parent=None)
-    return loop_over_layers(layer, params, x, inputs, maps, key=key)
+    return loop_over_layers(layer, params, x, inputs, maps, key=key, keep=(loop_in, prefix))
 
 
 def _unit(pattern: str) -> str:
@@ -273,7 +276,6 @@ def _block(kind: str, options: BlockOptions, name: str) -> nn.Module:
     if kind == "T":
         return wrap(TimestepBlock)(o.dtype, name=name)
     if kind == "A":
-        return wrap(AttentionBlock, 5)(
-            o.num_heads, o.self_attention, o.dropout, o.attention, o.dtype, name=name
-        )
+        settings = (o.num_heads, o.self_attention, o.dropout, o.attention_dropout, o.attention)
+        return wrap(AttentionBlock, 5)(*settings, o.dtype, name=name)
     return wrap(FeedForwardBlock, 2)(o.residual_scale, o.dropout, o.dtype, name=name)

@@ -15,6 +15,7 @@ import numpy as np
 from einops import rearrange
 
 from paella_jax.models.context import Context, KeysAndValues
+from paella_jax.models.prepared import prepared
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.ops.depthwise import depthwise_conv
 from paella_jax.ops.linear import add_bias, dense, strided_conv, transposed_conv
@@ -24,6 +25,7 @@ Dtype = jnp.dtype
 Initializer = Callable[..., Array]
 
 xavier = nn.initializers.xavier_uniform()
+DROPPED = ("probabilities", "output")  # of attention: what dropout sets to zero
 
 
 def scaled_xavier(scale: float) -> Initializer:
@@ -180,6 +182,7 @@ class MultiHeadAttention(nn.Module):
     num_heads: int
     self_attention: bool = True
     dropout: float = 0.0
+    dropped: str = "probabilities"  # as torch, or "output", which fused kernels allow: a deviation
     implementation: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -209,7 +212,8 @@ class MultiHeadAttention(nn.Module):
         else:
             query = add_bias(dense(x, kernel[:, :channels]), bias[:channels])
             image_kv = x[:, :0, :1].repeat(2 * channels, axis=-1)
-        key_value = jnp.concatenate([image_kv, self._of_context(context, kernel, bias)], axis=1)
+        of_context = prepared(self, "context", lambda: self._of_context(context, kernel, bias))
+        key_value = jnp.concatenate([image_kv, of_context], axis=1)
         key, value = jnp.split(key_value, 2, axis=-1)
 
         key_mask = None
@@ -222,7 +226,10 @@ class MultiHeadAttention(nn.Module):
             weights = jnp.pad(weights, ((0, 0), (lead, 0)), constant_values=1.0)
             value = value * weights[:, :, None]
 
-        rate = 0.0 if deterministic else self.dropout
+        if self.dropped not in DROPPED:
+            raise ValueError(f"attention_dropout {self.dropped!r} must be of {', '.join(DROPPED)}")
+        inside = self.dropped == "probabilities" and not deterministic
+        rate = self.dropout if inside else 0.0
         split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
         y = dot_product_attention(
             split(query),
@@ -234,6 +241,8 @@ class MultiHeadAttention(nn.Module):
             implementation=self.implementation,
         )
         y = rearrange(y, "b n h d -> b n (h d)")
+        if not inside:
+            y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
         return Dense(channels, dtype=self.dtype, name="out")(y)
 
     def _of_context(self, context: Context, kernel: Array, bias: Array) -> Array:

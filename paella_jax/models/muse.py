@@ -147,7 +147,7 @@ class MusePredictor(nn.Module):
     dropout: float = 0.0
     remat: bool = False  # recompute layer activations in the backward pass
     loop: bool = False  # the layers as one loop: compiles in a fraction of the time
-    attention: str | None = None  # jax.nn.dot_product_attention implementation
+    attention: str | None = None  # kernel of ops/attention.py
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -218,7 +218,7 @@ class MusePredictor(nn.Module):
 
         Without a context they have full self-attention alone.
         """
-        options = (
+        settings = (
             self.num_heads,
             self.feed_forward_width,
             self.dropout,
@@ -232,12 +232,13 @@ class MusePredictor(nn.Module):
             params = [self.variables["params"][own] for own in names]
             key = None if deterministic or self.dropout == 0 else self.make_rng("dropout")
             given = (context, context_mask, deterministic)
-            layer = MuseLayer(*options, parent=None)
-            return loop_over_layers(layer, params, x, *given, key=key, remat=self.remat)
+            layer = MuseLayer(*settings, parent=None)
+            options = {"key": key, "remat": self.remat, "keep": (self, name)}
+            return loop_over_layers(layer, params, x, *given, **options)
         make = nn.remat(MuseLayer, static_argnums=(4,)) if self.remat else MuseLayer
         for own in names:
             given = (context, context_mask, deterministic)
-            x = make(*options, name=own)(constrain_batch(x), *given)
+            x = make(*settings, name=own)(constrain_batch(x), *given)
         return x
 
     @property

@@ -11,6 +11,7 @@ from paella_jax.models.antialias_resize import antialias_resize
 from paella_jax.models.blocks import BlockInputs, LateSkipConvBlock
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.layers import Dense, layer_norm, timestep_embedding
+from paella_jax.models.prepared import prepared
 from paella_jax.models.unet import PatchEmbedding, PatchOutput, UNet
 from paella_jax.typing import Array
 
@@ -85,13 +86,11 @@ class StageB(UNet):
         batch, height, width = shape[:3]
         if guide is None:
             guide = jnp.zeros((batch, 1, 1, self.guide_channels))
-        mapper = Dense(
-            self.cond_width,
-            kernel_init=nn.initializers.normal(0.02),
-            dtype=self.dtype,
-            name=f"{side}_{level}_guide",
-        )
-        return (mapper(antialias_resize(guide, height, width)),)
+        name = f"{side}_{level}_guide"
+        init = nn.initializers.normal(0.02)
+        mapper = Dense(self.cond_width, kernel_init=init, dtype=self.dtype, name=name)
+        resized = lambda: mapper(antialias_resize(guide, height, width))
+        return (prepared(self, f"{name}_map", resized),)
 
     def _check_inputs(self, x: Array, cond: Conditioning) -> None:
         if cond.text is None:

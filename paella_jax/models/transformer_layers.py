@@ -11,6 +11,7 @@ from einops import rearrange
 
 from paella_jax.models.context import Context, both
 from paella_jax.models.layers import Dense, Dtype, layer_norm
+from paella_jax.models.prepared import prepared
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.typing import Array
 
@@ -86,18 +87,21 @@ class SeparateAttention(nn.Module):
         context_mask: Array | None = None,
         deterministic: bool = True,
     ) -> Array:
-        """x [B, N, C], context [B, L, D], context_mask bool [B, L] or None -> [B, N, C]."""
+        """x [B, N, C], context [B, L, D], context_mask bool [B, L] or None -> [B, N, C].
+
+        A context that is x itself is self-attention.
+        """
         channels = x.shape[-1]
         project = lambda name: Dense(
             channels, self.use_bias, kernel_init=linear_init, dtype=self.dtype, name=name
         )
         split = lambda y: rearrange(y, "b n (h d) -> b n h d", h=self.num_heads)
-        y = self.attend(
-            split(project("query")(x)),
-            split(project("key")(both(context).keys)),
-            split(project("value")(both(context).values)),
-            context_mask,
+        read = lambda: tuple(
+            split(project(name)(y)) for name, y in zip(("key", "value"), both(context), strict=True)
         )
+        query = split(project("query")(x))
+        key, value = read() if context is x else prepared(self, "context", read)
+        y = self.attend(query, key, value, context_mask)
         y = project("out")(rearrange(y, "b n h d -> b n (h d)"))
         return nn.Dropout(self.dropout)(y, deterministic=deterministic)
 

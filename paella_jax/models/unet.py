@@ -46,7 +46,8 @@ class UNet(nn.Module):
     remat: bool = False  # recompute block activations in the backward pass
     loop: bool = False  # repeated blocks as one loop: compiles in a fraction of the time
     depthwise: str = "auto"  # implementation of ops/depthwise.py
-    attention: str | None = None  # jax.nn.dot_product_attention implementation
+    attention: str | None = None  # kernel of ops/attention.py
+    attention_dropout: str = "probabilities"  # what it sets to zero: probabilities or output
     dtype: Dtype = jnp.float32
 
     conv_block: ClassVar[type[nn.Module]] = ConvBlock
@@ -96,6 +97,7 @@ class UNet(nn.Module):
             self.self_attention,
             self.remat,
             self.depthwise,
+            self.attention_dropout,
             self.attention,
             self.dtype,
             self.conv_block,

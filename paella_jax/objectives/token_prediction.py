@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
+from paella_jax.noise.generators import dropout_key
 from paella_jax.noise.masking import add_mask, sample_mask_ratio
 from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level, split_keys
 from paella_jax.objectives.inputs import EMPTY, Objective, StepInputs, drop_rows, images_from_batch
@@ -168,6 +169,7 @@ def token_objective(
         if not settings.mask_padding:
             given = unmasked_padding(given)
         text_key, network_key = jax.random.split(dropout_keys[0])
+        network_key = dropout_key(network_key, settings.get("dropout_generator", "threefry"))
         cond = condition(params, frozen, given, text_key)
         t = sample_level(level_keys, settings)
         noised, noise_mask = corrupt(noise_keys, tokens, t, codebook_size, mask_token)

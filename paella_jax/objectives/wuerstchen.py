@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
+from paella_jax.noise.generators import dropout_key
 from paella_jax.noise.tokens import split_keys, uniform_per_sample
 from paella_jax.objectives.inputs import EMPTY, Objective, StepInputs, drop_rows, images_from_batch
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
@@ -87,6 +88,7 @@ def stage_b_objective(
         guide = disturb_guide(guide_keys, guide, schedule, settings)
         run = lambda ids, mask: encode_text(params, frozen, ids, mask, len(latents), text_key)
         cond = replace(_text(run, inputs, text_keys, empty, settings.text_drop), guide=guide)
+        network_key = dropout_key(network_key, settings.get("dropout_generator", "threefry"))
         denoise = lambda x, t: predict(params, x, t, cond, network_key)
         loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, model_state)
@@ -121,6 +123,7 @@ def stage_c_objective(
             latents = compress(frozen, images_from_batch(inputs.batch))
         run = lambda ids, mask: encode_text(params, frozen, ids, mask, len(latents), text_key)
         cond = _text(run, inputs, text_keys, empty, settings.text_drop)
+        network_key = dropout_key(network_key, settings.get("dropout_generator", "threefry"))
         denoise = lambda x, t: predict(params, x, t, cond, network_key)
         loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, inputs.model_state)

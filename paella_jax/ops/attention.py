@@ -1,15 +1,22 @@
-"""Multi-head attention over already projected heads, with key padding mask and dropout."""
+"""Multi-head attention over already projected heads, with key padding mask and dropout.
+
+The kernels that a config's `attention` chooses from: "xla" is made of plain products and holds
+all scores; "cudnn" is NVIDIA's fused one, which holds none; "auto" takes the fused one where it
+can, and on CPU the products in the order that is fast there (docs/speed.md).
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from paella_jax.typing import Array
+
+KERNELS = ("auto", "xla", "cudnn")
+LARGEST_HEAD = 128  # channels, of cuDNN's kernel
 
 
 def dot_product_attention(
@@ -20,7 +27,7 @@ def dot_product_attention(
     key_mask: Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
-    implementation: Any = None,
+    implementation: str | None = None,
 ) -> Array:
     """softmax(q k^T / sqrt(head_dim)) v with the softmax in float32.
 
@@ -31,17 +38,54 @@ def dot_product_attention(
       key_mask: [batch, keys] bool, False keys are invisible. At least one key must be visible.
       dropout_rate: fraction of the probabilities set to zero; needs `dropout_key` when > 0.
       dropout_key: PRNG key of the dropout.
-      implementation: None (the backend's default), "xla" or "cudnn".
+      implementation: one of `KERNELS`; None is "auto".
 
     Returns:
       [batch, queries, heads, head_dim] in the dtype of `query`.
+
+    Raises:
+      ValueError: a kernel that this machine, or these shapes and types, do not have.
     """
-    mask = None if key_mask is None else key_mask[:, None, None, :]
+    kernel = implementation or "auto"
+    refusal = check_kernel(kernel) or (_unfit(query) if kernel == "cudnn" else "")
+    if refusal:
+        raise ValueError(refusal)
     explicit = partial(_attend, dropout_rate=dropout_rate, dropout_key=dropout_key)
     if dropout_rate > 0.0:
-        return explicit(query, key, value, mask)  # fused kernels drop no probabilities
-    fused = partial(_fused, implementation=implementation)
-    return lax.platform_dependent(query, key, value, mask, cpu=explicit, default=fused)
+        return explicit(query, key, value, key_mask)  # fused kernels drop no probabilities
+    forms = {"cpu": explicit, "default": _by_xla}
+    if kernel == "cudnn" or (kernel == "auto" and _on_gpu() and not _unfit(query)):
+        forms["cuda"] = _by_cudnn
+    return lax.platform_dependent(query, key, value, key_mask, **forms)
+
+
+def check_kernel(name: str) -> str:
+    """Why a kernel cannot be used here, with those that can; empty where it can."""
+    if name not in KERNELS:
+        return f"attention {name!r} must be one of {', '.join(KERNELS)}"
+    if name == "cudnn" and not _on_gpu():
+        here = jax.default_backend()
+        return f"attention 'cudnn' needs an NVIDIA GPU, this is {here}: auto or xla"
+    return ""
+
+
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
+
+
+def _unfit(query: Array) -> str:
+    """Why cuDNN's kernel does not take a query, also in training; empty where it does."""
+    length, head_dim = query.shape[1], query.shape[-1]
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"attention 'cudnn' computes in bfloat16 or float16, not {query.dtype}: auto or xla"
+    if head_dim % 8 or head_dim > LARGEST_HEAD:
+        return (
+            f"attention 'cudnn' needs heads of up to {LARGEST_HEAD} channels, a multiple of 8, got "
+            f"{head_dim}: auto or xla"
+        )
+    if length % 2:
+        return f"attention 'cudnn' needs an even number of queries, got {length}: auto or xla"
+    return ""
 
 
 def attend_heads_first(
@@ -72,18 +116,33 @@ def _attend(
     query: Array,
     key: Array,
     value: Array,
-    mask: Array | None,
+    key_mask: Array | None,
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
     heads_first = lambda x: jnp.swapaxes(x, 1, 2)
     query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    bias = None if mask is None else jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)
+    bias = None
+    if key_mask is not None:
+        bias = jnp.where(key_mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min)
     query, key, value = heads_first(query), heads_first(key), heads_first(value)
     return heads_first(attend_heads_first(query, key, value, bias, dropout_rate, dropout_key))
 
 
-def _fused(
-    query: Array, key: Array, value: Array, mask: Array | None, implementation: Any
-) -> Array:
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=implementation)
+def _by_xla(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
+
+
+def _by_cudnn(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:
+    """Keys are filled up to a multiple of 8: cuDNN takes odd numbers in inference only."""
+    batch, length = key.shape[:2]
+    attend = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    more = ((0, 0), (0, -length % 8), (0, 0), (0, 0))
+    key, value = jnp.pad(key, more), jnp.pad(value, more)
+    if key_mask is None:
+        real = jnp.full((batch,), length, jnp.int32) if key.shape[1] > length else None
+        return attend(query, key, value, key_value_seq_lengths=real)
+    visible = jnp.pad(key_mask, more[:2])[:, None, None, :]
+    shape = (batch, 1, query.shape[1], key.shape[1])
+    return attend(query, key, value, mask=jnp.broadcast_to(visible, shape))

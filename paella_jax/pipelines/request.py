@@ -19,7 +19,7 @@ from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.models.conditioning import Conditioning, ConditionInputs, Leaf
 from paella_jax.pipelines.batches import Numbered
 from paella_jax.sampling import resample
-from paella_jax.sampling.guidance import Denoise, guide, guide_jointly, mix
+from paella_jax.sampling.guidance import Denoise, Predict, guide, guide_jointly, mix
 from paella_jax.sampling.loop import Loop, advance, run
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known, Start, Vocabulary
@@ -126,17 +126,25 @@ def draw_request(
       Images float32 [batch, H, W, 3] and tokens int32 [batch, h, w].
     """
     request = request.encoded(lambda inputs: encode(networks, params, frozen, inputs))
-    tokens = run(_plan(networks, params, frozen, request, course, form), False)
+    tokens = run_request(networks, (params, frozen), request, course, form)
     return networks.decode_tokens(frozen, tokens), tokens
+
+
+def run_request(
+    networks: TokenNetworks, weights: tuple[Tree, Tree], request: Request, course: Any, form: Form
+) -> Array:
+    """All steps of a batch with encoded conditions: tokens int32 [batch, h, w]."""
+    return run(_plan(networks, *weights, request, course, form), False)
 
 
 def _plan(
     networks: TokenNetworks, params: Tree, frozen: Tree, request: Request, course: Any, form: Form
 ) -> Loop:
     settings, grid, joint = form
-    denoise = _denoise(networks, params, request, joint)
     assert request.images is not None
     predictor, keys, known = networks.predictor, request.images.keys(), request.known
+    tokens = jnp.zeros((keys.shape[0], *grid), jnp.int32)
+    denoise = _denoise(networks, params, request, tokens, joint)
     codebook = frozen["vqgan"]["params"]["codebook"]
     vocabulary = Vocabulary(predictor.codebook_size, predictor.mask_token, codebook)
     image_tokens: Any = request.image_tokens
@@ -146,11 +154,17 @@ def _plan(
     return plan_tokens(denoise, keys, shape, settings, vocabulary, start, course)
 
 
-def _denoise(networks: TokenNetworks, params: Tree, request: Request, joint: bool) -> Denoise:
+def _denoise(
+    networks: TokenNetworks, params: Tree, request: Request, tokens: Array, joint: bool
+) -> Denoise:
     """The guided prediction for a batch's conditions, mixed where there are several."""
-    # Compiled as a function of its own, so that two predictions of equal shapes are traced once.
-    logits = jax.jit(networks.logits)
-    predict = lambda c: lambda tokens, t: logits(params, tokens, t, c)
+    # Compiled as functions of their own, so that two predictions of equal shapes are traced once.
+    prepare, logits = jax.jit(networks.prepare), jax.jit(networks.logits)
+
+    def predict(cond: Any, copies: int = 1) -> Predict:
+        made = prepare(params, jnp.concatenate([tokens] * copies), cond)
+        return lambda tokens, t: logits(made, tokens, t, cond)
+
     conds, uncond = request.conditions, request.unconditional
     conditional = predict(conds[0])
     if request.weights is not None:
@@ -159,7 +173,7 @@ def _denoise(networks: TokenNetworks, params: Tree, request: Request, joint: boo
         return guide(conditional, None)
     if joint and len(conds) == 1 and _same_shapes(conds[0], uncond):
         both: Conditioning = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), conds[0], uncond)
-        return guide_jointly(conditional, predict(both))
+        return guide_jointly(conditional, predict(both, 2))
     return guide(conditional, predict(uncond))
 
 

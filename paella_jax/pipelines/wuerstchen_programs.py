@@ -7,16 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
 from paella_jax.models.conditioning import Conditioning
+from paella_jax.models.prepared import prepare
+from paella_jax.models.stage_b import StageB
+from paella_jax.models.stage_c import StageC
 from paella_jax.pipelines.batches import Numbered
 from paella_jax.sampling.diffusion import FROM_UNIT_NOISE, GaussianStart, KnownValues, plan
 from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse, segment_times
-from paella_jax.sampling.guidance import guide
+from paella_jax.sampling.guidance import Denoise, Predict, guide
 from paella_jax.sampling.loop import Loop, advance, run
 from paella_jax.sampling.schedule import first_and_last
 from paella_jax.typing import Array, Tree
@@ -146,7 +150,7 @@ def plan_c(
     image: Any = None if request.start is None else stage_b.to_stage_c(request.start)
     known = None if request.generate is None else KnownValues(image, request.generate)
     return plan(
-        _guided(networks, weights[0], request),
+        _guided(networks.stage_c, weights[0]["stage_c"], request, shape),
         _stage_keys(request, 0),
         (request.images.seeds.shape[0], *shape),
         settings,
@@ -169,7 +173,7 @@ def plan_b(
     The unconditional branch has the negative text and no guide, as the reference.
     """
     return plan(
-        _guided(networks, weights[0], request),
+        _guided(networks.stage_b, weights[0]["stage_b"], request, shape),
         _stage_keys(request, 1),
         (request.images.seeds.shape[0], *shape),
         settings,
@@ -229,9 +233,17 @@ def draw_stage(
     return run(loop, False)[0]
 
 
-def _guided(networks: Any, params: Tree, request: StageRequest) -> Any:
+def _guided(
+    module: StageB | StageC, params: Tree, request: StageRequest, shape: tuple[int, int, int]
+) -> Denoise:
     """The guided noise prediction; only the conditional one sees the guide."""
-    predict = lambda cond: lambda x, t: networks.noise(params, x, t, cond)
+    count = request.images.seeds.shape[0]
+    x, t = jnp.zeros((count, *shape)), jnp.zeros((count,))
+
+    def predict(cond: Conditioning) -> Predict:
+        made = prepare(module.apply, params, x, t, cond)
+        return lambda x, t: module.apply(made, x, t, cond)
+
     conditional = predict(dataclasses.replace(request.texts, guide=request.guide))
     return guide(conditional, predict(request.negatives))
 

@@ -1,0 +1,79 @@
+"""What a benchmark is asked for, checked before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from paella_jax.config import ConfigError, with_overrides
+from paella_jax.families.start import settle_config
+
+WORK = ("train", "encoded", "sample")
+DRAWN = ("tokens", "stage_b", "stage_c")  # methods with a sampler
+ENCODED = ("tokens", "stage_b", "stage_c")  # methods with something to encode
+
+
+class Setting(NamedTuple):
+    """One preset with one combination of swept fields.
+
+    Attributes:
+      preset: as it was asked for.
+      swept: "field=value" of each swept field.
+      config: with them.
+      work: of `WORK`, what is measured of it.
+      batches: images that are drawn at once.
+    """
+
+    preset: str
+    swept: tuple[str, ...]
+    config: ConfigDict
+    work: tuple[str, ...]
+    batches: tuple[int, ...]
+
+
+def check_asked(
+    configs: Mapping[str, ConfigDict], work: str, batch: str, sweeps: Sequence[str]
+) -> list[Setting]:
+    """Every combination, in the order of asking.
+
+    Args:
+      configs: presets by name.
+      work: names out of `WORK`, with commas between; what a method does not have is left out.
+      batch: whole numbers with commas between.
+      sweeps: "FIELD=A,B" each.
+
+    Raises:
+      ConfigError: a word, number or field that cannot be, or nothing left to measure.
+    """
+    wanted = [word for word in work.split(",") if word]
+    unknown = sorted(set(wanted) - set(WORK))
+    if unknown or not wanted:
+        raise ConfigError(f"--work {work!r} must be of {', '.join(WORK)}, with commas between")
+    numbers = batch.split(",")
+    if not all(number.isdigit() and int(number) > 0 for number in numbers):
+        raise ConfigError(f"--batch {batch!r} must be whole numbers from 1 on, as in 1,4,16")
+    axes = [_axis(sweep) for sweep in sweeps]
+    settings = []
+    for name, config in configs.items():
+        able = tuple(word for word in wanted if _has(config.method, word))
+        for swept in itertools.product(*axes):
+            changed = settle_config(with_overrides(config, list(swept)), None)
+            batches = tuple(int(number) for number in numbers)
+            settings.append(Setting(name, swept, changed, able, batches))
+    if not any(setting.work for setting in settings):
+        raise ConfigError(f"--work {work!r}: none of the presets has that")
+    return settings
+
+
+def _axis(sweep: str) -> list[str]:
+    field, _, values = sweep.partition("=")
+    if not field or not values:
+        raise ConfigError(f"--sweep {sweep!r} must be FIELD=A,B, as in model.remat=True,False")
+    return [f"{field.removeprefix('config.')}={value}" for value in values.split(",")]
+
+
+def _has(method: str, word: str) -> bool:
+    return method in {"train": (method,), "encoded": ENCODED, "sample": DRAWN}[word]
