@@ -172,7 +172,8 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.sampler.schedule = "cosine"  # fraction still masked: cosine, linear or power
     config.sampler.exponent = 2.0  # of the power schedule
     config.sampler.choice_temperature = (2.0, 0.0)  # noise on the confidences
-    config.sampler.joint_guidance = False  # one doubled batch per guided step instead of two calls
+    # One doubled batch per guided step instead of two calls: True, False, or auto (where faster).
+    config.sampler.joint_guidance = "auto"
 
 
 def shapes_networks(config: ConfigDict) -> None:

@@ -106,6 +106,7 @@ def _add_optimiser(config: ConfigDict) -> None:
 
 def add_kernels(model: ConfigDict) -> None:
     """How a network of convolutions and attention is computed (paella_jax/docs/speed.md)."""
+    model.remat_keeps = "nothing"  # of a recomputed block: nothing, or its products
     model.attention = "auto"  # kernel: auto, xla or cudnn
     model.attention_dropout = "probabilities"  # as published; output allows fused kernels
     model.depthwise = "auto"  # convolutions: auto, shifts or convolution

@@ -231,7 +231,7 @@ def evaluate_on_real_images(arguments: argparse.Namespace) -> str:
 def evaluate_on_shapes(arguments: argparse.Namespace) -> None:
     """Scores a run on the embedded data by reading its images back."""
     from paella_jax.images.plots import check_plots
-    from paella_jax.pipelines.tokens import load_tokens
+    from paella_jax.pipelines.load import load_tokens
     from paella_jax.reports.report import evaluate_run, show
 
     check_plots()

@@ -96,15 +96,23 @@ def test_the_two_predictions_of_guidance_are_traced_once():
     """Tracing a network takes a third of the wait for a first image."""
     traced = []
 
-    def logits(params, tokens, t, cond):
-        traced.append(cond)
-        return jax.nn.one_hot(tokens, 4) * params * cond["text"].sum()
+    def prepare(params, tokens, cond):
+        traced.append("prepare")
+        return params * cond["text"].sum()
+
+    def logits(prepared, tokens, t, cond):
+        traced.append("logits")
+        return jax.nn.one_hot(tokens, 4) * prepared
 
     conditions = {"text": np.ones((1, 3))}, {"text": np.zeros((1, 3))}
     request = Request((conditions[0],), conditions[1], None, None)
-    denoise = _denoise(SimpleNamespace(logits=logits), np.float32(1.0), request, joint=False)
-    guided = denoise(np.zeros((1, 2, 2), np.int32), np.ones(1), 5.0)
-    assert len(traced) == 1 and guided[0, 0, 0].tolist() == [15.0, 0.0, 0.0, 0.0]
+    networks, tokens = (
+        SimpleNamespace(prepare=prepare, logits=logits),
+        np.zeros((1, 2, 2), np.int32),
+    )
+    denoise = _denoise(networks, np.float32(1.0), request, tokens, joint=False)
+    guided = denoise(tokens, np.ones(1), 5.0)
+    assert traced == ["prepare", "logits"] and guided[0, 0, 0].tolist() == [15.0, 0.0, 0.0, 0.0]
 
 
 def test_padding_and_programs_of_settings():

@@ -14,7 +14,7 @@ PACKAGE = small.ROOT / "paella_jax"
 # Each room imports only from rooms before it.
 ORDER = ("config", "typing", "files", "images", "ops", "noise", "models", "data", "sampling",
          "objectives", "encoders", "runs", "sharing", "training", "families", "pipelines",
-         "convert", "evaluation", "reports", "registry", "compile", "comparison", "seeds",
+         "convert", "evaluation", "reports", "registry", "compile", "speed", "comparison", "seeds",
          "serving", "cli", "commands")  # fmt: skip
 # What converts weights knows nothing of what draws from them.
 STRANGERS = {"convert": {"pipelines"}}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from paella_jax.config import ConfigError
 from paella_jax.families.start import settle_config
-from paella_jax.pipelines.tokens import load_tokens
+from paella_jax.pipelines.load import load_tokens
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.derive import restore_trained

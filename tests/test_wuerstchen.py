@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import held_narrow
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -411,3 +412,8 @@ def test_sizes_of_the_released_stages():
     assert networks.size_divisor == 128
     assert [networks.guide_side(p) for p in (512, 768, 1024, 1152, 1536)] == [12, 18, 24, 27, 36]
     assert networks.latent_side(1024) == 256
+
+
+def test_weights_held_in_the_types_they_are_used_in_draw_the_same(stage_c, monkeypatch):
+    whole, narrowed = held_narrow.both(stage_c, monkeypatch)
+    held_narrow.check_same(whole, narrowed, narrowed._weights["stage_c"][0])

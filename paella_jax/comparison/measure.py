@@ -29,7 +29,8 @@ from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_sc
 from paella_jax.evaluation.tuning import best, tried_settings, try_all
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
-from paella_jax.pipelines.tokens import TokenPipeline, load_tokens
+from paella_jax.pipelines.load import load_tokens
+from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.sampling.schedule import first_and_last
 from paella_jax.training.metrics import report
 

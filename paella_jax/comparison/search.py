@@ -28,7 +28,7 @@ from paella_jax.comparison.train import beginning, go_on_from, planned, run_fold
 from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.pipelines.tokens import load_tokens
+from paella_jax.pipelines.load import load_tokens
 from paella_jax.training.metrics import report
 
 FILE = "search.json"

@@ -34,6 +34,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
 )
 from paella_jax.registry import abstract_method
 from paella_jax.sampling.diffusion_settings import DDPMSettings
+from paella_jax.sampling.guidance import runs_jointly
 from paella_jax.sampling.token_sampler import token_settings
 from paella_jax.training.compiled_step import first_batch, jitted_step
 from paella_jax.training.from_encoded import encoding_of
@@ -168,7 +169,7 @@ def token_sampling(config: ConfigDict, images: int) -> TokenSampling:
     if "micro_conds" in networks.takes:
         inputs = dataclasses.replace(inputs, micro_conds=np.zeros((images, 5), np.float32))
     request = canonical(Request((inputs,), inputs, None, _numbered(images)))
-    joint = bool(config.sampler.get("joint_guidance", False))
+    joint = runs_jointly(config.sampler.joint_guidance, images * grid[0] * grid[1])
     form = Form(settings.program(), grid, joint)
     return TokenSampling(networks, params, frozen, request, settings.course(), form)
 

@@ -5,9 +5,10 @@ Würstchen's stages use the same blocks. The formulas are in docs/models/paella.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -160,6 +161,25 @@ class FeedForwardBlock(nn.Module):
         return x + mlp(layer_norm(x), deterministic)
 
 
+def kept_by(name: str) -> Any:
+    """What a recomputed block keeps for the way back, as `jax.checkpoint`'s policy.
+
+    Args:
+      name: "nothing", or "products", the results of matrix products: what lies between them is
+        recomputed, which costs memory traffic and no products.
+
+    Raises:
+      ValueError: another name.
+    """
+    policies: dict[str, Any] = {
+        "nothing": None,
+        "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }
+    if name not in policies:
+        raise ValueError(f"remat_keeps {name!r} must be one of {', '.join(policies)}")
+    return policies[name]
+
+
 class BlockOptions(NamedTuple):
     """A network's settings of its blocks; `conv` is the class of its C blocks."""
 
@@ -169,6 +189,7 @@ class BlockOptions(NamedTuple):
     kernel_size: int
     self_attention: bool
     remat: bool
+    remat_keeps: str
     depthwise: str
     attention_dropout: str
     attention: str | None
@@ -267,8 +288,10 @@ def _run(
 
 def _block(kind: str, options: BlockOptions, name: str) -> nn.Module:
     o = options
+    kept = kept_by(o.remat_keeps)
     # `deterministic` is a Python bool and must stay one under remat (counted with self).
-    wrap = lambda cls, *static: nn.remat(cls, static_argnums=static) if o.remat else cls
+    remat = lambda cls, static: nn.remat(cls, static_argnums=static, policy=kept)
+    wrap = lambda cls, *static: remat(cls, static) if o.remat else cls
     if kind == "C":
         return wrap(o.conv, 3)(
             o.kernel_size, o.residual_scale, o.dropout, o.depthwise, o.dtype, name=name

@@ -233,8 +233,8 @@ class MusePredictor(nn.Module):
             key = None if deterministic or self.dropout == 0 else self.make_rng("dropout")
             given = (context, context_mask, deterministic)
             layer = MuseLayer(*settings, parent=None)
-            options = {"key": key, "remat": self.remat, "keep": (self, name)}
-            return loop_over_layers(layer, params, x, *given, **options)
+            keep = (self, name)
+            return loop_over_layers(layer, params, x, *given, key=key, remat=self.remat, keep=keep)
         make = nn.remat(MuseLayer, static_argnums=(4,)) if self.remat else MuseLayer
         for own in names:
             given = (context, context_mask, deterministic)

@@ -33,6 +33,7 @@ class StageC(nn.Module):
     # For maps of a few positions: position vectors, and latents of their size; not in the released.
     positions: bool = False
     remat: bool = False  # recompute block activations in the backward pass
+    remat_keeps: str = "nothing"  # of a recomputed block: nothing, or products
     loop: bool = False  # repeated blocks as one loop: compiles in a fraction of the time
     depthwise: str = "auto"  # implementation of ops/depthwise.py
     attention: str | None = None  # kernel of ops/attention.py
@@ -98,6 +99,7 @@ class StageC(nn.Module):
             self.kernel_size,
             self.self_attention,
             self.remat,
+            self.remat_keeps,
             self.depthwise,
             self.attention_dropout,
             self.attention,

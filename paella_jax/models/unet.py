@@ -44,6 +44,7 @@ class UNet(nn.Module):
     dropout: tuple[float, ...] | float = 0.1  # of all levels, or one per level
     self_attention: bool = True
     remat: bool = False  # recompute block activations in the backward pass
+    remat_keeps: str = "nothing"  # of a recomputed block: nothing, or products
     loop: bool = False  # repeated blocks as one loop: compiles in a fraction of the time
     depthwise: str = "auto"  # implementation of ops/depthwise.py
     attention: str | None = None  # kernel of ops/attention.py
@@ -96,6 +97,7 @@ class UNet(nn.Module):
             self.kernel_size,
             self.self_attention,
             self.remat,
+            self.remat_keeps,
             self.depthwise,
             self.attention_dropout,
             self.attention,

@@ -12,6 +12,7 @@ from einops import rearrange
 from paella_jax.models.context import Context, both, mapped
 from paella_jax.models.layers import Dense, Dtype, Initializer, scaled_xavier
 from paella_jax.models.positions import with_positions
+from paella_jax.models.prepared import prepared
 from paella_jax.models.transformer_layers import RootMeanSquareNorm, linear_init, zeros
 from paella_jax.models.uvit_blocks import (
     ConvStageBlock,
@@ -22,6 +23,8 @@ from paella_jax.models.uvit_blocks import (
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import dense
 from paella_jax.typing import Array
+
+RELEASED_MICRO_CONDS = 5  # a sixth is the noise level, which the released models do not read
 
 
 def micro_condition_embedding(micro_conds: Array, width: int) -> Array:
@@ -119,7 +122,9 @@ class UViT(nn.Module):
         classifier = self.param("classifier", lambda _: jnp.array(table[: self.codebook_size]).T)
 
         text = mapped(encoder_hidden_states, self._text, "text")
-        condition = self._condition(pooled_text, micro_conds)
+        condition = lambda: self._condition(pooled_text, micro_conds)
+        told_level = self.micro_conds > RELEASED_MICRO_CONDS
+        condition = condition() if told_level else prepared(self, "condition", condition)
 
         x = self._norm("embedding_norm")(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from paella_jax.models.conditioning import Conditioning, text_alone
 from paella_jax.models.context import both
-from paella_jax.models.uvit import UViT
+from paella_jax.models.uvit import RELEASED_MICRO_CONDS, UViT
 from paella_jax.typing import Array, Tree
 
-RELEASED_MICRO_CONDS = 5  # a sixth is the noise level, which the released models do not read
 LEVEL_SCALE = 1000.0  # the sinusoids are made for numbers the size of an image side
 
 

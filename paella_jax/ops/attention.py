@@ -8,6 +8,7 @@ can, and on CPU the products in the order that is fast there (docs/speed.md).
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def dot_product_attention(
     explicit = partial(_attend, dropout_rate=dropout_rate, dropout_key=dropout_key)
     if dropout_rate > 0.0:
         return explicit(query, key, value, key_mask)  # fused kernels drop no probabilities
-    forms = {"cpu": explicit, "default": _by_xla}
+    forms: dict[str, Any] = {"cpu": explicit, "default": _by_xla}
     if kernel == "cudnn" or (kernel == "auto" and _on_gpu() and not _unfit(query)):
         forms["cuda"] = _by_cudnn
     return lax.platform_dependent(query, key, value, key_mask, **forms)

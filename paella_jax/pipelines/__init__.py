@@ -2,8 +2,8 @@
 
 Prompt to image is nine files, in reading order, with the functions to read in each:
 
-1. pipelines/tokens.py `load_tokens` `TokenPipeline.generate`: a run folder becomes a pipeline; a
-   prompt becomes arrays, checked before anything is compiled.
+1. pipelines/load.py `load_tokens`, tokens.py `TokenPipeline.generate`: a run folder becomes a
+   pipeline; a prompt becomes arrays, checked before anything is compiled.
 2. pipelines/batches.py `image_keys` `in_batches`: each image has its own key, so that batches do
    not matter; pieces of a request go through the same programs.
 3. pipelines/request.py `encode` `advance_request` `_plan` `_denoise`: those programs: texts, and

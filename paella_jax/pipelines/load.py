@@ -83,13 +83,48 @@ def load_one_or_two_scales(
       decoder: run folder of a tokenizer with the same codes, whose decoder is used instead.
       super_resolution: run folder of a super-resolution network for its tokens.
     """
-    from paella_jax.pipelines.tokens import load_tokens
-
     if not super_resolution:
         return load_tokens(directory, decoder=decoder)
     from paella_jax.pipelines.two_scale import TwoScalePipeline
 
     return TwoScalePipeline(load_tokens(directory), load_tokens(super_resolution, decoder=decoder))
+
+
+def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipeline:
+    """Loads a token predictor's newest checkpoint (Paella, MUSE, aMUSEd), or a converted one.
+
+    Args:
+      directory: run folder.
+      decoder: run folder of a tokenizer with the same codes, whose decoder is used instead.
+
+    Raises:
+      CheckpointError: no run there, of another kind, incomplete or damaged.
+      ConfigError: `decoder` has other codes.
+    """
+    from dataclasses import replace
+
+    from paella_jax.families.tokens import load_networks
+    from paella_jax.families.vqgan import swap_decoder
+    from paella_jax.pipelines.tokens import TokenPipeline
+    from paella_jax.runs.derive import restore_trained
+
+    workdir = Path(directory)
+    config = read_config(workdir)
+    if config.method != "tokens":
+        raise CheckpointError(
+            f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
+        )
+    networks, frozen = load_networks(config, workdir)
+    if decoder:
+        vqgan, frozen["vqgan"] = swap_decoder(workdir, frozen["vqgan"], decoder)
+        networks = replace(networks, vqgan=vqgan)
+    params = restore_trained(workdir, config)
+    if networks.text_is_joint and "text_encoder" not in params:
+        raise CheckpointError(
+            f"{workdir} holds converted weights without a text encoder; convert them again with "
+            "--tokenizer VQGAN_RUN --text T5_FOLDER"
+        )
+    return TokenPipeline(networks, params, frozen, config)
 
 
 def load_wuerstchen(directory: str | Path, offload: bool = False) -> WuerstchenPipeline:

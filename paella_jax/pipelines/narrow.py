@@ -24,6 +24,14 @@ MOVES = frozenset({"reshape", "squeeze", "slice", "dynamic_slice", "transpose", 
 UNREAD = None  # of an array that nothing reads
 
 
+def holds_narrow(precision: str) -> bool:
+    """Whether a pipeline's device holds narrowed weights, beside whole ones on the host.
+
+    On CPU there is one memory for both, and rounding at every use costs least of it.
+    """
+    return precision != "float32" and jax.default_backend() != "cpu"
+
+
 def narrow(weights: Tree, *readers: tuple[Callable[..., Any], tuple[Any, ...]]) -> Tree:
     """The weights, each in the type that all of its readers round it to.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,14 +14,20 @@ from ml_collections import ConfigDict
 
 from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
-from paella_jax.families.tokens import load_networks
-from paella_jax.families.vqgan import swap_decoder
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import Generation, Job, Pipeline
-from paella_jax.pipelines.batches import all_devices, in_batches, num_pieces, on_mesh
+from paella_jax.pipelines.batches import (
+    all_devices,
+    in_batches,
+    num_pieces,
+    on_mesh,
+    piece_size,
+)
 from paella_jax.pipelines.call import texts_of
 from paella_jax.pipelines.geometry import Scale, Sizes, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.held import held_tokens
+from paella_jax.pipelines.narrow import holds_narrow
 from paella_jax.pipelines.presets import start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, padded_lengths
@@ -39,8 +44,7 @@ from paella_jax.pipelines.request import (
 from paella_jax.pipelines.token_coder import TokenCoder
 from paella_jax.pipelines.token_inputs import Inputs, TokenInputs
 from paella_jax.pipelines.watch import in_groups
-from paella_jax.runs.derive import restore_trained
-from paella_jax.runs.folder import CheckpointError, read_config
+from paella_jax.sampling.guidance import runs_jointly
 from paella_jax.sampling.loop import padded
 from paella_jax.sampling.resample import ResampleSettings
 from paella_jax.sampling.token_loop import Known
@@ -78,9 +82,10 @@ class TokenPipeline(TokenCoder, Pipeline):
         self.networks = networks
         self.config = config
         self.mesh = mesh or all_devices()
-        self.set_params(params, frozen)
         self.sizes = Sizes.of(networks, config)
         self.inputs = TokenInputs(networks, config, self.embed_images)
+        self._narrows = mesh is None and holds_narrow(config.precision)
+        self.set_params(params, frozen)
         self._make_coders()
         # Batches stay as they are cut: what another layout came in would be compiled again.
         out, advance = batch_sharding(self.mesh), partial(advance_request, networks)
@@ -90,7 +95,17 @@ class TokenPipeline(TokenCoder, Pipeline):
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
+        self._whole = (params, frozen) if self._narrows else None
+        if self._narrows:
+            params, frozen = self._held(params, frozen)
         self.params, self.frozen = on_mesh((params, frozen), self.mesh)
+
+    def _held(self, params: Tree, frozen: Tree) -> tuple[Tree, Tree]:
+        """The weights in the types that they are used in."""
+        networks, grid = self.networks, self.sizes.grid(None, None)
+        low = None if networks.low_vqgan is None else np.zeros((1, *[networks.low_grid] * 2), int)
+        inputs = replace(self.inputs.of_negatives([""]), **self.inputs.shared(1, grid, low))
+        return held_tokens(networks, (params, frozen), inputs, grid, self.settings())
 
     @property
     def scales(self) -> list[Scale]:
@@ -158,7 +173,9 @@ class TokenPipeline(TokenCoder, Pipeline):
         copies = job.num_images_per_prompt
         total, repeat = copies * count, lambda x: np.repeat(x, copies, axis=0)
         request = jax.tree.map(repeat, request).replace(images=images)
-        joint = bool(self.config.sampler.get("joint_guidance", False))
+        positions = piece_size(total, job.batch_size, self.mesh) * grid[0] * grid[1]
+        asked = self.config.sampler.get("joint_guidance", "auto")
+        joint = runs_jointly(asked, positions / self.mesh.size)
         form = Form(settings.program(), grid, joint)
         job.expect(len(settings.shown_after()) * num_pieces(total, job.batch_size, self.mesh))
         run = lambda piece, rows: self._draw(piece, rows, settings, form, job)
@@ -223,8 +240,8 @@ class TokenPipeline(TokenCoder, Pipeline):
         return PromptEmbeds(tuple(texts), tuple(negatives), parts, {"": self.inputs.made_for})
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
-        """Its config and weights."""
-        return {"": (self.config, (self.params, self.frozen))}
+        """Its config and weights, as they were given."""
+        return {"": (self.config, self._whole or (self.params, self.frozen))}
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Padded lengths of texts, each alone. Raises PromptError where one is too long."""
@@ -294,33 +311,3 @@ class TokenPipeline(TokenCoder, Pipeline):
         known = Known(np.pad(tokens, border)[None], generate[None])
         height, width = (side * self.sizes.token for side in generate.shape)
         return {"known": known, **self.sizes.options(height, width)}
-
-
-def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipeline:
-    """Loads a token predictor's newest checkpoint (Paella, MUSE, aMUSEd), or a converted one.
-
-    Args:
-      directory: run folder.
-      decoder: run folder of a tokenizer with the same codes, whose decoder is used instead.
-
-    Raises:
-      CheckpointError: no run there, of another kind, incomplete or damaged.
-      ConfigError: `decoder` has other codes.
-    """
-    workdir = Path(directory)
-    config = read_config(workdir)
-    if config.method != "tokens":
-        raise CheckpointError(
-            f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
-        )
-    networks, frozen = load_networks(config, workdir)
-    if decoder:
-        vqgan, frozen["vqgan"] = swap_decoder(workdir, frozen["vqgan"], decoder)
-        networks = replace(networks, vqgan=vqgan)
-    params = restore_trained(workdir, config)
-    if networks.text_is_joint and "text_encoder" not in params:
-        raise CheckpointError(
-            f"{workdir} holds converted weights without a text encoder; convert them again with "
-            "--tokenizer VQGAN_RUN --text T5_FOLDER"
-        )
-    return TokenPipeline(networks, params, frozen, config)

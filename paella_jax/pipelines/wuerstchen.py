@@ -30,6 +30,7 @@ from paella_jax.pipelines.batches import (
 )
 from paella_jax.pipelines.geometry import check_side, touched
 from paella_jax.pipelines.given_image import GivenImage
+from paella_jax.pipelines.narrow import holds_narrow
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.wuerstchen_programs import (
     Scale,
@@ -76,7 +77,8 @@ class WuerstchenPipeline(Stages, Pipeline):
         self.config = configs.get("stage_c", configs["stage_b"])
         self.offload = offload
         self.mesh = mesh or all_devices()
-        self._weights = {}
+        self._narrows = mesh is None and holds_narrow(self.config.precision)
+        self._weights, self._whole = {}, {}
         for name, tree in weights.items():
             self.set_weights(name, tree)
         self._make_programs()
@@ -265,9 +267,10 @@ class WuerstchenPipeline(Stages, Pipeline):
         return np.stack([decode(latents) for latents in generation.trace])
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
-        """Configs and weights of its stages."""
+        """Configs and weights of its stages, as they were given."""
         named = {"": "stage_c", "stage_b": "stage_b"} if self.stage_c else {"": "stage_b"}
-        return {name: (self.configs[s], self._weights[s]) for name, s in named.items()}
+        whole = self._weights | self._whole
+        return {name: (self.configs[stage], whole[stage]) for name, stage in named.items()}
 
     def check_settings(self, **settings: Any) -> None:
         """Raises ValueError for a size or a setting of Stage C that it cannot draw with."""

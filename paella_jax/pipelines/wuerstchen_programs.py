@@ -20,7 +20,7 @@ from paella_jax.models.stage_c import StageC
 from paella_jax.pipelines.batches import Numbered
 from paella_jax.sampling.diffusion import FROM_UNIT_NOISE, GaussianStart, KnownValues, plan
 from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse, segment_times
-from paella_jax.sampling.guidance import Denoise, Predict, guide
+from paella_jax.sampling.guidance import Denoise, Predict, guide, guide_jointly, runs_jointly
 from paella_jax.sampling.loop import Loop, advance, run
 from paella_jax.sampling.schedule import first_and_last
 from paella_jax.typing import Array, Tree
@@ -229,8 +229,12 @@ def draw_stage(
 ) -> Array:
     """Texts -> latents of a stage, in its own scale: a pipeline's programs as one."""
     request = encode_texts(networks, weights, request)
-    loop = plan_stage(weights, request, settings.course(), settings, shape)
-    return run(loop, False)[0]
+    return draw_encoded(plan_stage(weights, request, settings.course(), settings, shape))
+
+
+def draw_encoded(plan_of_stage: Loop) -> Array:
+    """All steps of a stage: its latents, in its own scale."""
+    return run(plan_of_stage, False)[0]
 
 
 def _guided(
@@ -238,14 +242,22 @@ def _guided(
 ) -> Denoise:
     """The guided noise prediction; only the conditional one sees the guide."""
     count = request.images.seeds.shape[0]
-    x, t = jnp.zeros((count, *shape)), jnp.zeros((count,))
 
     def predict(cond: Conditioning) -> Predict:
-        made = prepare(module.apply, params, x, t, cond)
+        text: Any = cond.text
+        x = jnp.zeros((len(text), *shape))
+        made = prepare(module.apply, params, x, x[:, 0, 0, 0], cond)
         return lambda x, t: module.apply(made, x, t, cond)
 
-    conditional = predict(dataclasses.replace(request.texts, guide=request.guide))
-    return guide(conditional, predict(request.negatives))
+    texts, negatives = request.texts, request.negatives
+    conditional = predict(dataclasses.replace(texts, guide=request.guide))
+    alike = request.guide is None and jax.tree.map(jnp.shape, texts) == jax.tree.map(
+        jnp.shape, negatives
+    )
+    if alike and runs_jointly("auto", count * shape[0] * shape[1]):
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), texts, negatives)
+        return guide_jointly(conditional, predict(both))
+    return guide(conditional, predict(negatives))
 
 
 def _stage_keys(request: StageRequest, stage: int) -> Array:

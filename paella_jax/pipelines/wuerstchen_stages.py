@@ -25,6 +25,7 @@ from paella_jax.pipelines.batches import (
     one_per_prompt,
 )
 from paella_jax.pipelines.geometry import check_side
+from paella_jax.pipelines.held import held_stage
 from paella_jax.pipelines.watch import in_groups
 from paella_jax.pipelines.wuerstchen_programs import (
     StageRequest,
@@ -35,6 +36,7 @@ from paella_jax.pipelines.wuerstchen_programs import (
     plan_c,
     raw_latents,
     stage_b_settings,
+    stage_c_settings,
 )
 from paella_jax.pipelines.wuerstchen_texts import checked_texts
 from paella_jax.sampling.diffusion_settings import DDPMSettings
@@ -47,6 +49,7 @@ NO_COMPRESSOR = (
     "this run has no compressor, as diffusers' folders have none: it draws from text, but cannot "
     "encode or reconstruct images; convert it again with --compressor model_v2_stage_b.pt"
 )
+Shape = tuple[int, int, int]  # of latents: height, width, channels
 STAGE_B, STAGE_C = "Stage B's text encoder", "Stage C's text encoder"  # in messages
 PREVIEW_STEPS = 3  # of Stage B, in a look at Stage C's latents
 
@@ -84,6 +87,8 @@ class Stages:
     mesh: Mesh
     configs: dict[str, ConfigDict]
     _weights: dict[str, Tree]
+    _whole: dict[str, Tree]  # as given, of those that are held in narrower types
+    _narrows: bool
     _texts: dict[str, TextSide]  # what reads a prompt, by its name in messages
 
     def _make_programs(self) -> None:
@@ -112,8 +117,22 @@ class Stages:
 
     def set_weights(self, name: str, tree: Tree) -> None:
         """Replaces the weights of one stage; nothing is compiled again."""
+        if self._narrows and name in ("stage_b", "stage_c"):
+            self._whole[name], tree = tree, self._held(name, tree)
         placed = jax.tree.map(np.asarray, tree) if self.offload else self._on_device(tree)
         self._weights[name] = placed
+
+    def _held(self, name: str, tree: Tree) -> Tree:
+        """A stage's weights in the types that they are used in."""
+        side = self.configs[name].data.image_size
+        guide, latents = self._shapes((side, side))
+        sampler = self._sampler(name)
+        if name == "stage_b":
+            settings = stage_b_settings(sampler)
+            return held_stage(self.stage_b, self.stage_b, tree, settings, latents, guide)
+        assert self.stage_c is not None
+        settings = stage_c_settings(sampler)
+        return held_stage(self.stage_c, self.stage_b, tree, settings, guide, guide)
 
     def _on_device(self, tree: Tree) -> Tree:
         return on_mesh(tree, self.mesh)
@@ -208,11 +227,12 @@ class Stages:
         state = empty_state(len(piece.images.seeds), shape, settings)
         return place(state, batch_sharding(self.mesh))
 
-    def _shapes(self, size: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _shapes(self, size: tuple[int, int]) -> tuple[Shape, Shape]:
         """Of Stage C's and of Stage B's latents, for images of a size in pixels."""
-        of_c = (self.stage_b.guide_side(side) for side in size)
-        of_b = (self.stage_b.latent_side(side) for side in size)
-        channels = self.stage_b.stage_b.guide_channels, self.stage_b.vqgan.latent_channels
+        (height, width), stage_b = size, self.stage_b
+        of_c = (stage_b.guide_side(height), stage_b.guide_side(width))
+        of_b = (stage_b.latent_side(height), stage_b.latent_side(width))
+        channels = stage_b.stage_b.guide_channels, stage_b.vqgan.latent_channels
         return (*of_c, channels[0]), (*of_b, channels[1])
 
     def _sampler(self, stage: str) -> ConfigDict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from paella_jax.typing import Array
@@ -12,6 +13,9 @@ from paella_jax.typing import Array
 Predict = Callable[[Array, Array], Array]
 # The same with a guidance scale (a float32 scalar, or None where guidance is off).
 Denoise = Callable[[Array, Array, Array | None], Array]
+# Map positions on one accelerator up to which both predictions fill it better as one batch: a few
+# images (docs/speed.md). Beyond that two calls share what does not depend on the condition.
+FEW_POSITIONS = 16384
 
 
 def combine(conditional: Array, unconditional: Array, scale: Array | float) -> Array:
@@ -64,6 +68,23 @@ def guide_jointly(conditional: Predict, both: Predict) -> Denoise:
         return combine(conditional_logits, unconditional_logits, scale)
 
     return denoise
+
+
+def runs_jointly(asked: object, positions: float) -> bool:
+    """Whether both predictions are made by one call (`guide_jointly`).
+
+    Args:
+      asked: True, False or "auto", as a bool or a word.
+      positions: of the maps that one device draws at once.
+
+    Raises:
+      ValueError: `asked` is none of them.
+    """
+    word = str(asked).lower()
+    if word not in ("auto", "true", "false"):
+        raise ValueError(f"sampler.joint_guidance must be True, False or auto, got {asked!r}")
+    few = jax.default_backend() != "cpu" and positions <= FEW_POSITIONS
+    return few if word == "auto" else word == "true"
 
 
 def without_guidance(denoise: Denoise) -> Denoise:

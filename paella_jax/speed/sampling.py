@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,13 +31,12 @@ def token_sampling_cases(config: ConfigDict, images: int) -> list[Case]:
     made = token_sampling(config, images)
     networks, request = made.networks, made.request
     encoder = partial(encode, networks)
-    conditions = lambda params, frozen, inputs: encoder(params, frozen, inputs)
-    inputs = request.conditions[0]
-    cond = jax.eval_shape(conditions, made.params, made.frozen, inputs)
-    encoded = request.replace(conditions=(cond,), unconditional=cond)
+    inputs: Any = request.conditions[0]
+    cond = jax.eval_shape(encoder, made.params, made.frozen, inputs)
+    encoded = replace(request, conditions=(cond,), unconditional=cond)
     params, frozen = narrow(
         (made.params, made.frozen),
-        (lambda weights, inputs: encoder(*weights, inputs), (inputs,)),
+        (lambda weights, inputs: encoder(weights[0], weights[1], inputs), (inputs,)),
         (lambda weights, request: _steps(made, weights, request), (encoded,)),
     )
     decode = jax.jit(networks.decode_tokens)
@@ -87,7 +87,7 @@ def stage_sampling_cases(config: ConfigDict, images: int) -> list[Case]:
     state = canonical(empty_state(images, made.shape, made.settings))
     stage = {"stage_b": "Stage B", "stage_c": "Stage C"}[config.method]
     guided = "" if course.guidance_scale is None else "guided "
-    own = ({config.method: params[config.method]}, {})
+    own: tuple[Tree, Tree] = ({config.method: params[config.method]}, {})
     return [
         Case(f"{stage}'s text encoder", jax.jit(texts), ((params, frozen), made.request), images),
         Case(

@@ -1,0 +1,122 @@
+"""Kernels and generators that a config chooses: the same numbers, and what is refused."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paella_jax.models.blocks import AttentionBlock, kept_by
+from paella_jax.noise.generators import dropout_key
+from paella_jax.ops import attention
+from paella_jax.ops.attention import dot_product_attention
+from paella_jax.sampling.guidance import FEW_POSITIONS, runs_jointly
+
+
+def heads(length, seed, dtype=jnp.float32, width=8):
+    return jax.random.normal(jax.random.key(seed), (2, length, 4, width), dtype)
+
+
+def test_every_kernel_of_this_machine_agrees_with_the_formula():
+    query, key, value = heads(6, 1), heads(5, 2), heads(5, 3)
+    mask = jnp.arange(5)[None] < jnp.array([[5], [2]])
+    scores = np.einsum("bnhd,bmhd->bhnm", query, key) / np.sqrt(8)
+    scores = np.where(mask[:, None, None], scores, -np.inf)
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    wanted = np.einsum("bhnm,bmhd->bnhd", weights, value)
+    for kernel in (None, "auto", "xla"):
+        ours = dot_product_attention(query, key, value, key_mask=mask, implementation=kernel)
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_a_kernel_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    given = heads(6, 1), heads(5, 2), heads(5, 3)
+    with pytest.raises(ValueError, match=r"attention 'flash' must be one of auto, xla, cudnn"):
+        dot_product_attention(*given, implementation="flash")
+    with pytest.raises(ValueError, match=r"needs an NVIDIA GPU, this is cpu: auto or xla"):
+        dot_product_attention(*given, implementation="cudnn")
+    monkeypatch.setattr(attention, "_on_gpu", lambda: True)
+    for wrong, word in (
+        (heads(6, 1), "bfloat16 or float16, not float32"),
+        (heads(6, 1, jnp.bfloat16, 12), "a multiple of 8, got 12"),
+        (heads(6, 1, jnp.bfloat16, 256), "up to 128 channels"),
+        (heads(5, 1, jnp.bfloat16), "even number of queries, got 5"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            dot_product_attention(wrong, wrong, wrong, implementation="cudnn")
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_cudnn_is_given_whole_lengths_and_what_is_real(masked, monkeypatch):
+    """Its call stands for itself here: keys filled up to 8, and nothing of the filling seen."""
+    seen = {}
+
+    def stand_in(query, key, value, *, implementation, **options):
+        seen.update(options, implementation=implementation, length=key.shape[1])
+        return whole(query, key, value, implementation="xla", **options)
+
+    whole = jax.nn.dot_product_attention
+    query, key, value = heads(6, 1), heads(5, 2), heads(5, 3)
+    mask = jnp.arange(5)[None] < jnp.array([[5], [2]]) if masked else None
+    wanted = dot_product_attention(query, key, value, key_mask=mask)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    ours = attention._by_cudnn(query, key, value, mask)
+    np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-6)
+    assert (seen["implementation"], seen["length"]) == ("cudnn", 8)
+    assert ("mask" in seen) == masked
+
+
+def test_dropout_of_the_output_drops_no_probabilities():
+    x, text = jnp.ones((1, 2, 2, 8)), jnp.ones((1, 3, 8))
+    outputs = {}
+    for dropped in ("probabilities", "output"):
+        block = AttentionBlock(2, dropout=0.5, attention_dropout=dropped)
+        variables = block.init(jax.random.key(0), x, text)
+        apply = lambda seed, block=block, variables=variables: block.apply(
+            variables, x, text, deterministic=False, rngs={"dropout": jax.random.key(seed)}
+        )
+        outputs[dropped] = np.asarray(apply(1))
+        assert (outputs[dropped] != np.asarray(apply(2))).any()
+        text_of = lambda block=block, variables=variables: str(
+            jax.make_jaxpr(
+                lambda: block.apply(
+                    variables, x, text, deterministic=False, rngs={"dropout": jax.random.key(1)}
+                )
+            )()
+        )
+        shape = "2,4,7" if dropped == "probabilities" else "1,4,8"
+        assert shape in text_of().replace(" ", "")
+    assert (outputs["probabilities"] != outputs["output"]).any()
+    with pytest.raises(ValueError, match="attention_dropout 'all' must be of"):
+        AttentionBlock(2, attention_dropout="all").init(jax.random.key(0), x, text)
+
+
+def test_what_a_recomputed_block_keeps():
+    assert kept_by("nothing") is None and callable(kept_by("products"))
+    with pytest.raises(ValueError, match="remat_keeps 'all' must be one of nothing, products"):
+        kept_by("all")
+
+
+def test_generators_of_dropout():
+    key = jax.random.key(7)
+    assert dropout_key(key, "auto") is key and dropout_key(key, "threefry") is key
+    hardware = dropout_key(key, "rbg")
+    assert str(jax.random.key_impl(hardware)) == "rbg"
+    kept = np.asarray(jax.random.bernoulli(hardware, 0.9, (20_000,)))
+    assert abs(kept.mean() - 0.9) < 0.01
+    again = jax.random.bernoulli(dropout_key(key, "rbg"), 0.9, (20_000,))
+    np.testing.assert_array_equal(kept, again)
+    other = jax.random.bernoulli(dropout_key(jax.random.key(8), "rbg"), 0.9, (20_000,))
+    assert (np.asarray(other) != kept).any()
+    with pytest.raises(ValueError, match="dropout_generator 'mt' must be one of"):
+        dropout_key(key, "mt")
+
+
+def test_where_guidance_is_one_call(monkeypatch):
+    assert runs_jointly(True, 1e9) and runs_jointly("True", 1e9) and not runs_jointly(False, 1)
+    assert not runs_jointly("auto", 1)  # of a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert runs_jointly("auto", FEW_POSITIONS) and not runs_jointly("auto", FEW_POSITIONS + 1)
+    with pytest.raises(ValueError, match="joint_guidance must be True, False or auto, got 'maybe'"):
+        runs_jointly("maybe", 1)

@@ -1,0 +1,215 @@
+"""`benchmark`: what can be asked for, what a row tells, and what a GPU's sampler repeats."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from paella_jax.compile.programs import train_program
+from paella_jax.compile.targets import PLAN_MODULES
+from paella_jax.config import ConfigError
+from paella_jax.speed import run, sampling
+from paella_jax.speed.arrays import filled
+from paella_jax.speed.case import Case, measure
+from paella_jax.speed.plan import Setting, check_asked
+from paella_jax.speed.trace import longest, profiled
+from paella_jax.training.sharding import make_mesh
+
+NARROW = {"model__widths": "(16,16)", "model__depths": "(1,1)", "model__num_heads": "(0,2)",
+          "model__patterns": "('CT','CTA')", "model__cond_width": 16, "model__token_width": 8,
+          "text__width": 16, "text__num_layers": 1, "text__hidden_dim": 16, "text__num_heads": 2,
+          "sampler__num_steps": 3, "batch_size": 2}  # fmt: skip
+
+
+def config_of(**fields):
+    return small.config_of("paella:tiny", **NARROW | fields)
+
+
+def test_what_is_asked_for_is_every_combination():
+    configs = {"paella:tiny": config_of(), "vqgan:tiny": small.config_of("vqgan:tiny")}
+    asked = check_asked(configs, "train,sample", "1,4", ["seed=1,2", "config.batch_size=2,4"])
+    assert len(asked) == 8 and asked[0].batches == (1, 4)
+    assert [s.work for s in asked[::4]] == [("train", "sample"), ("train",)]
+    assert asked[1].swept == ("seed=1", "batch_size=4") and asked[1].config.batch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("work", "batch", "sweep", "word"),
+    [("walk", "1", [], "must be of train, encoded, sample"), ("", "1", [], "must be of train"),
+     ("sample", "0", [], "whole numbers from 1"), ("sample", "1,x", [], "whole numbers from 1"),
+     ("sample", "1", ["seed"], "must be FIELD=A,B"), ("sample", "1", ["sead=1"], "sead"),
+     ("sample", "1", ["batch_size=many"], "batch_size")],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused_at_once(work, batch, sweep, word):
+    with pytest.raises(ConfigError, match=word):
+        check_asked({"paella:tiny": config_of()}, work, batch, sweep)
+
+
+def test_nothing_to_measure_is_an_error():
+    with pytest.raises(ConfigError, match="none of the presets has that"):
+        check_asked({"vqgan:tiny": small.config_of("vqgan:tiny")}, "sample", "1", [])
+
+
+def test_arrays_of_all_kinds():
+    shapes = {
+        "weights": jax.ShapeDtypeStruct((40, 50), jnp.bfloat16),
+        "bytes": jax.ShapeDtypeStruct((3, 300), np.uint8),
+        "ids": jax.ShapeDtypeStruct((7,), np.int32),
+        "keys": jax.ShapeDtypeStruct((2,), jax.random.key(0).dtype),
+        "given": np.float32(3.0),
+    }
+    made = filled(shapes, 1)
+    assert {n: x.dtype for n, x in made.items()} == {n: x.dtype for n, x in shapes.items()}
+    assert 0.018 < float(made["weights"].astype(jnp.float32).std()) < 0.022
+    assert float(made["given"]) == 3.0 and not made["ids"].any()
+    assert len(np.unique(made["bytes"])) == 256
+
+
+def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch, capsys):
+    """A program that needs too much memory is a row of its own, and the next one is measured."""
+    product = jax.jit(lambda a: a @ a)
+    given = (jax.ShapeDtypeStruct((64, 64), np.float32),)
+
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 1 GiB\nand so on")
+
+    cases = [
+        Case("too large", SimpleNamespace(lower=refuse), given, 4),
+        Case("a product", product, given, 4),
+    ]
+    monkeypatch.setattr(run, "sampling_cases", lambda config, batch: cases)
+    monkeypatch.setattr(run, "matmul_ceiling", lambda dtype: 1e12)
+    monkeypatch.setattr(run, "memory_ceiling", lambda: 1e10)
+    setting = Setting("paella:tiny", ("seed=1",), config_of(), ("sample",), (4,))
+    run.measure_all([setting], 0.0, tmp_path / "speed.json")
+    report = json.loads((tmp_path / "speed.json").read_text())
+    bad, good = report["rows"]
+    assert bad["error"] == "out of memory: RESOURCE_EXHAUSTED: no room for 1 GiB"
+    assert good["teraflops"] == round(2 * 64**3 / 1e12, 4) and good["calls"] >= 3
+    assert good["swept"] == "seed=1" and 0 <= good["share_of_ceiling"] < 1
+    shown = capsys.readouterr().out
+    assert "| preset | with | work |" in shown and "out of memory" in shown
+
+    def break_down(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        measure(Case("broken", SimpleNamespace(lower=break_down), given, 1), 0.0)
+
+
+def test_programs_behind_a_call():
+    """Texts, steps and decoder are measured; the steps do the arithmetic of all predictions."""
+    cases = sampling.token_sampling_cases(config_of(), 2)
+    assert [case.name for case in cases] == ["text encoders", "3 guided steps", "decode tokens"]
+    row = measure(cases[1], 0.0)
+    one = sampling.token_sampling_cases(config_of(sampler__num_steps=1), 2)[1]
+    count = lambda case: measure(case, 0.0)["teraflops"]
+    assert row["images"] == 2 and row["milliseconds"] > 0 and count(one) <= row["teraflops"]
+
+
+def test_encoded_data_leaves_the_frozen_networks_out():
+    with jax.set_mesh(mesh := make_mesh(config_of().mesh)):
+        whole, stored = (train_program(config_of(), mesh, encoded) for encoded in (False, True))
+    frozen, batch = stored.arguments[1:3]
+    assert "vqgan" in whole.arguments[1] and "vqgan" not in frozen
+    assert set(batch) == {"tokens", "text_ids", "text_mask"}
+    assert batch["tokens"].shape == (2, 8, 8)
+    with pytest.raises(ConfigError, match="encoded data is for methods"):
+        train_program(small.config_of("vqgan:tiny"), mesh, True)
+
+
+def test_a_profile_says_what_took_longest(tmp_path):
+    function = jax.jit(lambda a: jnp.sin(a @ a) @ a)
+    a = jnp.ones((512, 512))
+    function(a)
+    shares = profiled(lambda: function(a), tmp_path)
+    assert shares and 0 < sum(share.share for share in shares) <= 1.001
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
+    event = lambda name, ns: SimpleNamespace(name=name, duration_ns=ns)
+    line = lambda name, *events: SimpleNamespace(name=name, events=events)
+    planes = [
+        SimpleNamespace(name="/host:CPU", lines=[line("python", event("wait", 9e9))]),
+        SimpleNamespace(
+            name="/device:GPU:0",
+            lines=[
+                line("Steps", event("all", 9e9)),
+                line("Stream #1", event("fusion.1", 3e6), event("fusion.2", 1e6)),
+                line("Stream #2", event("gemm", 12e6)),
+            ],
+        ),
+    ]  # fmt: skip
+    first, second = longest(SimpleNamespace(planes=planes))
+    assert first == ("gemm", 12.0, 1, 0.75) and second == ("fusion", 4.0, 2, 0.25)
+
+
+HLO = """
+import sys
+from paella_jax.compile import targets
+target = targets.parse_target("gpu:h100:1")
+targets.set_environment(target)
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from paella_jax.compile.preset import OPTIONS
+from paella_jax.config import load_config
+from paella_jax.speed.sampling import token_sampling_cases
+from paella_jax.training.sharding import make_mesh
+mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), targets.devices_of(target))
+whole = NamedSharding(mesh, PartitionSpec())
+case = token_sampling_cases(load_config("paella:tiny", sys.argv[1:]), 2)[1]
+given = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=whole), case.arguments
+)
+print(case.function.lower(*given).compile(OPTIONS["gpu"]).as_text())
+"""
+
+
+def inside_of_steps(text: str) -> list[str]:
+    """The lines of everything that the sampler's own loop of a compiled program runs."""
+    computations: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+            name = head[1]
+            computations[name] = []
+        elif name:
+            computations[name].append(line)
+    called = r"(?:body|condition|calls)=%?([\w.\-]+)"
+    steps = r'body=%?([\w.\-]+).*op_name="jit\(advance_request\)/while"'
+    reached = set(re.findall(steps, text))
+    assert len(reached) == 1
+    while True:
+        more = {n for r in reached for line in computations[r] for n in re.findall(called, line)}
+        if more <= reached:
+            return [line for r in reached for line in computations[r]]
+        reached |= more
+
+
+def test_a_gpu_s_sampler_repeats_no_product_of_the_text_and_no_rounding_of_weights():
+    """Read from the program that is compiled for an H100, which needs the `plan` extra."""
+    pytest.importorskip(
+        PLAN_MODULES["gpu"].partition(".")[0], reason="pip install paella_jax[plan]"
+    )
+    pytest.importorskip(PLAN_MODULES["gpu"])
+    fields = [f"{n.replace('__', '.')}={v}" for n, v in NARROW.items() if n != "model__depths"]
+    command = [sys.executable, "-c", HLO, *fields, "model.depths=(1,3)", "precision=bfloat16"]
+    for loop in ("False", "True"):
+        text = subprocess.run(
+            [*command, f"model.loop={loop}"], capture_output=True, text=True, check=True
+        ).stdout
+        lines = inside_of_steps(text)
+        named = "\n".join(lines)
+        assert "kv_mapper" in text and "mlp/expand" in named
+        assert "kv_mapper" not in named and "/conditioning/" not in named
+        rounded = re.findall(r"bf16\[(\d+,\d+)\]\S* convert\(f32", named)
+        assert not set(rounded) & {"16,64", "64,16", "16,48", "16,16", "64,32"}
