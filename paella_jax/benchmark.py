@@ -1,15 +1,22 @@
 """Measure speed on this machine, with random weights:
 
-    python -m paella_jax.benchmark --config paella:1b --work train,encoded,sample --batch 1,4,16
+    python -m paella_jax.benchmark --config paella:1b --work sample,encoded --batch 1,4,16
     python -m paella_jax.benchmark --config stage_c:v2_1024 --config stage_b:v2_1024 --work sample
     python -m paella_jax.benchmark --config paella:shapes --sweep model.remat=True,False
 
-A row per program: the train step (`train`; `encoded`: from encoded data), and what a pipeline runs
-for `--batch` images, each program for itself: text encoders, steps, decoder. Every program is
-compiled, called once, then timed for `--seconds`; beside the medians stand its products in TFLOP,
-as a share of the largest matrix product's on this device, and its memory. `--sweep FIELD=A,B`
-repeats everything with other settings, every combination of them; what runs out of memory is told,
-and the next goes on. `--data` measures how fast the config's images are read instead
+A row per program, each measured for itself: what a pipeline runs for `--batch` images (`sample`:
+text encoders, steps, decoder), what `encode` computes (`encode`), and the train step (`train`;
+`encoded`: from encoded data). Every program is compiled, called once, then timed for `--seconds`.
+Beside the medians stand its products in TFLOP (without those recomputed to save memory) as a share
+of the largest matrix product's on this device, the bytes that it moves at most as a share of a
+large copy's, and its memory. `--sweep FIELD=A,B` repeats everything with other settings, every
+combination of them; what runs out of memory is told, and the next goes on. With `--out FILE` a
+stopped call goes on where it was. `--trace FOLDER` leaves a profile of each program, for
+TensorBoard, XProf or Perfetto, and prints what took longest.
+
+`--peer FILE` (several times) times others in the same rounds: a Python file with
+make(config, work, images) -> a function that does one call of a row's work, or None
+(launch/peer_paella_torch.py). `--data` measures how fast the config's images are read instead
 (`--photos 512x384`: made-up JPEGs of that size).
 """
 
@@ -23,7 +30,7 @@ from typing import Any
 
 from paella_jax.cli import Parser, path, run, setup_jax
 
-WORK = ("train", "encoded", "sample")
+WORK = "sample,encode,encoded,train"
 
 
 def reading_report(config: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -48,10 +55,12 @@ def main() -> int:
     """Runs the benchmark and prints (and writes) its numbers."""
     parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", action="append", help="default paella:shapes; several times")
-    parser.add_argument("--work", default=",".join(WORK), help="of train, encoded, sample")
+    parser.add_argument("--work", default=WORK, help=f"of {WORK}")
     parser.add_argument("--batch", default="1,4,16", help="images that are drawn at once")
     parser.add_argument("--sweep", action="append", default=[], help="FIELD=A,B of the config")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each timing")
+    parser.add_argument("--trace", type=path, default="", help="folder for profiles")
+    parser.add_argument("--peer", type=path, action="append", default=[], help="Python file")
     parser.add_argument("--data", action="store_true", help="read the config's images")
     parser.add_argument("--photos", default="", help="with --data: WIDTHxHEIGHT of made-up JPEGs")
     parser.add_argument("--out", type=path, help="JSON file; a row is in it once it is measured")
@@ -72,12 +81,14 @@ def main() -> int:
         if arguments.out:
             Path(arguments.out).write_text(json.dumps(report, indent=2))
         return 0
+    from paella_jax.speed.peers import load_peer
     from paella_jax.speed.plan import check_asked
-    from paella_jax.speed.run import measure_all
+    from paella_jax.speed.run import How, measure_all
 
     asked = check_asked(configs, arguments.work, arguments.batch, arguments.sweep)
     setup_jax()
-    measure_all(asked, arguments.seconds, arguments.out)
+    peers = [load_peer(file) for file in arguments.peer]
+    measure_all(asked, How(arguments.seconds, arguments.out or "", arguments.trace, peers))
     return 0
 
 

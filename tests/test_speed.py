@@ -20,6 +20,7 @@ from paella_jax.config import ConfigError
 from paella_jax.speed import run, sampling
 from paella_jax.speed.arrays import filled
 from paella_jax.speed.case import Case, measure
+from paella_jax.speed.peers import call_of, load_peer
 from paella_jax.speed.plan import Setting, check_asked
 from paella_jax.speed.trace import longest, profiled
 from paella_jax.training.sharding import make_mesh
@@ -44,7 +45,7 @@ def test_what_is_asked_for_is_every_combination():
 
 @pytest.mark.parametrize(
     ("work", "batch", "sweep", "word"),
-    [("walk", "1", [], "must be of train, encoded, sample"), ("", "1", [], "must be of train"),
+    [("walk", "1", [], "must be of sample, encode, encoded"), ("", "1", [], "must be of sample"),
      ("sample", "0", [], "whole numbers from 1"), ("sample", "1,x", [], "whole numbers from 1"),
      ("sample", "1", ["seed"], "must be FIELD=A,B"), ("sample", "1", ["sead=1"], "sead"),
      ("sample", "1", ["batch_size=many"], "batch_size")],
@@ -90,20 +91,48 @@ def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "matmul_ceiling", lambda dtype: 1e12)
     monkeypatch.setattr(run, "memory_ceiling", lambda: 1e10)
     setting = Setting("paella:tiny", ("seed=1",), config_of(), ("sample",), (4,))
-    run.measure_all([setting], 0.0, tmp_path / "speed.json")
+    how = run.How(0.0, str(tmp_path / "speed.json"))
+    run.measure_all([setting], how)
     report = json.loads((tmp_path / "speed.json").read_text())
     bad, good = report["rows"]
     assert bad["error"] == "out of memory: RESOURCE_EXHAUSTED: no room for 1 GiB"
     assert good["teraflops"] == round(2 * 64**3 / 1e12, 4) and good["calls"] >= 3
-    assert good["swept"] == "seed=1" and 0 <= good["share_of_ceiling"] < 1
+    assert good["swept"] == "seed=1" and 0 <= good["share_of_products"] < 1
     shown = capsys.readouterr().out
     assert "| preset | with | work |" in shown and "out of memory" in shown
+    # A call that was stopped goes on: what is there is shown, not measured again.
+    cases.append(Case("another", product, given, 2))
+    run.measure_all([setting], how)
+    again = json.loads((tmp_path / "speed.json").read_text())
+    assert again["rows"][:2] == report["rows"] and len(again["rows"]) == 3
 
     def break_down(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         measure(Case("broken", SimpleNamespace(lower=break_down), given, 1), 0.0)
+
+
+def test_peers_are_timed_in_the_same_rounds(tmp_path):
+    """And only for the work that they have."""
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "import time\n"
+        "def make(config, work, images):\n"
+        "    return (lambda: time.sleep(0.01)) if work == 'a product' else None\n"
+    )
+    peer = load_peer(str(file))
+    assert call_of(peer, config_of(), "another", 1) is None
+    call = call_of(peer, config_of(), "a product", 1)
+    given = (jax.ShapeDtypeStruct((8, 8), np.float32),)
+    row = measure(Case("a product", jax.jit(lambda a: a @ a), given, 1), 0.0, {peer.name: call})
+    assert row["peer_milliseconds"]["slow"] >= 10 and row["peer_times_as_long"]["slow"] > 1
+    for text, word in (("x = 1", "has no make"), ("import no_such_package", "not installed")):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=word):
+            load_peer(str(file))
+    with pytest.raises(ConfigError, match="is not there"):
+        load_peer(str(tmp_path / "other.py"))
 
 
 def test_programs_behind_a_call():

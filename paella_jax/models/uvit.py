@@ -122,9 +122,9 @@ class UViT(nn.Module):
         classifier = self.param("classifier", lambda _: jnp.array(table[: self.codebook_size]).T)
 
         text = mapped(encoder_hidden_states, self._text, "text")
-        condition = lambda: self._condition(pooled_text, micro_conds)
+        make = lambda: self._condition(pooled_text, micro_conds)
         told_level = self.micro_conds > RELEASED_MICRO_CONDS
-        condition = condition() if told_level else prepared(self, "condition", condition)
+        condition = make() if told_level else prepared(self, "condition", make)
 
         x = self._norm("embedding_norm")(jnp.take(table, tokens, axis=0)).astype(self.dtype)
         if self.positions:

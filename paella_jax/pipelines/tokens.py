@@ -26,7 +26,6 @@ from paella_jax.pipelines.batches import (
 from paella_jax.pipelines.call import texts_of
 from paella_jax.pipelines.geometry import Scale, Sizes, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
-from paella_jax.pipelines.held import held_tokens
 from paella_jax.pipelines.narrow import holds_narrow
 from paella_jax.pipelines.presets import start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
@@ -102,6 +101,8 @@ class TokenPipeline(TokenCoder, Pipeline):
 
     def _held(self, params: Tree, frozen: Tree) -> tuple[Tree, Tree]:
         """The weights in the types that they are used in."""
+        from paella_jax.pipelines.held_tokens import held_tokens
+
         networks, grid = self.networks, self.sizes.grid(None, None)
         low = None if networks.low_vqgan is None else np.zeros((1, *[networks.low_grid] * 2), int)
         inputs = replace(self.inputs.of_negatives([""]), **self.inputs.shared(1, grid, low))

@@ -25,7 +25,6 @@ from paella_jax.pipelines.batches import (
     one_per_prompt,
 )
 from paella_jax.pipelines.geometry import check_side
-from paella_jax.pipelines.held import held_stage
 from paella_jax.pipelines.watch import in_groups
 from paella_jax.pipelines.wuerstchen_programs import (
     StageRequest,
@@ -124,15 +123,16 @@ class Stages:
 
     def _held(self, name: str, tree: Tree) -> Tree:
         """A stage's weights in the types that they are used in."""
+        from paella_jax.pipelines.held_stage import held_stage
+
         side = self.configs[name].data.image_size
         guide, latents = self._shapes((side, side))
-        sampler = self._sampler(name)
+        sampler, stage_b = self._sampler(name), self.stage_b
         if name == "stage_b":
-            settings = stage_b_settings(sampler)
-            return held_stage(self.stage_b, self.stage_b, tree, settings, latents, guide)
+            return held_stage(stage_b, stage_b, tree, stage_b_settings(sampler), latents, guide)
         assert self.stage_c is not None
-        settings = stage_c_settings(sampler)
-        return held_stage(self.stage_c, self.stage_b, tree, settings, guide, guide)
+        networks, settings = self.stage_c, stage_c_settings(sampler)
+        return held_stage(networks, stage_b, tree, settings, guide, guide)
 
     def _on_device(self, tree: Tree) -> Tree:
         return on_mesh(tree, self.mesh)

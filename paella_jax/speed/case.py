@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
+from paella_jax.compile.account import memory_report, traffic_report
 from paella_jax.evaluation.flops import flops_by_type
 from paella_jax.speed.arrays import filled
-from paella_jax.training.compiled_step import MIB
-from paella_jax.typing import Tree
 
 LEAST_ROUNDS = 3
 
@@ -40,61 +40,82 @@ class Case:
     carries: bool = False
 
 
-def measure(case: Case, seconds: float, held: Tree = None) -> dict[str, Any]:
+def measure(
+    case: Case, seconds: float, peers: Mapping[str, Callable[[], Any]] = MappingProxyType({})
+) -> dict[str, Any]:
     """Compiles a case and calls it for some seconds; the first call is not counted.
 
     Args:
       case: what to call.
       seconds: after which no further call begins; at least three are made.
-      held: arrays that replace shapes of the arguments, by position.
+      peers: the same work by others, by name; each is called once in every round.
 
     Returns:
       Compile seconds, median, least and number of the timed calls, images and FLOPs per second,
-      and MiB that the program needs. With "error" where the device's memory does not suffice.
+      bytes that the program moves at most, MiB that it needs, and of peers the median and how many
+      times as long they take. With "error" where the device's memory does not suffice.
     """
     row: dict[str, Any] = {"work": case.name, "images": case.images}
     try:
-        return row | _measure(case, seconds, held or {})
+        return row | _measure(case, seconds, peers)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return row | {"error": "out of memory: " + str(error).splitlines()[0][:200]}
 
 
-def _measure(case: Case, seconds: float, held: dict[int, Tree]) -> dict[str, Any]:
+def _measure(case: Case, seconds: float, peers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     began = time.perf_counter()
     compiled = case.function.lower(*case.arguments).compile()
     compile_seconds = time.perf_counter() - began
-    given = [held[i] if i in held else filled(x, i) for i, x in enumerate(case.arguments)]
-    times = _timed(compiled, given, seconds, case.carries)
-    median = statistics.median(times)
+    given = [filled(x, i) for i, x in enumerate(case.arguments)]
+    times = interleaved_for({"": _caller(compiled, given, case.carries), **peers}, seconds)
+    median = statistics.median(times[""])
     function, arguments = case.counted or (case.function, case.arguments)
     flops = flops_by_type(jax.make_jaxpr(function)(*arguments).jaxpr)
-    memory: Any = compiled.memory_analysis()
-    return {
+    row = {
         "compile_seconds": round(compile_seconds, 1),
-        "calls": len(times),
+        "calls": len(times[""]),
         "milliseconds": round(1e3 * median, 3),
-        "least_milliseconds": round(1e3 * min(times), 3),
+        "least_milliseconds": round(1e3 * min(times[""]), 3),
         "images_per_second": round(case.images / median, 2),
         "teraflops": round(sum(flops.values()) / 1e12, 4),
         "teraflops_per_second": round(sum(flops.values()) / median / 1e12, 3),
-        "arguments_mib": round(memory.argument_size_in_bytes / MIB),
-        "temporaries_mib": round(memory.temp_size_in_bytes / MIB),
+        "moved_mib": traffic_report(compiled, jax.device_count())["moved_mib"],
+        **memory_report(compiled, jax.default_backend()),
     }
+    theirs = {name: statistics.median(times[name]) for name in peers}
+    if theirs:
+        row["peer_milliseconds"] = {name: round(1e3 * x, 3) for name, x in theirs.items()}
+        row["peer_times_as_long"] = {name: round(x / median, 2) for name, x in theirs.items()}
+    return row
 
 
-def _timed(function: Any, given: list[Any], seconds: float, carries: bool) -> list[float]:
-    times: list[float] = []
-    end = 0.0
-    while len(times) < LEAST_ROUNDS or time.perf_counter() < end:
-        began = time.perf_counter()
-        out = jax.block_until_ready(function(*given))
-        now = time.perf_counter()
+def _caller(compiled: Any, given: list[Any], carries: bool) -> Callable[[], None]:
+    """Calls the program and waits; a state goes on from call to call."""
+
+    def call() -> None:
+        out = jax.block_until_ready(compiled(*given))
         if carries:
-            given = [out[0], *given[1:]]
-        if end:
-            times.append(now - began)
-        else:
-            end = now + seconds  # the first call may still load what it needs
+            given[0] = out[0]
+
+    return call
+
+
+def interleaved_for(
+    calls: Mapping[str, Callable[[], Any]], seconds: float
+) -> dict[str, list[float]]:
+    """Seconds of every call, one of each per round, for some seconds after a first round.
+
+    The first round is not counted: it may still load what is needed. At least three others are.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    end = time.perf_counter() + seconds * len(calls)
+    while len(times[next(iter(calls))]) < LEAST_ROUNDS or time.perf_counter() < end:
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - began)
     return times

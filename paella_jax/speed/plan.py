@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, with_overrides
 from paella_jax.families.start import settle_config
 
-WORK = ("train", "encoded", "sample")
+WORK = ("sample", "encode", "encoded", "train")
 DRAWN = ("tokens", "stage_b", "stage_c")  # methods with a sampler
 ENCODED = ("tokens", "stage_b", "stage_c")  # methods with something to encode
 
@@ -76,4 +76,4 @@ def _axis(sweep: str) -> list[str]:
 
 
 def _has(method: str, word: str) -> bool:
-    return method in {"train": (method,), "encoded": ENCODED, "sample": DRAWN}[word]
+    return method in {"train": (method,), "sample": DRAWN}.get(word, ENCODED)

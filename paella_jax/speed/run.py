@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.files.atomic import write_atomically
-from paella_jax.speed.case import Case, measure
+from paella_jax.speed.case import Case, filled, measure
 from paella_jax.speed.ceilings import matmul_ceiling, memory_ceiling
+from paella_jax.speed.peers import Peer, call_of
 from paella_jax.speed.plan import Setting
 from paella_jax.speed.sampling import decoder_case, stage_sampling_cases, token_sampling_cases
-from paella_jax.speed.training import train_case
+from paella_jax.speed.trace import profiled
+from paella_jax.speed.training import encoding_case, train_case
 from paella_jax.training.sharding import make_mesh
 
+KEY = ("preset", "swept", "work", "images")  # of a row
 COLUMNS = {
     "preset": "preset",
     "swept": "with",
@@ -26,52 +31,106 @@ COLUMNS = {
     "milliseconds": "ms",
     "images_per_second": "images/s",
     "teraflops": "TFLOP",
-    "share_of_ceiling": "of the ceiling",
-    "arguments_mib": "MiB in",
-    "temporaries_mib": "MiB beside",
+    "share_of_products": "of the products' ceiling",
+    "share_of_memory": "of the memory's",
+    "peak_mib": "MiB",
     "compile_seconds": "compiled, s",
+    "peer_times_as_long": "peers take",
 }
 
 
-def measure_all(settings: Sequence[Setting], seconds: float, out: str | Path | None) -> None:
-    """Measures every setting and prints a table.
+class How(NamedTuple):
+    """How everything is measured.
 
-    Args:
-      settings: of `check_asked`.
+    Attributes:
       seconds: of each timing.
-      out: JSON file, written anew after every row.
+      out: JSON file, written anew after every row; rows that it has are not measured again.
+      trace: folder for profiles of one call of each program; empty: none.
+      peers: the same work by others.
     """
-    report: dict[str, Any] = {"device": _device(), "jax": jax.__version__}
-    report |= {"memory_gigabytes_per_second": round(memory_ceiling() / 1e9, 1), "rows": []}
-    ceilings: dict[str, float] = {}
+
+    seconds: float
+    out: str = ""
+    trace: str = ""
+    peers: Sequence[Peer] = ()
+
+
+def measure_all(settings: Sequence[Setting], how: How) -> None:
+    """Measures every setting and prints a table."""
+    report = _begun(how.out)
+    done = {tuple(row[name] for name in KEY): row for row in report["rows"]}
+    rows = []
     for setting in settings:
-        dtype = setting.config.precision
-        if dtype not in ceilings:
-            ceilings[dtype] = matmul_ceiling(dtype)
-            report[f"{dtype}_teraflops_per_second"] = round(ceilings[dtype] / 1e12, 3)
-        for row in _rows(setting, seconds):
-            if "teraflops_per_second" in row:
-                share = row["teraflops_per_second"] * 1e12 / ceilings[dtype]
-                row["share_of_ceiling"] = round(share, 3)
-            head = {"preset": setting.preset, "swept": " ".join(setting.swept)}
-            report["rows"].append(head | row)
-            print(json.dumps(report["rows"][-1]), flush=True)
-            if out:
-                write_atomically(Path(out), json.dumps(report, indent=2))
+        ceilings = _ceilings(report, setting.config.precision)
+        for mesh, case in _cases(setting):
+            key = (setting.preset, " ".join(setting.swept), case.name, case.images)
+            if key not in done:
+                with nullcontext() if mesh is None else jax.set_mesh(mesh):
+                    row = _row(setting, case, how, ceilings)
+                report["rows"].append(dict(zip(KEY, key, strict=True)) | row)
+                done[key] = report["rows"][-1]
+                print(json.dumps(done[key]), flush=True)
+                if how.out:
+                    write_atomically(Path(how.out), json.dumps(report, indent=2))
+            rows.append(done[key])
     print(f"\n{json.dumps({k: v for k, v in report.items() if k != 'rows'})}\n")
-    print(as_table(report["rows"]))
+    print(as_table(rows))
 
 
-def _rows(setting: Setting, seconds: float) -> Iterator[dict[str, Any]]:
-    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
-    for word in ("train", "encoded"):
-        if word in setting.work:
-            with jax.set_mesh(mesh):
-                yield measure(train_case(setting.config, mesh, word == "encoded"), seconds)
+def _begun(out: str) -> dict[str, Any]:
+    """A report without rows, or the one that a stopped call on the same device left."""
+    report: dict[str, Any] = {"device": _device(), "jax": jax.__version__}
+    if out and Path(out).is_file() and Path(out).stat().st_size:
+        before = json.loads(Path(out).read_text())
+        if {name: before.get(name) for name in report} == report:
+            return before
+    return report | {"memory_gigabytes_per_second": round(memory_ceiling() / 1e9, 1), "rows": []}
+
+
+def _ceilings(report: dict[str, Any], dtype: str) -> dict[str, float]:
+    name = f"{dtype}_teraflops_per_second"
+    if name not in report:
+        report[name] = round(matmul_ceiling(dtype) / 1e12, 3)
+    return {"products": report[name], "memory": report["memory_gigabytes_per_second"]}
+
+
+def _row(setting: Setting, case: Case, how: How, ceilings: dict[str, float]) -> dict[str, Any]:
+    peers = {peer.name: call_of(peer, setting.config, case.name, case.images) for peer in how.peers}
+    row = measure(case, how.seconds, {name: call for name, call in peers.items() if call})
+    if "teraflops_per_second" in row:
+        gigabytes = row["moved_mib"] * 2**20 / 1e9 / (row["milliseconds"] / 1e3)
+        row["share_of_products"] = round(row["teraflops_per_second"] / ceilings["products"], 3)
+        row["share_of_memory"] = round(gigabytes / ceilings["memory"], 3)
+        if how.trace:
+            row["longest"] = _profile(case, f"{how.trace}/{setting.preset}/{case.name}")
+    return row
+
+
+def _profile(case: Case, folder: str) -> list[Any]:
+    """Profiles one call of a case; prints and returns what took longest."""
+    given = [filled(x, i) for i, x in enumerate(case.arguments)]
+    call: Callable[[], Any] = lambda: case.function(*given)
+    if not case.carries:  # a train state is given away with the call
+        jax.block_until_ready(call())
+    shares = profiled(call, folder.replace(" ", "_").replace(":", "_"))
+    for share in shares:
+        print(f"  {share.share:6.1%} {share.milliseconds:10.3f} ms {share.calls:6d} x {share.name}")
+    return [list(share) for share in shares]
+
+
+def _cases(setting: Setting) -> Iterator[tuple[Mesh | None, Case]]:
+    """Programs with the mesh that they are run on, smallest batches first."""
+    config, mesh = setting.config, make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
     if "sample" in setting.work:
         for batch in setting.batches:
-            for case in sampling_cases(setting.config, batch):
-                yield measure(case, seconds)
+            yield from ((None, case) for case in sampling_cases(config, batch))
+    if "encode" in setting.work:
+        yield None, encoding_case(config)
+    for word in ("encoded", "train"):
+        if word in setting.work:
+            with jax.set_mesh(mesh):
+                case = train_case(config, mesh, word == "encoded")
+            yield mesh, case
 
 
 def sampling_cases(config: ConfigDict, images: int) -> list[Case]:
@@ -89,12 +148,14 @@ def _device() -> str:
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows in Markdown; an error stands in place of the numbers."""
-    names = [name for name in COLUMNS if name != "swept" or any(row["swept"] for row in rows)]
+    names = [name for name in COLUMNS if name in KEY[2:] or any(row.get(name) for row in rows)]
     lines = [
         "| " + " | ".join(COLUMNS[name] for name in names) + " |",
         "|" + "---|" * len(names),
     ]
     for row in rows:
         shown = {"milliseconds": row.get("error", "")} | row
+        ratios = row.get("peer_times_as_long", {})
+        shown["peer_times_as_long"] = ", ".join(f"{name} {x}x" for name, x in ratios.items())
         lines.append("| " + " | ".join(str(shown.get(name, "")) for name in names) + " |")
     return "\n".join(lines)

@@ -1,12 +1,16 @@
-"""A preset's train step."""
+"""A preset's train step, and what `encode` computes for it beforehand."""
 
 from __future__ import annotations
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.compile.programs import train_program
+from paella_jax.registry import abstract_method
 from paella_jax.speed.case import Case
+from paella_jax.training.from_encoded import encoding_of
 
 
 def train_case(config: ConfigDict, mesh: Mesh, encoded: bool) -> Case:
@@ -19,6 +23,17 @@ def train_case(config: ConfigDict, mesh: Mesh, encoded: bool) -> Case:
     name = "train step, encoded data" if encoded else "train step"
     counted = (plain.function, plain.arguments)
     return Case(name, program.function, program.arguments, config.batch_size, counted, True)
+
+
+def encoding_case(config: ConfigDict) -> Case:
+    """A batch of images and texts through the frozen networks, as `encode` runs them."""
+    method = abstract_method(config)
+    encoding = encoding_of(config, method)
+    sample = method.transform(method.source[0])
+    shape = lambda x: jax.ShapeDtypeStruct((config.batch_size, *np.shape(x)), np.asarray(x).dtype)
+    batch = {name: shape(x) for name, x in sample.items()}
+    arguments = (method.frozen, batch)
+    return Case("encode images and texts", jax.jit(encoding.arrays), arguments, config.batch_size)
 
 
 def _without_remat(config: ConfigDict) -> ConfigDict:

@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# What one GPU does with every family, smallest first, in 25 minutes:
+#   ./launch/gpu_day.sh [FOLDER] [MINUTES]
+# FOLDER (default runs/gpu_day) gets a JSON file for each line and report.md; a stopped call goes on
+# where it was. Compiling is most of the time, and what was compiled once is kept. PEER=FILE times
+# another program beside the 1B Paella's sampler (launch/peer_paella_torch.py).
+set -euo pipefail
+source "$(realpath "$(dirname "${BASH_SOURCE[0]}")")/setup.sh"
+cd "$ROOT"
+out="$(realpath -m "${1:-runs/gpu_day}")"
+deadline=$(($(date +%s) + 60 * ${2:-25}))
+mkdir -p "$out"
+# Room for what compiling tries out, and for a peer.
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.8}"
+measure() { # NAME FLAGS...
+  local name="$1" left=$((deadline - $(date +%s)))
+  shift
+  if [ "$left" -lt 30 ]; then
+    echo "no time left for $name" >&2
+    return
+  fi
+  echo "== $name" >&2
+  timeout "$left" "$PYTHON" -m paella_jax.benchmark --seconds 3 --out "$out/$name.json" "$@" \
+    >"$out/$name.txt" 2>"$out/$name.log" || echo "$name ended early: see $out/$name.log" >&2
+}
+LARGE=(--config paella:1b --config.objective.mask_padding=True)
+FUSED=(--config.model.attention_dropout=output --config.model.remat_keeps=products)
+measure small --config paella:shapes --config muse:shapes --config.precision=bfloat16 --work sample,encoded
+measure paella_1b "${LARGE[@]}" --work sample --batch 1,4,16 ${PEER:+--peer "$PEER"}
+measure paella_1b_train "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work encoded
+measure wuerstchen --config stage_c:v2 --config stage_b:v2 --config.data.image_size=1024 --work sample --batch 1,4
+measure amused --config muse:amused_256 --work sample --batch 1,16
+measure muse_632m --config muse:632m --config.batch_size=32 --work encoded,sample --batch 1,16
+measure tokenizer --config vqgan:f4 --config.batch_size=32 --work train
+measure paella_1b_kernels "${LARGE[@]}" --work sample --batch 16 \
+  --sweep model.attention=xla,cudnn --sweep model.depthwise=convolution,shifts
+measure paella_1b_keys "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work encoded \
+  --sweep objective.dropout_generator=threefry,rbg
+measure paella_1b_remat "${LARGE[@]}" "${FUSED[@]}" --work encoded --sweep batch_size=32,64,128 \
+  --sweep model.remat_keeps=nothing,products
+measure paella_1b_whole "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work train,encode
+for file in "$out"/*.txt; do
+  printf '## %s\n\n' "$(basename "${file%.txt}")"
+  sed -n '/^{"device"/,$p' "$file"
+  echo
+done >"$out/report.md"
+cat "$out/report.md"
