@@ -66,7 +66,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.dropout = 0.0
     config.transformer.remat = False
     config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
-    config.transformer.attention = "auto"  # kernel: auto, xla or cudnn
+    config.transformer.attention = "auto"  # kernel: auto, xla, cudnn or flash
 
     config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
     config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
@@ -89,7 +89,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.uvit.dropout = 0.0
     config.uvit.attention_dropout = 0.0
     config.uvit.remat = False
-    config.uvit.attention = "auto"  # kernel: auto, xla or cudnn
+    config.uvit.attention = "auto"  # kernel: auto, xla, cudnn or flash
     config.uvit.depthwise = "auto"  # convolutions: auto, shifts or convolution
 
     config.super_resolution = ConfigDict()  # cell.network=super_resolution: MUSE's Table 6
@@ -105,7 +105,7 @@ def _add_networks(config: ConfigDict) -> None:
     config.super_resolution.dropout = 0.0
     config.super_resolution.remat = False
     config.super_resolution.loop = False
-    config.super_resolution.attention = "auto"  # kernel: auto, xla or cudnn
+    config.super_resolution.attention = "auto"  # kernel: auto, xla, cudnn or flash
 
 
 def _add_conditions(config: ConfigDict) -> None:

@@ -78,7 +78,9 @@ def _add_data(data: ConfigDict) -> None:
 def _add_optimiser(config: ConfigDict) -> None:
     """How parameters are updated, and which."""
     config.optim = ConfigDict()
-    config.optim.kind = "adamw"  # or adafactor: second moments per row and column, not per weight
+    # adamw; adafactor: second moments per row and column, not per weight; muon: updates of matrices
+    # made orthogonal.
+    config.optim.kind = "adamw"
     config.optim.learning_rate = 1e-4  # peak
     config.optim.schedule = "constant"  # after warm-up: constant, or cosine to zero
     config.optim.decay_steps = 0  # at which the cosine ends; 0: num_steps
@@ -107,7 +109,7 @@ def _add_optimiser(config: ConfigDict) -> None:
 def add_kernels(model: ConfigDict) -> None:
     """How a network of convolutions and attention is computed (paella_jax/docs/speed.md)."""
     model.remat_keeps = "nothing"  # of a recomputed block: nothing, or its products
-    model.attention = "auto"  # kernel: auto, xla or cudnn
+    model.attention = "auto"  # kernel: auto, xla, cudnn or flash
     model.attention_dropout = "probabilities"  # as published; output allows fused kernels
     model.depthwise = "auto"  # convolutions: auto, shifts or convolution
 

@@ -21,7 +21,6 @@ from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
 from paella_jax.models.uvit import UViT
 from paella_jax.models.vqmodel import VQModel
-from paella_jax.reports.sampling_speed import abstract_conditioning
 
 Shape = jax.ShapeDtypeStruct
 RELEASED: list[dict] = []
@@ -33,6 +32,15 @@ def count(tree):
 
 def gigaflops(function, *shapes):
     return jax.jit(function).lower(*shapes).cost_analysis()["flops"] / 1e9
+
+
+def abstract_conditioning(batch, text_length, config):
+    """Shapes of text states and CLIP vectors as the released model takes them."""
+    text = Shape((batch, text_length, config.text.width), jnp.float32)
+    image = Shape((batch, 1, 1024), jnp.float32)
+    return Conditioning(
+        text=text, text_pooled=Shape((batch, 1024), jnp.float32), image_pooled=image
+    )
 
 
 def released(side, text_length):

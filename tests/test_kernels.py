@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from paella_jax.models.blocks import AttentionBlock, kept_by
 from paella_jax.noise.generators import dropout_key
@@ -32,11 +35,15 @@ def test_every_kernel_of_this_machine_agrees_with_the_formula():
 
 def test_a_kernel_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
     given = heads(6, 1), heads(5, 2), heads(5, 3)
-    with pytest.raises(ValueError, match=r"attention 'flash' must be one of auto, xla, cudnn"):
+    with pytest.raises(
+        ValueError, match=r"attention 'triton' must be one of auto, xla, cudnn, flash"
+    ):
+        dot_product_attention(*given, implementation="triton")
+    with pytest.raises(ValueError, match=r"needs a TPU, this is cpu: auto or xla"):
         dot_product_attention(*given, implementation="flash")
     with pytest.raises(ValueError, match=r"needs an NVIDIA GPU, this is cpu: auto or xla"):
         dot_product_attention(*given, implementation="cudnn")
-    monkeypatch.setattr(attention, "_on_gpu", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for wrong, word in (
         (heads(6, 1), "bfloat16 or float16, not float32"),
         (heads(6, 1, jnp.bfloat16, 12), "a multiple of 8, got 12"),
@@ -65,6 +72,22 @@ def test_cudnn_is_given_whole_lengths_and_what_is_real(masked, monkeypatch):
     np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-6)
     assert (seen["implementation"], seen["length"]) == ("cudnn", 8)
     assert ("mask" in seen) == masked
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_tpu_s_kernel_gives_the_same_forward_and_back(masked):
+    """Interpreted, of sizes that are no whole blocks."""
+    draw = lambda length, seed: jax.random.normal(jax.random.key(seed), (1, length, 1, 8))
+    query, key, value = draw(130, 1), draw(140, 2), draw(140, 3)
+    mask = jnp.arange(140)[None] < 133 if masked else None
+    loss = lambda attend: lambda *given: jnp.square(attend(*given)).sum()
+    plain = partial(dot_product_attention, key_mask=mask)
+    flash = lambda *given: attention._by_flash(*given, mask)
+    with pltpu.force_tpu_interpret_mode():
+        ours = jax.value_and_grad(loss(flash), (0, 1, 2))(query, key, value)
+    theirs = jax.value_and_grad(loss(plain), (0, 1, 2))(query, key, value)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
 
 
 def test_dropout_of_the_output_drops_no_probabilities():

@@ -71,7 +71,7 @@ def test_adafactor_by_hand(shape, factored, beta1):
         np.testing.assert_allclose(a["w"], b, rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 def test_learning_rate_is_the_schedule(kind):
     """Neither the parameters' size nor the gradients' scales the first step."""
     optim = optim_of(kind=kind, warmup_steps=2, learning_rate=0.2)
@@ -81,7 +81,7 @@ def test_learning_rate_is_the_schedule(kind):
         np.testing.assert_allclose(step["w"], -wanted, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 def test_decay_falls_on_the_chosen_parameters(kind):
     """Without gradient only the decay moves anything: -rate * decay * parameter."""
     params = {"block": {"kernel": jnp.full((4, 3), 2.0), "bias": jnp.full((3,), 2.0)}}
@@ -93,7 +93,7 @@ def test_decay_falls_on_the_chosen_parameters(kind):
     np.testing.assert_array_equal(chosen["bias"], 0.0)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 def test_gradients_are_clipped(kind):
     """A huge second gradient counts no more than one of norm 1 would: the third step shows it."""
     params = {"w": jnp.ones((4, 4))}
@@ -103,6 +103,25 @@ def test_gradients_are_clipped(kind):
         for g2 in (huge, first)
     )
     np.testing.assert_allclose(clipped[2]["w"], same[2]["w"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_s_first_update_is_the_gradient_with_equal_singular_values(shape):
+    """Of a matrix; a table and a bias are Adam's, whose first update is the rate."""
+    random = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+    gradient = {"layer": {"kernel": draw(*shape), "bias": draw(6)}, "token_table": draw(8, 5)}
+    params = jax.tree.map(jnp.ones_like, gradient)
+    update = moves(optim_of(kind="muon"), params, [gradient])[0]
+    left, _, right = np.linalg.svd(np.float64(gradient["layer"]["kernel"]), full_matrices=False)
+    inside = left.T @ update["layer"]["kernel"] @ right.T / (-0.1 * 0.2 * np.sqrt(40))
+    assert (np.diag(inside) > 0.65).all() and (np.diag(inside) < 1.25).all()
+    assert np.abs(inside - np.diag(np.diag(inside))).max() < 0.02
+    assert np.sqrt(np.square(update["layer"]["kernel"]).mean()) < 1.25 * 0.1 * 0.2 * np.sqrt(
+        40 / 24
+    )
+    for adams in (update["layer"]["bias"], update["token_table"]):
+        np.testing.assert_allclose(np.abs(adams), 0.1, rtol=1e-3)
 
 
 def matrices(count=3, width=1024):
@@ -181,7 +200,7 @@ def test_a_sharded_update_equals_a_whole_one():
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("kind", "sgd", "optim.kind must be one of adamw, adafactor, got 'sgd'"),
+        ("kind", "sgd", "optim.kind must be one of adamw, adafactor, muon, got 'sgd'"),
         ("beta1", 1.0, "optim.beta1 must be at least 0 and below 1, got 1.0"),
         ("beta2", -0.1, "optim.beta2"),
         ("decay_pattern", "(kernel", "optim.decay_pattern .* is no regex"),
@@ -192,7 +211,7 @@ def test_settings_that_cannot_be(field, value, words):
         make_optimizer(optim_of(**{field: value}), 10)
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 def test_a_pattern_that_matches_nothing(kind):
     """Found from shapes alone, before anything is compiled."""
     with pytest.raises(ConfigError, match=r"'weight' matches no parameter; a path looks like .*/"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from paella_jax.compile.programs import Program, sample_program, train_program
 from paella_jax.compile.targets import Target, devices_of
 from paella_jax.evaluation.flops import flops_by_type
 from paella_jax.families.start import settle_config
+from paella_jax.ops.attention import compiling_for
 from paella_jax.training.compiled_step import FOR_LOOKING, MIB
 from paella_jax.training.pulse import pulse
 from paella_jax.training.sharding import MeshError, check_batch, make_mesh
@@ -84,9 +86,11 @@ def _compile(
     seconds: dict[str, float] = {}
     with _timed("trace", seconds):
         is_train = name == "train"
-        program = train_program(config, mesh) if is_train else sample_program(config, mesh, images)
-        with jax.set_mesh(mesh) if is_train else nullcontext():
-            traced = program.function.trace(*program.arguments)
+        with compiling_for(target.platform):
+            make = train_program if is_train else partial(sample_program, images=images)
+            program = make(config, mesh)
+            with jax.set_mesh(mesh) if is_train else nullcontext():
+                traced = program.function.trace(*program.arguments)
     flops = flops_by_type(traced.jaxpr.jaxpr)
     with _timed("lower", seconds):
         lowered = traced.lower()

@@ -1,12 +1,16 @@
 """Multi-head attention over already projected heads, with key padding mask and dropout.
 
 The kernels that a config's `attention` chooses from: "xla" is made of plain products and holds
-all scores; "cudnn" is NVIDIA's fused one, which holds none; "auto" takes the fused one where it
-can, and on CPU the products in the order that is fast there (docs/speed.md).
+all scores; "cudnn" is NVIDIA's fused one and "flash" the fused one of JAX for TPUs, which hold
+none; "auto" takes cuDNN's where it can, and on CPU the products in the order that is fast there
+(docs/speed.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -16,8 +20,22 @@ from jax import lax
 
 from paella_jax.typing import Array
 
-KERNELS = ("auto", "xla", "cudnn")
+KERNELS = ("auto", "xla", "cudnn", "flash")
+MACHINES = {"cudnn": ("gpu", "an NVIDIA GPU"), "flash": ("tpu", "a TPU")}
 LARGEST_HEAD = 128  # channels, of cuDNN's kernel
+FLASH_BLOCK = 128  # positions; the TPU's kernel takes whole blocks
+
+_target: ContextVar[str] = ContextVar("target", default="")
+
+
+@contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """While it traces, programs are meant for "tpu", "gpu" or "cpu", whatever traces them."""
+    before = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(before)
 
 
 def dot_product_attention(
@@ -57,6 +75,8 @@ def dot_product_attention(
     forms: dict[str, Any] = {"cpu": explicit, "default": _by_xla}
     if kernel == "cudnn" or (kernel == "auto" and _on_gpu() and not _unfit(query)):
         forms["cuda"] = _by_cudnn
+    if kernel == "flash":
+        forms["tpu"] = _by_flash
     return lax.platform_dependent(query, key, value, key_mask, **forms)
 
 
@@ -64,9 +84,10 @@ def check_kernel(name: str) -> str:
     """Why a kernel cannot be used here, with those that can; empty where it can."""
     if name not in KERNELS:
         return f"attention {name!r} must be one of {', '.join(KERNELS)}"
-    if name == "cudnn" and not _on_gpu():
-        here = jax.default_backend()
-        return f"attention 'cudnn' needs an NVIDIA GPU, this is {here}: auto or xla"
+    platform, machine = MACHINES.get(name, ("", ""))
+    here = jax.default_backend() if name == "cudnn" else _target.get() or jax.default_backend()
+    if platform not in ("", here):
+        return f"attention {name!r} needs {machine}, this is {here}: auto or xla"
     return ""
 
 
@@ -147,3 +168,23 @@ def _by_cudnn(query: Array, key: Array, value: Array, key_mask: Array | None) ->
     visible = jnp.pad(key_mask, more[:2])[:, None, None, :]
     shape = (batch, 1, query.shape[1], key.shape[1])
     return attend(query, key, value, mask=jnp.broadcast_to(visible, shape))
+
+
+def _by_flash(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:
+    """Queries and keys are filled up to whole blocks; the filling is a segment of its own."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
+
+    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+    visible = jnp.ones((batch, keys), bool) if key_mask is None else key_mask
+
+    def whole(x: Array) -> Array:
+        more = -x.shape[1] % FLASH_BLOCK
+        return jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
+
+    segments = SegmentIds(
+        q=whole(jnp.ones((batch, queries), jnp.int32)), kv=whole(visible.astype(jnp.int32))
+    )
+    heads_first = [jnp.swapaxes(whole(x), 1, 2) for x in (query, key, value)]
+    scale = query.shape[-1] ** -0.5
+    out = flash_attention(*heads_first, segment_ids=segments, sm_scale=scale)
+    return jnp.swapaxes(out, 1, 2)[:, :queries]

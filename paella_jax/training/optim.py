@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.typing import Array, Tree
 
-KINDS = ("adamw", "adafactor")
+KINDS = ("adamw", "adafactor", "muon")
 REDUCTIONS = ("float32", "compute")
 MIN_FACTORED_SIZE = 128  # matrices with a smaller side keep their full second moments
+MUON_MOMENTUM, MUON_RMS = 0.95, 0.2  # of their papers
 MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
 
 
@@ -67,7 +68,7 @@ def check_optim(optim: ConfigDict) -> None:
 
 
 def make_optimizer(optim: ConfigDict, num_steps: int | Array) -> optax.GradientTransformation:
-    """AdamW or Adafactor after clipping by global norm, with decoupled weight decay.
+    """AdamW, Adafactor or Muon after clipping by global norm, with decoupled weight decay.
 
     The decay falls on every parameter, as in Paella's reference, or on those whose path matches
     `optim.decay_pattern`.
@@ -82,6 +83,8 @@ def make_optimizer(optim: ConfigDict, num_steps: int | Array) -> optax.GradientT
     mask = decay_mask(optim.decay_pattern) if optim.decay_pattern else None
     if optim.kind == "adafactor":
         return optax.chain(clip, _adafactor(optim, schedule, mask))
+    if optim.kind == "muon":
+        return optax.chain(clip, _muon(optim, schedule, mask))
     adamw = optax.adamw(
         schedule,
         b1=optim.beta1,
@@ -113,6 +116,37 @@ def decay_mask(pattern: str) -> Callable[[Tree], Tree]:
         return chosen
 
     return mask
+
+
+def _muon(
+    optim: ConfigDict, schedule: optax.Schedule, mask: Callable[[Tree], Tree] | None
+) -> optax.GradientTransformation:
+    """Muon (Jordan 2024) for the kernels of linear layers, AdamW for everything else.
+
+    A matrix's update is made orthogonal and scaled to the root mean square that AdamW's have (Liu
+    et al. 2025, "Muon is scalable for LLM training"), so that one learning rate serves both. Built
+    from optax's parts, since in `optax.contrib.muon` the mask of the decay leaves out Adam's.
+    """
+    as_loud = lambda update: update * (MUON_RMS * max(update.shape) ** 0.5)
+    rows_and_columns = lambda tree: jax.tree.map(
+        lambda _: optax.contrib.MuonDimensionNumbers(), tree
+    )
+    matrix = optax.chain(
+        optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=rows_and_columns),
+        optax.stateless(lambda updates, _: jax.tree.map(as_loud, updates)),
+    )
+    adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.epsilon)
+    return optax.chain(
+        optax.multi_transform({"matrix": matrix, "rest": adam}, _kinds_of),
+        optax.add_decayed_weights(optim.weight_decay, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _kinds_of(params: Tree) -> Tree:
+    """What Muon updates: not tables and classifiers, whose rows are codes, nor convolutions."""
+    is_matrix = lambda path, x: x.ndim == 2 and str(path[-1]).endswith("kernel")
+    return path_aware_map(lambda path, x: "matrix" if is_matrix(path, x) else "rest", params)
 
 
 def _adafactor(
