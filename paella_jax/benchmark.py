@@ -57,7 +57,9 @@ def main() -> int:
     parser.add_argument("--config", action="append", help="default paella:shapes; several times")
     parser.add_argument("--work", default=WORK, help=f"of {WORK}")
     parser.add_argument("--batch", default="1,4,16", help="images that are drawn at once")
-    parser.add_argument("--sweep", action="append", default=[], help="FIELD=A,B of the config")
+    parser.add_argument(
+        "--sweep", action="append", default=[], help="FIELD=A,B (or A;B) of the config"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of each timing")
     parser.add_argument("--trace", type=path, default="", help="folder for profiles")
     parser.add_argument("--peer", type=path, action="append", default=[], help="Python file")

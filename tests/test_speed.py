@@ -41,6 +41,8 @@ def test_what_is_asked_for_is_every_combination():
     assert len(asked) == 8 and asked[0].batches == (1, 4)
     assert [s.work for s in asked[::4]] == [("train", "sample"), ("train",)]
     assert asked[1].swept == ("seed=1", "batch_size=4") and asked[1].config.batch_size == 4
+    deep = check_asked({"paella:tiny": config_of()}, "sample", "1", ["model.depths=(1,1);(1,2)"])
+    assert [setting.config.model.depths for setting in deep] == [(1, 1), (1, 2)]
 
 
 @pytest.mark.parametrize(

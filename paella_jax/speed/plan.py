@@ -43,7 +43,7 @@ def check_asked(
       configs: presets by name.
       work: names out of `WORK`, with commas between; what a method does not have is left out.
       batch: whole numbers with commas between.
-      sweeps: "FIELD=A,B" each.
+      sweeps: "FIELD=A,B" each, or "FIELD=A;B".
 
     Raises:
       ConfigError: a word, number or field that cannot be, or nothing left to measure.
@@ -72,7 +72,8 @@ def _axis(sweep: str) -> list[str]:
     field, _, values = sweep.partition("=")
     if not field or not values:
         raise ConfigError(f"--sweep {sweep!r} must be FIELD=A,B, as in model.remat=True,False")
-    return [f"{field.removeprefix('config.')}={value}" for value in values.split(",")]
+    between = ";" if ";" in values else ","  # of values that have commas themselves
+    return [f"{field.removeprefix('config.')}={value}" for value in values.split(between)]
 
 
 def _has(method: str, word: str) -> bool:
