@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import difflib
+import errno
 import io
 import os
 import re
@@ -14,10 +15,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from paella_jax.config import UserError, preset_names
+from paella_jax.config import StoppedAtOnce, UserError, WriteError, preset_names
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+# What a disk says that takes no more: not the command's fault, and another try may go well.
+DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on its disk"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "let this user write there"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "look at its disk"),
+}
+FAILED = 1
 INTERRUPTED = 130
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
 ENDED_BY = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED}  # a training that has saved
@@ -143,10 +151,14 @@ def run(main: Callable[[], int]) -> None:
             stream.reconfigure(line_buffering=True)
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # orbax warns about its own details
+    logging.set_verbosity(logging.FATAL)  # orbax tells in a page what it raises, too
     logging.use_absl_handler()
     try:
         sys.exit(main())
+    except StoppedAtOnce:
+        print("stopped at once", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # threads that save are not waited for
     except KeyboardInterrupt:
         if os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
@@ -157,3 +169,21 @@ def run(main: Callable[[], int]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        line = describe_disk(error)
+        if not line or os.environ.get("PAELLA_JAX_TRACEBACK"):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def describe_disk(error: BaseException) -> str:
+    """One line on an error of writing: which file, why, and what to do; empty for other errors."""
+    if isinstance(error, WriteError):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno not in DISK:
+        return ""
+    return (
+        f"cannot write {error.filename or 'a file'}: {error.strerror}; {DISK[error.errno]}, then "
+        "run the same command again: it goes on from what is stored"
+    )

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, UserError
+from paella_jax.config import ConfigError, StoppedAtOnce, UserError, WriteError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.runs.digests import note_files, noting
+from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
@@ -101,7 +102,7 @@ def _train(
     config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
 ) -> RunResult:
     abstract, init = abstract_state(config, method, mesh)
-    first_alone("checkpoints", lambda: _put_in_order(workdir))
+    first_alone("checkpoints", lambda: _put_in_order(workdir, config.checkpoint.keep))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     resumed = checkpointer.latest_step() is not None
     check_length(workdir, len(method.source), resumed)
@@ -138,16 +139,21 @@ def _train(
     run = _Run(config, workdir, method, checkpointer, data, writer, progress)
     try:
         state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
-    finally:
+    except BaseException as error:
         progress.close()
-        checkpointer.close()
+        if not isinstance(error, StoppedAtOnce):  # nothing is waited for then
+            with suppress(WriteError):
+                checkpointer.close()
+        raise
+    progress.close()
+    checkpointer.close()
     seconds = time.perf_counter() - began
     return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
 
 
-def _put_in_order(workdir: Path) -> None:
+def _put_in_order(workdir: Path, keep: int | None) -> None:
     note_files(workdir)  # frozen networks of this call, and what a kill left unnoted
-    moved = set_aside_incomplete(workdir)
+    moved = set_aside_incomplete(workdir, keep)
     if moved:
         report(moved)
 
@@ -156,8 +162,9 @@ def _put_in_order(workdir: Path) -> None:
 def _stop_signals() -> Iterator[list[str]]:
     """A list of the signals that came: SIGTERM (preemption, job limit) or SIGINT (Ctrl-C).
 
-    The process does not die of them, but a second SIGINT is a KeyboardInterrupt. Where there are
-    several processes signals are left to JAX, which agrees on a step for all.
+    The process does not die of them, but a second SIGINT ends it at once, without waiting for a
+    save that is being written. Where there are several processes signals are left to JAX, which
+    agrees on a step for all.
     """
     came: list[str] = []
 
@@ -165,7 +172,7 @@ def _stop_signals() -> Iterator[list[str]]:
         name = signal.Signals(number).name
         if number == signal.SIGINT:
             if name in came:
-                raise KeyboardInterrupt
+                raise StoppedAtOnce
             report("SIGINT: saving after this step, then stopping; a second one stops at once")
         came.append(name)
 
@@ -212,7 +219,10 @@ def _draw_missing_preview(
 ) -> None:
     """What a stop between the last save and the last preview left out."""
     step = config.num_steps
-    if method.preview is not None and not _preview_file(workdir, step).is_file():
+    rows = read_metrics(workdir / METRICS_FILE)
+    is_scored = any(row["step"] == step and "loss" not in row for row in rows)
+    is_drawn = _preview_file(workdir, step).is_file() and is_scored
+    if method.preview is not None and not is_drawn:
         frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
         writer = MetricWriter(workdir, config, step)
         _draw_preview(method, writer, workdir, state, frozen, step)
@@ -241,7 +251,7 @@ class _Run:
                 if stop or (step > start and step % config.checkpoint.every == 0):
                     self._look_at(pending, step - 1)  # never save a broken state
                     pending = None
-                    self.checkpointer.save(step, state)
+                    self._save(step, state)
                 if stop:
                     signal_name = came[0] if came else "SIGTERM"  # at another process
                     report(f"{signal_name}: saved step {step}, stopping")
@@ -254,10 +264,14 @@ class _Run:
                 if step + 1 < config.num_steps:
                     self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
-            self.checkpointer.save(config.num_steps, state)
+            self._save(config.num_steps, state)
             if not came:
                 self._preview(state, frozen, config.num_steps)
         return state, came[0] if came else ""
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self.writer.sync()  # a finished save has the metrics before it
+        self.checkpointer.save(step, state)
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every
