@@ -1,4 +1,4 @@
-"""What tests/faults.py stops at every place: a training, an encoding, a comparison, a study's votes.
+"""What tests/faults.py stops: a training, an encoding, a comparison, a study's votes.
 
 Each is the real command, or what it calls, with a network so small that a start takes a second. A
 `Work` can be begun in an empty folder, run in it again and again, and says what its folder must
@@ -30,7 +30,7 @@ from paella_jax.data.loader import image_transform
 from paella_jax.files.atomic import write_atomically
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
-from paella_jax.registry import FAMILIES, Family, build_method, method_alone
+from paella_jax.registry import FAMILIES, Family, build_method
 from paella_jax.runs.checkpoint import complete_steps
 from paella_jax.runs.folder import METRICS_FILE, scan_metrics
 from paella_jax.runs.step_digests import wrong_parts
@@ -278,7 +278,9 @@ def voting() -> Work:
 
     def votes(folder: Path) -> Any:
         store = Store(folder / "votes.sqlite")
-        return [(v.visitor, v.shown.prompt, v.choice) for v in store.votes(store.study("a", "b", 0))]
+        return [
+            (v.visitor, v.shown.prompt, v.choice) for v in store.votes(store.study("a", "b", 0))
+        ]
 
     def saved(folder: Path) -> int:
         return len(votes(folder)) if (folder / "votes.sqlite").is_file() else 0
@@ -304,7 +306,3 @@ def works(folder: Path) -> list[Work]:
     """All of them; their config is put into a folder."""
     config = use_mean_method(folder)
     return [training(config), encoding(config), comparing(config), voting()]
-
-
-# What a child imports when it starts; the parent does so once for all of them.
-LOADED = (method_alone, build_method)

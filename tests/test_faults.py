@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 import small
-from faults import FULL, KILL, TERM, End, Events, Fault, difference, place_of, problem_of
+from fault_events import FULL, KILL, TERM, End, Events, Fault, place_of
+from faults import difference, problem_of
 
 from paella_jax.cli import describe_disk, run
+from paella_jax.comparison.claims import Task, do_together
 from paella_jax.config import StoppedAtOnce, WriteError
 from paella_jax.files import atomic
+from paella_jax.files import lock as locks
 from paella_jax.files.atomic import atomic_path, write_atomically
+from paella_jax.files.lock import TAKING, WRITER, Lock
+from paella_jax.runs.checkpoint import Checkpointer, complete_steps, set_aside_incomplete
+from paella_jax.runs.folder import metrics_line, prepare_workdir
+from paella_jax.runs.verify import NOTE, verify_run
 
 
 def stopped(count, seed):
@@ -147,10 +157,141 @@ def test_a_second_interrupt_waits_for_no_thread(monkeypatch, capsys):
 
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    with pytest.raises(UnboundLocalError):  # os._exit returns here alone
-        run(stop)
-        raise UnboundLocalError
+    run(stop)
     assert codes == [130] and "stopped at once" in capsys.readouterr().err
+
+
+# --- what a run folder makes of it
+
+
+def step_of(number):
+    return {"step": np.int32(number), "params": {"kernel": np.full((40, 30), number, np.float32)}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run folder with two checkpoints, of which it keeps as many."""
+    folder = prepare_workdir(tmp_path / "run", small.small_paella(checkpoint__keep=2))
+    checkpointer = Checkpointer(folder, 2)
+    for number in (4, 6):
+        checkpointer.save(number, step_of(number))
+    checkpointer.close()
+    (folder / "metrics.jsonl").write_text(
+        "".join(metrics_line({"step": step, "loss": 1.0}) for step in range(1, 9))
+    )
+    return folder
+
+
+def test_a_removal_that_was_stopped_is_ended(saved):
+    """What is left of an outdated checkpoint is no damage; of one that is kept it is."""
+    old = saved / "checkpoints" / "2"
+    (old / "state").mkdir(parents=True)
+    (old / "state" / "manifest.ocdbt").touch()
+    assert [(f.kind, f.name) for f in verify_run(saved)] == [(NOTE, "checkpoints/2")]
+    assert set_aside_incomplete(saved, keep=3) == ("checkpoint 2 lacks files: moved to incomplete/")
+    (saved / "incomplete" / "2").rename(old)
+    assert set_aside_incomplete(saved, keep=2) == "" and not old.exists()
+    assert complete_steps(saved) == [4, 6]
+
+
+def test_a_save_that_fails_is_told_at_the_next_one_and_costs_nothing_else(saved, monkeypatch):
+    """In the background, or at once; the older ones stay."""
+    checkpointer = Checkpointer(saved, 2)
+
+    def refuse(folder, step):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("paella_jax.runs.checkpoint.write_step_digests", refuse)
+        checkpointer.save(8, step_of(8))
+        with pytest.raises(WriteError, match=r"checkpoints/8 cannot be written: OSError: .*No space"
+                           r".*; see to its disk.* goes on from step 6$"):  # fmt: skip
+            checkpointer.save(10, step_of(10))
+    assert complete_steps(saved) == [4, 6]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpointer.manager, "save", lambda *_, **__: refuse(None, 0))
+        with pytest.raises(WriteError, match="checkpoints/10 cannot be written"):
+            checkpointer.save(10, step_of(10))
+    checkpointer.close()
+    again = Checkpointer(saved, 2)
+    again.save(8, step_of(8))
+    again.close()
+    assert complete_steps(saved) == [6, 8] and verify_run(saved) == []
+
+
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
+    """Its files before it has its name; the folder that has the name before the removal."""
+    seen = []
+    checkpointer = Checkpointer(tmp_path, 1)
+    checkpointer.save(2, step_of(2))
+    checkpointer.wait()
+    delete = checkpointer.manager._checkpoint_deleter.delete_steps
+
+    def note(opened):
+        seen.append(os.readlink(f"/proc/self/fd/{opened}").removeprefix(f"{tmp_path}/checkpoints"))
+
+    def remove(steps):
+        seen.append(f"removes {steps}")
+        delete(steps)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(checkpointer.manager._checkpoint_deleter, "delete_steps", remove)
+    checkpointer.save(4, step_of(4))
+    checkpointer.close()
+    assert seen[-1] == "removes [2]" and seen[-2] == "", "the folder of all of them"
+    unnamed = [name for name in seen if name.startswith("/4.")]
+    for file in ("digests.json", "state/_METADATA", "state/manifest.ocdbt", "note/metadata"):
+        assert any(name.endswith(f"/{file}") for name in unnamed), file
+    assert {"/4/_CHECKPOINT_METADATA", "/4/commit_success.txt", "/4"} <= set(seen)
+
+
+def test_parts_of_other_hosts_go_with_the_next_call(saved):
+    """The lock's holder writes alone; what is not named like ours stays."""
+    ours = ["config.json.there.7.part", "samples/step_0000004.png.there.7.part",
+            "frozen/vqgan.safetensors.there.7.part", "digests.json.there.7.part"]  # fmt: skip
+    other = saved / "film.mkv.there.7.part"
+    for file in (*(saved / name for name in ours), other):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    (saved / "frozen.there.7.part").mkdir()
+    prepare_workdir(saved, small.small_paella(checkpoint__keep=2))
+    assert list(saved.rglob("*.part")) == [other]
+    lock = Lock(saved / WRITER, "a training")
+    (saved / f"{WRITER}.0a1b.part").touch()
+    (saved / f"{WRITER}{TAKING}").write_text(dead_holder())
+    assert lock.try_acquire()
+    lock.release()
+    assert not list(saved.glob(f"{WRITER}*"))
+
+
+def dead_holder():
+    """What a lock says of a process that is gone."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    return json.dumps({**locks._here(), "started": "1", "pid": gone.pid, "token": "another"})
+
+
+def test_a_claim_of_a_killed_process_whose_task_is_done_goes(tmp_path):
+    (tmp_path / "claims").mkdir()
+    for name, holder in (("done", dead_holder()), ("busy", json.dumps({"token": "elsewhere"}))):
+        (tmp_path / "claims" / name).write_text(holder)
+    do_together([Task(name, lambda: True, lambda: None) for name in ("done", "busy")], tmp_path)
+    assert [file.name for file in (tmp_path / "claims").iterdir()] == ["busy"]
+
+
+def test_a_lock_of_a_time_to_come_is_watched(tmp_path, monkeypatch):
+    """A server's clock that was set back: the holder, of another host, is silent all the same."""
+    monkeypatch.setattr(locks, "STALE", 0.2)
+    monkeypatch.setattr(locks, "BEAT", 0.1)
+    file = tmp_path / WRITER
+    file.write_text(json.dumps({"host": "elsewhere", "token": "another"}))
+    later = time.time() + 3600
+    os.utime(file, (later, later))
+    lock = Lock(file, "a training")
+    assert not lock.try_acquire()
+    lock.acquire()
+    assert locks.read_lock(file)["token"] == lock._token
+    lock.release()
 
 
 def _only(folder):
