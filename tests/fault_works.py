@@ -43,7 +43,7 @@ from paella_jax.training.finish import Stopped, finish, is_trained
 from paella_jax.training.method import Encoding, Method
 
 STEPS, EVERY, KEEP = 6, 2, 1
-TIMED = ("images_per_second",)  # of a metrics line: another one in every run
+TIMED = ("images_per_second", "seconds", "goodput")  # of a metrics line: another one in every run
 VISITORS, PROMPTS = 3, 4
 CONFIG = f"""
 from ml_collections import ConfigDict

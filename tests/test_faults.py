@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import small
@@ -192,6 +193,14 @@ def test_a_removal_that_was_stopped_is_ended(saved):
     (saved / "incomplete" / "2").rename(old)
     assert set_aside_incomplete(saved, keep=2) == "" and not old.exists()
     assert complete_steps(saved) == [4, 6]
+    checkpointer = Checkpointer(saved, 1)
+    checkpointer.restore(
+        jax.eval_shape(lambda: step_of(6))
+    )  # a whole one goes once a newer one was read
+    assert complete_steps(saved) == [6]
+    checkpointer.save(8, step_of(8))
+    checkpointer.close()
+    assert complete_steps(saved) == [8]
 
 
 def test_a_save_that_fails_is_told_at_the_next_one_and_costs_nothing_else(saved, monkeypatch):

@@ -98,7 +98,7 @@ class Checkpointer:
         if keep is not None and keep < 1:
             raise ConfigError(f"checkpoint.keep must be at least 1, or None for all, got {keep}")
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self._saving = 0
+        self._saving, self._keep = 0, keep
         background = ocp.options.AsyncOptions(post_finalization_callback=self._digest)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, async_options=background,
@@ -152,13 +152,15 @@ class Checkpointer:
             check_parts(folder, share=(jax.process_index(), jax.process_count()))
             state = self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
             check_state_step(folder, state)
-            return state
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {folder} cannot be read: {reason(error, folder)}. If it was cut off "
                 "by a full disk or a kill, delete that step's folder to go back to the one before; "
                 "if the model's code or config changed, use another workdir"
             ) from error
+        for outdated in sorted(self.manager.all_steps())[: -self._keep if self._keep else 0]:
+            self.manager.delete(outdated)  # a call that was stopped did not come to it
+        return state
 
     def wait(self) -> None:
         """Blocks until every started save is on disk. Raises WriteError where it cannot be."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from paella_jax.training.sharding import (
     state_shardings,
 )
 from paella_jax.training.state import TrainState, create_state
+from paella_jax.training.timing import Clock, read_calls, record_killed
 from paella_jax.typing import Tree
 
 
@@ -57,6 +57,7 @@ class RunResult:
     seconds: float
     compile_seconds: float
     stopped: str  # SIGTERM or SIGINT, if one came: everything up to `step` is saved
+    spent: dict[str, float] = field(default_factory=dict)  # what the seconds went into
 
 
 def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
@@ -72,14 +73,14 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
       TrainingDiverged: with the step; the last saved checkpoint is from before it.
     """
     workdir = Path(workdir).absolute()
-    began = time.perf_counter()
+    clock = Clock(read_calls(workdir))
     keep_programs()
     if config.num_steps < 1:
         raise ConfigError(f"num_steps must be at least 1, got {config.num_steps}")
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.optim.accumulation, mesh)
     with jax.set_mesh(mesh):
-        return _train(config, workdir, method, mesh, began)
+        return _train(config, workdir, method, mesh, clock)
 
 
 def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree, Any]:
@@ -99,7 +100,7 @@ def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree
 
 
 def _train(
-    config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
+    config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, clock: Clock
 ) -> RunResult:
     abstract, init = abstract_state(config, method, mesh)
     first_alone("checkpoints", lambda: _put_in_order(workdir, config.checkpoint.keep))
@@ -118,7 +119,8 @@ def _train(
         checkpointer.close()
         if start == config.num_steps and jax.process_count() == 1:
             _draw_missing_preview(config, workdir, method, state, mesh)
-        return RunResult(state, start, time.perf_counter() - began, 0.0, "")
+        clock.started(0.0)
+        return RunResult(state, start, clock.seconds(), 0.0, "", clock.entry())
 
     data = make_iterator(
         method.source,
@@ -134,9 +136,13 @@ def _train(
     make_key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=replicated(mesh))
     base_key = make_key()
     step_fn = StepPrograms(config, method, abstract, frozen, base_key, mesh)
+    if jax.process_index() == 0:
+        record_killed(workdir, read_metrics(workdir / METRICS_FILE), start)
+        clock.before = read_calls(workdir)
     writer = MetricWriter(workdir, config, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
-    run = _Run(config, workdir, method, checkpointer, data, writer, progress)
+    run = _Run(config, workdir, method, checkpointer, data, writer, progress, clock)
+    clock.started(step_fn.seconds)
     try:
         state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
     except BaseException as error:
@@ -146,9 +152,11 @@ def _train(
                 checkpointer.close()
         raise
     progress.close()
-    checkpointer.close()
-    seconds = time.perf_counter() - began
-    return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
+    with clock.spending("save"):
+        checkpointer.close()
+    clock.spent["compile"] = step_fn.seconds  # of buckets' other shapes, in the middle, too
+    entry = clock.entry()
+    return RunResult(state, int(state.step), entry["seconds"], step_fn.seconds, stopped, entry)
 
 
 def _put_in_order(workdir: Path, keep: int | None) -> None:
@@ -239,6 +247,7 @@ class _Run:
     data: Iterator[dict[str, np.ndarray]]
     writer: MetricWriter
     progress: Progress
+    clock: Clock
 
     def steps(
         self, state: TrainState, start: int, step_fn: Any, frozen: Tree, key: jax.Array, mesh: Mesh
@@ -270,13 +279,15 @@ class _Run:
         return state, came[0] if came else ""
 
     def _save(self, step: int, state: TrainState) -> None:
-        self.writer.sync()  # a finished save has the metrics before it
-        self.checkpointer.save(step, state)
+        with self.clock.spending("save"):
+            self.writer.sync()  # a finished save has the metrics before it
+            self.checkpointer.save(step, state)
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every
         if step == self.config.num_steps or (every and step % every == 0):
-            _draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
+            with self.clock.spending("preview"):
+                _draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
         if jax.process_count() == 1:
@@ -298,6 +309,7 @@ class _Run:
                 )
         if (step + 1) % self.config.log.every == 0 or last:
             values["images_per_second"] = self.progress.images_per_second()
+            values |= self.clock.told()
             self.writer.write(step + 1, values)
             self.progress.show(values)
         return None
