@@ -197,7 +197,7 @@ def test_a_removal_that_was_stopped_is_ended(saved):
     checkpointer.restore(
         jax.eval_shape(lambda: step_of(6))
     )  # a whole one goes once a newer one was read
-    assert complete_steps(saved) == [6]
+    assert complete_steps(saved) == [6], "a whole one goes once a newer one was read"
     checkpointer.save(8, step_of(8))
     checkpointer.close()
     assert complete_steps(saved) == [8]
