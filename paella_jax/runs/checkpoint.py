@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError, WriteError
+from paella_jax.files.finite import describe_not_finite
 from paella_jax.runs.digests import check_noted, tell_once
 from paella_jax.runs.durable import DurablePath
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
@@ -152,6 +153,7 @@ class Checkpointer:
             check_parts(folder, share=(jax.process_index(), jax.process_count()))
             state = self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
             check_state_step(folder, state)
+            _check_finite(state)
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {folder} cannot be read: {reason(error, folder)}. If it was cut off "
@@ -300,7 +302,22 @@ def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        return dict(reader.restore(path, args=restore))
+        found = dict(reader.restore(path, args=restore))
+    _check_finite(found)
+    return found
+
+
+def _check_finite(state: Tree) -> None:
+    """Raises CheckpointError where arrays hold NaN or infinity; each process looks at its own."""
+    parts = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if jax.numpy.issubdtype(x.dtype, np.floating)
+    }
+    here = lambda x: [s.data for s in x.addressable_shards] if isinstance(x, jax.Array) else [x]
+    flat = {f"{n} " * (i > 0) + n: p for n, x in parts.items() for i, p in enumerate(here(x))}
+    if named := describe_not_finite(flat):
+        raise CheckpointError(f"it holds NaN or infinity in {named}, and was written so")
 
 
 def tell_of_lost(workdir: str | Path, after: int = -1) -> None:
