@@ -27,7 +27,12 @@ from paella_jax.training import loop
 from paella_jax.training.metrics import MetricWriter
 
 MIB = 2**20
-SIDES = tuple(range(16, 80, 8))  # pixels
+SIDES = (
+    16,
+    24,
+    32,
+    40,
+)  # pixels: 16 sizes, with their numbers more than the programs that are kept
 GROWTH = 0.05  # of memory, from the middle to the end, that still counts as none
 FLOOR = 24.0  # MiB: what an allocator may keep or not
 
@@ -109,9 +114,8 @@ def call_long(folder: Path, calls: int, looks: int = 10) -> list[Held]:
 
 def main() -> int:
     """Both, with what was held along the way."""
-    steps, calls = (
-        int(word) for word in (*sys.argv[1:3], *("20000", "1000")[len(sys.argv[1:3]) :])
-    )
+    given = sys.argv[1:3]
+    steps, calls = (int(word) for word in (*given, *("20000", "1000")[len(given) :]))
     jax.config.update("jax_platforms", "cpu")
     wrong = []
     with tempfile.TemporaryDirectory() as place:

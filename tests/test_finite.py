@@ -44,7 +44,9 @@ def test_every_number_is_looked_at(dtype, monkeypatch):
 def test_what_is_not_finite_is_named():
     arrays = {name: np.full(2, np.nan if name != "b" else 0.0) for name in "abcde"}
     assert describe_not_finite(arrays) == "a, c, d and 1 more"
-    assert describe_not_finite({"b": arrays["b"], "ids": np.arange(3), "is": np.ones(2, bool)}) == ""
+    assert (
+        describe_not_finite({"b": arrays["b"], "ids": np.arange(3), "is": np.ones(2, bool)}) == ""
+    )
 
 
 @pytest.mark.parametrize("value", BAD)

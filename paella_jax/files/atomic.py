@@ -19,6 +19,7 @@ CARD_FILE = "README.md"
 PART = ".part"  # behind the name of what is half-written, its host and its process
 DAY = 86_400.0
 CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that sync no folders
+MOST_LOOKED_THROUGH = 1024  # every save has a folder of its own
 _looked_through: set[Path] = set()  # folders, for what stopped processes left there
 
 
@@ -91,6 +92,8 @@ def _remove_left(folder: Path) -> None:
     """Removes what stopped processes left in a folder; a process looks once."""
     if folder in _looked_through:
         return
+    if len(_looked_through) >= MOST_LOOKED_THROUGH:
+        _looked_through.clear()
     _looked_through.add(folder)
     for part in folder.glob(f"*{PART}"):
         if _is_left(part):
