@@ -27,12 +27,7 @@ from paella_jax.training import loop
 from paella_jax.training.metrics import MetricWriter
 
 MIB = 2**20
-SIDES = (
-    16,
-    24,
-    32,
-    40,
-)  # pixels: 16 sizes, with their numbers more than the programs that are kept
+SIDES = (16, 24, 32, 40)  # pixels: with numbers of images, more programs than are kept
 GROWTH = 0.05  # of memory, from the middle to the end, that still counts as none
 FLOOR = 24.0  # MiB: what an allocator may keep or not
 
@@ -56,13 +51,14 @@ def held(at: int) -> Held:
 
 def grown(seen: Sequence[Held]) -> str:
     """What kept growing in the second half of a run; empty if nothing did."""
-    half = seen[len(seen) // 2 :]
+    begin, half = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     first, last = half[0], half[-1]
     wrong = []
     if last.memory > first.memory * (1 + GROWTH) + FLOOR:
         wrong.append(f"memory from {first.memory:.0f} to {last.memory:.0f} MiB")
     for name in ("threads", "files"):
-        before, after = (max(getattr(one, name) for one in part) for part in (seen[:-1], seen[-1:]))
+        # The fewest: a save that is being written has some of its own.
+        before, after = (min(getattr(one, name) for one in part) for part in (begin, half))
         if after > before:
             wrong.append(f"{name} from {before} to {after}")
     return ", ".join(wrong)

@@ -14,8 +14,10 @@ def test_what_counts_as_growing():
     assert grown([Held(at, 400.0 + 100.0 * (at < 3), 7, 8) for at in range(10)]) == ""
     leak = [one._replace(memory=400.0 + 20 * one.at) for one in flat]
     assert grown(leak) == "memory from 500 to 580 MiB"
-    assert grown([*flat[:-1], flat[-1]._replace(files=9)]) == "files from 8 to 9"
-    assert "threads from 7 to 9" in grown([*flat[:-1], flat[-1]._replace(threads=9)])
+    busy = [one._replace(threads=7 + 4 * (one.at % 2), files=8 + one.at % 3) for one in flat]
+    assert grown(busy) == "", "saves come and go"
+    leak = [one._replace(threads=7 + one.at, files=8 + one.at // 2) for one in flat]
+    assert grown(leak) == "threads from 7 to 12, files from 8 to 10"
 
 
 @pytest.mark.slow

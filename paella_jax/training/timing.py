@@ -12,18 +12,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from paella_jax.config import CheckpointError
 from paella_jax.runs.digests import check_noted, tell_once, write_noted
-
-if TYPE_CHECKING:
-    from paella_jax.training.loop import RunResult
 
 FILE = "timing.json"
 SPANS = ("startup", "compile", "save", "preview")
 LOST = "lost"
 Call = Mapping[str, Any]
+
+
+class Timed(Protocol):
+    """What is recorded of a call: a `RunResult` of the loop."""
+
+    step: int
+    seconds: float
+    compile_seconds: float
+    spent: dict[str, float]
 
 
 class Clock:
@@ -36,7 +42,7 @@ class Clock:
           before: entries of earlier calls of the run.
         """
         self.began = time.perf_counter()
-        self.before = list(before)
+        self.before: Sequence[Call] = before
         self.spent = dict.fromkeys(SPANS, 0.0)
 
     def started(self, compile_seconds: float) -> None:
@@ -101,7 +107,7 @@ def describe_account(told: Mapping[str, float]) -> str:
     )
 
 
-def record_seconds(workdir: Path, result: RunResult) -> dict[str, float]:
+def record_seconds(workdir: Path, result: Timed) -> dict[str, float]:
     """Adds a call's time to the run's file and returns the entry."""
     note = {
         "steps": result.step,
