@@ -27,7 +27,7 @@ from paella_jax.training import loop
 from paella_jax.training.metrics import MetricWriter
 
 MIB = 2**20
-SIDES = (16, 24, 32, 40)  # pixels: with numbers of images, more programs than are kept
+SIDES = (32, 64, 96)  # pixels: with numbers of images, more programs than are kept
 GROWTH = 0.05  # of memory, from the middle to the end, that still counts as none
 FLOOR = 24.0  # MiB: what an allocator may keep or not
 
