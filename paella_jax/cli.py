@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import difflib
-import errno
 import io
 import os
 import re
@@ -15,16 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from paella_jax.config import StoppedAtOnce, UserError, WriteError, preset_names
+from paella_jax.config import StoppedAtOnce, UserError, preset_names
+from paella_jax.files.disk import describe_disk
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
-# What a disk says that takes no more: not the command's fault, and another try may go well.
-DISK = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room on its disk"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "let this user write there"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "look at its disk"),
-}
 FAILED = 1
 INTERRUPTED = 130
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
@@ -175,15 +169,3 @@ def run(main: Callable[[], int]) -> None:
             raise
         print(f"error: {line}", file=sys.stderr)
         sys.exit(FAILED)
-
-
-def describe_disk(error: BaseException) -> str:
-    """One line on an error of writing: which file, why, and what to do; empty for other errors."""
-    if isinstance(error, WriteError):
-        return str(error)
-    if not isinstance(error, OSError) or error.errno not in DISK:
-        return ""
-    return (
-        f"cannot write {error.filename or 'a file'}: {error.strerror}; {DISK[error.errno]}, then "
-        "run the same command again: it goes on from what is stored"
-    )

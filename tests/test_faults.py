@@ -18,12 +18,13 @@ import small
 from fault_events import FULL, KILL, TERM, End, Events, Fault, place_of
 from faults import difference, problem_of
 
-from paella_jax.cli import describe_disk, run
+from paella_jax.cli import run
 from paella_jax.comparison.claims import Task, do_together
 from paella_jax.config import StoppedAtOnce, WriteError
 from paella_jax.files import atomic
 from paella_jax.files import lock as locks
 from paella_jax.files.atomic import atomic_path, write_atomically
+from paella_jax.files.disk import describe_disk
 from paella_jax.files.lock import TAKING, WRITER, Lock
 from paella_jax.runs.checkpoint import Checkpointer, complete_steps, set_aside_incomplete
 from paella_jax.runs.folder import metrics_line, prepare_workdir

@@ -17,9 +17,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.cli import describe_disk
 from paella_jax.config import UserError, differing_fields, from_json, to_json
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.disk import describe_disk
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import CRASHED, Lifeline
 
