@@ -27,7 +27,9 @@ from paella_jax.training import loop
 from paella_jax.training.metrics import MetricWriter
 
 MIB = 2**20
-SIDES = (32, 64, 96)  # pixels: with numbers of images, more programs than are kept
+SIDES = (16, 24, 32)  # pixels: with numbers of images, more programs than are kept
+ANY_SIZE = {"model__patterns": "('CT',)", "model__widths": "(16,)", "model__cond_width": 16,
+            "model__token_width": 8, "text__width": 16, "text__hidden_dim": 16}  # fmt: skip
 GROWTH = 0.05  # of memory, from the middle to the end, that still counts as none
 FLOOR = 24.0  # MiB: what an allocator may keep or not
 
@@ -91,12 +93,12 @@ def train_long(folder: Path, steps: int, looks: int = 10) -> list[Held]:
 
 def call_long(folder: Path, calls: int, looks: int = 10) -> list[Held]:
     """What a pipeline's process holds between calls."""
-    config = small.small_paella(**small.TINY_TRANSFORMER)
+    config = small.small_paella(**ANY_SIZE)
     pipe = paella_jax.load(small.untrained(folder, config))
     chance, every, seen = np.random.default_rng(0), max(calls // looks, 1), []
     for call in range(1, calls + 1):
         height, width = (int(chance.choice(SIDES)) for _ in range(2))
-        count, steps = int(chance.integers(1, 4)), int(chance.integers(1, 4))
+        count, steps = int(chance.integers(1, 3)), int(chance.integers(1, 4))
         scale = float(chance.choice([1.0, 3.0]))
         images = pipe(
             f"image {call}", height=height, width=width, seed=call, num_images_per_prompt=count,

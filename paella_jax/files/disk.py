@@ -23,6 +23,6 @@ def describe_disk(error: BaseException) -> str:
         return ""
     verb, advice = DISK[error.errno]
     return (
-        f"cannot {verb} {error.filename or 'a file'}: {error.strerror}; {advice}, then run the same "
-        "command again: it goes on from what is stored"
+        f"cannot {verb} {error.filename or 'a file'}: {error.strerror}; {advice}, then run the "
+        "same command again: it goes on from what is stored"
     )
