@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -151,6 +152,21 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     atomic._looked_through.discard(tmp_path)
     write_atomically(tmp_path / "a.json", "{}")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*kept, "a.json"])
+
+
+def test_a_line_is_in_the_log_when_it_is_written(monkeypatch):
+    """Not once the process ends, which a killed one never does properly."""
+    log, seen = io.BytesIO(), []
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log, line_buffering=False))
+
+    def work():
+        print("a line")
+        seen.append(log.getvalue())
+        return 0
+
+    with pytest.raises(SystemExit):
+        run(work)
+    assert seen == [b"a line\n"]
 
 
 def test_a_second_interrupt_waits_for_no_thread(monkeypatch, capsys):
