@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from paella_jax.config import StoppedAtOnce, UserError, preset_names
 from paella_jax.files.disk import describe_disk
+from paella_jax.files.library_noise import silence_late_answers
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -147,6 +148,7 @@ def run(main: Callable[[], int]) -> None:
 
     logging.set_verbosity(logging.FATAL)  # orbax tells in a page what it raises, too
     logging.use_absl_handler()
+    silence_late_answers()
     try:
         sys.exit(main())
     except StoppedAtOnce:

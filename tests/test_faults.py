@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -26,6 +27,7 @@ from paella_jax.files import atomic
 from paella_jax.files import lock as locks
 from paella_jax.files.atomic import atomic_path, write_atomically
 from paella_jax.files.disk import describe_disk
+from paella_jax.files.library_noise import LATE, silence_late_answers
 from paella_jax.files.lock import TAKING, WRITER, Lock
 from paella_jax.runs.checkpoint import Checkpointer, complete_steps, set_aside_incomplete
 from paella_jax.runs.folder import metrics_line, prepare_workdir
@@ -167,6 +169,20 @@ def test_a_line_is_in_the_log_when_it_is_written(monkeypatch):
     with pytest.raises(SystemExit):
         run(work)
     assert seen == [b"a line\n"]
+
+
+def test_answers_that_come_too_late_are_left_out(monkeypatch):
+    """Of other threads alone; what else goes wrong there is told."""
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: told.append(str(error)))
+    silence_late_answers()
+    tell = lambda text: sys.excepthook(RuntimeError, RuntimeError(text), None)
+    for text in (LATE, "another"):
+        thread = threading.Thread(target=tell, args=(text,))
+        thread.start()
+        thread.join()
+    tell(LATE)
+    assert told == ["another", LATE]
 
 
 def test_a_second_interrupt_waits_for_no_thread(monkeypatch, capsys):

@@ -7,6 +7,9 @@ left out of them, and no others.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
+from types import TracebackType
 
 # By logger, how such a line begins.
 ABOUT_THEMSELVES = {
@@ -16,6 +19,7 @@ ABOUT_THEMSELVES = {
     ),
     "transformers": ("PyTorch was not found",),  # we take its tokenizers alone
 }
+LATE = "Event loop is closed"
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
@@ -28,3 +32,18 @@ def silence() -> None:
         logger = logging.getLogger(name)
         if _is_wanted not in logger.filters:
             logger.addFilter(_is_wanted)
+
+
+def silence_late_answers() -> None:
+    """Leaves out what threads of tensorstore print whose answers come after orbax gave up a save.
+
+    Its event loop is closed then; why the save failed is told where it is waited for.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        is_late = isinstance(error, RuntimeError) and str(error) == LATE
+        if not is_late or threading.current_thread() is threading.main_thread():
+            before(kind, error, trace)
+
+    sys.excepthook = hook
