@@ -176,6 +176,9 @@ def test_answers_that_come_too_late_are_left_out(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: told.append(str(error)))
     silence_late_answers()
+    hook = sys.excepthook
+    silence_late_answers()
+    assert sys.excepthook is hook
     tell = lambda text: sys.excepthook(RuntimeError, RuntimeError(text), None)
     for text in (LATE, "another"):
         thread = threading.Thread(target=tell, args=(text,))

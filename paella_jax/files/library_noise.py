@@ -37,9 +37,12 @@ def silence() -> None:
 def silence_late_answers() -> None:
     """Leaves out what threads of tensorstore print whose answers come after orbax gave up a save.
 
-    Its event loop is closed then; why the save failed is told where it is waited for.
+    Its event loop is closed then; why the save failed is told where it is waited for. Calling it
+    again changes nothing.
     """
     before = sys.excepthook
+    if before.__module__ == __name__:
+        return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         is_late = isinstance(error, RuntimeError) and str(error) == LATE
