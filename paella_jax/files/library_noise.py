@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-from types import TracebackType
+from typing import Any
 
 # By logger, how such a line begins.
 ABOUT_THEMSELVES = {
@@ -40,13 +39,12 @@ def silence_late_answers() -> None:
     Its event loop is closed then; why the save failed is told where it is waited for. Calling it
     again changes nothing.
     """
-    before = sys.excepthook
+    before = sys.unraisablehook
     if before.__module__ == __name__:
         return
 
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        is_late = isinstance(error, RuntimeError) and str(error) == LATE
-        if not is_late or threading.current_thread() is threading.main_thread():
-            before(kind, error, trace)
+    def hook(found: Any) -> None:
+        if not isinstance(found.exc_value, RuntimeError) or str(found.exc_value) != LATE:
+            before(found)
 
-    sys.excepthook = hook
+    sys.unraisablehook = hook
