@@ -146,7 +146,9 @@ def run(main: Callable[[], int]) -> None:
             stream.reconfigure(line_buffering=True)
     from absl import logging
 
-    logging.set_verbosity(logging.FATAL)  # orbax tells in a page what it raises, too
+    # orbax warns about its own details, and tells in a page what it raises as well.
+    shown = bool(os.environ.get("PAELLA_JAX_TRACEBACK"))
+    logging.set_verbosity(logging.ERROR if shown else logging.FATAL)
     logging.use_absl_handler()
     silence_late_answers()
     try:
