@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from paella_jax.config import UserError, preset_names
+from paella_jax.config import StoppedAtOnce, UserError, preset_names
+from paella_jax.files.disk import describe_disk
+from paella_jax.files.library_noise import silence_late_answers
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+FAILED = 1
 INTERRUPTED = 130
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
 ENDED_BY = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED}  # a training that has saved
@@ -143,10 +146,17 @@ def run(main: Callable[[], int]) -> None:
             stream.reconfigure(line_buffering=True)
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # orbax warns about its own details
+    # orbax warns about its own details, and tells in a page what it raises as well.
+    shown = bool(os.environ.get("PAELLA_JAX_TRACEBACK"))
+    logging.set_verbosity(logging.ERROR if shown else logging.FATAL)
     logging.use_absl_handler()
+    silence_late_answers()
     try:
         sys.exit(main())
+    except StoppedAtOnce:
+        print("stopped at once", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # threads that save are not waited for
     except KeyboardInterrupt:
         if os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
@@ -157,3 +167,9 @@ def run(main: Callable[[], int]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        line = describe_disk(error)
+        if not line or os.environ.get("PAELLA_JAX_TRACEBACK"):
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(FAILED)

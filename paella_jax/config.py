@@ -37,6 +37,17 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint is missing, damaged or of another run; the message names path and reason."""
 
 
+class WriteError(OSError):
+    """What a command made could not be stored; the message says what, why, and what to do.
+
+    Commands show it as one line. No mistake of the user's: trying again may help.
+    """
+
+
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second Ctrl-C: nothing is waited for any more."""
+
+
 class UnknownPreset(ConfigError):
     """A config file has no preset of this name; `known` are those it has."""
 

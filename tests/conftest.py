@@ -41,6 +41,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.freeze()
 gc.set_threshold(100_000, 20, 20)
 
+# Every file that appears whole waits for the disk, so that no loss of power takes it: hundreds of
+# times in these tests. tests/faults.py, in processes of its own, counts on the real one.
+os.fsync = lambda opened: None
+
 flax_param = flax_scope.Scope.param
 
 

@@ -54,7 +54,7 @@ def pixels(images):
 
 
 def programs(pipe):
-    return pipe._advance._jitted._cache_size()
+    return pipe._advance.count
 
 
 @pytest.mark.parametrize("name", ["pipe", "masked"])
@@ -88,7 +88,7 @@ def test_one_program_serves_steps_strengths_temperatures_and_guidance(pipe, phot
                    {"callback": lambda *_: None}):  # fmt: skip
         pipe(RED, **change)
         assert programs(pipe) == before, change
-    counts = {pipe._condition._jitted._cache_size(), pipe._decode._jitted._cache_size()}
+    counts = {pipe._condition.count, pipe._decode.count}
     assert counts == {1}
 
 
@@ -303,10 +303,10 @@ def test_warming_up_compiles_what_a_call_needs(tmp_path):
         "text__width": 16, "text__hidden_dim": 16})  # fmt: skip
     pipe = paella_jax.load(small.untrained(tmp_path, config))
     assert pipe.warm_up() > 0
-    before = programs(pipe), pipe._decode._jitted._cache_size()
+    before = programs(pipe), pipe._decode.count
     assert before == (1, 1)
     pipe(RED, seed=None)
-    assert (programs(pipe), pipe._decode._jitted._cache_size()) == before
+    assert (programs(pipe), pipe._decode.count) == before
 
 
 def test_compiled_programs_are_kept_where_nobody_chose_a_folder(monkeypatch, tmp_path):

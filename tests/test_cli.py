@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import re
 import sys
 import threading
+import weakref
 
 import jax.numpy as jnp
 import pytest
@@ -157,7 +159,20 @@ def test_each_program_is_told_once(capsys):
     program = pulse.Program("the sum", lambda x, plus: x + plus, static_argnames="plus")
     for length, plus in ((2, 1), (2, 1), (3, 1), (2, 2), (3, 1)):
         assert program(jnp.ones(length), plus=plus).shape == (length,)
-    assert capsys.readouterr().err.count("compiling the sum ...") == 3
+    assert capsys.readouterr().err.count("compiling the sum ...") == 3 == program.count
+
+
+def test_the_programs_of_the_last_shapes_are_kept(capsys, monkeypatch):
+    """JAX forgets the others."""
+    monkeypatch.setattr(pulse, "MOST", 2)
+    program, made = pulse.Program("the sum", lambda x: x + 1), []
+    for length in (1, 2, 1, 3, 1, 2):  # 2 goes when 3 comes, and 3 when 2 comes again
+        assert program(jnp.ones(length)).shape == (length,)
+        made.append(weakref.ref(next(reversed(program._kept.values()))))
+    assert program.count == 2
+    assert capsys.readouterr().err.count("compiling the sum ...") == 4
+    gc.collect()
+    assert [one() is not None for one in made] == [True, False, True, False, True, True]
 
 
 @pytest.mark.parametrize(

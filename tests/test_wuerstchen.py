@@ -260,6 +260,8 @@ def test_what_the_pipeline_refuses(pipe, stage_b, picture):
     assert pipe.text_lengths([pipe.cut_text(long)]) == ()
     with pytest.raises(ValueError, match="latents have shape"):
         pipe.decode(np.zeros((1, 4, 4, 7)))
+    with pytest.raises(ValueError, match="latents hold NaN or infinity"):
+        pipe.decode(np.full((1, 4, 4, pipe.stage_b.stage_b.guide_channels), np.nan))
     only_b = paella_jax.load(stage_b)
     assert only_b.reconstruct(picture[None]).images.shape == (1, 32, 32, 3)
     with pytest.raises(ValueError, match="holds a Stage B run"):

@@ -57,6 +57,10 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
                 report(f"waiting for other processes: {names}")
                 waiting = True
             time.sleep(wait)
+    for task in tasks:  # what was finished by a process that was killed before it said so
+        if (claims / task.name).exists():
+            with claim(claims / task.name):
+                pass
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,23 +16,107 @@ from pathlib import Path
 from paella_jax.files.tensors import ConversionError
 
 CARD_FILE = "README.md"
+PART = ".part"  # behind the name of what is half-written, its host and its process
+DAY = 86_400.0
+CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that sync no folders
+MOST_LOOKED_THROUGH = 1024  # every save has a folder of its own
+_looked_through: set[Path] = set()  # folders, for what stopped processes left there
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, durable: bool = True) -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to, which becomes `target` at the end.
 
-    A reader never sees half of it. An error inside leaves `target` as it was and removes the part.
+    A reader never sees half of it. An error inside leaves `target` as it was and removes the part;
+    what a kill leaves is removed by the next process that writes into the folder.
+
+    Args:
+      target: what appears.
+      durable: waits until it is on the disk, so that not even a loss of power leaves half of it.
     """
+    _remove_left(target.parent)
     # Others may do the same, and in containers processes of several hosts have one number.
-    part = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}.part")
-    remove = lambda: shutil.rmtree(part, True) if part.is_dir() else part.unlink(missing_ok=True)
-    remove()
+    part = target.with_name(f"{target.name}.{socket.gethostname()}.{os.getpid()}{PART}")
+    remove_part(part)
     try:
-        yield part
-        part.replace(target)
+        with naming(target):
+            yield part
+            if durable:
+                sync_tree(part)
+            part.replace(target)
+            if durable:
+                sync(target.parent)
     finally:
-        remove()
+        remove_part(part)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """An error of writing in the block, as of a full disk, says of which file, if it did not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(file)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in CANNOT or not path.is_dir():
+            raise
+    finally:
+        os.close(opened)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` of a file, or of a folder and all that is in it."""
+    for below in path.rglob("*") if path.is_dir() else ():
+        sync(below)
+    sync(path)
+
+
+def remove_part(part: Path) -> None:
+    """Removes a half-written file or folder, where it is there."""
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes what stopped processes left in a folder; a process looks once."""
+    if folder in _looked_through:
+        return
+    if len(_looked_through) >= MOST_LOOKED_THROUGH:
+        _looked_through.clear()
+    _looked_through.add(folder)
+    for part in folder.glob(f"*{PART}"):
+        if _is_left(part):
+            remove_part(part)
+
+
+def _is_left(part: Path) -> bool:
+    """Whether its process is gone; of another host's, whether nobody wrote to it for a day."""
+    found = re.search(r"\.(\d+)\.part$", part.name)
+    if found is None:
+        return False
+    if not part.name.endswith(f".{socket.gethostname()}{found[0]}"):
+        try:
+            return time.time() - part.stat().st_mtime > DAY
+        except OSError:
+            return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 def write_atomically(file: Path, text: str) -> None:

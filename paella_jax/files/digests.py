@@ -21,6 +21,7 @@ CHUNK = 8 * 2**20  # bytes read at once
 THREADS = min(8, os.cpu_count() or 1)
 OWN = "sha256"  # the digest's name in a JSON file that has one
 Version = tuple[str, int, int, int, int]
+MOST_KNOWN = 4096
 _known: dict[Version, str] = {}  # of files, until they change
 
 Item = TypeVar("Item")
@@ -39,10 +40,15 @@ def version(file: Path) -> Version:
 def digest(file: Path) -> str:
     """SHA-256 of a file as hex digits; of one that did not change since, without reading it."""
     key = version(file)
-    if key not in _known:
-        real = Path(key[0])
-        _known[key] = digest_of_parts(real.parent, [(real.name, 0, key[2])])
-    return _known[key]
+    known = _known.get(key)
+    if known is not None:
+        return known
+    real = Path(key[0])
+    found = digest_of_parts(real.parent, [(real.name, 0, key[2])])
+    if len(_known) >= MOST_KNOWN:  # of a run that saves for weeks
+        _known.clear()
+    _known[key] = found
+    return found
 
 
 def digest_of_parts(folder: Path, parts: Iterable[tuple[str, int, int]]) -> str:

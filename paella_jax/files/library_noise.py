@@ -7,6 +7,8 @@ left out of them, and no others.
 from __future__ import annotations
 
 import logging
+import sys
+from typing import Any
 
 # By logger, how such a line begins.
 ABOUT_THEMSELVES = {
@@ -16,6 +18,7 @@ ABOUT_THEMSELVES = {
     ),
     "transformers": ("PyTorch was not found",),  # we take its tokenizers alone
 }
+LATE = "Event loop is closed"
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:
@@ -28,3 +31,20 @@ def silence() -> None:
         logger = logging.getLogger(name)
         if _is_wanted not in logger.filters:
             logger.addFilter(_is_wanted)
+
+
+def silence_late_answers() -> None:
+    """Leaves out what threads of tensorstore print whose answers come after orbax gave up a save.
+
+    Its event loop is closed then; why the save failed is told where it is waited for. Calling it
+    again changes nothing.
+    """
+    before = sys.unraisablehook
+    if before.__module__ == __name__:
+        return
+
+    def hook(found: Any) -> None:
+        if not isinstance(found.exc_value, RuntimeError) or str(found.exc_value) != LATE:
+            before(found)
+
+    sys.unraisablehook = hook

@@ -4,7 +4,8 @@ It appears whole or not at all, by a hard link (where a file system has none, by
 creation), which is atomic on network file systems too; `flock` is not on all of them. The holder
 touches it every few seconds. A lock counts as left behind once its process is gone, where that can
 be seen from here (the same boot and the same process namespace), else once it was not touched for
-`STALE` seconds. The clock is that of the file system. A process that was stopped for so long that
+`STALE` seconds. The clock is that of the file system, or our own where that one was set back: a
+lock that says a time to come is watched for as long. A process that was stopped for so long that
 another one took its lock ends itself when it notices, before it writes more.
 """
 
@@ -30,6 +31,7 @@ STALE = 120.0  # seconds without one, after which a lock is left behind
 ENDING = 4  # Linux' mark of a process that is about to be gone
 LOST = 2  # exit code of a process whose lock was taken
 TAKING = ".taking"  # behind the lock's name, while one that was left behind is replaced
+_seen: dict[Path, tuple[float, float]] = {}  # locks -> when touched, and since when that is so here
 
 
 class LockedError(UserError, RuntimeError):
@@ -91,6 +93,7 @@ class Lock:
             there = _read(self.file)
             if there is None or not _is_left(there, self.file) or not self._take(there):
                 return False
+        self._remove_left()
         threading.Thread(target=self._beat, daemon=True).start()
         return True
 
@@ -99,7 +102,8 @@ class Lock:
         self._ended.set()
         there = _read(self.file)
         if there is not None and there.get("token") == self._token:
-            self.file.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that takes nothing: it is left once we are gone
+                self.file.unlink(missing_ok=True)
             if self._made:
                 with suppress(OSError):  # something is in it
                     self.file.parent.rmdir()
@@ -108,7 +112,8 @@ class Lock:
         """Replaces a lock that was left behind. Of several that try, one does."""
         guard = self.file.with_name(self.file.name + TAKING)
         if not self._create(guard):
-            if _age(guard) > STALE:  # of one that was killed in between
+            other = _read(guard)
+            if other is not None and _is_left(other, guard):  # it was killed in between
                 guard.unlink(missing_ok=True)
             return False
         try:
@@ -128,7 +133,7 @@ class Lock:
             return True
         except FileExistsError:
             # A network file system may have linked it, and lost the answer.
-            return part.stat().st_nlink == 2
+            return _links(part) == 2
         except OSError:
             return self._create_exclusively(file)
         finally:
@@ -141,6 +146,16 @@ class Lock:
         except FileExistsError:
             return False
         return True
+
+    def _remove_left(self) -> None:
+        """Removes what others left that were killed while they tried."""
+        guard = self.file.with_name(self.file.name + TAKING)
+        there = _read(guard)
+        with suppress(OSError):
+            if there is not None and _is_left(there, guard):
+                guard.unlink(missing_ok=True)
+            for part in self.file.parent.glob(f"{self.file.name}.*.part"):
+                part.unlink(missing_ok=True)
 
     def _part(self) -> Path:
         part = self.file.with_name(f"{self.file.name}.{self._token}.part")
@@ -205,7 +220,7 @@ def _is_left(there: dict[str, Any], file: Path) -> bool:
     """Whether the holder is gone."""
     if _is_near(there):
         return _started(there["pid"]) != there.get("started")
-    return _age(file) > STALE
+    return _silence(file) > STALE
 
 
 def _is_alive(there: dict[str, Any]) -> bool:
@@ -259,12 +274,28 @@ def _touched(file: Path) -> float:
         return 0.0
 
 
+def _silence(file: Path) -> float:
+    """Seconds since a lock was last touched, by its file system's clock or as seen from here."""
+    touched, now = _touched(file), time.monotonic()
+    if _seen.get(file, (None,))[0] != touched:
+        _seen[file] = touched, now
+    return max(_age(file), now - _seen[file][1])
+
+
+def _links(file: Path) -> int:
+    """How many names a file has; none where another process removed it."""
+    try:
+        return file.stat().st_nlink
+    except FileNotFoundError:
+        return 0
+
+
 def _age(file: Path) -> float:
     """Seconds since a file was touched, by the clock of its file system."""
     probe = file.with_name(f"{file.name}.{secrets.token_hex(8)}.part")
     try:
-        probe.touch()
-        return probe.stat().st_mtime - _touched(file)
+        with probe.open("xb") as stream:  # which the holder may remove meanwhile
+            return os.fstat(stream.fileno()).st_mtime - _touched(file)
     finally:
         probe.unlink(missing_ok=True)
 

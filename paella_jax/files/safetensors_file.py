@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.digests import in_threads
+from paella_jax.files.finite import is_finite
 from paella_jax.files.tensors import ConversionError
 from paella_jax.typing import Tensors
 
@@ -108,7 +109,8 @@ def write_safetensors(
       digests: note every tensor's digest too, for `differing_tensors`.
 
     Raises:
-      ConversionError: a dtype the format does not have, or values that `dtype` cannot hold.
+      ConversionError: a dtype the format does not have, values that `dtype` cannot hold, or NaN or
+        infinity; nothing is written then.
     """
     known = dict.fromkeys(tensors, UNKNOWN) if digests else {}
     header = _header(tensors, dtype, dict(notes or {}), known)
@@ -117,6 +119,11 @@ def write_safetensors(
         out.write(header)
         for name, tensor in tensors.items():
             stored = _stored(name, np.asarray(tensor), dtype)
+            if not is_finite(stored):
+                raise ConversionError(
+                    f"{name} holds NaN or infinity: {file} is not written; look at where these "
+                    "weights come from"
+                )
             out.write(stored.reshape(-1).view(np.uint8).data)
             if digests:
                 known[name] = _digest(stored.reshape(tensor.shape))  # scalars too

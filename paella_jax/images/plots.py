@@ -47,5 +47,5 @@ def save_curves(
 
 def save_figure(file: str | Path, figure: Any) -> None:
     """Writes a matplotlib figure as PNG."""
-    with atomic_path(Path(file)) as part:
+    with atomic_path(Path(file), durable=False) as part:
         figure.savefig(part, format="png", dpi=110)

@@ -23,7 +23,7 @@ def save_png(file: str | Path, image: np.ndarray, texts: Mapping[str, str] | Non
     info = PngInfo()
     for keyword, text in (texts or {}).items():
         info.add_itxt(keyword, text)
-    with atomic_path(Path(file)) as part:
+    with atomic_path(Path(file), durable=False) as part:
         Image.fromarray(image).save(part, format="PNG", pnginfo=info)
 
 

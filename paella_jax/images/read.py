@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from paella_jax.files.finite import is_finite
 from paella_jax.images.decode import Encoded, ImageError, decode, readable
 from paella_jax.images.modes import WHITE, parse_colour, to_marked, to_rgb
 from paella_jax.images.notes import SINGLE, Notes
@@ -104,6 +105,8 @@ def read_mask(mask: ImageLike) -> np.ndarray:
     array = np.asarray(mask)
     if array.ndim != 2:
         raise ImageError(f"a mask array has shape {array.shape}; give [height, width]")
+    if not is_finite(array):
+        raise ImageError("a mask array holds NaN or infinity; give True or 1 where to draw anew")
     return array if array.dtype == bool else array > array.max() / 2
 
 

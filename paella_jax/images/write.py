@@ -103,7 +103,7 @@ def save_table(
         place = (left_side + column * step_x, top_side + row * step_y)
         mark = None if correct is None else correct[row][column]
         _paste(canvas, to_uint8(images[row, column]), place, zoom, mark)
-    with atomic_path(Path(file)) as part:
+    with atomic_path(Path(file), durable=False) as part:
         canvas.save(part, format="PNG")
 
 
@@ -142,7 +142,7 @@ def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> N
     frames = [Image.fromarray(i).resize(size, Image.Resampling.NEAREST) for i in to_uint8(images)]
     frames += frames[-2:0:-1]
     options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
-    with atomic_path(Path(file)) as part:
+    with atomic_path(Path(file), durable=False) as part:
         frames[0].save(part, format="GIF", save_all=True, **options)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from paella_jax.files.finite import describe_not_finite
 from paella_jax.models.conditioning import Conditioning
 
 
@@ -118,10 +119,14 @@ def _between(first: Conditioning, second: Conditioning, fraction: float) -> Cond
 
 
 def check_embeds(embeds: PromptEmbeds, made_for: str, name: str = "") -> PromptEmbeds:
-    """Raises ValueError for embeddings of another kind of run, or without the part `name`."""
+    """Raises ValueError for embeddings of another kind of run, not finite, or without a part."""
     if embeds.made_for.get(name) != made_for:
         raise ValueError(
             "prompt_embeds come from another run's text encoders; make them with this pipeline's "
             "embed()"
         )
+    leaves = jax.tree_util.tree_leaves_with_path(embeds.parts[name])
+    arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+    if named := describe_not_finite(arrays):
+        raise ValueError(f"prompt_embeds hold NaN or infinity in {named}; make them anew")
     return embeds

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
 from paella_jax.families.text_side import TextSide
+from paella_jax.files.finite import is_finite
 from paella_jax.images.read import read_images
 from paella_jax.pipelines.base import Job
 from paella_jax.pipelines.batches import (
@@ -292,6 +293,8 @@ class Stages:
             raise ValueError(
                 f"latents have shape {latents_c.shape}; give [count, h, w, {channels}]"
             )
+        if not is_finite(latents_c):
+            raise ValueError("latents hold NaN or infinity; give those of a call or of encode")
         count = len(latents_c)
         read_by = {STAGE_B: self.stage_b.text}
         prompts = checked_texts(read_by, prompt, allow_empty=True)

@@ -21,6 +21,7 @@ from paella_jax.images.plots import save_curves
 from paella_jax.images.write import save_grid
 from paella_jax.pipelines.load import load
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
+from paella_jax.training.timing import account, describe_account
 
 
 def evaluate_run(
@@ -84,6 +85,7 @@ def evaluate_run(
     _draw_training(checkpoint, out / "training.png", report["exact_by_steps"])
     own = {"evaluate": round(time.perf_counter() - began, 1)}
     report["seconds"] = dict(stage_seconds or {}) | own
+    report["training"] = account(checkpoint)
     report["settings"] = config.to_dict()
     report["environment"] = {
         "jax": jax.__version__,
@@ -147,4 +149,6 @@ def show(report: Mapping[str, Any]) -> str:
         pairs = ", ".join(f"{k}: {v:.3f}" for k, v in report["exact_by_steps"].items())
         lines.append(f"exact match by sampling steps   {pairs}")
     lines.append("seconds    " + ", ".join(f"{k} {v:.0f}" for k, v in report["seconds"].items()))
+    if report.get("training"):
+        lines.append(f"training   {describe_account(report['training'])}")
     return "\n".join(lines)

@@ -18,8 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
-from paella_jax.config import ConfigError
+from paella_jax.config import ConfigError, WriteError
+from paella_jax.files.finite import describe_not_finite
 from paella_jax.runs.digests import check_noted, tell_once
+from paella_jax.runs.durable import DurablePath
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
 from paella_jax.runs.step_digests import absent_files, check_step, note_of, write_step_digests
 from paella_jax.runs.weights import load_tree
@@ -43,8 +45,13 @@ def lost_files(folder: Path) -> list[str]:
     return list(dict.fromkeys([*needed, *absent_files(folder)]))
 
 
-def set_aside_incomplete(workdir: str | Path) -> str:
+def set_aside_incomplete(workdir: str | Path, keep: int | None = None) -> str:
     """Moves checkpoints that lack a part out of the way, so that the one before is used.
+
+    Args:
+      workdir: run folder.
+      keep: newest checkpoints that the run keeps. What is left of an older one, whose removal was
+        stopped, is removed.
 
     Returns:
       What was moved, for the person watching; empty if nothing.
@@ -54,6 +61,9 @@ def set_aside_incomplete(workdir: str | Path) -> str:
     """
     whole = complete_steps(workdir)
     broken = sorted((f for f in _step_folders(workdir) if int(f.name) not in whole), key=str)
+    for folder in [f for f in broken if is_outdated(f, whole, keep)]:
+        shutil.rmtree(folder, ignore_errors=True)
+        broken.remove(folder)
     if broken and not whole:
         raise CheckpointError(_none_is_whole(broken))
     for folder in broken:
@@ -63,6 +73,11 @@ def set_aside_incomplete(workdir: str | Path) -> str:
         folder.rename(place)
     moved = ", ".join(folder.name for folder in broken)
     return f"checkpoint {moved} lacks files: moved to {INCOMPLETE}/" if broken else ""
+
+
+def is_outdated(folder: Path, whole: list[int], keep: int | None) -> bool:
+    """Whether as many whole checkpoints are newer than one as a run keeps."""
+    return keep is not None and 0 < keep <= sum(step > int(folder.name) for step in whole)
 
 
 def _none_is_whole(broken: list[Path]) -> str:
@@ -84,11 +99,12 @@ class Checkpointer:
         if keep is not None and keep < 1:
             raise ConfigError(f"checkpoint.keep must be at least 1, or None for all, got {keep}")
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self._saving = 0
+        self._saving, self._keep = 0, keep
         background = ocp.options.AsyncOptions(post_finalization_callback=self._digest)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, async_options=background
-        )
+            max_to_keep=keep, create=True, async_options=background,
+            temporary_path_class=DurablePath,
+        )  # fmt: skip
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
@@ -96,7 +112,11 @@ class Checkpointer:
         return self.manager.latest_step()
 
     def save(self, step: int, state: Tree) -> None:
-        """Starts writing; the arrays may be donated as soon as this returns."""
+        """Starts writing; the arrays may be donated as soon as this returns.
+
+        Raises:
+          WriteError: this checkpoint, or the one before, cannot be written.
+        """
         if step == self.manager.latest_step():
             return
         note = {"step": step, "processes": jax.process_count(), "digests": True}
@@ -105,7 +125,10 @@ class Checkpointer:
         }  # fmt: skip
         self.wait()  # for the save before, as the manager does
         self._saving = step
-        self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+        try:
+            self.manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except Exception as error:
+            raise self._failed(error) from error
 
     def _digest(self) -> None:
         """Called on process 0, in the thread that saves, before the step gets its name."""
@@ -130,17 +153,31 @@ class Checkpointer:
             check_parts(folder, share=(jax.process_index(), jax.process_count()))
             state = self.manager.restore(step, args=ocp.args.Composite(**items))["state"]
             check_state_step(folder, state)
-            return state
+            _check_finite(state)
         except Exception as error:
             raise CheckpointError(
                 f"checkpoint {folder} cannot be read: {reason(error, folder)}. If it was cut off "
                 "by a full disk or a kill, delete that step's folder to go back to the one before; "
                 "if the model's code or config changed, use another workdir"
             ) from error
+        for outdated in sorted(self.manager.all_steps())[: -self._keep if self._keep else 0]:
+            self.manager.delete(outdated)  # a call that was stopped did not come to it
+        return state
 
     def wait(self) -> None:
-        """Blocks until every started save is on disk."""
-        self.manager.wait_until_finished()
+        """Blocks until every started save is on disk. Raises WriteError where it cannot be."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> WriteError:
+        left = [step for step in complete_steps(self.directory.parent) if step != self._saving]
+        on = f"goes on from step {left[-1]}" if left else "starts anew"
+        return WriteError(
+            f"checkpoint {self.directory / str(self._saving)} cannot be written: "
+            f"{_in_a_line(error)}; see to its disk, then run the same command again: it {on}"
+        )
 
     def close(self) -> None:
         """Waits and releases the manager's threads."""
@@ -189,8 +226,10 @@ def reason(error: Exception, folder: Path) -> str:
             check_step(folder)
     except CheckpointError as damage:
         error = damage
-    if isinstance(error, CheckpointError):
-        return str(error)
+    return str(error) if isinstance(error, CheckpointError) else _in_a_line(error)
+
+
+def _in_a_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 
@@ -263,7 +302,22 @@ def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        return dict(reader.restore(path, args=restore))
+        found = dict(reader.restore(path, args=restore))
+    _check_finite(found)
+    return found
+
+
+def _check_finite(state: Tree) -> None:
+    """Raises CheckpointError where arrays hold NaN or infinity; each process looks at its own."""
+    parts = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if jax.numpy.issubdtype(x.dtype, np.floating)
+    }
+    here = lambda x: [s.data for s in x.addressable_shards] if isinstance(x, jax.Array) else [x]
+    flat = {f"{n} " * (i > 0) + n: p for n, x in parts.items() for i, p in enumerate(here(x))}
+    if named := describe_not_finite(flat):
+        raise CheckpointError(f"it holds NaN or infinity in {named}, and was written so")
 
 
 def tell_of_lost(workdir: str | Path, after: int = -1) -> None:

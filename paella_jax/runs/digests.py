@@ -20,7 +20,7 @@ from typing import Any
 
 from paella_jax import __version__
 from paella_jax.config import CheckpointError
-from paella_jax.files.atomic import write_atomically
+from paella_jax.files.atomic import PART, remove_part, sync, write_atomically
 from paella_jax.files.digests import (
     check_list,
     digest,
@@ -39,7 +39,8 @@ CONFIG_FILE = "config.json"
 FORMAT = 1
 WRITING = {"writing": True}
 # Entries of a run folder that have checks of their own, or are no part of the run.
-APART = (DIGESTS_FILE, MANIFEST, "metrics.jsonl", "history.jsonl", "writer.lock*", "checkpoints/*",
+LINES = ("metrics.jsonl", "history.jsonl")
+APART = (DIGESTS_FILE, MANIFEST, *LINES, "writer.lock*", "checkpoints/*",
          "incomplete/*", "tensorboard/*", "wandb/*", "*.part", "*.part/*")  # fmt: skip
 # What is noted once it is there; of other files nothing is known.
 OWN = (CONFIG_FILE, "data.json", "timing.json", "trained.json", "weights.safetensors",
@@ -109,6 +110,7 @@ def noting(folder: str | Path, name: str) -> Iterator[Path]:
     _write(folder, _files(folder) | {name: WRITING})
     yield folder / name
     if (folder / name).is_file():
+        sync(folder / name)
         note_files(folder, [name])
 
 
@@ -116,6 +118,14 @@ def write_noted(folder: str | Path, name: str, text: str) -> None:
     """Writes a text file of a run folder, and its digest."""
     with noting(folder, name) as file:
         write_atomically(file, text)
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what processes left half-written in a run folder that were killed, on any host."""
+    names = [f"{name}.*{PART}" for name in (*OWN, *LINES, "frozen", DIGESTS_FILE)]
+    for part in (*folder.glob(f"*{PART}"), *folder.glob(f"[fs]*/**/*{PART}")):
+        if matches(part.relative_to(folder).as_posix(), names):
+            remove_part(part)
 
 
 def forget_files(folder: str | Path, pattern: str) -> None:

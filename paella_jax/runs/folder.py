@@ -27,9 +27,11 @@ from paella_jax.config import (
     from_json,
     to_json,
 )
+from paella_jax.files.atomic import naming
 from paella_jax.runs.digests import (
     check_noted,
     forget_files,
+    remove_parts,
     tell_once,
     version_of,
     write_noted,
@@ -103,6 +105,7 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str
         forget_files(workdir, "frozen/*")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        remove_parts(workdir)
         write_noted(workdir, CONFIG_FILE, to_json(config))
     except OSError as error:
         raise ConfigError(
@@ -157,7 +160,8 @@ def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> N
         return
     step = max(map(int, _step_names(workdir)), default=0)
     row = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changes": changes}
-    with (workdir / HISTORY_FILE).open("a") as stream:
+    file = workdir / HISTORY_FILE
+    with naming(file), file.open("a") as stream:
         stream.write(metrics_line(row))
     shown = [change for change in changes if change.startswith(told)] if told else []
     if shown:

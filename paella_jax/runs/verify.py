@@ -15,7 +15,7 @@ from paella_jax.config import CheckpointError, flatten_config
 from paella_jax.files.lock import WRITER, holder, read_lock
 from paella_jax.files.safetensors_file import differing_tensors
 from paella_jax.files.tensors import ConversionError
-from paella_jax.runs.checkpoint import lost_files, state_step
+from paella_jax.runs.checkpoint import complete_steps, is_outdated, lost_files, state_step
 from paella_jax.runs.digests import (
     APART,
     DIGESTS_FILE,
@@ -140,6 +140,9 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
 def _checkpoint(place: Path, name: str) -> Iterator[Finding]:
     """One step: its files and arrays, and whether they are of one step."""
     lost = lost_files(place)
+    if lost and _is_being_removed(place):
+        yield Finding(NOTE, name, "its removal was stopped; the next training call ends it")
+        return
     for file in lost:
         yield Finding(MISSING, f"{name}/{file}")
     try:
@@ -162,6 +165,12 @@ def _checkpoint(place: Path, name: str) -> Iterator[Finding]:
         yield Finding(NOTE, name, "an older version wrote it: it has no digests")
     if not lost and not wrong:
         yield from _one_step(place, name)
+
+
+def _is_being_removed(place: Path) -> bool:
+    """Whether a checkpoint that lacks files is older than those that the run keeps."""
+    keep = flatten_config(_config_or_nothing(place.parent.parent)).get("checkpoint.keep")
+    return is_outdated(place, complete_steps(place.parent.parent), keep)
 
 
 def _one_step(place: Path, name: str) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paella_jax.files.digests import Version, version
+from paella_jax.files.finite import describe_not_finite
 from paella_jax.files.safetensors_file import (
     differing_tensors,
     map_safetensors,
@@ -24,7 +25,11 @@ _checked: dict[Version, bool] = {}  # files -> whether they have digests
 
 
 def save_tree(file: Path, tree: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays and their digests; it appears whole or not at all."""
+    """Writes a nested dict of arrays and their digests; it appears whole or not at all.
+
+    Raises:
+      ConversionError: an array holds NaN or infinity; it is named.
+    """
     flat = {n: np.asarray(x) for n, x in flatten_dict(dict(tree), sep="/").items()}
     write_safetensors(file, flat, digests=True)
 
@@ -41,8 +46,8 @@ def load_tree(file: Path, shardings: Tree = None) -> dict[str, Any]:
       Read-only numpy views of the memory-mapped file, or jax arrays where `shardings` is given.
 
     Raises:
-      CheckpointError: the file is missing, an array of it is not what was written, or `shardings`
-        is of another tree.
+      CheckpointError: the file is missing, an array of it is not what was written or not finite,
+        or `shardings` is of another tree.
     """
     if not file.is_file():
         raise CheckpointError(f"missing weights file {file}; the run folder is incomplete")
@@ -69,7 +74,7 @@ def check_arrays(file: Path) -> bool:
       Whether it has digests; older ones have none.
 
     Raises:
-      CheckpointError: arrays are not what was written; they are named.
+      CheckpointError: arrays are not what was written, or hold NaN or infinity; they are named.
       ConversionError: it is no safetensors file.
     """
     key = version(file)
@@ -80,6 +85,11 @@ def check_arrays(file: Path) -> bool:
             raise CheckpointError(
                 f"{file} is damaged: {shown} {'is' if len(damaged) == 1 else 'are'} not what was "
                 "written (another SHA-256 digest); copy the run folder again"
+            )
+        if named := describe_not_finite(map_safetensors(file)):
+            raise CheckpointError(
+                f"{file} holds NaN or infinity in {named}, and was written so; use weights from "
+                "before that"
             )
         _checked[key] = damaged is not None
     return _checked[key]

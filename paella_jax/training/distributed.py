@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import UserError, differing_fields, from_json, to_json
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.disk import describe_disk
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import CRASHED, Lifeline
 
@@ -100,13 +101,18 @@ def _end(error: BaseException, cluster: Cluster, lifeline: Lifeline | None) -> N
     code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED
     if mistake and not isinstance(error, LateError):
         code = MISTAKE
-    first_line = _first_line(error)
+    of_disk = describe_disk(error)
+    first_line = of_disk or _first_line(error)
     if lifeline is not None:
         lifeline.fail(first_line, code)
-    if not mistake:
+    if not mistake and not of_disk:
         traceback.print_exception(error)
     number = jax.process_index() if jax.distributed.is_initialized() else cluster.process_id
-    shown = f"error: {error}" if number == 0 else f"error on process {number}: {first_line[:300]}"
+    shown = (
+        f"error: {of_disk or error}"
+        if number == 0
+        else f"error on process {number}: {first_line[:300]}"
+    )
     sys.stdout.flush()
     print(shown, file=sys.stderr, flush=True)
     os._exit(code)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from paella_jax.config import WriteError
 from paella_jax.data.encoded import open_shard
 from paella_jax.data.encoded_format import Manifest, Split, Stored, pack, seal, shard_name
 from paella_jax.data.loader import RandomSource, Source, Transform
@@ -182,11 +184,28 @@ def write_records(file: Path, records: Iterator[bytes], sealed: Mapping[str, Any
     """Writes records as ArrayRecord, and behind them their seal with a digest of them all."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writer, total = ArrayRecordWriter(str(file), WRITE_OPTIONS), hashlib.sha256()
+    with _told(file):
+        writer, total = ArrayRecordWriter(str(file), WRITE_OPTIONS), hashlib.sha256()
     try:
         for record in records:
-            writer.write(record)
+            with _told(file):
+                writer.write(record)
             total.update(record)
-        writer.write(json.dumps({**sealed, "sha256": total.hexdigest()}).encode())
+        with _told(file):
+            writer.write(json.dumps({**sealed, "sha256": total.hexdigest()}).encode())
     finally:
-        writer.close()
+        with _told(file):
+            writer.close()
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """Says in a line that a shard cannot be written, as ArrayRecord does in several."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split(";")[0].split("\n")[0]
+        raise WriteError(
+            f"{file} cannot be written: {reason}; see to its disk, then run the same command "
+            "again: it goes on from the shards that are there"
+        ) from error

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, UserError
+from paella_jax.config import ConfigError, StoppedAtOnce, UserError, WriteError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
 from paella_jax.runs.digests import note_files, noting
+from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
@@ -40,6 +40,7 @@ from paella_jax.training.sharding import (
     state_shardings,
 )
 from paella_jax.training.state import TrainState, create_state
+from paella_jax.training.timing import Clock, read_calls, record_killed
 from paella_jax.typing import Tree
 
 
@@ -56,6 +57,7 @@ class RunResult:
     seconds: float
     compile_seconds: float
     stopped: str  # SIGTERM or SIGINT, if one came: everything up to `step` is saved
+    spent: dict[str, float] = field(default_factory=dict)  # what the seconds went into
 
 
 def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
@@ -71,14 +73,14 @@ def train(config: ConfigDict, workdir: str | Path, method: Method) -> RunResult:
       TrainingDiverged: with the step; the last saved checkpoint is from before it.
     """
     workdir = Path(workdir).absolute()
-    began = time.perf_counter()
+    clock = Clock(read_calls(workdir))
     keep_programs()
     if config.num_steps < 1:
         raise ConfigError(f"num_steps must be at least 1, got {config.num_steps}")
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, config.optim.accumulation, mesh)
     with jax.set_mesh(mesh):
-        return _train(config, workdir, method, mesh, began)
+        return _train(config, workdir, method, mesh, clock)
 
 
 def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree, Any]:
@@ -98,10 +100,10 @@ def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree
 
 
 def _train(
-    config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, began: float
+    config: ConfigDict, workdir: Path, method: Method, mesh: Mesh, clock: Clock
 ) -> RunResult:
     abstract, init = abstract_state(config, method, mesh)
-    first_alone("checkpoints", lambda: _put_in_order(workdir))
+    first_alone("checkpoints", lambda: _put_in_order(workdir, config.checkpoint.keep))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     resumed = checkpointer.latest_step() is not None
     check_length(workdir, len(method.source), resumed)
@@ -117,7 +119,8 @@ def _train(
         checkpointer.close()
         if start == config.num_steps and jax.process_count() == 1:
             _draw_missing_preview(config, workdir, method, state, mesh)
-        return RunResult(state, start, time.perf_counter() - began, 0.0, "")
+        clock.started(0.0)
+        return RunResult(state, start, clock.seconds(), 0.0, "", clock.entry())
 
     data = make_iterator(
         method.source,
@@ -133,21 +136,32 @@ def _train(
     make_key = jax.jit(lambda: jax.random.key(config.seed + 1), out_shardings=replicated(mesh))
     base_key = make_key()
     step_fn = StepPrograms(config, method, abstract, frozen, base_key, mesh)
+    if jax.process_index() == 0:
+        record_killed(workdir, read_metrics(workdir / METRICS_FILE), start)
+        clock.before = read_calls(workdir)
     writer = MetricWriter(workdir, config, start)
     progress = Progress(start, config.num_steps, config.batch_size, method.title)
-    run = _Run(config, workdir, method, checkpointer, data, writer, progress)
+    run = _Run(config, workdir, method, checkpointer, data, writer, progress, clock)
+    clock.started(step_fn.seconds)
     try:
         state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
-    finally:
+    except BaseException as error:
         progress.close()
+        if not isinstance(error, StoppedAtOnce):  # nothing is waited for then
+            with suppress(WriteError):
+                checkpointer.close()
+        raise
+    progress.close()
+    with clock.spending("save"):
         checkpointer.close()
-    seconds = time.perf_counter() - began
-    return RunResult(state, int(state.step), seconds, step_fn.seconds, stopped)
+    clock.spent["compile"] = step_fn.seconds  # of buckets' other shapes, in the middle, too
+    entry = clock.entry()
+    return RunResult(state, int(state.step), entry["seconds"], step_fn.seconds, stopped, entry)
 
 
-def _put_in_order(workdir: Path) -> None:
+def _put_in_order(workdir: Path, keep: int | None) -> None:
     note_files(workdir)  # frozen networks of this call, and what a kill left unnoted
-    moved = set_aside_incomplete(workdir)
+    moved = set_aside_incomplete(workdir, keep)
     if moved:
         report(moved)
 
@@ -156,8 +170,9 @@ def _put_in_order(workdir: Path) -> None:
 def _stop_signals() -> Iterator[list[str]]:
     """A list of the signals that came: SIGTERM (preemption, job limit) or SIGINT (Ctrl-C).
 
-    The process does not die of them, but a second SIGINT is a KeyboardInterrupt. Where there are
-    several processes signals are left to JAX, which agrees on a step for all.
+    The process does not die of them, but a second SIGINT ends it at once, without waiting for a
+    save that is being written. Where there are several processes signals are left to JAX, which
+    agrees on a step for all.
     """
     came: list[str] = []
 
@@ -165,7 +180,7 @@ def _stop_signals() -> Iterator[list[str]]:
         name = signal.Signals(number).name
         if number == signal.SIGINT:
             if name in came:
-                raise KeyboardInterrupt
+                raise StoppedAtOnce
             report("SIGINT: saving after this step, then stopping; a second one stops at once")
         came.append(name)
 
@@ -212,7 +227,10 @@ def _draw_missing_preview(
 ) -> None:
     """What a stop between the last save and the last preview left out."""
     step = config.num_steps
-    if method.preview is not None and not _preview_file(workdir, step).is_file():
+    rows = read_metrics(workdir / METRICS_FILE)
+    is_scored = any(row["step"] == step and "loss" not in row for row in rows)
+    is_drawn = _preview_file(workdir, step).is_file() and is_scored
+    if method.preview is not None and not is_drawn:
         frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
         writer = MetricWriter(workdir, config, step)
         _draw_preview(method, writer, workdir, state, frozen, step)
@@ -229,6 +247,7 @@ class _Run:
     data: Iterator[dict[str, np.ndarray]]
     writer: MetricWriter
     progress: Progress
+    clock: Clock
 
     def steps(
         self, state: TrainState, start: int, step_fn: Any, frozen: Tree, key: jax.Array, mesh: Mesh
@@ -241,7 +260,7 @@ class _Run:
                 if stop or (step > start and step % config.checkpoint.every == 0):
                     self._look_at(pending, step - 1)  # never save a broken state
                     pending = None
-                    self.checkpointer.save(step, state)
+                    self._save(step, state)
                 if stop:
                     signal_name = came[0] if came else "SIGTERM"  # at another process
                     report(f"{signal_name}: saved step {step}, stopping")
@@ -254,15 +273,21 @@ class _Run:
                 if step + 1 < config.num_steps:
                     self._preview(state, frozen, step + 1)
             self._look_at(pending, config.num_steps - 1, last=True)
-            self.checkpointer.save(config.num_steps, state)
+            self._save(config.num_steps, state)
             if not came:
                 self._preview(state, frozen, config.num_steps)
         return state, came[0] if came else ""
 
+    def _save(self, step: int, state: TrainState) -> None:
+        with self.clock.spending("save"):
+            self.writer.sync()  # a finished save has the metrics before it
+            self.checkpointer.save(step, state)
+
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every
         if step == self.config.num_steps or (every and step % every == 0):
-            _draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
+            with self.clock.spending("preview"):
+                _draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
         if jax.process_count() == 1:
@@ -284,6 +309,7 @@ class _Run:
                 )
         if (step + 1) % self.config.log.every == 0 or last:
             values["images_per_second"] = self.progress.images_per_second()
+            values |= self.clock.told()
             self.writer.write(step + 1, values)
             self.progress.show(values)
         return None

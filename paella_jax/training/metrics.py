@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError
-from paella_jax.files.atomic import write_atomically
+from paella_jax.files.atomic import naming, sync, write_atomically
 from paella_jax.runs.folder import METRICS_FILE, metrics_line, read_metrics
 from paella_jax.training.trackers import Tracker, trackers
 
@@ -39,10 +39,15 @@ class MetricWriter:
         """Writes one line and hands it to the other writers."""
         if not self.enabled:
             return
-        with self.file.open("a") as stream:
+        with naming(self.file), self.file.open("a") as stream:
             stream.write(metrics_line({"step": step, **values}))
         for other in self.others:
             other.write(step, values)
+
+    def sync(self) -> None:
+        """Waits until what was written is on the disk, as a save is that comes next."""
+        if self.enabled and self.file.is_file():
+            sync(self.file)
 
     def show(self, step: int, file: Path) -> None:
         """Hands an image of the run folder to the other writers, where there are any."""

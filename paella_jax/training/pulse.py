@@ -8,14 +8,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import update_wrapper
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+MOST = 32  # programs of one function that are kept
 FIRST_SECONDS = 10.0  # until a log file is told again; each time it is then twice as long
 
 
@@ -57,12 +60,17 @@ def _say(line: str) -> None:
 
 
 class Program:
-    """A compiled function that gives a sign of life whenever it is compiled, once per program."""
+    """A compiled function that gives a sign of life whenever it is compiled, once per program.
+
+    The programs of the `MOST` shapes that were used last are kept: JAX alone would keep all, and a
+    server that draws images of any size would grow until it is killed.
+    """
 
     def __init__(self, name: str, function: Callable[..., Any], **options: Any) -> None:
         """Compiles as `jax.jit` with these options does; `name` is what people are told."""
-        self._name, self._jitted = name, jax.jit(function, **options)
-        self._seen: set[Any] = set()
+        self._name, self._function, self._options = name, function, options
+        self._kept: OrderedDict[Any, Any] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
         """As the function; arguments by name are the static ones."""
@@ -72,9 +80,32 @@ class Program:
             tuple((np.shape(x), getattr(x, "dtype", type(x))) for x in leaves),
             tuple(static.items()),
         )
-        if kind in self._seen:
-            return self._jitted(*inputs, **static)
+        with self._lock:
+            jitted = self._kept.get(kind)
+            if jitted is not None:
+                self._kept.move_to_end(kind)
+        if jitted is not None:
+            return jitted(*inputs, **static)
+        jitted = jax.jit(_alone(self._function), **self._options)
         with pulse(f"compiling {self._name}"):
-            result = self._jitted(*inputs, **static)
-        self._seen.add(kind)
+            result = jitted(*inputs, **static)
+        with self._lock:
+            self._kept[kind] = jitted
+            while len(self._kept) > MOST:
+                self._kept.popitem(last=False)
         return result
+
+    @property
+    def count(self) -> int:
+        """How many programs are kept."""
+        with self._lock:
+            return sum(jitted._cache_size() for jitted in self._kept.values())
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function as another object: JAX forgets its programs when that is gone."""
+
+    def called(*inputs: Any, **static: Any) -> Any:
+        return function(*inputs, **static)
+
+    return update_wrapper(called, function)
