@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from paella_jax.config import UserError, preset_names
+from paella_jax.outside import escaped
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -66,7 +67,7 @@ class Parser(argparse.ArgumentParser):
             choices = [choice.strip(" '") for choice in known.split(",")]
             close = did_you_mean(given, choices)
             message = f"{flag} {given!r} is none of {', '.join(choices)}{close}"
-        self.exit(2, f"error: {message} (--help says more)\n")
+        self.exit(2, escaped(f"error: {message} (--help says more)") + "\n")
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:
@@ -140,7 +141,7 @@ def run(main: Callable[[], int]) -> None:
     _keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is written
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # orbax warns about its own details
@@ -155,5 +156,5 @@ def run(main: Callable[[], int]) -> None:
     except (UserError, *LIKELY_USER_ERRORS) as error:
         if not isinstance(error, UserError) and os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(escaped(f"error: {error}"), file=sys.stderr)
         sys.exit(2)

@@ -20,13 +20,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from paella_jax.outside import escaped, parse_object
+
 
 class UserError(Exception):
     """A mistake of the user's: the message says what is wrong and what to do about it.
 
     Commands show it as one line without a traceback. Every such error of the package is of a class
-    below this one, and of a built-in class as well.
+    below this one, and of a built-in class as well. Names from outside are escaped in it.
     """
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 class ConfigError(UserError, ValueError):
@@ -239,15 +244,22 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json` (lists become tuples, which is what our configs hold)."""
+def from_json(text: str | bytes) -> ConfigDict:
+    """The inverse of `to_json` (lists become tuples, which is what our configs hold).
+
+    Raises:
+      ValueError: it is no JSON object.
+    """
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: restore(inner) for name, inner in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(restore(json.loads(text))).lock()
+    try:
+        return ConfigDict(restore(parse_object(text))).lock()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def differing_fields(old: ConfigDict, new: ConfigDict, ignore: Iterable[str] = ()) -> list[str]:

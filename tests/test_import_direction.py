@@ -12,7 +12,7 @@ import small
 
 PACKAGE = small.ROOT / "paella_jax"
 # Each room imports only from rooms before it.
-ORDER = ("config", "typing", "files", "images", "ops", "noise", "models", "data", "sampling",
+ORDER = ("outside", "fields", "config", "typing", "files", "images", "ops", "noise", "models", "data", "sampling",
          "objectives", "encoders", "runs", "sharing", "training", "families", "pipelines",
          "convert", "evaluation", "reports", "registry", "compile", "comparison", "seeds",
          "serving", "cli", "commands")  # fmt: skip

@@ -202,8 +202,10 @@ def read_config(workdir: str | Path) -> ConfigDict:
             "finished training"
         )
     try:
-        config = from_json(file.read_text())
-    except (ValueError, RecursionError) as error:
+        config = from_json(file.read_bytes())
+        if not isinstance(config.get("method"), str):
+            raise ValueError("it names no method")
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
     _rename_fields(config)
     _check_config(workdir, config)
