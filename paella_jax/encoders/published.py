@@ -17,6 +17,7 @@ import numpy as np
 from paella_jax.encoders.clip_text import ClipText, clip_text_from_hf_config
 from paella_jax.encoders.clip_vision import ClipVision, clip_vision_from_hf_config
 from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
+from paella_jax.files.foreign import checked, network_of
 from paella_jax.files.tensors import ConversionError, Entry, Names, attention, linear, norm
 from paella_jax.files.weights_file import CONFIG, errors_name, read_config, read_weights
 from paella_jax.files.wrappers import unwrapped
@@ -80,7 +81,7 @@ class Tower(NamedTuple):
             tensors = self.plain(read)
         if module.projection is None and self.projection in tensors:
             module = module.clone(projection=len(tensors[self.projection]))
-        with errors_name(Path(path)):
+        with errors_name(Path(path)), network_of(CONFIG):
             return module, self.load(tensors, module)
 
 
@@ -210,7 +211,7 @@ def load_t5_folder(path: str | Path) -> tuple[T5Encoder, Tree]:
       ValueError: the config describes a model this encoder is not.
     """
     module, tensors = _read_folder(path, t5_from_hf_config, DECODER, "T5EncoderModel")
-    with errors_name(Path(path)):
+    with errors_name(Path(path)), network_of(CONFIG):
         return module, import_t5(tensors, module)
 
 
@@ -220,8 +221,8 @@ def _read_folder(
     """Module and tensors of a Hugging Face folder, but for those that begin as `foreign` does."""
     folder = Path(path)
     config = read_config(folder)
-    with errors_name(folder / CONFIG):
-        module = make(config)
+    with errors_name(folder / CONFIG), network_of("it"):
+        module = checked(make(config))
     return module, read_weights(folder, lambda n: not n.startswith(foreign), model_class)
 
 
@@ -249,8 +250,8 @@ def check_clip(
         return
     path, shown = Path(folder), shown or f"{option} {folder}"
     config = read_config_of(option, folder)
-    with errors_name(Path(shown)):
-        tower = clip_text_from_hf_config(config)
+    with errors_name(Path(shown)), network_of(CONFIG):
+        tower = checked(clip_text_from_hf_config(config))
     if tower.width != width:
         raise ConversionError(
             f"{shown} has hidden_size {tower.width}, the weights were trained with {width} "

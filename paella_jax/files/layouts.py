@@ -19,6 +19,7 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the preferred fir
 # Names of the usual weights, which other files may lie beside; transformers has one for each form.
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 PRECISIONS = ("", "fp32", "bf16", "fp16")  # variants of the same weights, the preferred first
+LONGEST_NAME = 255  # bytes of a file's name
 _SUFFIX = "|".join(re.escape(suffix) for suffix in SUFFIXES)
 _NAME = r"(?P<stem>.+?)(?:\.(?P<variant>[A-Za-z0-9_]+))?"
 _NUMBER = r"-(?P<number>\d+)-of-(?P<count>\d+)"
@@ -137,4 +138,7 @@ def _told(chosen: Layout, others: Sequence[Layout]) -> str:
 
 def is_plain_name(name: object) -> bool:
     """Whether an index names a file of its own folder."""
-    return isinstance(name, str) and PurePosixPath(name).name == name and "\\" not in name
+    if not isinstance(name, str) or "\0" in name or "\\" in name:
+        return False
+    is_short = len(name.encode("utf-8", "surrogatepass")) <= LONGEST_NAME
+    return is_short and name not in ("", ".", "..") and PurePosixPath(name).name == name

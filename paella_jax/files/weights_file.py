@@ -197,7 +197,8 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
     tensors = {n: tensor for part in parts for n, tensor in _tensors_of(part).items()}
     if lost := sorted(shards.keys() - tensors.keys()):
         raise ConversionError(
-            f"{folder / layout.index} names tensors that no shard has: {listed(lost)}"
+            f"{folder / layout.index} names tensors that no shard has: "
+            f"{listed(f'{name} (of {shards[name]})' for name in lost)}"
         )
     kind = "safetensors" if layout.suffix == ".safetensors" else "torch files"
     return Weights(tensors, f"{kind} in {len(parts)} shards{told}", parts)

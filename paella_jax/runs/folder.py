@@ -27,6 +27,7 @@ from paella_jax.config import (
     from_json,
     to_json,
 )
+from paella_jax.outside import listed, parse_json
 from paella_jax.runs.digests import (
     check_noted,
     forget_files,
@@ -235,14 +236,14 @@ def _check_config(workdir: str | Path, config: ConfigDict) -> None:
         from paella_jax.runs.known_fields import unknown_fields
 
         unknown = unknown_fields(config)
-        named = f". Unknown fields: {', '.join(unknown)}" if unknown else ""
+        named = f". Unknown fields: {listed(unknown)}" if unknown else ""
         raise CheckpointError(f"{error}{named}") from error
     from paella_jax.runs.known_fields import unknown_fields
 
     if unknown := unknown_fields(config):
         raise CheckpointError(
             f"{Path(workdir) / CONFIG_FILE} has fields that are not known here: "
-            f"{', '.join(unknown)}. Update paella_jax if the run is of a newer version, or take "
+            f"{listed(unknown)}. Update paella_jax if the run is of a newer version, or take "
             "them out"
         )
 
@@ -312,10 +313,10 @@ def metrics_line(row: Mapping[str, Any]) -> str:
 def _row(line: bytes) -> dict[str, float] | None:
     """A line's row; None of one that is not what was written. Older lines have no check."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         check = row.pop(CHECK, None)
         is_row = isinstance(row["step"], int)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
     is_written = check is None or check == f"{zlib.crc32(json.dumps(row).encode()):08x}"
     return row if is_row and is_written else None
