@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from paella_jax.config import UserError, preset_names
+from paella_jax.config import (
+    CONFIGS,
+    UserError,
+    flatten_config,
+    load_config,
+    load_module,
+    preset_names,
+)
+from paella_jax.fields.table import described
 from paella_jax.outside import escaped
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
@@ -38,16 +46,17 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog, **options | {"allow_abbrev": False})
         self._overrides = overrides
+        self._given: list[str] = []
 
     def format_help(self) -> str:
         """As argparse's, with the presets there are where configs can be chosen."""
         if self._overrides and self.epilog is None:
-            self.epilog = help_on_configs()
+            self.epilog = help_on_configs(self._given)
         return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, once every flag is known: what is missing may be there, mistyped."""
-        given = list(sys.argv[1:] if args is None else args)
+        given = self._given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
         for flag in (word.partition("=")[0] for word in given[:end]):
             long = flag if flag.startswith("--") else f"-{flag}"
@@ -81,8 +90,15 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def help_on_configs() -> str:
-    """The presets of every config and how to override their fields, for the end of a help page."""
+def help_on_configs(given: Sequence[str] = ()) -> str:
+    """The presets of every config and what their fields may be, for the end of a help page.
+
+    Args:
+      given: the command's other words; a --config among them is the one whose fields are shown.
+    """
+    pairs = zip(("", *given), (*given, ""), strict=True)
+    named = [word.partition("=")[2] or after for word, after in pairs if is_config(word)]
+    spec = named[-1] if named else ""
     rows = [f"  {name:14} {', '.join(presets)}" for name, presets in preset_names().items()]
     lines = (
         "presets, as --config NAME:PRESET (configs/NAME.py says what each is for):",
@@ -90,8 +106,28 @@ def help_on_configs() -> str:
         "",
         "any field of a config can be given as --config.section.field=value, for example",
         "  --config.num_steps=1000 --config.optim.learning_rate=3e-4 --config.data.folder=IMAGES",
+        "",
+        *help_on_fields(spec),
     )
     return "\n".join(lines)
+
+
+def is_config(word: str) -> bool:
+    """Whether a word of a command line is the flag --config."""
+    return word.partition("=")[0] == "--config"
+
+
+def help_on_fields(spec: str) -> list[str]:
+    """Lines on the fields of a config; of none given, on those that every training has."""
+    if spec:
+        values = flatten_config(load_config(spec))
+        return [f"fields of {spec}, with their values, ranges and meanings:", *described(values)]
+    every = flatten_config(load_module(CONFIGS / "common.py").base())
+    return [
+        "fields of every training, with their ranges and meanings; --config NAME:PRESET --help",
+        "shows all fields of a preset with their values:",
+        *described(dict.fromkeys(every, "")),
+    ]
 
 
 def setup_jax() -> None:

@@ -74,7 +74,8 @@ def _folder(root: Path, name: str) -> Path:
 def _tensors() -> dict[str, np.ndarray]:
     return {
         "quantize.weight": np.ones((4, 2), np.float32), "bias": np.zeros(3, np.float16),
-        "scalar": np.float32(2.0).reshape(()), "count": np.arange(3), "empty": np.zeros((0, 2), np.float32),
+        "scalar": np.float32(2.0).reshape(()), "count": np.arange(3),
+        "empty": np.zeros((0, 2), np.float32),
     }  # fmt: skip
 
 
@@ -175,7 +176,9 @@ def _fresh(read: Callable[[Path], object], *written: str) -> Callable[[Path], No
 def _amused(root: Path) -> list[Example]:
     folder = small_amused.write_amused(root / "amused", root / "clip")
     files = [f.relative_to(folder).as_posix() for f in folder.rglob("*.json")]
-    return [Example("amused", folder, dict.fromkeys(files, JSON), _convert_amused, 0.05, ("/amused",))]
+    return [
+        Example("amused", folder, dict.fromkeys(files, JSON), _convert_amused, 0.05, ("/amused",))
+    ]
 
 
 def _convert_amused(folder: Path) -> None:
@@ -224,9 +227,11 @@ def images(root: Path) -> list[Example]:
     alpha = noise.convert("RGBA")
     alpha.putalpha(128)
     deep = Image.fromarray(DRAW.integers(0, 65536, (5, 6)).astype(np.uint16))
-    kinds = {"rgb.png": noise, "deep.png": deep, "alpha.png": alpha, "palette.png": noise.convert("P"),
-             "x.jpg": noise, "x.gif": noise.convert("P"), "x.webp": noise, "x.bmp": noise, "x.tif": noise,
-             "float.tif": Image.fromarray(DRAW.random((4, 5), np.float32)), "x.ppm": noise}  # fmt: skip
+    floats = Image.fromarray(DRAW.random((4, 5), np.float32))
+    palette = noise.convert("P")
+    kinds = {"rgb.png": noise, "deep.png": deep, "alpha.png": alpha, "palette.png": palette,
+             "x.jpg": noise, "x.gif": palette, "x.webp": noise, "x.bmp": noise, "x.tif": noise,
+             "float.tif": floats, "x.ppm": noise}  # fmt: skip
     made = []
     for name, image in kinds.items():
         folder = _folder(root, name)
@@ -256,8 +261,10 @@ def _read_image(name: str, folder: Path) -> None:
 def masks(root: Path) -> list[Example]:
     made = []
     grey = Image.fromarray(DRAW.integers(0, 5, (6, 5), np.uint8))
-    for name, image in {"grey.png": grey, "palette.png": grey.convert("P"), "bits.png": grey.convert("1"),
-                        "deep.tif": Image.fromarray(np.arange(12, dtype=np.int32).reshape(3, 4))}.items():  # fmt: skip
+    deep = Image.fromarray(np.arange(12, dtype=np.int32).reshape(3, 4))
+    kinds = {"grey.png": grey, "palette.png": grey.convert("P"), "bits.png": grey.convert("1"),
+             "deep.tif": deep}  # fmt: skip
+    for name, image in kinds.items():
         folder = _folder(root, name)
         image.save(folder / name)
         ways = (m.in_png, m.in_png) if name.endswith(".png") else ()
@@ -281,9 +288,10 @@ def _read_mask(name: str, folder: Path) -> None:
 
 def prompts(root: Path) -> list[Example]:
     made = []
-    rows = [{"prompt": "a red circle", "seed": 3, "file": "one.png", "num_steps": 4, "height": 32,
-             "guidance_scale": 3.5, "negative_prompt": "blue"}, {"prompt": "a square", "seed": 4}]  # fmt: skip
-    table = "prompt,seed,file,steps\na cat,1,a.png,4\n\"a dog, asleep\",2,b.png,5\n"
+    first = {"prompt": "a red circle", "seed": 3, "file": "one.png", "num_steps": 4, "height": 32,
+             "guidance_scale": 3.5, "negative_prompt": "blue"}  # fmt: skip
+    rows = [first, {"prompt": "a square", "seed": 4}]
+    table = 'prompt,seed,file,steps\na cat,1,a.png,4\n"a dog, asleep",2,b.png,5\n'
     texts = {"prompts.txt": "a cat\n\na dog\n", "prompts.csv": table,
              "prompts.tsv": table.replace(", ", ";").replace(",", "\t"),
              "prompts.jsonl": "\n".join(map(json.dumps, rows))}  # fmt: skip
@@ -306,8 +314,8 @@ def _read_prompts(name: str, folder: Path) -> None:
 def _captioned(root: Path) -> list[Example]:
     rows = [{"file_name": f"{i}.png", "text": [f"caption {i}", "b"], "split": "train", "kind": "x"}
             for i in range(3)]  # fmt: skip
-    tables = {"metadata.jsonl": "\n".join(map(json.dumps, rows)),
-              "metadata.csv": "file_name,text\n" + "\n".join(f"{i}.png,word {i}" for i in range(3))}  # fmt: skip
+    lines = ["file_name,text", *(f"{i}.png,word {i}" for i in range(3))]
+    tables = {"metadata.jsonl": "\n".join(map(json.dumps, rows)), "metadata.csv": "\n".join(lines)}
     made = []
     for name, text in tables.items():
         folder = _with_images(_folder(root, f"with_{name}"))
@@ -353,7 +361,8 @@ def _records(root: Path) -> list[Example]:
         folder = small_records.write(kind, root / kind, 3, files=1) or root / kind
         files = sorted(f.name for f in folder.iterdir() if not f.name.startswith("cache"))
         ways = (m.in_tar,) * 3 if kind == "webdataset" else ()
-        made.append(Example(kind, folder, dict.fromkeys(files, ways), partial(_read_all, kind, read), names=(f"/{kind}",)))  # fmt: skip
+        damages, all_of = dict.fromkeys(files, ways), partial(_read_all, kind, read)
+        made.append(Example(kind, folder, damages, all_of, names=(f"/{kind}",)))
     folder = root / "webdataset"
     index = _folder(root, "index")
     shutil.copy2(folder / "shard-000.tar", index)

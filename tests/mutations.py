@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
-PATHS = ("../../outside", "/etc/hostname", "..", ".", "", "a/../../b", "C:\\x", "\\\\host\\x", "~/x",
-         "a/b", "file:///etc/hostname", "x" * 300)  # fmt: skip
+PATHS = ("../../outside", "/etc/hostname", "..", ".", "", "a/../../b", "C:\\x", "\\\\host\\x",
+         "~/x", "a/b", "file:///etc/hostname", "x" * 300)  # fmt: skip
 TEXTS = ("\x1b[31mred", "two\nlines", "\r", "\0", "\u202eback", "\ud800", "é", "a" * 5000, "%s{}",
          "-1", "NaN", "1e999", "0x10", "[" * 300, "<script>", "\ufeff", "🙂")  # fmt: skip
 VALUES: tuple[Any, ...] = (
@@ -201,7 +201,8 @@ def in_zip(data: bytes, draw: np.random.Generator) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(made, "w") as target:
         names = source.namelist()
         chosen = names[draw.integers(len(names))]
-        chosen = next((n for n in names if n.endswith(".pkl")), chosen) if draw.random() < 0.7 else chosen  # fmt: skip
+        pickles = [name for name in names if name.endswith(".pkl")]
+        chosen = pickles[0] if pickles and draw.random() < 0.7 else chosen
         how = draw.integers(12)
         for name in names:
             content = source.read(name)
@@ -246,7 +247,8 @@ def in_tar(data: bytes, draw: np.random.Generator) -> bytes:
     field = [(0, 100), (124, 136), (156, 157), (257, 265), (345, 500)][draw.integers(5)]
     inner = mutate_bytes(bytes(block[slice(*field)]), draw)
     if draw.random() < 0.3:
-        inner = (*TEXTS, *PATHS)[draw.integers(len(TEXTS) + len(PATHS))].encode("utf-8", "surrogatepass")  # fmt: skip
+        words = (*TEXTS, *PATHS)
+        inner = words[draw.integers(len(words))].encode("utf-8", "surrogatepass")
     block[slice(*field)] = inner[: field[1] - field[0]].ljust(field[1] - field[0], b"\0")
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
@@ -272,6 +274,9 @@ def in_npy(data: bytes, draw: np.random.Generator) -> bytes:
 # --- the file system
 
 
+OTHERS = ("gone", "a folder", "a link to elsewhere", "a link to itself", "a dangling link", "empty")
+
+
 def misplace(file: Path, draw: np.random.Generator) -> str:
     """Puts something else in a file's place; what, in words."""
     how = int(draw.integers(6))
@@ -287,7 +292,7 @@ def misplace(file: Path, draw: np.random.Generator) -> str:
         file.symlink_to(file.with_name("nothing"))
     elif how == 5:
         file.write_bytes(b"")
-    return ("gone", "a folder", "a link to elsewhere", "a link to itself", "a dangling link", "empty")[how]  # fmt: skip
+    return OTHERS[how]
 
 
 def put_back(file: Path, data: bytes) -> None:

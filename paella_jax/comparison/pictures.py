@@ -123,7 +123,7 @@ def read_drawn(out: Path, cells: Sequence[str]) -> dict[str, Drawn]:
 def _read(file: Path) -> Drawn:
     try:
         stored = read_npz(file)
-        arrays = {name: stored[name] for name in Drawn._fields}
+        arrays: dict[str, Any] = {name: stored[name] for name in Drawn._fields}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{file} is damaged ({error}); delete it and {file.with_suffix('.json').name} beside "

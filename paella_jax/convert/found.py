@@ -34,7 +34,7 @@ def run_folder(
       HubError: a repository that cannot be read.
       ConversionError: a published folder that cannot be converted.
     """
-    place, left = Path(directory), dict(options or {})
+    place, left = Path(directory).expanduser(), dict(options or {})
     of_hub = is_name(directory)
     if of_hub:
         place = download(str(directory), revision, offline, _choose)

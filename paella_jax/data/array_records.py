@@ -49,7 +49,9 @@ class ArrayRecords:
             self.ends.append((self.ends[-1] if self.ends else 0) + _count(file))
         self._forget()
         if not len(self):
-            raise ValueError(f"{owner}: no records in {len(files)} files ({listed(f.name for f in files)})")
+            raise ValueError(
+                f"{owner}: no records in {len(files)} files ({listed(f.name for f in files)})"
+            )
         try:
             first = decode_example(self._bytes(0))
         except (ValueError, OSError) as error:

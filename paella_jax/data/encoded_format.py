@@ -152,8 +152,9 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     """Raises ValueError where a part is of another kind than its name says."""
-    for name, kind in (("method", str), ("networks", dict), ("tokenizers", dict), ("settings", dict),
-                       ("data", dict), ("seed", int), ("empty", str)):  # fmt: skip
+    kinds = {"method": str, "networks": dict, "tokenizers": dict, "settings": dict, "data": dict,
+             "seed": int, "empty": str}  # fmt: skip
+    for name, kind in kinds.items():
         if not isinstance(getattr(manifest, name), kind):
             raise ValueError(f"{name} is no {kind.__name__}")
     size, source = manifest.data.get("image_size"), manifest.data.get("source")

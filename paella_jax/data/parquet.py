@@ -61,7 +61,9 @@ class TableRecords:
                 self.groups.append((number, group))
                 self.ends.append((self.ends[-1] if self.ends else 0) + size)
         if not len(self):
-            raise ValueError(f"{owner}: no rows in {len(files)} files ({listed(f.name for f in files)})")
+            raise ValueError(
+                f"{owner}: no rows in {len(files)} files ({listed(f.name for f in files)})"
+            )
         self.fields: Fields = choose_fields(owner, names, wanted)
 
     def _forget(self) -> None:

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -154,7 +154,7 @@ def _is_sound(index: ShardIndex, size: int) -> bool:
         inside = inside and bool((first >= 0).all() and (count >= 0).all())
         inside = inside and bool((first <= size - count).all())
     ends = index.ends
-    in_order = ends.dtype == np.int64 and ends.shape == index.rows.shape
+    in_order: Any = ends.dtype == np.int64 and ends.shape == index.rows.shape
     in_order = in_order and index.names.dtype == np.uint8 and index.names.ndim == 1
     in_order = in_order and (np.diff(ends, prepend=0) >= 0).all()
     in_order = in_order and (ends <= len(index.names)).all()

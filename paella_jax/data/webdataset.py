@@ -51,7 +51,9 @@ class ShardRecords:
             left_out.update(index.left_out)
         self.starts = np.cumsum([0, *(len(index.rows) for index in self.indices)])
         if not len(self):
-            raise ValueError(f"{owner}: no images in {len(shards)} shards ({listed(f.name for f in shards)})")
+            raise ValueError(
+                f"{owner}: no images in {len(shards)} shards ({listed(f.name for f in shards)})"
+            )
         self.files = FileRanges(shards)
 
     def __len__(self) -> int:

@@ -34,8 +34,10 @@ from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.words import WordTokenizer
 from paella_jax.outside import listed, shortened
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model",
-                   "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 # What sets how many ids of a caption are read, in messages.
 TEXT_LIMITS, CLIP_LIMITS = "text.max_length and text.pad_to", "as CLIP has it"
 UNITS = {"bytes": VOCAB_SIZE, "words": 0}  # of the encoder that trains along: its table's rows

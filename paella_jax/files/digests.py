@@ -22,6 +22,7 @@ CHUNK = 8 * 2**20  # bytes read at once
 THREADS = min(8, os.cpu_count() or 1)
 LONGEST_NAME = 255  # bytes of a file's name
 WRITING = {"writing": True}  # an entry of a file that is about to be there
+DIGESTS = ("sha256", "rest")  # of a file, or of what no array has of it
 OWN = "sha256"  # the digest's name in a JSON file that has one
 Version = tuple[str, int, int, int, int]
 _known: dict[Version, str] = {}  # of files, until they change
@@ -120,9 +121,9 @@ def _is_listed(known: Any) -> bool:
     """Whether an entry has the size and the digest of a file, or says that it is being written."""
     if not isinstance(known, dict):
         return False
-    size = known.get("bytes")
-    is_whole = type(size) is int and size >= 0 and isinstance(known.get("sha256"), str)
-    return is_whole or known == WRITING
+    size, digests = known.get("bytes"), [known[name] for name in DIGESTS if name in known]
+    is_whole = type(size) is int and size >= 0 and bool(digests)
+    return known == WRITING or (is_whole and all(isinstance(one, str) for one in digests))
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

@@ -31,7 +31,9 @@ def checked(module: Module) -> Module:
             continue
         fits = KINDS.get(kind.removesuffix(" | None"))
         if fits is not None and not fits(value, DEEPEST if _is_deep(field.name) else LARGEST):
-            raise ConversionError(f"{field.name} cannot be {shortened(repr(value))}, as it is there")
+            raise ConversionError(
+                f"{field.name} cannot be {shortened(repr(value))}, as it is there"
+            )
     return module
 
 

@@ -87,7 +87,9 @@ def _ordered_dict(pairs: Any = ()) -> _Dict:
     made = _Dict()
     for key, value in pairs:
         if not isinstance(key, str | int):
-            raise ConversionError("an OrderedDict of the pickle has keys that are no names; refused")
+            raise ConversionError(
+                "an OrderedDict of the pickle has keys that are no names; refused"
+            )
         made[key] = value
     return made
 
@@ -142,10 +144,11 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _GLOBALS[module_name, global_name]
         except KeyError:
+            asked = shortened(f"{module_name}.{global_name}")
             raise ConversionError(
-                f"the pickle asks for {shortened(f'{module_name}.{global_name}')}, which is not needed to hold "
-                "weights; refused, because it could run code. If you trust the file, save only "
-                "its state dict as safetensors where torch is installed"
+                f"the pickle asks for {asked}, which is not needed to hold weights; refused, "
+                "because it could run code. If you trust the file, save only its state dict as "
+                "safetensors where torch is installed"
             ) from None
 
     def persistent_load(self, pid: Any) -> TorchStorage:

@@ -25,9 +25,7 @@ USUAL = frozenset(
 Value = TypeVar("Value")
 
 
-def unwrapped(
-    tensors: Mapping[str, Value], known: Collection[str]
-) -> tuple[dict[str, Value], str]:
+def unwrapped(tensors: Mapping[str, Value], known: Collection[str]) -> tuple[dict[str, Value], str]:
     """Tensors by the names that they have without wrappers, and in words what was taken off.
 
     Args:

@@ -22,6 +22,7 @@ from paella_jax import __version__
 from paella_jax.config import (
     CheckpointError,
     ConfigError,
+    check_fields,
     differing_fields,
     flatten_config,
     from_json,
@@ -210,6 +211,10 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
     _rename_fields(config)
     _check_config(workdir, config)
+    try:
+        check_fields(config, left_open=True)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}; restore it from a copy") from error
     return config
 
 
