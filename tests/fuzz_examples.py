@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 from small_torch import write_torch_file
 
+import paella_jax
 from paella_jax.config import apply_override, flatten_config, load_config, to_json
 from paella_jax.convert.plan import check_frozen, plan_conversion
 from paella_jax.convert.recognise import open_parts
@@ -194,7 +196,7 @@ def configs(root: Path) -> list[Example]:
     for name, spec in (("paella", "paella:tiny"), ("stage_b", "stage_b:tiny")):
         folder = _folder(root, name)
         (folder / "config.json").write_text(to_json(load_config(spec)))
-        made.append(Example(name, folder, {"config.json": JSON}, _read_run_config))
+        made.append(Example(name, folder, {"config.json": JSON}, read_run_config))
     folder = _folder(root, "overrides")
     flat = flatten_config(load_config("paella:tiny"))
     lines = [f"--config.{name}={value}" for name, value in flat.items()]
@@ -202,11 +204,20 @@ def configs(root: Path) -> list[Example]:
     names = ("config field", "unknown argument", "config.", "data.")
     ways = (m.mutate_overrides,) * 8
     made.append(Example("overrides", folder, {"overrides.txt": ways}, _override, 2.0, names))
-    return made
+    return [*made, _drawn_from(root)]
 
 
-def _read_run_config(folder: Path) -> None:
-    read_run_config(folder)
+def _drawn_from(root: Path) -> Example:
+    """A whole run without digests, loaded as for drawing; made apart, as jax forks badly."""
+    folder = root / "whole"
+    child = os.fork()
+    if not child:
+        small.untrained(folder, small.small_paella())
+        os._exit(0)
+    os.waitpid(child, 0)
+    (folder / "digests.json").unlink()
+    files = {"config.json": JSON, "frozen/vqgan.json": JSON}
+    return Example("whole", folder, files, lambda place: paella_jax.load(place).settings(), 0.05)
 
 
 def _override(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -203,19 +204,46 @@ def read_config(workdir: str | Path) -> ConfigDict:
             f"{Path(workdir)} is not a run folder (no {CONFIG_FILE}); give the --workdir of a "
             "finished training"
         )
-    try:
-        config = from_json(file.read_bytes())
-        if not isinstance(config.get("method"), str):
-            raise ValueError("it names no method")
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    config = read_stored_config(file)
+    if not isinstance(config.get("method"), str):
+        raise CheckpointError(f"{file} is damaged (it names no method); restore it from a copy")
     _rename_fields(config)
     _check_config(workdir, config)
-    try:
-        check_fields(config, left_open=True)
-    except ConfigError as error:
-        raise CheckpointError(f"{file}: {error}; restore it from a copy") from error
     return config
+
+
+def read_stored_config(file: Path) -> ConfigDict:
+    """A config as this package stores it, each of its fields in its range.
+
+    Raises:
+      CheckpointError: the file cannot be read, is no JSON object, or has a value that no run has.
+    """
+    try:
+        config = from_json(file.read_bytes())
+        check_fields(config, left_open=True)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    return config
+
+
+@contextmanager
+def lacking_fields_told(workdir: str | Path) -> Iterator[None]:
+    """Names the run whose stored config lacks a field that it was read for.
+
+    Raises:
+      CheckpointError: in place of what ConfigDict raises.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames or "ml_collections" not in frames[-1].filename:
+            raise
+        field = str(error).strip("\"'")
+        raise CheckpointError(
+            f"{Path(workdir) / CONFIG_FILE}, or a config in {workdir}/frozen, lacks the field "
+            f"{field}; restore it from a copy"
+        ) from error
 
 
 def _rename_fields(config: ConfigDict) -> None:

@@ -7,7 +7,6 @@ What reads published folders is imported when one is read, which most runs never
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, from_json, to_json
+from paella_jax.config import ConfigError, to_json
 from paella_jax.files.atomic import atomic_path, write_atomically
+from paella_jax.files.foreign import checked
+from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.digests import check_noted
-from paella_jax.runs.folder import CheckpointError, read_config_of
+from paella_jax.runs.folder import CheckpointError, read_config_of, read_stored_config
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
 
@@ -150,7 +151,7 @@ def _copy_tokenizer(run: Path, place: Path) -> None:
 
 
 def _load_tokenizer(place: Path) -> tuple[ConfigDict, Tree]:
-    return from_json(place.read_text()), load_tree(place.with_suffix(".safetensors"))
+    return read_stored_config(place), load_tree(place.with_suffix(".safetensors"))
 
 
 # --- text and image encoders
@@ -170,7 +171,10 @@ def _copy_t5(folder: Path, place: Path) -> None:
 def _load_t5(place: Path) -> tuple[T5Encoder, Tree]:
     from paella_jax.encoders.t5 import t5_from_hf_config
 
-    encoder = t5_from_hf_config(json.loads(place.read_text()))
+    try:
+        encoder = checked(t5_from_hf_config(parse_object(place.read_bytes())))
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{place} is damaged ({error}); restore it from a copy") from error
     return encoder, load_tree(place.with_suffix(".safetensors"))
 
 
@@ -250,7 +254,7 @@ def _copy_stage_b(run: Path, place: Path) -> None:
 
 
 def _load_stage_b(place: Path) -> tuple[ConfigDict, Tree]:
-    return from_json(place.read_text()), load_tree(place.with_suffix(".safetensors"))
+    return read_stored_config(place), load_tree(place.with_suffix(".safetensors"))
 
 
 def _tokenizer(mark: str, *files: str) -> Carried:
