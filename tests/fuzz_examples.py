@@ -204,7 +204,7 @@ def configs(root: Path) -> list[Example]:
     names = ("config field", "unknown argument", "config.", "data.")
     ways = (m.mutate_overrides,) * 8
     made.append(Example("overrides", folder, {"overrides.txt": ways}, _override, 2.0, names))
-    return [*made, _drawn_from(root)]
+    return made
 
 
 def _drawn_from(root: Path) -> Example:
@@ -402,7 +402,7 @@ def _run_files(root: Path) -> list[Example]:
     note_files(folder)
     files = {"digests.json": (_sealed,) * 4, "metrics.jsonl": (m.mutate_rows,), "config.json": JSON}
     files |= {"frozen/base.safetensors": (m.in_safetensors,)}
-    made = [Example("run", folder, files, _read_run, names=("base.safetensors",))]
+    made = [Example("run", folder, files, _read_run, names=("base.safetensors", "config.json"))]
     encoded = _folder(root, "encoded")
     (encoded / "manifest.json").write_text(_manifest().to_json())
     return [*made, Example("encoded", encoded, {"manifest.json": JSON}, _read_encoded,
@@ -445,7 +445,9 @@ def _shared(root: Path) -> list[Example]:
                     names=("config.json",))]  # fmt: skip
 
 
-KINDS: dict[str, Callable[[Path], list[Example]]] = {
+# What the suite reads some of; and all, for processes of their own.
+QUICK: dict[str, Callable[[Path], list[Example]]] = {
     "weights": weights, "folders": folders, "configs": configs, "images": images, "masks": masks,
     "prompts": prompts, "manifests": manifests,
 }  # fmt: skip
+KINDS = QUICK | {"configs": lambda root: [*configs(root), _drawn_from(root)]}

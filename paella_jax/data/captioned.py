@@ -64,7 +64,7 @@ class CaptionedImages:
             say(f"skipping broken sample {name}: {reason}")
             self.broken.add(position)
             if self._too_many():
-                raise ValueError(
+                raise BrokenDataError(
                     f"{self.records.owner}: more than {len(self.broken) - 1} of {len(self)} "
                     f"samples lack their image or caption, the last: {name} ({reason}); clean the "
                     "data"

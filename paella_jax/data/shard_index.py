@@ -141,6 +141,8 @@ def _load(place: Path, mark: list[int]) -> ShardIndex | None:
         left_out = parse_object(found["left_out"].tobytes())
         rows = found["rows"].astype(np.int64, casting="equiv").reshape(-1).view(ROW)
         index = ShardIndex(rows, found["names"], found["ends"], left_out)
+        if found["digest"].tobytes() != _digest(index):
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return index if _is_sound(index, mark[1]) else None
@@ -162,6 +164,14 @@ def _is_sound(index: ShardIndex, size: int) -> bool:
     return bool(inside and in_order and counts)
 
 
+def _digest(index: ShardIndex) -> bytes:
+    """Of all that is kept, as a damaged index would give other samples."""
+    sha = hashlib.sha256(json.dumps(index.left_out, sort_keys=True).encode())
+    for array in (index.rows, index.names, index.ends):
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.digest()
+
+
 def _save(place: Path, mark: list[int], index: ShardIndex) -> bool:
     """Keeps an index; whether that could be done."""
     left_out = np.frombuffer(json.dumps(index.left_out).encode(), np.uint8)
@@ -171,6 +181,7 @@ def _save(place: Path, mark: list[int], index: ShardIndex) -> bool:
             np.savez(
                 opened,
                 mark=np.array(mark, np.int64),
+                digest=np.frombuffer(_digest(index), np.uint8),
                 left_out=left_out,
                 rows=index.rows.view(np.int64).reshape(-1, len(ROW.names or ())),
                 names=index.names,
