@@ -32,8 +32,9 @@ TURNS = {
 LYING = (5, 6, 7, 8)  # width and height change places
 # Formats that may hold the orientation behind the pixels, or turn the image while decoding it.
 DECODED_FIRST = ("PNG", "TIFF")
-# No other format makes more pixels of a byte; these predict whole images from a few.
-PIXELS_PER_BYTE, UNBOUNDED = 4096, ("WEBP", "AVIF")
+# Deflate makes 1032 bytes of one, each of 8 pixels at most, and no other format makes more; but for
+# those that predict whole images from a few bytes.
+PIXELS_PER_BYTE, UNBOUNDED = 10_000, ("WEBP", "AVIF")
 DRAFTED = ("JPEG", "MPO")  # can be decoded at a fraction of their size
 
 
