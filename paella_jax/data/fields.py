@@ -121,8 +121,8 @@ def choose_fields(owner: str, names: Iterable[str], wanted: Wanted) -> Fields:
     caption = pick("caption_field", wanted.caption, CAPTION_FIELDS) if wanted.captions else ""
     if wanted.group and wanted.group not in known:
         raise ValueError(
-            f"{owner} has the fields {listed(known, MOST_SHOWN)}: {wanted.group!r}, which should say what "
-            "images are of, is not among them"
+            f"{owner} has the fields {listed(known, MOST_SHOWN)}: {wanted.group!r}, which should "
+            "say what images are of, is not among them"
         )
     return Fields(image, caption, wanted.lines, wanted.group)
 

@@ -107,6 +107,12 @@ def weight_files(folder: Path, wanted: Wanted, model_class: str) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
+def index_file(folder: Path) -> list[Path]:
+    """The index of the weights that `weight_files` names, if they have one."""
+    chosen = _chosen(folder, STEMS)
+    return [folder / chosen[0].index] if chosen is not None and chosen[0].index else []
+
+
 def _chosen(folder: Path, stems: Sequence[str] = ()) -> tuple[Layout, str] | None:
     """Which weights of a folder are read, and in words what else there is."""
     names = [file.name for file in folder.iterdir() if file.is_file()]

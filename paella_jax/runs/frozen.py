@@ -22,6 +22,7 @@ from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.digests import check_noted
 from paella_jax.runs.folder import CheckpointError, read_config_of, read_stored_config
+from paella_jax.runs.model_files import copy_small_files
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
 
@@ -162,9 +163,7 @@ def _copy_t5(folder: Path, place: Path) -> None:
 
     _, params = load_t5_folder(folder)
     save_tree(place.with_suffix(".safetensors"), params)
-    for name in T5_TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copy(folder / name, place.parent / name)
+    copy_small_files(folder, place.parent, T5_TOKENIZER_FILES)
     shutil.copy(folder / "config.json", place)
 
 
@@ -185,19 +184,20 @@ def carry_clip(folder: Path, place: Path) -> None:
       ConfigError: no such folder, or its text tower or tokenizer cannot be read.
     """
     from paella_jax.encoders.text import ClipTokenizer
-    from paella_jax.files.weights_file import weight_files
+    from paella_jax.files.weights_file import index_file, weight_files
 
     try:
         # Read before the copy counts as done: a folder that was corrected is not copied again.
         _load_clip(folder)
         ClipTokenizer(folder)
-        files = weight_files(folder, lambda name: True, "CLIPModel")
+        files = [*index_file(folder), *weight_files(folder, lambda name: True, "CLIPModel")]
+        with atomic_path(place) as target:
+            target.mkdir(parents=True)
+            copy_small_files(folder, target)
+            for file in files:
+                shutil.copy(file, target / file.name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is not a model folder to use: {error}") from error
-    with atomic_path(place) as target:
-        target.mkdir(parents=True)
-        for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *files):
-            shutil.copy(file, target / file.name)
 
 
 def _load_clip(folder: Path) -> Any:
