@@ -14,9 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from paella_jax.config import StoppedAtOnce, UserError, preset_names
+from paella_jax.config import (
+    CONFIGS,
+    StoppedAtOnce,
+    UserError,
+    flatten_config,
+    load_config,
+    load_module,
+    preset_names,
+)
+from paella_jax.fields.table import described
 from paella_jax.files.disk import describe_disk
 from paella_jax.files.library_noise import silence_late_answers
+from paella_jax.outside import escaped
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -40,16 +50,17 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog, **options | {"allow_abbrev": False})
         self._overrides = overrides
+        self._given: list[str] = []
 
     def format_help(self) -> str:
         """As argparse's, with the presets there are where configs can be chosen."""
         if self._overrides and self.epilog is None:
-            self.epilog = help_on_configs()
+            self.epilog = help_on_configs(self._given)
         return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, once every flag is known: what is missing may be there, mistyped."""
-        given = list(sys.argv[1:] if args is None else args)
+        given = self._given = list(sys.argv[1:] if args is None else args)
         end = given.index("--") if "--" in given else len(given)
         for flag in (word.partition("=")[0] for word in given[:end]):
             long = flag if flag.startswith("--") else f"-{flag}"
@@ -69,7 +80,7 @@ class Parser(argparse.ArgumentParser):
             choices = [choice.strip(" '") for choice in known.split(",")]
             close = did_you_mean(given, choices)
             message = f"{flag} {given!r} is none of {', '.join(choices)}{close}"
-        self.exit(2, f"error: {message} (--help says more)\n")
+        self.exit(2, escaped(f"error: {message} (--help says more)") + "\n")
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:
@@ -83,8 +94,15 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
-def help_on_configs() -> str:
-    """The presets of every config and how to override their fields, for the end of a help page."""
+def help_on_configs(given: Sequence[str] = ()) -> str:
+    """The presets of every config and what their fields may be, for the end of a help page.
+
+    Args:
+      given: the command's other words; a --config among them is the one whose fields are shown.
+    """
+    pairs = zip(("", *given), (*given, ""), strict=True)
+    named = [word.partition("=")[2] or after for word, after in pairs if is_config(word)]
+    spec = named[-1] if named else ""
     rows = [f"  {name:14} {', '.join(presets)}" for name, presets in preset_names().items()]
     lines = (
         "presets, as --config NAME:PRESET (configs/NAME.py says what each is for):",
@@ -92,8 +110,28 @@ def help_on_configs() -> str:
         "",
         "any field of a config can be given as --config.section.field=value, for example",
         "  --config.num_steps=1000 --config.optim.learning_rate=3e-4 --config.data.folder=IMAGES",
+        "",
+        *help_on_fields(spec),
     )
     return "\n".join(lines)
+
+
+def is_config(word: str) -> bool:
+    """Whether a word of a command line is the flag --config."""
+    return word.partition("=")[0] == "--config"
+
+
+def help_on_fields(spec: str) -> list[str]:
+    """Lines on the fields of a config; of none given, on those that every training has."""
+    if spec:
+        values = flatten_config(load_config(spec))
+        return [f"fields of {spec}, with their values, ranges and meanings:", *described(values)]
+    every = flatten_config(load_module(CONFIGS / "common.py").base())
+    return [
+        "fields of every training, with their ranges and meanings; --config NAME:PRESET --help",
+        "shows all fields of a preset with their values:",
+        *described(dict.fromkeys(every, "")),
+    ]
 
 
 def setup_jax() -> None:
@@ -143,7 +181,7 @@ def run(main: Callable[[], int]) -> None:
     _keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is written
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     from absl import logging
 
     # orbax warns about its own details, and tells in a page what it raises as well.
@@ -165,7 +203,7 @@ def run(main: Callable[[], int]) -> None:
     except (UserError, *LIKELY_USER_ERRORS) as error:
         if not isinstance(error, UserError) and os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(escaped(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         line = describe_disk(error)

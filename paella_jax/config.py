@@ -20,13 +20,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from paella_jax.fields.table import is_path, problem
+from paella_jax.outside import escaped, parse_object
+
 
 class UserError(Exception):
     """A mistake of the user's: the message says what is wrong and what to do about it.
 
     Commands show it as one line without a traceback. Every such error of the package is of a class
-    below this one, and of a built-in class as well.
+    below this one, and of a built-in class as well. Names from outside are escaped in it.
     """
+
+    def __str__(self) -> str:
+        return escaped(super().__str__())
 
 
 class ConfigError(UserError, ValueError):
@@ -84,16 +90,42 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       A locked ConfigDict.
 
     Raises:
-      ConfigError: no such file or preset, an unknown field, or a value of the wrong type.
+      ConfigError: no such file or preset, an unknown field, or a value of the wrong type or
+        outside of its range.
     """
     path, _, preset = spec.partition(":")
-    module = load_module(_config_file(path))
+    module = load_module(_config_file(os.path.expanduser(path)))
     config = module.get_config(preset) if preset else module.get_config()
     overrides = list(overrides)
     for override in overrides:
         apply_override(config, override)
+    check_fields(config, left_open=True)  # of a user's own file
+    _expand_home(config)
     _imply_source(config, {name_of(o) for o in overrides})
     return config.lock()
+
+
+def _expand_home(config: ConfigDict) -> None:
+    """Puts the home folder in the place of ~ in the paths that a config file gives."""
+    for name, value in flatten_config(config).items():
+        if isinstance(value, str) and value.startswith("~") and is_path(name):
+            block, _, last = name.rpartition(".")
+            (config[block] if block else config)[last] = os.path.expanduser(value)
+
+
+def check_fields(config: Mapping[str, Any], left_open: bool = False) -> None:
+    """Checks the values of all fields that the package knows.
+
+    Args:
+      config: whole.
+      left_open: whether any may be None, as presets leave fields to the run they start from.
+
+    Raises:
+      ConfigError: naming the first field, its value and its range.
+    """
+    for name, value in flatten_config(config).items():
+        if wrong := problem(name, value, left_open):
+            raise ConfigError(wrong)
 
 
 def name_of(override: str) -> str:
@@ -195,7 +227,8 @@ def apply_override(config: ConfigDict, override: str) -> None:
     """Sets one field from `--config.a.b=value` or `a.b=value`; the type must match the default's.
 
     Raises:
-      ConfigError: malformed, unknown field (the closest known one is named), or wrong type.
+      ConfigError: malformed, unknown field (the closest known one is named), wrong type, or a
+        value outside of the field's range.
     """
     name, equals, text = override.partition("=")
     if not equals or (name.startswith("-") and not name.startswith("--config.")):
@@ -210,13 +243,16 @@ def apply_override(config: ConfigDict, override: str) -> None:
     node = config
     for parent in parents:
         node = node[parent]
+    value = _parse(path, text, flat[path])
+    if wrong := problem(path, value, flat[path] is None):
+        raise ConfigError(wrong)
     with node.unlocked():
-        node[last] = _parse(path, text, flat[path])
+        node[last] = value
 
 
 def _parse(path: str, text: str, default: Any) -> Any:
     if isinstance(default, str):  # a shell leaves the ~ of --config.folder=~/x as it is
-        return os.path.expanduser(text) if text.startswith("~/") else text
+        return os.path.expanduser(text) if is_path(path) or text.startswith("~/") else text
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -250,15 +286,22 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json` (lists become tuples, which is what our configs hold)."""
+def from_json(text: str | bytes) -> ConfigDict:
+    """The inverse of `to_json` (lists become tuples, which is what our configs hold).
+
+    Raises:
+      ValueError: it is no JSON object.
+    """
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: restore(inner) for name, inner in value.items()}
         return tuple(restore(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(restore(json.loads(text))).lock()
+    try:
+        return ConfigDict(restore(parse_object(text))).lock()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def differing_fields(old: ConfigDict, new: ConfigDict, ignore: Iterable[str] = ()) -> list[str]:

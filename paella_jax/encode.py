@@ -7,11 +7,10 @@ call is started again; several processes share the work (docs/encode.md).
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paella_jax.cli import run, setup_jax
+from paella_jax.cli import Parser, path, run, setup_jax
 from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
@@ -22,9 +21,11 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Parses the command line and encodes; `--config.a.b=value` overrides a field."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", required=True, help="configs/NAME.py:preset, as for train")
-    parser.add_argument("--out", required=True, help="folder; what is there already is kept")
+    parser.add_argument(
+        "--out", type=path, required=True, help="folder; what is there already is kept"
+    )
     parser.add_argument("--variants", type=int, default=1, help="passes with other crops and flips")
     parser.add_argument("--batch_size", type=int, default=64, help="samples at once per process")
     parser.add_argument("--shard_size", type=int, default=4096, help="samples per file")

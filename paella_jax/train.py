@@ -51,7 +51,7 @@ def train_here(config: str, workdir: str | Path, *overrides: str) -> Path:
     """
     if _train(config, workdir, overrides, {}):
         raise KeyboardInterrupt(f"{workdir} is saved; the same call goes on")
-    return Path(workdir)
+    return Path(workdir).expanduser()
 
 
 def _train(
@@ -60,20 +60,20 @@ def _train(
     from paella_jax.config import load_config, name_of
     from paella_jax.data.encoded import describe_data
     from paella_jax.families.start import settle_config
+    from paella_jax.training.metrics import check_packages
 
-    cluster = find_cluster(flags)
-    config = settle_config(load_config(name, overrides), str(workdir))
+    cluster, workdir = find_cluster(flags), Path(workdir).expanduser().absolute()
+    loaded = load_config(name, overrides)
+    check_packages(loaded)
+    config = settle_config(loaded, str(workdir))
     config = describe_data(config)
     setup_jax()
 
     from paella_jax.training.distributed import joined
-    from paella_jax.training.metrics import check_writers
-
-    check_writers(config.log)
 
     with joined(cluster):
         given = [name_of(override) for override in overrides]
-        return train_together(cluster, config, Path(workdir).absolute(), given)
+        return train_together(cluster, config, workdir, given)
 
 
 def train_together(

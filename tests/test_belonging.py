@@ -316,9 +316,9 @@ def test_bad_settings_name_their_field(tmp_path):
         ("background", "#11223344", r"data\.background .* is no colour"),
         ("split", 1.0, r"data\.split must be at least 0 and below 1"),
     ):
-        config = small.config_of("vqgan:tiny", data__folder=tmp_path, **{f"data__{field}": value})
+        given = {"data__folder": tmp_path, f"data__{field}": value}
         with pytest.raises(ConfigError, match=words):
-            make_source(config.data, "train", 0)
+            make_source(small.config_of("vqgan:tiny", **given).data, "train", 0)
 
 
 def test_the_background_reaches_the_samples(tmp_path, capsys):

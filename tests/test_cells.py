@@ -231,10 +231,11 @@ REFUSED = {
     "transformer.time_width 1 is no embedding": {"transformer__time_width": 1},
     "uvit.downsample and uvit.upsample must be the same": {
         "cell__network": "uvit", "uvit__downsample": True},
-    "uvit.micro_conds must be 5, or 6": {"cell__network": "uvit", "uvit__micro_conds": 7},
+    "uvit.micro_conds must be .*at least 5 and at most 6, got 7": {
+        "cell__network": "uvit", "uvit__micro_conds": 7},
     "objective.density must be one of cosine, uniform": {"objective__density": "normal"},
     "objective.loss_positions must be one of all": {"objective__loss_positions": "masked"},
-    "sampler: .*num_steps=0": {"sampler__num_steps": 0},
+    "sampler.num_steps must be .*at least 1 .*got 0": {"sampler__num_steps": 0},
 }  # fmt: skip
 
 

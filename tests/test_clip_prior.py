@@ -402,9 +402,9 @@ def test_config_mistakes_are_refused(tmp_path):
         ({"data__folder": tmp_path / "nowhere"}, "holds neither embeddings.safetensors nor"),
         ({"data__folder": ""}, "data.folder '' holds neither"),
         ({"data__source": "shapes"}, "data.source must be 'embeddings'"),
-        ({"schedule__scaler": -1.0}, "schedule scaler -1.0"),
-        ({"sampler__num_steps": 0}, "num_steps=0"),
+        ({"schedule__scaler": -1.0}, r"schedule\.scaler must be above 0 .*got -1\.0"),
+        ({"sampler__num_steps": 0}, r"sampler\.num_steps must be .*at least 1 .*got 0"),
     ):
-        config = small.config_of("clip_prior:tiny", **({"data__folder": tmp_path} | overrides))
+        values = {"data__folder": tmp_path} | overrides
         with pytest.raises(ConfigError, match=message):
-            clip_prior_method(config)
+            clip_prior_method(small.config_of("clip_prior:tiny", **values))

@@ -287,7 +287,7 @@ def test_super_resolution_runs_carry_the_small_pictures_tokenizer_along(tmp_path
         ({"init_from": "/nowhere"}, "init_from: /nowhere is not a run folder"),
         ({"model__widths": "(64,)", "text__width": 64},
          r"(?s)other networks.*model\.widths: \(32,\) -> \(64,\)\n  text\.width: 32 -> 64"),
-        ({"lora__rank": -2}, "lora.rank must be 0 .* got -2"),
+        ({"lora__rank": -2}, "lora.rank must be .*at least 0 .*got -2"),
         ({"lora__rank": 2, "lora__pattern": "nothing"}, "'nothing' fits no matrix"),
         ({"data__folder": "/nowhere"}, "'/nowhere' is not a folder"),
     ],

@@ -229,11 +229,9 @@ def test_two_tables(tmp_path):
 )  # fmt: skip
 def test_bad_settings_are_config_errors(tmp_path, field, value, words):
     fill(tmp_path, 2)
-    config = small.config_of(
-        "vqgan:tiny", data__source="folder", data__folder=tmp_path, **{f"data__{field}": value}
-    )
+    given = {"data__source": "folder", "data__folder": tmp_path, f"data__{field}": value}
     with pytest.raises(ConfigError, match=words):
-        make_source(config.data, "train", 0)
+        make_source(small.config_of("vqgan:tiny", **given).data, "train", 0)
 
 
 def test_the_tokenizer_recipe_crops_from_larger_images(tmp_path):

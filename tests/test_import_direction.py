@@ -12,10 +12,10 @@ import small
 
 PACKAGE = small.ROOT / "paella_jax"
 # Each room imports only from rooms before it.
-ORDER = ("config", "typing", "files", "images", "ops", "noise", "models", "data", "sampling",
-         "objectives", "encoders", "runs", "sharing", "training", "families", "pipelines",
-         "convert", "evaluation", "reports", "registry", "compile", "speed", "comparison", "seeds",
-         "serving", "cli", "commands")  # fmt: skip
+ORDER = ("outside", "fields", "config", "typing", "files", "images", "ops", "noise", "models",
+         "data", "sampling", "objectives", "encoders", "runs", "sharing", "training", "families",
+         "pipelines", "convert", "evaluation", "reports", "registry", "compile", "speed",
+         "comparison", "seeds", "serving", "cli", "commands")  # fmt: skip
 # What converts weights knows nothing of what draws from them.
 STRANGERS = {"convert": {"pipelines"}}
 COMMANDS = {"train", "sample", "evaluate", "compare", "repeat", "average", "export", "benchmark",

@@ -260,7 +260,7 @@ def test_runs_from_before_there_was_a_choice_are_paellas(bases, tmp_path):
     "kind, overrides, words",
     [
         ("resnet", {"train_decoder_only": "true"}, r"train_decoder_only needs .*init_from=RUN"),
-        ("resnet", {"architecture": "unet"}, r"one of \['paella', 'resnet'\], got 'unet'"),
+        ("resnet", {"architecture": "unet"}, "must be one of paella, resnet, got 'unet'"),
         ("resnet", {"model__decoder_widths": "(8,)"}, r"decoder_widths \(8,\) needs one entry"),
         ("resnet", {"model__decoder_widths": "(8,9)"}, r"norm groups do not divide .*\[9\]"),
         ("paella", {"init_from": "resnet"}, r"architecture: 'resnet' -> 'paella'"),

@@ -325,7 +325,7 @@ def test_shards_and_damaged_safetensors(tmp_path):
     with pytest.raises(ConversionError, match=r"lacks b\.safetensors"):
         open_weights(tmp_path)
     index.write_text('{"weight_map": {"a": "../a.safetensors"}}')
-    with pytest.raises(ConversionError, match=r"lacks a\.safetensors"):
+    with pytest.raises(ConversionError, match=r"names '\.\./a\.safetensors'"):
         open_weights(tmp_path)
     index.write_text('{"weight_map": {"c": "a.safetensors"}}')
     with pytest.raises(ConversionError, match="no shard has: c"):

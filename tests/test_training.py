@@ -37,7 +37,7 @@ from paella_jax.runs.folder import (
     taken_back_if_refused,
 )
 from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
-from paella_jax.training.metrics import MetricWriter, check_writers
+from paella_jax.training.metrics import MetricWriter, check_packages
 
 SHALLOW = {"model__patterns": "('CT',)"}  # without attention: compiles sooner
 
@@ -125,14 +125,15 @@ def test_a_run_can_be_the_beginning_of_a_longer_one(tmp_path):
     assert rates["beginning"] == rates["whole"][:3] != rates["shorter"]
 
 
-def test_log_packages_are_looked_for_at_the_start(monkeypatch):
+def test_optional_packages_are_looked_for_at_the_start(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    log = small.small_paella().log
-    check_writers(log)
-    with log.unlocked():
-        log.wandb = "project"
-    with pytest.raises(ConfigError, match=r"log\.wandb needs: pip install 'paella_jax\[wandb\]'"):
-        check_writers(log)
+    check_packages(small.small_paella())
+    for change, words in (
+        ({"log__wandb": "project"}, r"log\.wandb needs: pip install 'paella_jax\[wandb\]'"),
+        ({"data__parquet": "photos"}, r"data\.source=parquet needs: .*paella_jax\[data\]"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_packages(small.small_paella(**change))
 
 
 class FakeTracker:

@@ -5,7 +5,6 @@ The first seed of a cell has a file `cells/NAME.npz` beside its row. `grids.py` 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from paella_jax.comparison.rows import Row
+from paella_jax.files.arrays import read_npz
 from paella_jax.files.atomic import atomic_path
 from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.tokens import TokenPipeline
@@ -122,9 +122,9 @@ def read_drawn(out: Path, cells: Sequence[str]) -> dict[str, Drawn]:
 
 def _read(file: Path) -> Drawn:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in Drawn._fields}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        stored = read_npz(file)
+        arrays: dict[str, Any] = {name: stored[name] for name in Drawn._fields}
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{file} is damaged ({error}); delete it and {file.with_suffix('.json').name} beside "
             "it and run the same command, which measures that cell again"

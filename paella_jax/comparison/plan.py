@@ -19,6 +19,7 @@ from paella_jax.families.abstract import abstract_tokens
 from paella_jax.families.cells import check_cell
 from paella_jax.families.networks import NETWORKS
 from paella_jax.objectives.inputs import StepInputs
+from paella_jax.training.metrics import check_packages
 from paella_jax.typing import Tree
 
 BUDGETS = ("flops", "seconds", "parameters")
@@ -92,6 +93,7 @@ def training_config(config: ConfigDict, training: Training, tokenizer: Path | st
     """
     overrides = [*data_overrides(config), *(f"--config.{text}" for text in config.overrides)]
     run = load_config(shipped(config.training), overrides)
+    check_packages(run)
     if run.method != "tokens":
         raise ConfigError(f"training {config.training!r} is no token predictor's config")
     run.tokenizer = str(tokenizer)

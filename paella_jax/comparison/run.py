@@ -45,9 +45,11 @@ from paella_jax.comparison.train import (
     train_tokenizer,
 )
 from paella_jax.comparison.variants import samplers_of
-from paella_jax.config import ConfigError, differing_fields, from_json, to_json
+from paella_jax.config import ConfigError, differing_fields, to_json
 from paella_jax.data.build import make_source
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.kept import read_kept
+from paella_jax.runs.folder import read_stored_config
 from paella_jax.training.metrics import report
 
 CONFIG = "comparison_config.json"
@@ -86,7 +88,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     )
     do_together([Task("speed", speed.is_file, time_all)], out)
     steps = config.measure.main_steps
-    rows = with_speed(rows, json.loads(speed.read_text()), steps)
+    rows = with_speed(rows, read_kept(speed), steps)
     return write_report(rows, out, [*_notes(config, judge), *_search_notes(config, out)], steps)
 
 
@@ -126,7 +128,7 @@ def _measure_all(config: ConfigDict, judge: Judge, trained: list[Trained], out: 
         tasks.append(Task(name, partial(_all_there, files), work))
         found += files
     do_together(tasks, out)
-    return [json.loads(file.read_text()) for file in found]
+    return [read_kept(file) for file in found]
 
 
 def _all_there(files: list[Path]) -> bool:
@@ -156,7 +158,7 @@ def _claim(config: ConfigDict, out: Path) -> None:
     """
     file = out / CONFIG
     if file.is_file():
-        differing = differing_fields(from_json(file.read_text()), config)
+        differing = differing_fields(read_stored_config(file), config)
         if differing:
             raise ConfigError(
                 f"{out} holds another comparison; choose another --out. Differences (old -> new):"

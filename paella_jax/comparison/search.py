@@ -28,6 +28,7 @@ from paella_jax.comparison.train import beginning, go_on_from, planned, run_fold
 from paella_jax.comparison.training import Training
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.kept import read_kept
 from paella_jax.pipelines.load import load_tokens
 from paella_jax.training.metrics import report
 
@@ -142,7 +143,7 @@ def _scored(trials: Sequence[_Trial], out: Path) -> Scores:
     scores: Scores = {}
     for trial in trials:
         own = scores.setdefault(pair_name(trial.training), {}).setdefault(f"{trial.rate:g}", [])
-        own.append(json.loads(trial.file.read_text())["cross_entropy"])
+        own.append(read_kept(trial.file, "cross_entropy")["cross_entropy"])
     return scores
 
 
@@ -203,4 +204,4 @@ def has_improved(by_rate: Mapping[str, list[float]]) -> bool:
 def read_search(out: Path) -> dict[str, Any]:
     """What was tried and chosen; empty where nothing was."""
     file = out / FILE
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_kept(file) if file.is_file() else {}

@@ -24,6 +24,7 @@ from paella_jax.comparison.variants import budget_multiple
 from paella_jax.config import ConfigError, load_config, shipped
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.kept import read_kept
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import (
     METRICS_FILE,
@@ -158,7 +159,7 @@ def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out:
 def read_trained(training: Training, size: Size, out: Path) -> Trained:
     """A finished training with its cost."""
     workdir = run_folder(training, out)
-    done = json.loads((workdir / TRAINED).read_text())
+    done = read_kept(workdir / TRAINED, "images", "seconds")
     return Trained(training, workdir, size, done["images"], done["seconds"])
 
 
@@ -189,4 +190,4 @@ def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:
         rate = read_metrics(folder / METRICS_FILE)[-1]["images_per_second"]
         write_atomically(file, json.dumps({"seconds_per_step": run.batch_size / rate}))
         shutil.rmtree(folder)
-    return float(json.loads(file.read_text())["seconds_per_step"])
+    return float(read_kept(file, "seconds_per_step")["seconds_per_step"])

@@ -26,6 +26,7 @@ from paella_jax.compile.targets import (
     parse_target,
     set_environment,
 )
+from paella_jax.files.kept import read_kept
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -62,7 +63,7 @@ def main() -> int:
     if arguments.table:
         from paella_jax.compile.show import as_table
 
-        print(as_table([json.loads(file.read_text()) for file in arguments.table]))
+        print(as_table([read_kept(file) for file in arguments.table]))
         return 0
     asked = arguments.target or (arguments.devices and f"cpu:{arguments.devices}")
     target: Target | None = None

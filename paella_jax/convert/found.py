@@ -5,12 +5,12 @@ This is looked at before every load, so nothing is imported that plain run folde
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paella_jax.convert.released_files import is_published
+from paella_jax.outside import parse_object
 from paella_jax.runs.folder import CONFIG_FILE
 from paella_jax.sharing.hub import download, is_name
 
@@ -34,7 +34,7 @@ def run_folder(
       HubError: a repository that cannot be read.
       ConversionError: a published folder that cannot be converted.
     """
-    place, left = Path(directory), dict(options or {})
+    place, left = Path(directory).expanduser(), dict(options or {})
     of_hub = is_name(directory)
     if of_hub:
         place = download(str(directory), revision, offline, _choose)
@@ -52,8 +52,8 @@ def is_run(folder: Path) -> bool:
     """Whether a folder's config is a run's, or too damaged to tell."""
     file = folder / CONFIG_FILE
     try:
-        return file.is_file() and "method" in json.loads(file.read_text())
-    except (ValueError, TypeError):
+        return file.is_file() and "method" in parse_object(file.read_bytes())
+    except (ValueError, OSError):
         return True
 
 

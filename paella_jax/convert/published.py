@@ -22,6 +22,7 @@ from paella_jax.convert.recognise import open_parts
 from paella_jax.convert.released_files import INDEX, RELEASED
 from paella_jax.files import weights_file
 from paella_jax.files.atomic import atomic_path
+from paella_jax.files.layouts import STEMS, SUFFIXES, choose
 from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import CONFIG_FILE
@@ -124,21 +125,18 @@ def needed_files(names: Sequence[str]) -> list[str]:
 
 def _weights_of(names: Sequence[str]) -> list[str]:
     """Of the files in one folder the weights to read: released, diffusers' or transformers'."""
-    known = (*RELEASED.values(), (Path(weights_file.DIFFUSERS_WEIGHTS).stem,))
-    if found := [name for stems in known if (name := _first(names, stems))]:
+    if found := [name for stems in RELEASED.values() if (name := _first(names, stems))]:
         return found
-    for whole, index in zip(weights_file.WEIGHTS, weights_file.INDEXES, strict=True):
-        stem, _, suffix = whole.rpartition(".")
-        if whole in names:
-            return [whole]
-        if index in names:
-            return [n for n in names if n.startswith(f"{stem}-") and n.endswith(f".{suffix}")]
-    return []
+    chosen = choose(names, STEMS)
+    if chosen is None:
+        return []
+    layout = chosen[0]
+    return [*layout.files, *([layout.index] if layout.index else [])]
 
 
 def _first(names: Sequence[str], stems: Sequence[str]) -> str:
     """The first of a file's possible names that is there; empty if none is."""
-    possible = (stem + suffix for stem in stems for suffix in weights_file.SUFFIXES)
+    possible = (stem + suffix for stem in stems for suffix in SUFFIXES)
     return next((name for name in possible if name in names), "")
 
 

@@ -12,13 +12,16 @@ from paella_jax.convert.released import Released, article
 from paella_jax.convert.vqgan import VQGAN, VQMODEL
 from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C
 from paella_jax.files.tensors import ConversionError, Weights
-from paella_jax.files.weights_file import open_weights
+from paella_jax.files.weights_file import errors_name, open_weights
+from paella_jax.files.wrappers import unwrapped
+from paella_jax.outside import listed
 
 # The first whose mark a file has is its family. The first release's Stage B is a Paella with a
 # guide; being looked for first, it is refused as a Stage B.
 RECORDS = (STAGE_B, STAGE_C, PAELLA, AMUSED, VQGAN, VQMODEL, CLIP_PRIOR)
 FAMILIES = tuple(dict.fromkeys(record.family for record in RECORDS))
 GROUPS = tuple(dict.fromkeys(group for record in RECORDS for group in record.groups))
+COMPRESSORS = ("backbone.0.0.weight", "mapper.0.weight")  # marks of Stage B's second network
 OTHERS = {  # that come with the releases, and which option takes them
     "a T5 text encoder; give its folder as --text":
         ("shared.weight", "encoder.final_layer_norm.weight"),
@@ -26,7 +29,7 @@ OTHERS = {  # that come with the releases, and which option takes them
         "text_model.final_layer_norm.weight", "visual.proj", "text_projection",
         "text_projection.weight",
     ),
-    "Würstchen's compressor; give it as --compressor": ("backbone.0.0.weight", "mapper.0.weight"),
+    "Würstchen's compressor; give it as --compressor": COMPRESSORS,
 }  # fmt: skip
 
 
@@ -34,6 +37,24 @@ def recognise(names: Iterable[str]) -> Released | None:
     """The family whose tensors these are, or None."""
     names = set(names)
     return next((record for record in RECORDS if names & {*record.marks}), None)
+
+
+def marks_of(family: str) -> list[str]:
+    """Names of tensors that are enough to tell a family by, or those that it stands for."""
+    records = [record for record in RECORDS if family in (record.family, *record.groups)]
+    return [mark for record in records for mark in record.marks]
+
+
+def without_wrappers(weights: Weights, marks: Iterable[str]) -> Weights:
+    """The weights by the names that a network's own tensors have; their source says what was off.
+
+    Raises:
+      ConversionError: a file that holds several such networks.
+    """
+    with errors_name(weights.files[0]):
+        tensors, told = unwrapped(weights, list(marks))
+    source = weights.source + told
+    return Weights(tensors, source, weights.files, weights.entries, weights.notes)
 
 
 def record_of(config: Mapping[str, Any]) -> Released | None:
@@ -63,7 +84,7 @@ def check_family(weights: Weights, family: str) -> Released:
             f"give --family {found.family} or another file"
         )
     others = [what for what, marks in OTHERS.items() if weights.keys() & {*marks}]
-    some = f"its tensors are {', '.join(sorted(weights)[:4])}, ..."
+    some = f"its tensors are {listed(sorted(weights), 4)}"
     hint = f"it looks like {others[0]}" if others else some
     raise ConversionError(f"{file} is not of any family known here ({', '.join(FAMILIES)}): {hint}")
 
@@ -108,15 +129,16 @@ def open_parts(
       ConversionError: nothing there, another family, a second network for another family, or a
         pipeline folder that lacks parts.
     """
-    opened = (known.open_folder(path) for known in RECORDS)
-    folder = next((found for found in opened if found is not None), None)
+    folders = (known.open_folder(path) for known in RECORDS)
+    folder = next((found for found in folders if found is not None), None)
     if folder is not None and key is not None:
         raise ConversionError(f"{path} is a pipeline folder, which has no entries; leave out --key")
-    weights = open_weights(path, key) if folder is None else folder.weights
+    opened = open_weights(path, key) if folder is None else folder.weights
+    weights = without_wrappers(opened, marks_of(family))
     record = check_family(weights, family)
     both = record.averaged
     if both is not None and key is None and {*both} <= {*weights.entries}:
-        weights = open_weights(path, both[0])
+        weights = without_wrappers(open_weights(path, both[0]), record.marks)
         weights.source += ": the averaged weights are taken"
     record.refuse(weights)
     beside = record.beside
@@ -129,4 +151,4 @@ def open_parts(
         second = open_weights(second.files[0], beside.entry)
     elif not compressor:
         return Parts(record, weights)
-    return Parts(record, weights, second)
+    return Parts(record, weights, without_wrappers(second, COMPRESSORS))

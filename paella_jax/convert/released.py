@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from paella_jax.files import weights_file
+from paella_jax.files.foreign import checked, network_of
 from paella_jax.files.tensors import ConversionError, Names, Weights
 from paella_jax.typing import Tree
 
@@ -86,7 +87,7 @@ class ForeignConfig:
                 values[known.ours] = tuple(value) if isinstance(value, list) else value
             elif not self.optional:
                 raise ConversionError(f"has no field {name!r}; download it again")
-        return self.make(**values)
+        return checked(self.make(**values))
 
     def read_file(self, file: Path) -> Any:
         """Our module for a config.json.
@@ -99,7 +100,7 @@ class ForeignConfig:
         kind = config.get("_class_name")
         if kind != self.class_name:
             raise ConversionError(f"{file} is of a {kind!r}, not of a {self.class_name}")
-        with weights_file.errors_name(file):
+        with weights_file.errors_name(file), network_of("it"):
             return self.read(config)
 
     def write(self, module: Any, **told: Any) -> dict[str, Any]:

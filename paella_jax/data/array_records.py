@@ -17,6 +17,7 @@ from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields
 from paella_jax.data.records import Record
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.examples import decode_example, encode_example
+from paella_jax.outside import listed
 
 # One record in a group: else reading one decompresses its neighbours. Images are compressed.
 WRITTEN_AS = "group_size:1,uncompressed"
@@ -48,7 +49,9 @@ class ArrayRecords:
             self.ends.append((self.ends[-1] if self.ends else 0) + _count(file))
         self._forget()
         if not len(self):
-            raise ValueError(f"{owner}: no records in {len(files)} files")
+            raise ValueError(
+                f"{owner}: no records in {len(files)} files ({listed(f.name for f in files)})"
+            )
         try:
             first = decode_example(self._bytes(0))
         except (ValueError, OSError) as error:

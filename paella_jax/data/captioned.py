@@ -13,6 +13,7 @@ from paella_jax.data.records import UNREADABLE, Record, Records
 from paella_jax.images.decode import shown_size
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb
+from paella_jax.outside import say
 
 MAX_BROKEN_FRACTION = 0.1
 PROBED = 256  # samples whose captions and headers are read before the first step
@@ -60,10 +61,10 @@ class CaptionedImages:
         """Counts what is known to be missing before anything is read."""
         for position, reason in self.records.missing():
             name = self.records.name(position)
-            print(f"skipping broken sample {name}: {reason}", flush=True)
+            say(f"skipping broken sample {name}: {reason}")
             self.broken.add(position)
             if self._too_many():
-                raise ValueError(
+                raise BrokenDataError(
                     f"{self.records.owner}: more than {len(self.broken) - 1} of {len(self)} "
                     f"samples lack their image or caption, the last: {name} ({reason}); clean the "
                     "data"
@@ -87,10 +88,9 @@ class CaptionedImages:
             self.some_captions += record.captions
             several += "\n" in record.captions[0]
         if several and not self.lines_are_captions:
-            print(
+            say(
                 f"{self.records.owner}: {several} of {len(places)} captions have several lines, "
-                "each text is one caption; --config.data.caption_lines=True makes each line one",
-                flush=True,
+                "each text is one caption; --config.data.caption_lines=True makes each line one"
             )
 
     def _too_many(self) -> bool:
@@ -156,7 +156,7 @@ class CaptionedImages:
         self.broken.add(position)
         name = self.records.name(position)
         reason = str(error).removeprefix(f"{name} ")  # which image errors begin with
-        print(f"skipping broken sample {name}: {reason}", flush=True)
+        say(f"skipping broken sample {name}: {reason}")
         if self._too_many():
             raise self._broken(len(self.broken), len(self), f"{name} ({reason})") from error
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from paella_jax.data.listing import count_others, is_image, list_files
 from paella_jax.data.tables import TABLES, read_rows
+from paella_jax.files.digests import is_inside
+from paella_jax.outside import shortened
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "texts")
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -167,7 +169,12 @@ def _from_table(
     for where, row in read_rows(table):
         name = row.get("file_name")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"{where}: no file_name; found {sorted(map(str, row))}")
+            raise ValueError(f"{where}: no file_name; found {sorted(map(shortened, row))}")
+        if not is_inside(name):
+            raise ValueError(
+                f"{where}: file_name {shortened(name)!r} is no file below {table.parent}; give "
+                "names relative to that folder"
+            )
         split = str(row.get(split_column) or "").strip().lower() if split_column else ""
         before = samples.get(name)
         texts = _captions_of(row)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+
+from paella_jax.files.arrays import read_npz
+from paella_jax.files.safetensors_file import map_safetensors
 
 VALIDATION_EVERY = 20  # one row in twenty is kept for validation
 NAMES = ("text_embedding", "image_embedding")
@@ -75,10 +75,9 @@ def _find(folder: str) -> Path:
 def _read(file: Path) -> dict[str, np.ndarray]:
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        with np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in NAMES if name in stored}
-    except (SafetensorError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            return map_safetensors(file)
+        return read_npz(file, NAMES)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} is damaged ({error}); write it again") from error
 
 
@@ -91,7 +90,7 @@ def _checked(stored: dict[str, np.ndarray], name: str, width: int, file: Path) -
             f"{file}: {name} has shape {array.shape}, the model needs [rows, {width}] with at "
             "least one row; set --config.model.clip_width to the embeddings' width"
         )
-    if not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise ValueError(f"{file}: {name} has dtype {array.dtype}; store floats")
     broken = ~np.isfinite(array).all(axis=1)
     if broken.any():

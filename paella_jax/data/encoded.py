@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from paella_jax.data.encoded_format import (
 )
 from paella_jax.files.safetensors_file import map_safetensors
 from paella_jax.files.tensors import ConversionError
+from paella_jax.outside import parse_object, say
 
 OPENING_THREADS = 16
 # ArrayRecord's own advice for reading one record here and one there.
@@ -100,7 +100,7 @@ def open_shard(file: Path, manifest: Manifest, name: str, shard: int) -> Any:
         count = reader.num_records()
         if count != wanted["records"] + 1:
             raise ValueError(f"it has {count} records of {wanted['records'] + 1}")
-        found = json.loads(reader.read([count - 1])[0])
+        found = parse_object(reader.read([count - 1])[0])
     except (RuntimeError, ValueError, IndexError) as error:
         raise _damaged(file, error) from error
     if {key: found.get(key) for key in wanted} != wanted:
@@ -161,7 +161,7 @@ def describe_data(config: ConfigDict) -> ConfigDict:
             if name in config.data and name not in HOW_READ and config.data[name] != value:
                 changes.append(f"data.{name} {config.data[name]!r} -> {value!r}")
                 config.data[name] = value
-    print(f"data.encoded {folder}: {manifest.describe()}", flush=True)
+    say(f"data.encoded {folder}: {manifest.describe()}")
     if changes:
-        print(f"data.encoded {folder} decides: {', '.join(changes)}", flush=True)
+        say(f"data.encoded {folder} decides: {', '.join(changes)}")
     return config.lock()

@@ -19,8 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from paella_jax.config import ConfigError
+from paella_jax.outside import parse_object
 
 VERSION = 1
+MOST_SHARDS = 10**6
 MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
 # Rows of padding are not stored: the mask beside them says how many are text.
 ROWS_OF = {"text_states": "text_mask"}
@@ -132,18 +134,42 @@ def read_manifest(folder: str | Path) -> Manifest:
             "python -m paella_jax.encode"
         )
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = parse_object(file.read_bytes())
         version = stored.pop("version")
         if version == VERSION:
             stored.pop("format")
             stored["splits"] = {n: _split(s) for n, s in stored["splits"].items()}
-            return Manifest(**stored)
+            manifest = Manifest(**stored)
+            _check(manifest)
+            return manifest
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{file} is damaged ({error!r}); encode the data again") from error
     raise ConfigError(
         f"{file} is of version {version}, this program reads version {VERSION}: encode the data "
         "again"
     )
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError where a part is of another kind than its name says."""
+    kinds = {"method": str, "networks": dict, "tokenizers": dict, "settings": dict, "data": dict,
+             "seed": int, "empty": str}  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    size, source = manifest.data.get("image_size"), manifest.data.get("source")
+    if type(size) is not int or size < 1 or not isinstance(source, str):
+        raise ValueError("data does not say its source and image_size")
+    for name, split in manifest.splits.items():
+        counts = (split.count, split.variants, split.per_shard)
+        if any(type(count) is not int or count < 0 for count in counts) or not split.per_shard:
+            raise ValueError(f"{name} does not say how many samples it has")
+        if split.shards > MOST_SHARDS:
+            raise ValueError(f"{name} is said to have {split.shards} shards")
+        for stored in split.fields.values():
+            dtype_of(stored.dtype), dtype_of(stored.used_as)
+            if any(type(side) is not int or side < 0 for side in stored.shape):
+                raise ValueError(f"{name} has an array of shape {stored.shape}")
 
 
 def _split(stored: dict[str, Any]) -> Split:

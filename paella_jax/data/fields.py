@@ -14,7 +14,9 @@ import numpy as np
 
 from paella_jax.data.captions import CAPTION_COLUMNS
 from paella_jax.images.decode import Encoded
+from paella_jax.outside import listed
 
+MOST_SHOWN = 40  # fields in a message
 IMAGE_FIELDS = ("image", "jpg", "jpeg", "png", "webp", "img", "image/encoded", "image_bytes")
 CAPTION_FIELDS = (*CAPTION_COLUMNS, "captions/text", "txt", "prompt")
 
@@ -111,7 +113,7 @@ def choose_fields(owner: str, names: Iterable[str], wanted: Wanted) -> Fields:
             return found[0]
         looked = repr(given) if given else f"none of {', '.join(usual)}"
         raise ValueError(
-            f"{owner} has the fields {', '.join(known)}: {looked} is not among them; give "
+            f"{owner} has the fields {listed(known, MOST_SHOWN)}: {looked} is not among them; give "
             f"--config.data.{setting}=NAME" + advice * (setting == "caption_field")
         )
 
@@ -119,8 +121,8 @@ def choose_fields(owner: str, names: Iterable[str], wanted: Wanted) -> Fields:
     caption = pick("caption_field", wanted.caption, CAPTION_FIELDS) if wanted.captions else ""
     if wanted.group and wanted.group not in known:
         raise ValueError(
-            f"{owner} has the fields {', '.join(known)}: {wanted.group!r}, which should say what "
-            "images are of, is not among them"
+            f"{owner} has the fields {listed(known, MOST_SHOWN)}: {wanted.group!r}, which should "
+            "say what images are of, is not among them"
         )
     return Fields(image, caption, wanted.lines, wanted.group)
 

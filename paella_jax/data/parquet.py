@@ -11,12 +11,14 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from paella_jax.config import ConfigError
 from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields
 from paella_jax.data.records import Record
+from paella_jax.outside import listed, shortened
 
 MOST_CACHED = 2**29  # bytes of groups of rows in memory
 
@@ -50,10 +52,8 @@ class TableRecords:
         self._forget()
         names: list[str] = []
         for number, file in enumerate(self.files):
-            try:
+            with _errors_name(file):
                 sizes, columns = _describe(file)
-            except (ValueError, OSError) as error:
-                raise ValueError(f"{file} cannot be read: {error}") from error
             if names and columns != names:
                 raise ValueError(f"{file} has the columns {columns}, {self.files[0]} {names}")
             names = columns
@@ -61,7 +61,9 @@ class TableRecords:
                 self.groups.append((number, group))
                 self.ends.append((self.ends[-1] if self.ends else 0) + size)
         if not len(self):
-            raise ValueError(f"{owner}: no rows in {len(files)} files")
+            raise ValueError(
+                f"{owner}: no rows in {len(files)} files ({listed(f.name for f in files)})"
+            )
         self.fields: Fields = choose_fields(owner, names, wanted)
 
     def _forget(self) -> None:
@@ -89,7 +91,10 @@ class TableRecords:
     def read(self, position: int) -> Record:
         """See `records.Records`."""
         group, row = self._place(position)
-        record: Mapping[str, Any] = self._group(group).slice(row, 1).to_pylist()[0]
+        with _errors_name(self._file_of(group)):
+            cut = self._group(group).slice(row, 1)
+            cut.validate(full=True)  # a damaged file's offsets point anywhere
+            record: Mapping[str, Any] = cut.to_pylist()[0]
         captions = self.fields.captions_of(record)
         image = self.fields.image_of(record, self.name(position))
         return Record(image, captions, self.fields.group_of(record))
@@ -120,6 +125,18 @@ class TableRecords:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+@contextmanager
+def _errors_name(file: Path) -> Iterator[None]:
+    """Turns whatever pyarrow raises at a damaged file into a ValueError with the file's name."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = shortened(str(error).strip(), 300) or type(error).__name__
+        raise ValueError(f"{file} cannot be read: {reason}") from error
 
 
 def _is_arrow(file: Path) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 
 from paella_jax.data.split import Held, held_back
 from paella_jax.images.decode import Encoded
+from paella_jax.outside import say
 
 # What a damaged image raises, and what a caption that is no text raises.
 UNREADABLE = (OSError, ValueError)
@@ -102,4 +103,4 @@ def tell(owner: str, count: int, training: bool, how: str, left_out: Counter[str
     use = "training" if training else "validation"
     others = ", ".join(f"{number} {kind}" for kind, number in sorted((+left_out).items()))
     told = f"{owner}: {count} images for {use} ({how})"
-    print(told + (f"; left out: {others}" if others else ""), flush=True)
+    say(told + (f"; left out: {others}" if others else ""))

@@ -10,20 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from paella_jax.data.captions import CAPTION_SUFFIXES
 from paella_jax.data.listing import UNREAD_IMAGES, suffixes, why_left_out
+from paella_jax.files.arrays import read_npz
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.tar import Member, list_members
+from paella_jax.outside import parse_object
 
-VERSION = 1
+VERSION = 2
 SUFFIX = ".index.npz"
 # Bytes of a part of a sample: where it begins, and how many. It begins at 0 where there is none.
 PARTS = ("image", "text", "json")
@@ -133,13 +134,42 @@ def _places(shard: Path) -> list[Path]:
 def _load(place: Path, mark: list[int]) -> ShardIndex | None:
     """A kept index; None where there is none of this shard as it is."""
     try:
-        with np.load(place, allow_pickle=False) as found:
-            if found["mark"].tolist() != mark:
-                return None
-            left_out = json.loads(found["left_out"].tobytes())
-            return ShardIndex(found["rows"], found["names"], found["ends"], left_out)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        found = read_npz(place, ("mark",))
+        if found["mark"].tolist() != mark:
+            return None
+        found = read_npz(place)
+        left_out = parse_object(found["left_out"].tobytes())
+        rows = found["rows"].astype(np.int64, casting="equiv").reshape(-1).view(ROW)
+        index = ShardIndex(rows, found["names"], found["ends"], left_out)
+        if found["digest"].tobytes() != _digest(index):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return index if _is_sound(index, mark[1]) else None
+
+
+def _is_sound(index: ShardIndex, size: int) -> bool:
+    """Whether all that a kept index points to is there."""
+    inside = True
+    for part in PARTS:
+        first, count = index.rows[f"{part}_offset"], index.rows[f"{part}_size"]
+        inside = inside and bool((first >= 0).all() and (count >= 0).all())
+        inside = inside and bool((first <= size - count).all())
+    ends = index.ends
+    in_order: Any = ends.dtype == np.int64 and ends.shape == index.rows.shape
+    in_order = in_order and index.names.dtype == np.uint8 and index.names.ndim == 1
+    in_order = in_order and (np.diff(ends, prepend=0) >= 0).all()
+    in_order = in_order and (ends <= len(index.names)).all()
+    counts = all(isinstance(count, int) for count in index.left_out.values())
+    return bool(inside and in_order and counts)
+
+
+def _digest(index: ShardIndex) -> bytes:
+    """Of all that is kept, as a damaged index would give other samples."""
+    sha = hashlib.sha256(json.dumps(index.left_out, sort_keys=True).encode())
+    for array in (index.rows, index.names, index.ends):
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.digest()
 
 
 def _save(place: Path, mark: list[int], index: ShardIndex) -> bool:
@@ -151,8 +181,9 @@ def _save(place: Path, mark: list[int], index: ShardIndex) -> bool:
             np.savez(
                 opened,
                 mark=np.array(mark, np.int64),
+                digest=np.frombuffer(_digest(index), np.uint8),
                 left_out=left_out,
-                rows=index.rows,
+                rows=index.rows.view(np.int64).reshape(-1, len(ROW.names or ())),
                 names=index.names,
                 ends=index.ends,
             )

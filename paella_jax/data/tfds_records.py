@@ -13,6 +13,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields, names_of
 from paella_jax.data.records import Record
 from paella_jax.data.split import TEST, VALIDATION
+from paella_jax.outside import shortened
 
 
 class TfdsRecords:
@@ -86,8 +87,8 @@ def find_builder(name: str, folder: str) -> Any:
         if (Path(name).expanduser() / "dataset_info.json").is_file():
             return tfds.builder_from_directory(str(Path(name).expanduser()))
         return tfds.builder(name, data_dir=str(Path(folder).expanduser()) if folder else None)
-    except (ValueError, OSError, ImportError, AttributeError) as error:
-        reason = str(error).split("\n")[0]
+    except Exception as error:  # of a damaged folder, TFDS raises nearly anything
+        reason = shortened(str(error).split("\n")[0]) or type(error).__name__
         raise ValueError(
             f"data.tfds {name!r} cannot be read: {reason}; give the folder that holds its "
             "dataset_info.json, or its name and data.tfds_folder"

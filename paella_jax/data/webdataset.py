@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from paella_jax.data.shard_index import ShardIndex, index_of
 from paella_jax.files.ranges import FileRanges
 from paella_jax.files.tar import TarError
 from paella_jax.images.decode import Encoded
+from paella_jax.outside import listed, parse_object, say
 
 TOLD = 5  # damaged shards
 EVERY = 10.0  # seconds between reports, where an index is made first
@@ -51,7 +51,9 @@ class ShardRecords:
             left_out.update(index.left_out)
         self.starts = np.cumsum([0, *(len(index.rows) for index in self.indices)])
         if not len(self):
-            raise ValueError(f"{owner}: no images in {len(shards)} shards")
+            raise ValueError(
+                f"{owner}: no images in {len(shards)} shards ({listed(f.name for f in shards)})"
+            )
         self.files = FileRanges(shards)
 
     def __len__(self) -> int:
@@ -109,17 +111,14 @@ class ShardRecords:
             texts = texts_of(find(fields, field), self.wanted.lines)
             if texts:
                 return texts
-        raise ValueError(f"no caption: none in {', '.join(wanted)} of {', '.join(fields)}")
+        raise ValueError(f"no caption: none in {', '.join(wanted)} of {listed(fields)}")
 
 
 def _json(text: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_object(text)
+    except ValueError as error:
         raise ValueError(f"its json cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError("its json is not an object")
-    return fields
 
 
 def _indices(owner: str, shards: Sequence[Path]) -> list[ShardIndex]:
@@ -128,7 +127,7 @@ def _indices(owner: str, shards: Sequence[Path]) -> list[ShardIndex]:
     for number, shard in enumerate(shards):
         if time.monotonic() > told + EVERY:
             told = time.monotonic()
-            print(f"{owner}: {number} of {len(shards)} shards are indexed", flush=True)
+            say(f"{owner}: {number} of {len(shards)} shards are indexed")
         try:
             indices.append(index_of(shard))
         except (TarError, OSError) as error:

@@ -6,7 +6,7 @@ is not read), with the prefix "text_model." or "vision_model." (all older files)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,14 @@ import numpy as np
 from paella_jax.encoders.clip_text import ClipText, clip_text_from_hf_config
 from paella_jax.encoders.clip_vision import ClipVision, clip_vision_from_hf_config
 from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
+from paella_jax.files.foreign import checked, network_of
 from paella_jax.files.tensors import ConversionError, Entry, Names, attention, linear, norm
 from paella_jax.files.weights_file import CONFIG, errors_name, read_config, read_weights
+from paella_jax.files.wrappers import unwrapped
 from paella_jax.typing import Tensors, Tree
 
 EMBEDDING, EMBEDDING_ALIAS = "shared.weight", "encoder.embed_tokens.weight"
+T5_MARK, CLIP_MARK = "encoder.final_layer_norm.weight", "embeddings.position_embedding.weight"
 DECODER = ("decoder.", "lm_head.")  # the other half of an encoder-decoder checkpoint
 POSITION_IDS = "embeddings.position_ids"  # not weights: 0, 1, 2, ... in older versions' files
 
@@ -56,9 +59,16 @@ class Tower(NamedTuple):
         Raises:
           ConversionError: listing every missing, unknown and misshapen tensor.
         """
+        tensors = self.plain(tensors)
         # Where neither form is complete the longer one makes the clearer list of missing tensors.
         bare = any(name.startswith(("embeddings.", "encoder.")) for name in tensors)
         return self.names("" if bare else None).load(tensors, module)
+
+    def plain(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Tensors by the names that transformers gives them, without other programs' wrappers."""
+        mark = f"{self.prefix}{CLIP_MARK}"
+        is_full = any(name.endswith(mark) for name in tensors)
+        return unwrapped(tensors, [mark if is_full else CLIP_MARK])[0]
 
     def save(self, params: Tree, module: Any, prefix: str | None = None) -> Tensors:
         """Parameters -> Hugging Face tensors, values unchanged."""
@@ -66,10 +76,12 @@ class Tower(NamedTuple):
 
     def load_folder(self, path: str | Path) -> tuple[Any, Tree]:
         """Reads the tower of a Hugging Face folder, see `load_clip_text_folder`."""
-        module, tensors = _read_folder(path, self.read_config, self.foreign, self.model_class)
+        module, read = _read_folder(path, self.read_config, self.foreign, self.model_class)
+        with errors_name(Path(path)):
+            tensors = self.plain(read)
         if module.projection is None and self.projection in tensors:
             module = module.clone(projection=len(tensors[self.projection]))
-        with errors_name(Path(path)):
+        with errors_name(Path(path)), network_of(CONFIG):
             return module, self.load(tensors, module)
 
 
@@ -175,7 +187,7 @@ def import_t5(tensors: Tensors, module: T5Encoder) -> Tree:
     Raises:
       ConversionError: listing every missing, unknown and misshapen tensor.
     """
-    kept = dict(tensors)
+    kept, _ = unwrapped(tensors, [T5_MARK])
     if EMBEDDING_ALIAS in kept:
         alias = kept.pop(EMBEDDING_ALIAS)
         if not np.array_equal(kept.setdefault(EMBEDDING, alias), alias):
@@ -199,7 +211,7 @@ def load_t5_folder(path: str | Path) -> tuple[T5Encoder, Tree]:
       ValueError: the config describes a model this encoder is not.
     """
     module, tensors = _read_folder(path, t5_from_hf_config, DECODER, "T5EncoderModel")
-    with errors_name(Path(path)):
+    with errors_name(Path(path)), network_of(CONFIG):
         return module, import_t5(tensors, module)
 
 
@@ -209,8 +221,8 @@ def _read_folder(
     """Module and tensors of a Hugging Face folder, but for those that begin as `foreign` does."""
     folder = Path(path)
     config = read_config(folder)
-    with errors_name(folder / CONFIG):
-        module = make(config)
+    with errors_name(folder / CONFIG), network_of("it"):
+        module = checked(make(config))
     return module, read_weights(folder, lambda n: not n.startswith(foreign), model_class)
 
 
@@ -238,8 +250,8 @@ def check_clip(
         return
     path, shown = Path(folder), shown or f"{option} {folder}"
     config = read_config_of(option, folder)
-    with errors_name(Path(shown)):
-        tower = clip_text_from_hf_config(config)
+    with errors_name(Path(shown)), network_of(CONFIG):
+        tower = checked(clip_text_from_hf_config(config))
     if tower.width != width:
         raise ConversionError(
             f"{shown} has hidden_size {tower.width}, the weights were trained with {width} "
@@ -248,8 +260,9 @@ def check_clip(
         )
     projection = tower.projection if pooled is not None else None
     if pooled is not None and projection is None:  # its config says nothing, the weights do
-        found = read_weights(path, lambda name: name == TEXT.projection, TEXT.model_class)
-        projection = len(found[TEXT.projection]) if found else None
+        is_projection = lambda name: name.endswith(TEXT.projection)
+        found = read_weights(path, is_projection, TEXT.model_class)
+        projection = len(next(iter(found.values()))) if found else None
     if projection != pooled:
         raise ConversionError(
             f"{shown} has projection_dim {projection}, the weights were trained with {pooled}"

@@ -12,7 +12,8 @@ import copy
 import re
 import sys
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,12 @@ from paella_jax.encoders.byte_tokenizer import (
 )
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.words import WordTokenizer
+from paella_jax.outside import listed, shortened
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
 # What sets how many ids of a caption are read, in messages.
 TEXT_LIMITS, CLIP_LIMITS = "text.max_length and text.pad_to", "as CLIP has it"
 UNITS = {"bytes": VOCAB_SIZE, "words": 0}  # of the encoder that trains along: its table's rows
@@ -51,6 +57,24 @@ class Tokenizer(Protocol):
         ...
 
 
+@contextmanager
+def readable_tokenizer(folder: str | Path) -> Iterator[None]:
+    """Turns whatever transformers raises at a folder's damaged files into a ValueError.
+
+    Raises:
+      ValueError: naming the tokenizer's files that are there.
+    """
+    try:
+        yield
+    except Exception as error:  # tokenizers raise Exception itself
+        there = [name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
+        reason = shortened(error) or type(error).__name__
+        raise ValueError(
+            f"{folder}: its tokenizer ({listed(there) or 'no file'}) cannot be read: {reason}; "
+            "download these files again"
+        ) from error
+
+
 class HubTokenizer:
     """A transformers tokenizer read from a local folder, with our calling convention.
 
@@ -64,7 +88,8 @@ class HubTokenizer:
         from transformers import AutoTokenizer
 
         self.max_length, self.truncate = max_length, truncate
-        self.inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with readable_tokenizer(folder):
+            self.inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
     def __call__(
         self, texts: Sequence[str], pad_to: int | None = None
@@ -110,7 +135,8 @@ class ClipTokenizer:
                 f"{folder} has neither tokenizer.json nor vocab.json and merges.txt; give a folder "
                 "with CLIP's tokenizer files (ClipTokenizer.from_hub downloads them)"
             )
-        self._set(CLIPTokenizer.from_pretrained(str(folder), local_files_only=True), max_length)
+        with readable_tokenizer(folder):
+            self._set(CLIPTokenizer.from_pretrained(str(folder), local_files_only=True), max_length)
         self.truncate = truncate
 
     @classmethod

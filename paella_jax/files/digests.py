@@ -16,9 +16,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from paella_jax.config import CheckpointError
+from paella_jax.outside import parse_object
 
 CHUNK = 8 * 2**20  # bytes read at once
 THREADS = min(8, os.cpu_count() or 1)
+LONGEST_NAME = 255  # bytes of a file's name
+WRITING = {"writing": True}  # an entry of a file that is about to be there
+DIGESTS = ("sha256", "rest")  # of a file, or of what no array has of it
 OWN = "sha256"  # the digest's name in a JSON file that has one
 Version = tuple[str, int, int, int, int]
 MOST_KNOWN = 4096
@@ -84,10 +88,14 @@ def problem(file: Path, known: dict[str, Any], now: Callable[[Path], str] = dige
     return "" if now(file) == known["sha256"] else "has another SHA-256 digest"
 
 
-def is_inside(name: str) -> bool:
+def is_inside(name: object) -> bool:
     """Whether a path names something in the folder that it is relative to."""
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        return False
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    parts = path.parts
+    short = all(len(part.encode("utf-8", "surrogatepass")) <= LONGEST_NAME for part in parts)
+    return short and bool(parts) and not path.is_absolute() and ".." not in parts
 
 
 def check_list(content: dict[str, Any], file: Path, form: int, names: Iterable[str]) -> None:
@@ -107,9 +115,21 @@ def check_list(content: dict[str, Any], file: Path, form: int, names: Iterable[s
             f"{file} has format {content.get('format')!r}, this version reads {form}; update "
             "paella_jax"
         )
+    files = content.get("files", {})
+    if not isinstance(files, dict) or not all(map(_is_listed, files.values())):
+        raise CheckpointError(f"{file} is damaged (it lists a file without its size and digest)")
     outside = [name for name in names if not is_inside(name)]
     if outside:
         raise CheckpointError(f"{file} is damaged (it lists {outside[0]!r}, no file of its folder)")
+
+
+def _is_listed(known: Any) -> bool:
+    """Whether an entry has the size and the digest of a file, or says that it is being written."""
+    if not isinstance(known, dict):
+        return False
+    size, digests = known.get("bytes"), [known[name] for name in DIGESTS if name in known]
+    is_whole = type(size) is int and size >= 0 and bool(digests)
+    return known == WRITING or (is_whole and all(isinstance(one, str) for one in digests))
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -136,9 +156,7 @@ def from_sealed_json(text: str) -> dict[str, Any]:
     Raises:
       ValueError: no JSON object, or not the one that was written.
     """
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("it holds no JSON object")
+    content = parse_object(text)
     if content.pop(OWN, None) != _own_digest(content):
         raise ValueError("it is not what was written")
     return content

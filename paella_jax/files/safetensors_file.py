@@ -20,6 +20,7 @@ from paella_jax.files.atomic import atomic_path
 from paella_jax.files.digests import in_threads
 from paella_jax.files.finite import is_finite
 from paella_jax.files.tensors import ConversionError
+from paella_jax.outside import parse_object
 from paella_jax.typing import Tensors
 
 KINDS = {
@@ -60,7 +61,10 @@ def map_safetensors(file: Path) -> dict[str, np.ndarray]:
             kind = entry["dtype"]
             raise ConversionError(f"{file}: {name} has dtype {kind}, which is no weight's")
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        tensors[name] = raw[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        try:
+            tensors[name] = raw[begin:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        except (ValueError, OverflowError) as error:  # of no numbers, but of absurd sides
+            raise ConversionError(f"{file}: {name} cannot be read: {error}") from error
     return tensors
 
 
@@ -68,7 +72,7 @@ def read_notes(file: Path) -> dict[str, str]:
     """The texts of a safetensors file that `map_safetensors` can read."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        return json.loads(stream.read(length)).get("__metadata__", {})
+        return json.loads(stream.read(length)).get("__metadata__") or {}
 
 
 def differing_tensors(file: Path) -> list[str] | None:
@@ -82,7 +86,7 @@ def differing_tensors(file: Path) -> list[str] | None:
     if note is None:
         return None
     try:
-        known = dict(json.loads(note))
+        known = parse_object(note)
     except ValueError as error:
         raise ConversionError(f"cannot read {file}: its digests are damaged ({error})") from error
     names = sorted(known.keys() | tensors.keys())

@@ -16,13 +16,14 @@ import numpy as np
 
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.torch_pickle import MAX_PICKLE_BYTES, StoredTensor, TorchStorage, unpickle
+from paella_jax.outside import listed
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 # Where training scripts put the weights, the most trusted first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema", "ema_model",
             "params", "params_ema", "module", "net", "weights")  # fmt: skip
-PREFIXES = ("module.", "_orig_mod.")  # that distributed and compiled modules put before names
+DEEPEST = 4  # dicts in one another, the weights' own included
 Places = Mapping[str, tuple[int, int]]  # a storage's key -> start and number of its bytes
 
 
@@ -32,11 +33,10 @@ def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
     Args:
       file: its path; the suffix does not matter.
       key: the entry that holds the weights, when the file is a dict of several things. Default:
-        the first of WRAPPERS that does; `Weights.source` tells which.
+        the first of WRAPPERS that does, also in one another; `Weights.source` tells which.
 
     Returns:
       name -> read-only array, a view of the file where it lies there contiguously or strided.
-      A leading `module.` of distributed training is dropped.
 
     Raises:
       ConversionError: cut off, not written by torch, compressed or encrypted, a pickle that names
@@ -50,9 +50,6 @@ def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
         is_zip = bytes(raw[:4]) == b"PK\x03\x04"
         content, starts = _read_zip(path, raw) if is_zip else _read_legacy(raw)
         tensors, note, entries = _state_dict(content, key)
-        for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
         arrays = {name: _array(raw, tensor, starts) for name, tensor in tensors.items()}
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
@@ -157,33 +154,62 @@ def _array(raw: np.ndarray, tensor: StoredTensor, starts: Places) -> np.ndarray:
 
 
 def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor], str, list[str]]:
-    """The dict of tensors inside what a training script saved, where it was, all such entries."""
+    """The dict of tensors inside what a training script saved, where it was, all such entries.
+
+    An entry in another one has both names, with a dot between.
+    """
     if not isinstance(content, dict):
         raise ConversionError(
             f"holds a {type(content).__name__.strip('_').lower()}, not a state dict; save "
             "model.state_dict() instead of the model"
         )
-    inside = {name: _tensors_of(value) for name, value in content.items() if _tensors_of(value)}
+    inside = _dicts_of_tensors(content)
+    plain = inside.pop("", {})
     if key is not None and key not in inside:
         raise ConversionError(f"has no weights under the key {key!r}; there are {sorted(inside)}")
-    known = [name for name in WRAPPERS if name in inside]
-    plain = _tensors_of(content)
+    known = sorted(filter(_is_known, inside), key=_rank)
     if key is None and plain and not known:
         return plain, "", []
     if key is None:
-        chosen = known[:1] or [name for name in inside if "optim" not in str(name)]
+        chosen = known[:1] or [name for name in inside if "optim" not in name]
         if len(chosen) != 1:
+            entries = listed(sorted(map(repr, filter(_is_name, content))))
             raise ConversionError(
-                f"no single state dict inside; its entries are {sorted(map(str, content))}"
-                + (f"; choose one of {sorted(map(str, inside))} with --key" if inside else "")
+                f"no single state dict inside; its entries are {entries}"
+                + (f"; choose one of {listed(sorted(inside))} with --key" if inside else "")
             )
         key = chosen[0]
     others = ", ".join(repr(name) for name in known if name != key)
     note = f", weights under the key {key!r}" + (f" (also {others})" if others else "")
-    return inside[key], note, [str(name) for name in inside]
+    return inside[key], note, list(inside)
 
 
-def _tensors_of(value: Any) -> dict[str, StoredTensor]:
-    if not isinstance(value, dict):
-        return {}
-    return {n: t for n, t in value.items() if isinstance(t, StoredTensor) and isinstance(n, str)}
+def _is_known(name: str) -> bool:
+    return all(part in WRAPPERS for part in name.split("."))
+
+
+def _rank(name: str) -> list[int]:
+    return [WRAPPERS.index(part) for part in name.split(".")]
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str | int)
+
+
+def _dicts_of_tensors(content: dict[Any, Any]) -> dict[str, dict[str, StoredTensor]]:
+    """Tensors by the path of the dict that holds them, of the whole content at the path ""."""
+    found: dict[str, dict[str, StoredTensor]] = {}
+    seen: set[int] = set()  # one dict may be in many places
+    level = {"": content}
+    for _ in range(DEEPEST):
+        below: dict[str, dict[Any, Any]] = {}
+        for path, inner in level.items():
+            seen.add(id(inner))
+            tensors = {n: t for n, t in inner.items() if isinstance(t, StoredTensor)}
+            if tensors and all(isinstance(name, str) for name in tensors):
+                found[path] = tensors
+            for name, value in inner.items():
+                if isinstance(value, dict) and _is_name(name) and id(value) not in seen:
+                    below[f"{path}.{name}" if path else str(name)] = value
+        level = below
+    return found

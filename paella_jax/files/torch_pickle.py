@@ -9,16 +9,19 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from paella_jax.files.pickle_bounds import check_pickle
 from paella_jax.files.tensors import ConversionError
+from paella_jax.outside import shortened
 
-MAX_PICKLE_BYTES = 16 * 2**20  # a billion parameters need about 0.1 MB; storages are kept outside
+# A billion parameters need about 0.1 MB, as storages are kept outside; each byte may make an object
+# of some ten.
+MAX_PICKLE_BYTES = 4 * 2**20
 
 
 class TorchStorage(NamedTuple):
@@ -80,6 +83,17 @@ class _Dict(dict):
         pass
 
 
+def _ordered_dict(pairs: Any = ()) -> _Dict:
+    made = _Dict()
+    for key, value in pairs:
+        if not isinstance(key, str | int):
+            raise ConversionError(
+                "an OrderedDict of the pickle has keys that are no names; refused"
+            )
+        made[key] = value
+    return made
+
+
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> StoredTensor:
     numbers = [offset, *size, *stride]
     if type(storage) is not TorchStorage or any(type(n) is not int or n < 0 for n in numbers):
@@ -106,7 +120,7 @@ _REBUILD_TENSOR = ("_rebuild_tensor", "_rebuild_tensor_v2")
 _REBUILD_PARAMETER = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 _IGNORED = _Ignored()
 _GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Call(lambda *pairs: _Dict(*pairs)),
+    ("collections", "OrderedDict"): _Call(_ordered_dict),
     ("torch", "Size"): _Call(lambda sizes=(): tuple(sizes)),
     **{("torch._utils", name): _Call(_rebuild_tensor) for name in _REBUILD_TENSOR},
     **{("torch._utils", name): _Call(lambda data, *rest: data) for name in _REBUILD_PARAMETER},
@@ -130,16 +144,19 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _GLOBALS[module_name, global_name]
         except KeyError:
+            asked = shortened(f"{module_name}.{global_name}")
             raise ConversionError(
-                f"the pickle asks for {module_name}.{global_name}, which is not needed to hold "
-                "weights; refused, because it could run code. If you trust the file, save only "
-                "its state dict as safetensors where torch is installed"
+                f"the pickle asks for {asked}, which is not needed to hold weights; refused, "
+                "because it could run code. If you trust the file, save only its state dict as "
+                "safetensors where torch is installed"
             ) from None
 
     def persistent_load(self, pid: Any) -> TorchStorage:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise ConversionError("the pickle refers to something that is not a storage; refused")
         _, kind, key, _, numel = pid[:5]
+        if not isinstance(key, str | int):
+            raise ConversionError("a storage of the pickle has a key that is no name; refused")
         view = pid[5] if len(pid) == 6 else None
         # (key of the view, its start, its length), of old legacy files
         numbers = start, numel = (0, numel) if view is None else (view[1], view[2])
@@ -157,18 +174,13 @@ def unpickle(data: bytes) -> tuple[Any, dict[str, TorchStorage], int]:
       ConversionError: it names anything not listed here, asks for absurd memory, or is damaged.
     """
     try:
-        length = 0
-        for opcode, argument, position in pickletools.genops(data):
-            # The memo is a table as long as its largest index: a huge one would eat the memory.
-            if opcode.name.endswith("PUT") and argument is not None and int(argument) > len(data):
-                raise ConversionError(f"the pickle asks for {argument} memo entries; refused")
-            length = (position or 0) + 1
+        length = check_pickle(data)
         unpickler = _Unpickler(data[:length])
         return unpickler.load(), unpickler.storages, length
     except ConversionError:
         raise
     except Exception as error:  # whatever a damaged pickle makes the unpickler raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = shortened(error) or type(error).__name__
         raise ConversionError(
             f"its pickle is damaged or cut off ({reason}); download it again"
         ) from error

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paella_jax.files.layouts import STEMS, SUFFIXES, Layout, choose, is_plain_name
 from paella_jax.files.safetensors_file import map_safetensors, read_notes
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.torch_file import read_torch_file
+from paella_jax.files.wrappers import without_marks
+from paella_jax.outside import listed, parse_object
 
 CONFIG = "config.json"
-# Hugging Face's weights, whole and sharded, the preferred form first.
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-INDEX = "*.safetensors.index.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's, the preferred form first
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"  # beside it may be variants in float16
 
 # Says of a tensor's name whether the model needs it; the others are never read.
@@ -33,22 +31,19 @@ def read_json(file: Path) -> dict[str, Any]:
       ConversionError: the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return parse_object(file.read_bytes())
     except (ValueError, OSError) as error:
         raise ConversionError(f"cannot read {file}: {error}; download it again") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{file} holds no JSON object; download it again")
-    return content
 
 
 @contextmanager
-def errors_name(path: Path) -> Iterator[None]:
+def errors_name(path: Path, between: str = ": ") -> Iterator[None]:
     """Puts `path` in front of the message of a ValueError or ConversionError raised inside."""
     try:
         yield
     except ValueError as error:
         kind = ConversionError if isinstance(error, ConversionError) else ValueError
-        raise kind(f"{path}: {error}") from error
+        raise kind(f"{path}{between}{error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -75,50 +70,72 @@ def read_weights(folder: Path, wanted: Wanted, model_class: str) -> dict[str, np
     """The wanted tensors of all weight files, in the file's dtype (so bfloat16 stays small).
 
     Args:
-      folder: holds `model.safetensors`, or shards and their index. Without them torch's
-        `pytorch_model.bin` does too, whole or sharded; it is memory-mapped.
+      folder: holds weights in one of the forms of layouts.py; torch's files are memory-mapped.
       wanted: which tensors to read; a shard without any need not be there.
       model_class: transformers class that could save the weights anew, for the error message.
 
     Raises:
       FileNotFoundError: there are no weights, or a shard is missing.
-      ConversionError: a file cannot be read.
+      ConversionError: a file cannot be read, or an index names one of another folder.
     """
     tensors: dict[str, np.ndarray] = {}
     for file in weight_files(folder, wanted, model_class):
+        found = _tensors_of(file)
         is_mapped = file.suffix == ".safetensors"
-        found = map_safetensors(file) if is_mapped else read_torch_file(file)
         tensors.update({n: np.array(x) if is_mapped else x for n, x in found.items() if wanted(n)})
     return tensors
 
 
 def weight_files(folder: Path, wanted: Wanted, model_class: str) -> list[Path]:
     """The files that `read_weights` reads. Raises as it does, but for damaged weights."""
-    # Safetensors in either form come before torch's files.
-    order = (folder / name for pair in zip(WEIGHTS, INDEXES, strict=True) for name in pair)
-    index = next((file for file in order if file.is_file()), None)
-    if index is None:
+    chosen = _chosen(folder, STEMS)
+    if chosen is None:
         raise FileNotFoundError(
-            f"{folder} has no weights ({', '.join((*WEIGHTS, *INDEXES))}); download the whole "
-            "model folder, or write it where torch is installed: "
+            f"{folder} has no weights ({', '.join(WEIGHTS)}, their variants, or shards and their "
+            "index); download the whole model folder, or write it where torch is installed: "
             f"{model_class}.from_pretrained(MODEL).save_pretrained(FOLDER)"
         )
-    if index.name in WEIGHTS:
-        return [index]
-    names = {file for name, file in _weight_map(index).items() if wanted(name)}
+    layout, _ = chosen
+    if not layout.index:
+        return [folder / name for name in layout.files]
+    shards = _weight_map(folder / layout.index)
+    names = {file for name, file in shards.items() if wanted(name)}
     if absent := sorted(name for name in names if not (folder / name).is_file()):
         raise FileNotFoundError(
-            f"{folder} lacks {', '.join(absent)}, named in {index.name}; download it"
+            f"{folder} lacks {listed(absent)}, named in {layout.index}; download it"
         )
     return [folder / name for name in sorted(names)]
 
 
+def index_file(folder: Path) -> list[Path]:
+    """The index of the weights that `weight_files` names, if they have one."""
+    chosen = _chosen(folder, STEMS)
+    return [folder / chosen[0].index] if chosen is not None and chosen[0].index else []
+
+
+def _chosen(folder: Path, stems: Sequence[str] = ()) -> tuple[Layout, str] | None:
+    """Which weights of a folder are read, and in words what else there is."""
+    names = [file.name for file in folder.iterdir() if file.is_file()]
+    indexes = [folder / name for name in names if name.endswith(".json") and ".index." in name]
+    named = {shard for index in indexes for shard in _weight_map(index).values()}
+    with errors_name(folder, " "):
+        return choose(names, stems, named)
+
+
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> the shard that holds it."""
+    """Tensor -> the shard that holds it, a file beside the index."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ConversionError(f"{index} has no weight_map; download it again")
+    if outside := [name for name in shards.values() if not is_plain_name(name)]:
+        raise ConversionError(
+            f"{index} names {outside[0]!r}, which is no file of its folder; download it again"
+        )
     return shards
+
+
+def _tensors_of(file: Path) -> dict[str, np.ndarray]:
+    return map_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
 
 
 def open_weights(path: str | Path, key: str | None = None) -> Weights:
@@ -130,12 +147,21 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
         shows in its first bytes; the suffix does not matter.
       key: the entry of a torch file that holds the weights; see `read_torch_file`.
 
+    Returns:
+      The tensors, without what distributed and compiled modules put before every name.
+
     Raises:
       ConversionError: nothing there, or not weights; the message names the file.
     """
     path = Path(path)
-    if path.is_dir():
-        return _open_folder(path, key)
+    opened = _open_folder(path, key) if path.is_dir() else _open_file(path, key)
+    with errors_name(path):
+        tensors, told = without_marks(opened)
+    source = opened.source + told
+    return Weights(tensors, source, opened.files, opened.entries, opened.notes)
+
+
+def _open_file(path: Path, key: str | None) -> Weights:
     if not path.is_file():
         raise ConversionError(f"{path} does not exist; give a weights file or a folder with one")
     with path.open("rb") as file:
@@ -157,31 +183,33 @@ def open_weights(path: str | Path, key: str | None = None) -> Weights:
 
 
 def _open_folder(folder: Path, key: str | None) -> Weights:
-    if (folder / DIFFUSERS_WEIGHTS).is_file():
-        return open_weights(folder / DIFFUSERS_WEIGHTS, key)
-    indexes = sorted(folder.glob(INDEX))
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
-    if len(indexes) == 1:
-        _refuse_key(folder, key)
-        shards = _weight_map(indexes[0])
-        parts = [folder / name for name in sorted(set(map(str, shards.values())))]
-        if absent := [part.name for part in parts if not part.is_file() or part.parent != folder]:
-            raise ConversionError(f"{folder} lacks {', '.join(absent)}, named in {indexes[0].name}")
-        tensors = {n: tensor for part in parts for n, tensor in map_safetensors(part).items()}
-        if lost := sorted(shards.keys() - tensors.keys()):
-            raise ConversionError(
-                f"{indexes[0]} names tensors that no shard has: {', '.join(lost)}"
-            )
-        return Weights(tensors, f"safetensors in {len(parts)} shards", parts)
-    if len(files) == 1 and not indexes:
-        return open_weights(files[0], key)
-    found = ", ".join(file.name for file in (*indexes, *files)) or "none"
-    raise ConversionError(
-        f"{folder} must hold one weights file ({', '.join(SUFFIXES)}) or one shard index, found: "
-        f"{found}; give the file itself"
-    )
+    chosen = _chosen(folder)
+    if chosen is None:
+        raise ConversionError(
+            f"{folder} must hold one weights file ({', '.join(SUFFIXES)}) or one shard index, "
+            "found: none; give the file itself"
+        )
+    layout, told = chosen
+    if not layout.shards and not layout.index:
+        weights = _open_file(folder / layout.files[0], key)
+        weights.source += told
+        return weights
+    _refuse_key(folder, key)
+    shards = _weight_map(folder / layout.index) if layout.index else {}
+    names = sorted(set(shards.values())) or layout.files
+    parts = [folder / name for name in names]
+    if absent := [part.name for part in parts if not part.is_file()]:
+        raise ConversionError(f"{folder} lacks {listed(absent)}, named in {layout.index}")
+    tensors = {n: tensor for part in parts for n, tensor in _tensors_of(part).items()}
+    if lost := sorted(shards.keys() - tensors.keys()):
+        raise ConversionError(
+            f"{folder / layout.index} names tensors that no shard has: "
+            f"{listed(f'{name} (of {shards[name]})' for name in lost)}"
+        )
+    kind = "safetensors" if layout.suffix == ".safetensors" else "torch files"
+    return Weights(tensors, f"{kind} in {len(parts)} shards{told}", parts)
 
 
 def _refuse_key(path: Path, key: str | None) -> None:
     if key is not None:
-        raise ConversionError(f"{path} is safetensors, which has no entries; leave out --key {key}")
+        raise ConversionError(f"{path} has no entries to choose; leave out --key {key}")

@@ -32,6 +32,9 @@ TURNS = {
 LYING = (5, 6, 7, 8)  # width and height change places
 # Formats that may hold the orientation behind the pixels, or turn the image while decoding it.
 DECODED_FIRST = ("PNG", "TIFF")
+# Deflate makes 1032 bytes of one, each of 8 pixels at most, and no other format makes more; but for
+# those that predict whole images from a few bytes.
+PIXELS_PER_BYTE, UNBOUNDED = 10_000, ("WEBP", "AVIF")
 DRAFTED = ("JPEG", "MPO")  # can be decoded at a fraction of their size
 
 
@@ -98,7 +101,20 @@ def _opened(file: Path | Encoded) -> Iterator[Image.Image]:
     """The open image; every error while it is open is an `ImageError`."""
     # Not by its path: PIL maps uncompressed files, and gets the sides of turned TIFFs wrong then.
     with readable(file), file.open("rb") as data, Image.open(data) as opened:
+        _check_size(opened, data)
         yield opened
+
+
+def _check_size(opened: Image.Image, data: BinaryIO) -> None:
+    """Refuses a header that promises more pixels than the file's bytes could ever give."""
+    place = data.tell()
+    size = data.seek(0, io.SEEK_END)
+    data.seek(place)
+    width, height = opened.size
+    if opened.format not in UNBOUNDED and width * height > PIXELS_PER_BYTE * size:
+        raise ImageError(
+            f"its header promises {width}x{height} pixels, which its {size} bytes cannot hold"
+        )
 
 
 @contextmanager
@@ -106,8 +122,10 @@ def readable(name: object) -> Iterator[None]:
     """Turns every error of reading an image into an `ImageError` with the image's name."""
     try:
         yield
-    except ImageError:
-        raise
+    except ImageError as error:
+        if str(name) in str(error):
+            raise
+        raise ImageError(f"{name} is damaged: {error}; copy it again") from error
     except FileNotFoundError:
         raise ImageError(f"there is no image {name}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from paella_jax.outside import say
+
 
 class Notes:
     """Tells the first image of each kind that needed a decision, such as transparency.
@@ -21,7 +23,7 @@ class Notes:
         if self._first.setdefault(what, mine) is not mine:
             return
         others = f" ({self.owner}: others like it are not told)" if self.owner else ""
-        print(f"{name} {what}{others}", flush=True)
+        say(f"{name} {what}{others}")
 
 
 SINGLE = Notes()  # of images that users give one by one

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from paella_jax.files.arrays import read_npy
 from paella_jax.files.finite import is_finite
 from paella_jax.images.decode import Encoded, ImageError, decode, readable
 from paella_jax.images.modes import WHITE, parse_colour, to_marked, to_rgb
@@ -144,15 +145,13 @@ def _starts_as_array(file: Path) -> bool:
 
 def _read_array(file: Path) -> np.ndarray:
     """Whole numbers that numpy saved. Raises ImageError; nothing in the file is run."""
+    advice = "write it with numpy.save, whole numbers [height, width]"
     try:
-        array = np.load(file, allow_pickle=False)
+        array = read_npy(file)
     except OSError as error:
         raise ImageError(f"the map {file} cannot be read: {error}") from None
-    except Exception:  # numpy raises nearly anything at a damaged header, or gives bad advice
-        array = None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.ndim != 2:
-        raise ImageError(
-            f"{file} is no array of numbers: write it with numpy.save, whole numbers "
-            "[height, width]"
-        )
+    except ValueError as error:
+        raise ImageError(f"{file} is no array of numbers: {error}; {advice}") from None
+    if array.dtype.kind not in "biuf" or array.ndim != 2:
+        raise ImageError(f"{file} is no array of numbers in two directions; {advice}")
     return array

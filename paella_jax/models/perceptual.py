@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from paella_jax.files.safetensors_file import map_safetensors
+from paella_jax.files.tensors import ConversionError
 from paella_jax.typing import Array
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,8 +34,8 @@ def load_perceptual(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"no perceptual feature file {file}; set objective.perceptual_file")
     try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
+        tensors = map_safetensors(file)
+    except ConversionError as error:
         raise ValueError(f"{file} is not a readable safetensors file ({error})") from error
     numbers = sorted(
         int(m[1]) for n in tensors if (m := re.fullmatch(r"features\.(\d+)\.weight", n))

@@ -166,6 +166,8 @@ def _row(where: str, cells: Mapping[str, Any], index: int, defaults: Defaults) -
         if not isinstance(texts[name], str):
             kind = type(texts[name]).__name__
             raise PromptError(f"{where}: {name} is of type {kind}; give a text")
+        if not _is_unicode(texts[name]):
+            raise PromptError(f"{where}: {name} holds half a surrogate pair; write it again")
         if "\0" in texts[name]:
             raise PromptError(f"{where}: {name} holds a zero byte; is this a file of text?")
     if not texts["prompt"].strip():
@@ -216,9 +218,15 @@ CHECKS: dict[str, Callable[[str, str, Any], Any]] = {
 }
 
 
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _name(where: str, given: str) -> str:
     """A file name inside the folder, ending in .png. Raises PromptError."""
     name = given.strip()
+    if not _is_unicode(name):
+        raise PromptError(f"{where}: the file's name holds half a surrogate pair; write it again")
     if any(ord(character) < 32 or character in '/\\:*?"<>|' for character in name):
         raise PromptError(f"{where}: {name!r} is no plain file name; leave folders and marks out")
     suffix = Path(name).suffix

@@ -22,6 +22,7 @@ from paella_jax import __version__
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import PART, remove_part, sync, write_atomically
 from paella_jax.files.digests import (
+    WRITING,
     check_list,
     digest,
     digest_of_parts,
@@ -32,12 +33,12 @@ from paella_jax.files.digests import (
 )
 from paella_jax.files.safetensors_file import DIGESTS as ARRAY_DIGESTS
 from paella_jax.files.safetensors_file import read_notes
+from paella_jax.outside import escaped
 from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
 
 DIGESTS_FILE = "digests.json"
 CONFIG_FILE = "config.json"
 FORMAT = 1
-WRITING = {"writing": True}
 # Entries of a run folder that have checks of their own, or are no part of the run.
 LINES = ("metrics.jsonl", "history.jsonl")
 APART = (DIGESTS_FILE, MANIFEST, *LINES, "writer.lock*", "checkpoints/*",
@@ -54,7 +55,7 @@ def tell_once(line: str) -> None:
     """One line on standard error, the first time it is told in this process."""
     if line not in _told:
         _told.add(line)
-        print(line, file=sys.stderr, flush=True)
+        print(escaped(line), file=sys.stderr, flush=True)
 
 
 def read_digests(folder: str | Path) -> dict[str, Any] | None:
@@ -66,13 +67,15 @@ def read_digests(folder: str | Path) -> dict[str, Any] | None:
     file = Path(folder) / DIGESTS_FILE
     try:
         content = from_sealed_json(file.read_text())
+        if not isinstance(content.get("version"), str) or "files" not in content:
+            raise ValueError("it says nothing of files")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}); restore it from a copy, or delete it to go on unchecked"
         ) from error
-    check_list(content, file, FORMAT, content.get("files", ()))
+    check_list(content, file, FORMAT, content["files"])
     return content
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +23,14 @@ from paella_jax import __version__
 from paella_jax.config import (
     CheckpointError,
     ConfigError,
+    check_fields,
     differing_fields,
     flatten_config,
     from_json,
     to_json,
 )
 from paella_jax.files.atomic import naming
+from paella_jax.outside import listed, parse_json
 from paella_jax.runs.digests import (
     check_noted,
     forget_files,
@@ -205,13 +208,46 @@ def read_config(workdir: str | Path) -> ConfigDict:
             f"{Path(workdir)} is not a run folder (no {CONFIG_FILE}); give the --workdir of a "
             "finished training"
         )
-    try:
-        config = from_json(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    config = read_stored_config(file)
+    if not isinstance(config.get("method"), str):
+        raise CheckpointError(f"{file} is damaged (it names no method); restore it from a copy")
     _rename_fields(config)
     _check_config(workdir, config)
     return config
+
+
+def read_stored_config(file: Path) -> ConfigDict:
+    """A config as this package stores it, each of its fields in its range.
+
+    Raises:
+      CheckpointError: the file cannot be read, is no JSON object, or has a value that no run has.
+    """
+    try:
+        config = from_json(file.read_bytes())
+        check_fields(config, left_open=True)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
+    return config
+
+
+@contextmanager
+def lacking_fields_told(workdir: str | Path) -> Iterator[None]:
+    """Names the run whose stored config lacks a field that it was read for.
+
+    Raises:
+      CheckpointError: in place of what ConfigDict raises.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        if not frames or "ml_collections" not in frames[-1].filename:
+            raise
+        field = str(error).strip("\"'")
+        raise CheckpointError(
+            f"{Path(workdir) / CONFIG_FILE}, or a config in {workdir}/frozen, lacks the field "
+            f"{field}; restore it from a copy"
+        ) from error
 
 
 def _rename_fields(config: ConfigDict) -> None:
@@ -237,14 +273,14 @@ def _check_config(workdir: str | Path, config: ConfigDict) -> None:
         from paella_jax.runs.known_fields import unknown_fields
 
         unknown = unknown_fields(config)
-        named = f". Unknown fields: {', '.join(unknown)}" if unknown else ""
+        named = f". Unknown fields: {listed(unknown)}" if unknown else ""
         raise CheckpointError(f"{error}{named}") from error
     from paella_jax.runs.known_fields import unknown_fields
 
     if unknown := unknown_fields(config):
         raise CheckpointError(
             f"{Path(workdir) / CONFIG_FILE} has fields that are not known here: "
-            f"{', '.join(unknown)}. Update paella_jax if the run is of a newer version, or take "
+            f"{listed(unknown)}. Update paella_jax if the run is of a newer version, or take "
             "them out"
         )
 
@@ -314,10 +350,10 @@ def metrics_line(row: Mapping[str, Any]) -> str:
 def _row(line: bytes) -> dict[str, float] | None:
     """A line's row; None of one that is not what was written. Older lines have no check."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         check = row.pop(CHECK, None)
         is_row = isinstance(row["step"], int)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return None
     is_written = check is None or check == f"{zlib.crc32(json.dumps(row).encode()):08x}"
     return row if is_row and is_written else None

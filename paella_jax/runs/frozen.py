@@ -7,7 +7,6 @@ What reads published folders is imported when one is read, which most runs never
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,11 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from paella_jax.config import ConfigError, from_json, to_json
+from paella_jax.config import ConfigError, to_json
 from paella_jax.files.atomic import atomic_path, write_atomically
+from paella_jax.files.foreign import checked
+from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.digests import check_noted
-from paella_jax.runs.folder import CheckpointError, read_config_of
+from paella_jax.runs.folder import CheckpointError, read_config_of, read_stored_config
+from paella_jax.runs.model_files import copy_small_files
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
 
@@ -150,7 +152,7 @@ def _copy_tokenizer(run: Path, place: Path) -> None:
 
 
 def _load_tokenizer(place: Path) -> tuple[ConfigDict, Tree]:
-    return from_json(place.read_text()), load_tree(place.with_suffix(".safetensors"))
+    return read_stored_config(place), load_tree(place.with_suffix(".safetensors"))
 
 
 # --- text and image encoders
@@ -161,16 +163,17 @@ def _copy_t5(folder: Path, place: Path) -> None:
 
     _, params = load_t5_folder(folder)
     save_tree(place.with_suffix(".safetensors"), params)
-    for name in T5_TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copy(folder / name, place.parent / name)
+    copy_small_files(folder, place.parent, T5_TOKENIZER_FILES)
     shutil.copy(folder / "config.json", place)
 
 
 def _load_t5(place: Path) -> tuple[T5Encoder, Tree]:
     from paella_jax.encoders.t5 import t5_from_hf_config
 
-    encoder = t5_from_hf_config(json.loads(place.read_text()))
+    try:
+        encoder = checked(t5_from_hf_config(parse_object(place.read_bytes())))
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"{place} is damaged ({error}); restore it from a copy") from error
     return encoder, load_tree(place.with_suffix(".safetensors"))
 
 
@@ -181,19 +184,20 @@ def carry_clip(folder: Path, place: Path) -> None:
       ConfigError: no such folder, or its text tower or tokenizer cannot be read.
     """
     from paella_jax.encoders.text import ClipTokenizer
-    from paella_jax.files.weights_file import weight_files
+    from paella_jax.files.weights_file import index_file, weight_files
 
     try:
         # Read before the copy counts as done: a folder that was corrected is not copied again.
         _load_clip(folder)
         ClipTokenizer(folder)
-        files = weight_files(folder, lambda name: True, "CLIPModel")
+        files = [*index_file(folder), *weight_files(folder, lambda name: True, "CLIPModel")]
+        with atomic_path(place) as target:
+            target.mkdir(parents=True)
+            copy_small_files(folder, target)
+            for file in files:
+                shutil.copy(file, target / file.name)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} is not a model folder to use: {error}") from error
-    with atomic_path(place) as target:
-        target.mkdir(parents=True)
-        for file in (*folder.glob("*.json"), *folder.glob("*.txt"), *files):
-            shutil.copy(file, target / file.name)
 
 
 def _load_clip(folder: Path) -> Any:
@@ -250,7 +254,7 @@ def _copy_stage_b(run: Path, place: Path) -> None:
 
 
 def _load_stage_b(place: Path) -> tuple[ConfigDict, Tree]:
-    return from_json(place.read_text()), load_tree(place.with_suffix(".safetensors"))
+    return read_stored_config(place), load_tree(place.with_suffix(".safetensors"))
 
 
 def _tokenizer(mark: str, *files: str) -> Carried:

@@ -14,6 +14,7 @@ from typing import Any
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.digests import check_list, describe, in_threads, problem
+from paella_jax.outside import parse_object
 
 MANIFEST = "paella_jax.json"
 FORMAT = 1
@@ -51,21 +52,20 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text())
-        if not all(map(_is_listed, content["files"].items())):
-            raise ValueError("it lists a file without its size and digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged ({error!r}); download the folder again"
-        ) from error
-    check_list(content, file, FORMAT, content["files"])
+        content = parse_object(file.read_bytes())
+        if not isinstance(content.get("files"), dict):
+            raise ValueError("it lists no files")
+        if not isinstance(content.get("card", {}), dict):
+            raise ValueError("it lists no card")
+        if not isinstance(content.get("step", 0), int):
+            raise ValueError(f"its step is {content['step']!r}")
+        within = content.get("inside", [])
+        if not isinstance(within, list):
+            raise ValueError("it does not say which runs it holds")
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); download the folder again") from error
+    check_list(content, file, FORMAT, [*content["files"], *content.get("card", {}), *within])
     return content
-
-
-def _is_listed(entry: tuple[str, dict[str, Any]]) -> bool:
-    """Whether an entry has the size and the digest of a file."""
-    known = entry[1]
-    return isinstance(known["sha256"], str) and known["bytes"] >= 0
 
 
 def check_files(folder: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> None:

@@ -5,7 +5,6 @@ Nothing is written. Everything is read once, at the speed of SHA-256.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from paella_jax.config import CheckpointError, flatten_config
 from paella_jax.files.lock import WRITER, holder, read_lock
 from paella_jax.files.safetensors_file import differing_tensors
 from paella_jax.files.tensors import ConversionError
+from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import complete_steps, is_outdated, lost_files, state_step
 from paella_jax.runs.digests import (
     APART,
@@ -178,8 +178,8 @@ def _one_step(place: Path, name: str) -> Iterator[Finding]:
     said: dict[str, Any] = {"note": note_of(place).get("step")}
     for file in place.glob("data/process_*"):
         try:
-            said[file.name] = json.loads(file.read_text()).get("next_index")
-        except (OSError, ValueError, AttributeError):
+            said[file.name] = parse_object(file.read_bytes()).get("next_index")
+        except (OSError, ValueError):
             yield Finding(DAMAGED, f"{name}/data/{file.name}")
     try:
         said["state"] = state_step(place)
@@ -218,7 +218,7 @@ def _tokenizer(folder: Path) -> Iterator[Finding]:
     if config.get("method") != "tokens" or not file.is_file():
         return
     try:
-        codes = json.loads(file.read_text())["model"]["codebook_size"]
+        codes = parse_object(file.read_bytes())["model"]["codebook_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield Finding(DAMAGED, "frozen/vqgan.json", f"cannot be read ({error!r})")
         return

@@ -24,6 +24,7 @@ from paella_jax.families.networks import NETWORKS
 from paella_jax.families.start import settle_config
 from paella_jax.seeds.given import check_given, check_stage_b, check_tokenizer, config_of
 from paella_jax.seeds.wish import Training, Wish
+from paella_jax.training.metrics import check_packages
 
 RETRAINED = 2  # tokenizers, so that a number is not of one tokenizer alone
 
@@ -88,6 +89,7 @@ def make_plan(wish: Wish, out: Path) -> Plan:
         )
     if config.get("init_from"):
         raise ConfigError("repeat trains from scratch; leave init_from out")
+    check_packages(config)
     settle_config(config, None)
     if config.method not in ("tokens", "stage_c"):
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task, do_together
-from paella_jax.config import ConfigError, differing_fields, from_json, to_json
+from paella_jax.config import ConfigError, differing_fields, to_json
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.kept import read_kept
 from paella_jax.registry import build_method
-from paella_jax.runs.folder import check_same_run
+from paella_jax.runs.folder import check_same_run, read_stored_config
 from paella_jax.seeds.plan import Seed, make_plan
 from paella_jax.seeds.report import write_report
 from paella_jax.seeds.score import Measured, measured, score_seed
@@ -54,7 +54,7 @@ def repeat(wish: Wish, out: Path, command: str) -> dict[str, Any]:
         for seed in plan.seeds
     ]
     do_together(tasks, out)
-    rows = [json.loads(files[seed.name].read_text()) for seed in plan.seeds]
+    rows = [read_kept(files[seed.name]) for seed in plan.seeds]
     settings = {"config": wish.config.to_dict(), "captions": data.counts()}
     return write_report(rows, out, command, settings)
 
@@ -91,7 +91,7 @@ def _claim(wish: Wish, out: Path) -> None:
         "tuning_images": wish.tuning_images,
     }
     file, own = out / WISH, ConfigDict(kept)
-    differing = differing_fields(from_json(file.read_text()), own) if file.is_file() else []
+    differing = differing_fields(read_stored_config(file), own) if file.is_file() else []
     if differing:
         raise ConfigError(
             f"{out} holds another repetition; choose another --out. Differences (old -> new):\n  "

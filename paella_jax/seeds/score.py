@@ -26,6 +26,7 @@ from paella_jax.evaluation.tuning import (
     try_all,
 )
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.kept import read_kept
 from paella_jax.pipelines.load import load
 from paella_jax.reports.stages import compare_decoders
 from paella_jax.seeds.plan import Seed
@@ -120,7 +121,7 @@ def score_seed(seed: Seed, data: Measured, file: Path) -> None:
         rounds.append([one._asdict() for one in tried])
         chosen = chosen | best(tried).settings
     report(f"tuned {seed.name}: {chosen or 'the preset is best'}")
-    finished = {n: json.loads((one.workdir / TRAINED).read_text()) for n, one in own.items()}
+    finished = {n: read_kept(one.workdir / TRAINED) for n, one in own.items()}
     result = {
         "seed": seed.seed,
         "stands_on": seed.stands_on,

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from paella_jax.config import ConfigError
+from paella_jax.config import ConfigError, flatten_config
 from paella_jax.files.atomic import naming, sync, write_atomically
 from paella_jax.runs.folder import METRICS_FILE, metrics_line, read_metrics
 from paella_jax.training.trackers import Tracker, trackers
@@ -55,15 +55,28 @@ class MetricWriter:
             other.show(step, file)
 
 
-def check_writers(log: ConfigDict) -> None:
-    """Raises ConfigError where metrics are to go somewhere that needs a package that is not there.
+# What a config asks for: a field, its value (None: any), the package and the extra that has it.
+OPTIONAL = (
+    ("log.tensorboard", None, "tensorboardX", "tensorboard"),
+    ("log.wandb", None, "wandb", "wandb"),
+    ("data.source", "parquet", "pyarrow", "data"),
+    ("data.source", "tfds", "tensorflow_datasets", "data"),
+    ("data.source", "array_record", "array_record", "data"),
+)
 
-    For the start of a command: the writers themselves are made behind longer work.
+
+def check_packages(config: ConfigDict) -> None:
+    """Raises ConfigError where a training needs a package that is not there.
+
+    For the start of a command: what needs them is made behind longer work.
     """
-    needed = {"tensorboard": "tensorboardX", "wandb": "wandb"}
-    for field, package in needed.items():
-        if log[field] and importlib.util.find_spec(package) is None:
-            raise ConfigError(f"log.{field} needs: pip install 'paella_jax[{field}]'")
+    values = flatten_config(config)
+    for field, wanted, package, extra in OPTIONAL:
+        value = values.get(field)
+        asked = bool(value) if wanted is None else value == wanted
+        if asked and importlib.util.find_spec(package) is None:
+            shown = field if wanted is None else f"{field}={wanted}"
+            raise ConfigError(f"{shown} needs: pip install 'paella_jax[{extra}]'")
 
 
 def _cut_after(file: Path, step: int) -> None:

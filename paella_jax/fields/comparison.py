@@ -1,0 +1,50 @@
+"""The fields of `paella_jax.compare`."""
+
+from __future__ import annotations
+
+from paella_jax.fields.kinds import LONG, Field, number, path, share, text, truth, whole
+
+COMPARISON: dict[str, Field] = {
+    "tokenizer_config": text("config and preset of the tokenizer to train"),
+    "training": text("config and preset whose recipe all cells share"),
+    "overrides": text('of that recipe, "a.b=value"', rows=True),
+    "seeds": whole(0, "of the trainings", 2**32 - 1, rows=True),
+    "cells.corruptions": text("compared", rows=True),
+    "cells.networks": text("compared", rows=True),
+    "cells.samplers": text("compared", rows=True),
+    "cells.mask_density": text("of masks", ("cosine", "uniform")),
+    "cells.uniform_density": text("of random tokens", ("cosine", "uniform")),
+    "budget.kind": text("what is equal", ("flops", "seconds", "parameters")),
+    "budget.reference": text("network that sees budget.images"),
+    "budget.images": whole(1, "of each training", LONG),
+    "budget.seconds": number(0, "of each training, for kind=seconds", 1e8, above=True),
+    "budget.multiples": number(0, "of the budget that every cell is trained on too", rows=True,
+                               above=True),
+    "search.rates": number(0, "learning rates to try; none: learning_rate below", 1e3, rows=True,
+                           above=True),
+    "search.seeds": whole(0, "of the search", 2**32 - 1, rows=True),
+    "search.fraction": share("of each training, its beginning"),
+    "learning_rate.unet": number(0, "peak, where nothing is searched", 1e3),
+    "learning_rate.transformer": number(0, "likewise", 1e3),
+    "learning_rate.uvit": number(0, "likewise", 1e3),
+    "measure.steps": whole(1, "step counts to compare", 100_000, rows=True),
+    "measure.main_steps": whole(1, "where guidance is chosen, and speed measured", 100_000),
+    "measure.images": whole(1, "per split and step count"),
+    "measure.distinct": truth("no caption twice"),
+    "measure.batch_size": whole(1, "of sampling"),
+    "measure.guidance": number(0, "scales to try; a pair rises", 1e4, rows=True),
+    "measure.temperature": number(0, "first and last step's, to try", rows=True, above=True),
+    "measure.choice_temperature": number(0, "noise on confidences, to try", rows=True),
+    "measure.tuning_images": whole(1, "captions to choose settings by"),
+    "measure.diversity_prompts": whole(0, "for diversity"),
+    "measure.diversity_images": whole(0, "of each of these prompts"),
+    "measure.token_images": whole(1, "for the cross-entropy of tokens"),
+    "measure.real_images": whole(1, "for the Fréchet distance"),
+    "measure.features": text("network whose features mark own images"),
+    "measure.features_file": path("its weights, where a file is needed"),
+    "measure.classifier_steps": whole(1, "of the embedded data's classifier", LONG),
+    "measure.speed_rounds": whole(1, "of measuring speed", 10_000),
+    "measure.speed_images": whole(1, "of each round"),
+    "measure.speed_guidance": number(0, "for all cells alike", 1e4),
+}  # fmt: skip
+VARIANTS = "variants."  # of a comparison: rows of network, corruption, sampler and overrides
