@@ -172,8 +172,8 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.sampler.schedule = "cosine"  # fraction still masked: cosine, linear or power
     config.sampler.exponent = 2.0  # of the power schedule
     config.sampler.choice_temperature = (2.0, 0.0)  # noise on the confidences
-    # One doubled batch per guided step instead of two calls: True, False, or auto (where faster).
-    config.sampler.joint_guidance = "auto"
+    # One doubled batch per guided step instead of two calls; None: where it is faster.
+    config.sampler.joint_guidance = None
 
 
 def shapes_networks(config: ConfigDict) -> None:

@@ -137,9 +137,7 @@ def test_generators_of_dropout():
 
 
 def test_where_guidance_is_one_call(monkeypatch):
-    assert runs_jointly(True, 1e9) and runs_jointly("True", 1e9) and not runs_jointly(False, 1)
-    assert not runs_jointly("auto", 1)  # of a CPU
+    assert runs_jointly(True, 1e9) and not runs_jointly(False, 1)
+    assert not runs_jointly(None, 1)  # of a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert runs_jointly("auto", FEW_POSITIONS) and not runs_jointly("auto", FEW_POSITIONS + 1)
-    with pytest.raises(ValueError, match="joint_guidance must be True, False or auto, got 'maybe'"):
-        runs_jointly("maybe", 1)
+    assert runs_jointly(None, FEW_POSITIONS) and not runs_jointly(None, FEW_POSITIONS + 1)

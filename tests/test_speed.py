@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import small
 
-from paella_jax.compile.programs import train_program
+from paella_jax.compile.programs import token_sampling, train_program
 from paella_jax.compile.targets import PLAN_MODULES
 from paella_jax.config import ConfigError
 from paella_jax.speed import run, sampling
@@ -145,6 +145,14 @@ def test_programs_behind_a_call():
     one = sampling.token_sampling_cases(config_of(sampler__num_steps=1), 2)[1]
     count = lambda case: measure(case, 0.0)["teraflops"]
     assert row["images"] == 2 and row["milliseconds"] > 0 and count(one) <= row["teraflops"]
+
+
+@pytest.mark.parametrize("preset", ["paella:1b", "muse:amused_256"])
+def test_released_presets_ask_their_encoders(preset):
+    """CLIP's texts too, whose tokenizer is not there."""
+    made = token_sampling(small.config_of(preset), 3)
+    (inputs,) = made.request.conditions
+    assert inputs.clip_ids.shape == (3, 77) and made.form.grid in ((64, 64), (16, 16))
 
 
 def test_encoded_data_leaves_the_frozen_networks_out():

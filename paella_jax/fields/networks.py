@@ -6,6 +6,8 @@ from paella_jax.fields.kinds import LONG, Field, fraction, number, path, share, 
 
 REMAT = "recompute activations in the backward pass: less memory"
 LOOP = "repeated blocks as one loop: compiles faster"
+ATTENTION, KERNELS = "kernel of attention", ("auto", "xla", "cudnn", "flash")
+DEPTHWISE, CONVOLUTIONS = "form of depthwise convolutions", ("auto", "shifts", "convolution")
 DEEP = 512  # layers
 
 MODEL: dict[str, Field] = {
@@ -27,6 +29,10 @@ MODEL: dict[str, Field] = {
     "model.self_attention": truth("tokens see each other, not the text alone"),
     "model.remat": truth(REMAT),
     "model.loop": truth(LOOP),
+    "model.remat_keeps": text("of what is recomputed", ("nothing", "products")),
+    "model.attention": text(ATTENTION, KERNELS),
+    "model.attention_dropout": text("what it sets to zero", ("probabilities", "output")),
+    "model.depthwise": text(DEPTHWISE, CONVOLUTIONS),
     "model.inject": truth("levels that see the compressor's latents", rows=True),
     "model.guide_channels": whole(1, "the compressor's"),
     "model.latent_channels": whole(1, "of the tokenizer's latents"),
@@ -62,6 +68,7 @@ def _transformer(name: str) -> dict[str, Field]:
         f"{name}.dropout": fraction("of what is dropped in training"),
         f"{name}.remat": truth(REMAT),
         f"{name}.loop": truth(LOOP),
+        f"{name}.attention": text(ATTENTION, KERNELS),
     }
 
 
@@ -94,6 +101,8 @@ NETWORKS: dict[str, Field] = {
     "uvit.dropout": fraction("of what is dropped in training"),
     "uvit.attention_dropout": fraction("of what is dropped in training"),
     "uvit.remat": truth(REMAT),
+    "uvit.attention": text(ATTENTION, KERNELS),
+    "uvit.depthwise": text(DEPTHWISE, CONVOLUTIONS),
     "compressor.variant": text("of EfficientNetV2", ("s", "l")),
     "compressor.stages": Field("any", "rows of models/compressor.py's Stage; empty: the variant"),
     "compressor.head_channels": whole(1, "of the last layer"),
@@ -109,6 +118,7 @@ OBJECTIVES: dict[str, Field] = {
     "objective.density": text("of the corrupted fraction", ("cosine", "uniform")),
     "objective.minimum_t": share("smallest fraction or noise level"),
     "objective.label_smoothing": fraction("of what is dropped in training"),
+    "objective.dropout_generator": text("of dropout", ("auto", "threefry", "rbg")),
     "objective.loss_positions": text(
         "tokens that the loss is of", ("all", "corrupted"), none="by the corruption"
     ),
@@ -160,7 +170,7 @@ SAMPLERS: dict[str, Field] = {
     "sampler.schedule": text("fraction still masked", ("cosine", "linear", "power")),
     "sampler.exponent": number(0, "of the power schedule", 100.0, above=True),
     "sampler.choice_temperature": number(0, "noise on the confidences", rows=True),
-    "sampler.joint_guidance": truth("one doubled batch per guided step"),
+    "sampler.joint_guidance": truth("one doubled batch per guided step", none="where it is faster"),
     "sampler.stepper": text("of diffusion", ("ddpm", "ddim", "dpm++")),
     "sampler.evaluate_at_one": truth("the first prediction is made at t = 1"),
     "sampler.edges": share("noise levels at the ends of ranges", rows=True),

@@ -69,7 +69,7 @@ DATA: dict[str, Field] = {
 }
 
 OPTIM: dict[str, Field] = {
-    "optim.kind": text("adafactor: moments per row and column", ("adamw", "adafactor")),
+    "optim.kind": text("of updates", ("adamw", "adafactor", "muon")),
     "optim.learning_rate": number(0, "peak", 1e20),
     "optim.schedule": text("after warm-up; cosine ends at zero", ("constant", "cosine")),
     "optim.decay_steps": whole(0, "steps at which the cosine ends; 0: num_steps", LONG),

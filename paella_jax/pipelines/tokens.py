@@ -175,7 +175,7 @@ class TokenPipeline(TokenCoder, Pipeline):
         total, repeat = copies * count, lambda x: np.repeat(x, copies, axis=0)
         request = jax.tree.map(repeat, request).replace(images=images)
         positions = piece_size(total, job.batch_size, self.mesh) * grid[0] * grid[1]
-        asked = self.config.sampler.get("joint_guidance", "auto")
+        asked = self.config.sampler.get("joint_guidance")
         joint = runs_jointly(asked, positions / self.mesh.size)
         form = Form(settings.program(), grid, joint)
         job.expect(len(settings.shown_after()) * num_pieces(total, job.batch_size, self.mesh))

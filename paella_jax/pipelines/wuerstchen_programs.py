@@ -254,7 +254,7 @@ def _guided(
     alike = request.guide is None and jax.tree.map(jnp.shape, texts) == jax.tree.map(
         jnp.shape, negatives
     )
-    if alike and runs_jointly("auto", count * shape[0] * shape[1]):
+    if alike and runs_jointly(None, count * shape[0] * shape[1]):
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), texts, negatives)
         return guide_jointly(conditional, predict(both))
     return guide(conditional, predict(negatives))

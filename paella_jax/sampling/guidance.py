@@ -70,21 +70,15 @@ def guide_jointly(conditional: Predict, both: Predict) -> Denoise:
     return denoise
 
 
-def runs_jointly(asked: object, positions: float) -> bool:
+def runs_jointly(asked: bool | None, positions: float) -> bool:
     """Whether both predictions are made by one call (`guide_jointly`).
 
     Args:
-      asked: True, False or "auto", as a bool or a word.
+      asked: None is for few positions on an accelerator.
       positions: of the maps that one device draws at once.
-
-    Raises:
-      ValueError: `asked` is none of them.
     """
-    word = str(asked).lower()
-    if word not in ("auto", "true", "false"):
-        raise ValueError(f"sampler.joint_guidance must be True, False or auto, got {asked!r}")
     few = jax.default_backend() != "cpu" and positions <= FEW_POSITIONS
-    return few if word == "auto" else word == "true"
+    return few if asked is None else asked
 
 
 def without_guidance(denoise: Denoise) -> Denoise:
