@@ -1,0 +1,19 @@
+"""What XLA:CPU may not join."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+
+from paella_jax.typing import Array
+
+
+def apart(x: Array) -> Array:
+    """x itself. On CPU what makes it and what reads it are compiled apart, elsewhere as ever.
+
+    XLA:CPU gives reductions to YNNPACK together with their neighbours, products among them, which
+    are then slower than both by themselves (docs/speed.md 1). Its optimisation barrier is gone
+    before that choice is made; an operator of three arguments is none that YNNPACK takes.
+    """
+    limit = jnp.asarray(jnp.inf, x.dtype)
+    return lax.platform_dependent(x, cpu=lambda x: lax.clamp(-limit, x, limit), default=lambda x: x)
