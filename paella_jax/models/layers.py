@@ -18,7 +18,9 @@ from paella_jax.models.context import Context, KeysAndValues
 from paella_jax.models.prepared import prepared
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.ops.depthwise import depthwise_conv
+from paella_jax.ops.gelu import gelu as gelu
 from paella_jax.ops.linear import add_bias, dense, strided_conv, transposed_conv
+from paella_jax.ops.norm import layer_norm as layer_norm
 from paella_jax.typing import Array
 
 Dtype = jnp.dtype
@@ -31,19 +33,6 @@ DROPPED = ("probabilities", "output")  # of attention: what dropout sets to zero
 def scaled_xavier(scale: float) -> Initializer:
     """Xavier uniform times a constant factor (torch's `gain`)."""
     return nn.initializers.variance_scaling(scale**2, "fan_avg", "uniform")
-
-
-def layer_norm(x: Array, epsilon: float = 1e-6) -> Array:
-    """Layer norm over the last axis without scale and bias, biased variance, in float32."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
-
-
-def gelu(x: Array) -> Array:
-    """The exact (erf) GELU; flax's default is the tanh approximation."""
-    return nn.gelu(x, approximate=False)
 
 
 def pixel_unshuffle(x: Array, factor: int) -> Array:

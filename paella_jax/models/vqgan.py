@@ -12,12 +12,15 @@ from paella_jax.models.layers import (
     Downsample,
     Dtype,
     Upsample,
-    gelu,
-    layer_norm,
     pixel_shuffle,
     pixel_unshuffle,
+    xavier,
 )
 from paella_jax.models.quantizer import Quantizer, uniform_codebook
+from paella_jax.ops.gelu import gelu
+from paella_jax.ops.linear import add_bias, dense
+from paella_jax.ops.norm import layer_norm
+from paella_jax.ops.strips import in_strips
 from paella_jax.typing import Array
 
 
@@ -57,6 +60,25 @@ class LatentBatchNorm(nn.Module):
         return x + full(bias)
 
 
+class Matrix(nn.Module):
+    """The parameters of `Dense`, for use elsewhere: kernel [inputs, features] and its bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", xavier, (inputs, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+def _mlp(
+    x: Array, gammas: Array, expand: tuple[Array, Array], contract: tuple[Array, Array]
+) -> Array:
+    hidden = layer_norm(x) * (1.0 + gammas[3]) + gammas[4]
+    hidden = gelu(add_bias(dense(hidden, expand[0]), expand[1]))
+    return x + gammas[5] * add_bias(dense(hidden, contract[0]), contract[1])
+
+
 class VQGANBlock(nn.Module):
     """Depthwise convolution and MLP, each scaled by learned scalars that start at zero.
 
@@ -75,9 +97,9 @@ class VQGANBlock(nn.Module):
             padding="replicate", implementation=self.depthwise, dtype=self.dtype, name="depthwise"
         )
         x = x + gammas[2] * conv(hidden)
-        hidden = layer_norm(x) * (1.0 + gammas[3]) + gammas[4]
-        hidden = gelu(Dense(4 * channels, dtype=self.dtype, name="expand")(hidden))
-        return x + gammas[5] * Dense(channels, dtype=self.dtype, name="contract")(hidden)
+        expand = Matrix(4 * channels, name="expand")(channels)
+        contract = Matrix(channels, name="contract")(4 * channels)
+        return in_strips(_mlp, x.astype(self.dtype), gammas, expand, contract)
 
 
 class VQGAN(Quantizer):

@@ -63,18 +63,61 @@ def _shifted_backward(pad: int, saved: tuple[Array, Array], grad: Array) -> tupl
 _shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
-def _by_shifts(x: Array, kernel: Array, pad: int) -> Array:
+def _repeat_border(x: Array, pad: int) -> Array:
+    edge = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    return jnp.pad(x, edge, mode="edge")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _bordered(x: Array, pad: int) -> Array:
+    """`_repeat_border`, written piece by piece into one array.
+
+    Of the other, XLA:CPU makes an array for each column of the kernel, and the convolution takes
+    half as long again.
+    """
+    batch, height, width, channels = x.shape
+    wide = jnp.zeros((batch, height + 2 * pad, width + 2 * pad, channels), x.dtype)
+    write = lambda piece, row, column: lax.dynamic_update_slice(wide, piece, (0, row, column, 0))
+    wide = write(x, pad, pad)
+    for i in range(pad):
+        wide = write(x[:, :1], i, pad)
+        wide = write(x[:, -1:], pad + height + i, pad)
+    left, right = wide[:, :, pad : pad + 1], wide[:, :, pad + width - 1 : pad + width]
+    for i in range(pad):
+        wide = write(left, 0, i)
+        wide = write(right, 0, pad + width + i)
+    return wide
+
+
+def _bordered_forward(x: Array, pad: int) -> tuple[Array, None]:
+    return _bordered(x, pad), None
+
+
+def _bordered_backward(pad: int, _: None, grad: Array) -> tuple[Array]:
+    batch, height, width, channels = grad.shape
+    inner = jax.ShapeDtypeStruct((batch, height - 2 * pad, width - 2 * pad, channels), grad.dtype)
+    return tuple(jax.linear_transpose(partial(_repeat_border, pad=pad), inner)(grad))
+
+
+_bordered.defvjp(_bordered_forward, _bordered_backward)
+
+
+def _by_shifts(x: Array, kernel: Array, pad: int, repeat: bool) -> Array:
     """x [B, H, W, C*I], kernel [k, k, I, C]: output channel g reads inputs g*I .. g*I+I-1."""
     inputs = kernel.shape[2]
+    if repeat:
+        x, pad = _bordered(x, pad), 0
     return reduce(
         jnp.add, (_shifted(x[..., i::inputs], kernel[:, :, i], pad) for i in range(inputs))
     )
 
 
-def _by_convolution(x: Array, kernel: Array, pad: int) -> Array:
+def _by_convolution(x: Array, kernel: Array, pad: int, repeat: bool) -> Array:
     """One convolution for each input of a group: of groups wider than one XLA gathers the whole
     batch on every GPU (docs/plans.md 3)."""
     inputs = kernel.shape[2]
+    if repeat:
+        x, pad = _repeat_border(x, pad), 0
     parts = (_convolve(x[..., i::inputs], kernel[:, :, i : i + 1], pad) for i in range(inputs))
     return reduce(jnp.add, parts)
 
@@ -111,11 +154,9 @@ def depthwise_conv(
         raise ValueError(f"padding must be 'zero' or 'replicate', got {padding!r}")
     if implementation not in ("auto", "shifts", "convolution"):
         raise ValueError(f"unknown depthwise implementation {implementation!r}")
-    pad = k // 2
-    if padding == "replicate":
-        x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
-        pad = 0
-    by_shifts, by_convolution = partial(_by_shifts, pad=pad), partial(_by_convolution, pad=pad)
+    pad, repeat = k // 2, padding == "replicate"
+    by_shifts = partial(_by_shifts, pad=pad, repeat=repeat)
+    by_convolution = partial(_by_convolution, pad=pad, repeat=repeat)
     if implementation == "shifts":
         return by_shifts(x, kernel)
     if implementation == "convolution":
