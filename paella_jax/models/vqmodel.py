@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange
 
 from paella_jax.models.layers import Dense, Dtype
 from paella_jax.models.quantizer import Quantizer, uniform_codebook
 from paella_jax.models.transformer_layers import SeparateAttention
+from paella_jax.ops.upsampled_conv import upsampled_conv
 from paella_jax.typing import Array
 
 # torch's default, which the reference leaves in place: U(-b, b) with b = 1 / sqrt(inputs).
 torch_default = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 
 
-def _conv(features: int, dtype: Dtype, name: str | None = None, shrink: bool = False) -> nn.Conv:
+def _conv(features: int, dtype: Dtype, name: str | None = None, resample: str = "") -> nn.Conv:
     # Shrinking pads the far sides alone, where symmetric padding would shift the image.
-    padding = ((0, 1), (0, 1)) if shrink else ((1, 1), (1, 1))
-    strides = (2, 2) if shrink else (1, 1)
+    padding = ((0, 1), (0, 1)) if resample == "down" else ((1, 1), (1, 1))
+    strides = (2, 2) if resample == "down" else (1, 1)
     return nn.Conv(
         features,
         (3, 3),
@@ -26,6 +27,7 @@ def _conv(features: int, dtype: Dtype, name: str | None = None, shrink: bool = F
         padding=padding,
         kernel_init=torch_default,
         dtype=dtype,
+        conv_general_dilated=upsampled_conv if resample == "up" else None,
         name=name,
     )
 
@@ -86,10 +88,8 @@ class Level(nn.Module):
             x = ResnetBlock(self.features, self.groups, self.dtype, name=f"block_{index}")(x)
             if self.attention:
                 x = PixelAttention(self.groups, self.dtype, name=f"attention_{index}")(x)
-        if self.resample == "up":
-            x = repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2)
         if self.resample:
-            x = _conv(self.features, self.dtype, "resample", self.resample == "down")(x)
+            x = _conv(self.features, self.dtype, "resample", self.resample)(x)
         return x
 
 
