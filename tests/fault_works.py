@@ -28,6 +28,7 @@ from paella_jax.config import load_config
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import image_transform
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.lock import WRITER, clear_left
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.registry import FAMILIES, Family, build_method
@@ -239,6 +240,10 @@ def comparing(config: str) -> Work:
                 tasks.append(Task(f"row_{seed}", row.is_file, partial(measure, folder, name)))
             try:
                 do_together(tasks[::2], folder)
+                for place in (folder / "runs").iterdir():
+                    clear_left(
+                        place / WRITER
+                    )  # as a comparison does when it reads what was trained
                 do_together(tasks[1::2], folder)
             except Stopped as stopped:
                 return cli.ENDED_BY[stopped.by]

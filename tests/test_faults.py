@@ -28,7 +28,7 @@ from paella_jax.files import lock as locks
 from paella_jax.files.atomic import atomic_path, write_atomically
 from paella_jax.files.disk import describe_disk
 from paella_jax.files.library_noise import LATE, silence_late_answers
-from paella_jax.files.lock import TAKING, WRITER, Lock
+from paella_jax.files.lock import TAKING, WRITER, Lock, clear_left
 from paella_jax.runs.checkpoint import Checkpointer, complete_steps, set_aside_incomplete
 from paella_jax.runs.folder import metrics_line, prepare_workdir
 from paella_jax.runs.verify import NOTE, verify_run
@@ -317,6 +317,9 @@ def test_a_claim_of_a_killed_process_whose_task_is_done_goes(tmp_path):
     for name, holder in (("done", dead_holder()), ("busy", json.dumps({"token": "elsewhere"}))):
         (tmp_path / "claims" / name).write_text(holder)
     do_together([Task(name, lambda: True, lambda: None) for name in ("done", "busy")], tmp_path)
+    assert [file.name for file in (tmp_path / "claims").iterdir()] == ["busy"]
+    clear_left(tmp_path / "claims" / "busy")
+    clear_left(tmp_path / "claims" / "absent")
     assert [file.name for file in (tmp_path / "claims").iterdir()] == ["busy"]
 
 

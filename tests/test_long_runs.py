@@ -16,8 +16,8 @@ def test_what_counts_as_growing():
     assert grown(leak) == "memory from 500 to 580 MiB"
     busy = [one._replace(threads=7 + 4 * (one.at % 2), files=8 + one.at % 3) for one in flat]
     assert grown(busy) == "", "saves come and go"
-    leak = [one._replace(threads=7 + one.at, files=8 + one.at // 2) for one in flat]
-    assert grown(leak) == "threads from 7 to 12, files from 8 to 10"
+    leak = [one._replace(threads=7 + one.at, files=8 + 2 * one.at) for one in flat]
+    assert grown(leak) == "threads from 7 to 12, files from 8 to 18"
 
 
 @pytest.mark.slow

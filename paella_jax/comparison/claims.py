@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from paella_jax.files.lock import Lock, holder, read_lock
+from paella_jax.files.lock import Lock, clear_left, holder, read_lock
 from paella_jax.training.metrics import report
 
 CLAIMS = "claims"
@@ -58,9 +58,7 @@ def do_together(tasks: Sequence[Task], folder: Path, wait: float = WAIT) -> None
                 waiting = True
             time.sleep(wait)
     for task in tasks:  # what was finished by a process that was killed before it said so
-        if (claims / task.name).exists():
-            with claim(claims / task.name):
-                pass
+        clear_left(claims / task.name)
 
 
 @contextmanager

@@ -198,6 +198,13 @@ def locked(file: Path, work: str) -> Iterator[None]:
         lock.release()
 
 
+def clear_left(file: Path) -> None:
+    """Removes a lock whose holder is gone, where nobody will ask for it any more."""
+    lock = Lock(file, "tidying up")
+    if file.exists() and lock.try_acquire():
+        lock.release()
+
+
 def beside(out: str | Path) -> Path:
     """The lock of a file or folder that appears whole, and so cannot have one inside."""
     out = Path(out).absolute()

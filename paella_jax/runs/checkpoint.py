@@ -139,7 +139,7 @@ class Checkpointer:
         """Restores the newest checkpoint into `abstract`'s shapes, dtypes and shardings.
 
         The processes and devices that saved it may have been others. Each process first compares
-        a share of it with the digests.
+        a share of it with the digests. Once it was read, older ones that the run does not keep go.
 
         Raises:
           CheckpointError: nothing to restore, or the files are damaged or of another model.
