@@ -98,8 +98,8 @@ def plan_conversion(
     tokenizer = None
     if folder is not None:
         family = folder.tokenizer_family
-        own = without_wrappers(folder.tokenizer, marks_of(family))
-        tokenizer = plan_conversion(Parts(check_family(own, family), own))
+        codes = without_wrappers(folder.tokenizer, marks_of(family))
+        tokenizer = plan_conversion(Parts(check_family(codes, family), codes))
     run = value_of(config, "tokenizer")
     known = read_config(run) if run else tokenizer.config if tokenizer is not None else None
     settled = {} if own is not None else record.settle(config, weights, known)

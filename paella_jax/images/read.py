@@ -95,7 +95,7 @@ def read_mask(mask: ImageLike) -> np.ndarray:
     Of images that is what `modes.to_marked` says: white, or opaque paint on a transparent layer.
 
     Raises:
-      ImageError: as `read_rgb`, or an array of another shape.
+      ImageError: as `read_rgb`, or an array of another shape or without finite values.
     """
     if isinstance(mask, str | Path):
         mask = decode(Path(mask), SINGLE, deep=True)
@@ -105,6 +105,8 @@ def read_mask(mask: ImageLike) -> np.ndarray:
     array = np.asarray(mask)
     if array.ndim != 2:
         raise ImageError(f"a mask array has shape {array.shape}; give [height, width]")
+    if not array.size or (array.dtype.kind == "f" and not np.isfinite(array).all()):
+        raise ImageError("a mask array is empty, or holds values that are not finite")
     return array if array.dtype == bool else array > array.max() / 2
 
 
