@@ -227,14 +227,18 @@ def read_stored_config(file: Path) -> ConfigDict:
 
 
 @contextmanager
-def lacking_fields_told(workdir: str | Path) -> Iterator[None]:
-    """Names the run whose stored config lacks a field that it was read for.
+def stored_config_named(workdir: str | Path) -> Iterator[None]:
+    """Names the run whose stored config lacks a field that it was read for, or contradicts itself.
 
     Raises:
-      CheckpointError: in place of what ConfigDict raises.
+      CheckpointError: in place of what ConfigDict raises; ConfigError: with the file's name.
     """
     try:
         yield
+    except ConfigError as error:
+        if str(workdir) in str(error):
+            raise
+        raise ConfigError(f"{Path(workdir) / CONFIG_FILE}: {error}") from error
     except (AttributeError, KeyError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         if not frames or "ml_collections" not in frames[-1].filename:
