@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.derive import restore_trained
-from paella_jax.runs.folder import CheckpointError, read_config, stored_config_named
+from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.runs.frozen import COMPRESSOR
 from paella_jax.runs.manifest import check_files
+from paella_jax.runs.stored_config import stored_config_named
 from paella_jax.sharing.folder import SUPER_RESOLUTION, inside
 from paella_jax.sharing.pipeline import Origin
 from paella_jax.typing import Tree

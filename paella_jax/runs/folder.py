@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +22,8 @@ from paella_jax import __version__
 from paella_jax.config import (
     CheckpointError,
     ConfigError,
-    check_fields,
     differing_fields,
     flatten_config,
-    from_json,
     to_json,
 )
 from paella_jax.outside import listed, parse_json
@@ -37,6 +34,7 @@ from paella_jax.runs.digests import (
     version_of,
     write_noted,
 )
+from paella_jax.runs.stored_config import read_stored_config
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -210,44 +208,6 @@ def read_config(workdir: str | Path) -> ConfigDict:
     _rename_fields(config)
     _check_config(workdir, config)
     return config
-
-
-def read_stored_config(file: Path) -> ConfigDict:
-    """A config as this package stores it, each of its fields in its range.
-
-    Raises:
-      CheckpointError: the file cannot be read, is no JSON object, or has a value that no run has.
-    """
-    try:
-        config = from_json(file.read_bytes())
-        check_fields(config, left_open=True)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
-    return config
-
-
-@contextmanager
-def stored_config_named(workdir: str | Path) -> Iterator[None]:
-    """Names the run whose stored config lacks a field that it was read for, or contradicts itself.
-
-    Raises:
-      CheckpointError: in place of what ConfigDict raises; ConfigError: with the file's name.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        if str(workdir) in str(error):
-            raise
-        raise ConfigError(f"{Path(workdir) / CONFIG_FILE}: {error}") from error
-    except (AttributeError, KeyError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if not frames or "ml_collections" not in frames[-1].filename:
-            raise
-        field = str(error).strip("\"'")
-        raise CheckpointError(
-            f"{Path(workdir) / CONFIG_FILE}, or a config in {workdir}/frozen, lacks the field "
-            f"{field}; restore it from a copy"
-        ) from error
 
 
 def _rename_fields(config: ConfigDict) -> None:
