@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.config import CheckpointError
+from paella_jax.outside import parse_json
 from paella_jax.runs.digests import check_noted, write_noted
 from paella_jax.training.loop import RunResult
 from paella_jax.training.metrics import report
@@ -34,7 +35,7 @@ def _calls(workdir: Path) -> list[dict[str, Any]]:
     file = workdir / FILE
     try:
         check_noted(workdir, lambda name: name == FILE and file.is_file())
-        return json.loads(file.read_text()) if file.is_file() else []
+        return parse_json(file.read_bytes()) if file.is_file() else []
     except (CheckpointError, ValueError) as error:  # at the end of a training, which counts
         report(f"{file} is begun anew, its seconds are lost: {error}")
         return []
