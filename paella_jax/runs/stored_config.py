@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from paella_jax.config import CheckpointError, ConfigError, check_fields, from_json
+from paella_jax.outside import shortened
 
 CONFIG = "config.json"
 
@@ -41,12 +42,25 @@ def stored_config_named(workdir: str | Path) -> Iterator[None]:
         if str(workdir) in str(error):
             raise
         raise ConfigError(f"{Path(workdir) / CONFIG}: {error}") from error
-    except (AttributeError, KeyError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if not frames or "ml_collections" not in frames[-1].filename:
+    except (AttributeError, KeyError, TypeError) as error:
+        wrong = _lacking(error) or _foreign(error)
+        if not wrong:
             raise
-        field = str(error).strip("\"'")
         raise CheckpointError(
-            f"{Path(workdir) / CONFIG}, or a config in {workdir}/frozen, lacks the field "
-            f"{field}; restore it from a copy"
+            f"{Path(workdir) / CONFIG}, or a config in {workdir}/frozen, {wrong}; restore it from "
+            "a copy"
         ) from error
+
+
+def _lacking(error: Exception) -> str:
+    """What is wrong where a ConfigDict was asked for a field that it does not have."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_of_config = frames and "ml_collections" in frames[-1].filename
+    field = shortened(str(error).strip("\"'"))
+    return f"lacks the field {field}" if is_of_config and not isinstance(error, TypeError) else ""
+
+
+def _foreign(error: Exception) -> str:
+    """What is wrong where a network was made with a field that it does not have."""
+    _, mark, name = str(error).partition("got an unexpected keyword argument ")
+    return f"has the field {shortened(name)}, which its network does not know" if mark else ""
