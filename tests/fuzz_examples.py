@@ -217,7 +217,8 @@ def _drawn_from(root: Path) -> Example:
     os.waitpid(child, 0)
     (folder / "digests.json").unlink()
     files = {"config.json": JSON, "frozen/vqgan.json": JSON}
-    return Example("whole", folder, files, lambda place: paella_jax.load(place).settings(), 0.05)
+    read = lambda place: paella_jax.load(place).settings()
+    return Example("whole", folder, files, read, 0.05, ("/whole",))
 
 
 def _override(folder: Path) -> None:

@@ -397,6 +397,7 @@ def test_images_and_masks_that_cannot_be_used(pipe, picture, tmp_path):
         (lambda: pipe.generate([Condition(RED, label=2)]), "labels are 0 to 1"),
         (lambda: pipe.generate([Condition(RED, segmentation=mask[:8] * 1)]), "resize the map"),
         (lambda: pipe.generate([Condition(RED, segmentation=mask * 7)]), "classes are 0 to 2"),
+        (lambda: pipe.generate([Condition(RED, segmentation=mask * (2**32 + 1))]), "classes are"),
         (lambda: pipe.generate([Condition(RED, images=(picture[0],))]), "an image array has shape"),
         (lambda: pipe.generate([Condition(RED, images=(np.zeros(5),))]), "this run needs \\[12\\]"),
         (lambda: pipe.encode(picture[None] * 2.0), "values from"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import small
 
+import paella_jax
 from paella_jax import cli, train
 from paella_jax.config import (
     CONFIGS,
@@ -146,3 +149,25 @@ def test_help_shows_the_fields_of_a_preset():
 def test_kinds(field, good, bad):
     assert not any(wrong(field, value) for value in good)
     assert all(wrong(field, value) for value in bad)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda config: config.pop("precision"),
+            r"config in .*frozen, lacks the field precision",
+        ),
+        (lambda config: config["model"].update(deep=3), r"has the field 'deep', which its network"),
+        (lambda config: config["model"].update(width=0), r"vqgan\.json .*model\.width must be"),
+    ],
+)
+def test_a_frozen_network_s_config_is_named(tmp_path, change, words):
+    run = small.untrained(tmp_path / "run", small.small_paella())
+    (run / "digests.json").unlink()
+    file = run / "frozen" / "vqgan.json"
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=words):
+        paella_jax.load(run)

@@ -341,7 +341,7 @@ def test_the_judge_knows_what_is_unclear(tmp_path):
         (TypeError("x"), "TypeError"),
         (ValueError("something is wrong"), "no name"),
         (ValueError("x.bin: \x1b[31m"), "control characters"),
-        (ConfigError("a" * 30_000 + "x.bin"), "a message of"),
+        (ConfigError("a" * 200_000 + "x.bin"), "a message of"),
     ):
         outcome = fuzzing.judge(lambda _, error=error: fail(error), tmp_path, ["x.bin"])
         assert outcome.kind == fuzzing.UNCLEAR and words in outcome.told

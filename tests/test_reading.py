@@ -306,6 +306,8 @@ def test_masks_by_grey_and_by_alpha(tmp_path):
     assert read(red) == [True, False, False]
     with pytest.raises(ImageError, match="give \\[height, width\\]"):
         read_mask(np.zeros((2, 2, 3)))
+    with pytest.raises(ImageError, match="not finite"):
+        read_mask(np.array([[0.0, np.nan]]))
 
 
 def test_maps_of_classes(tmp_path):

@@ -49,7 +49,7 @@ from paella_jax.config import ConfigError, differing_fields, to_json
 from paella_jax.data.build import make_source
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
-from paella_jax.runs.folder import read_stored_config
+from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.training.metrics import report
 
 CONFIG = "comparison_config.json"

@@ -19,9 +19,11 @@ from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files import weights_file
 from paella_jax.files.tensors import ConversionError, Entry, Names, Weights, attention, linear, norm
 from paella_jax.models.uvit import UViT
+from paella_jax.outside import shortened
 from paella_jax.typing import Tensors
 
 UVIT_CLASS = "UVit2DModel"
+LARGEST_SIDE = 4096  # tokens
 HEAD_WIDTH, MICRO_WIDTH, MICRO_CONDS = 64, 256, 5  # as released
 
 
@@ -207,7 +209,9 @@ def _settle(config: ConfigDict, weights: Weights, tokenizer: ConfigDict | None) 
     """Pixels of the training images: the token map's side times the tokenizer's downsampling."""
     file = weights_file.config_beside(weights)
     known = {} if file is None else weights_file.read_json(file)
-    side = int(known.get("sample_size", 32 if config.uvit.downsample else 16))
+    side = known.get("sample_size", 32 if config.uvit.downsample else 16)
+    if type(side) is not int or not 0 < side <= LARGEST_SIDE:
+        raise ConversionError(f"{file}: sample_size {shortened(repr(side))} is no side of a map")
     # Whatever else may have been given is refused later.
     is_known = tokenizer is not None and tokenizer.method == "vqgan"
     pixels = make_vqgan(tokenizer).downsampling if is_known else amused_folder.DOWNSAMPLING

@@ -14,13 +14,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import apply_override, flatten_config, load_config, to_json
 from paella_jax.convert import whole
-from paella_jax.convert.recognise import (
-    Parts,
-    check_family,
-    marks_of,
-    run_family,
-    without_wrappers,
-)
+from paella_jax.convert.recognise import Parts, parts_of, run_family
 from paella_jax.convert.released import DEFAULT, JSON, SHAPES, Found, Released, article, value_of
 from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
@@ -97,9 +91,7 @@ def plan_conversion(
     _check_heads(config, record)
     tokenizer = None
     if folder is not None:
-        family = folder.tokenizer_family
-        own = without_wrappers(folder.tokenizer, marks_of(family))
-        tokenizer = plan_conversion(Parts(check_family(own, family), own))
+        tokenizer = plan_conversion(parts_of(folder.tokenizer, folder.tokenizer_family))
     run = value_of(config, "tokenizer")
     known = read_config(run) if run else tokenizer.config if tokenizer is not None else None
     settled = {} if own is not None else record.settle(config, weights, known)

@@ -113,6 +113,12 @@ class Parts(NamedTuple):
         return self.weights.source + second
 
 
+def parts_of(weights: Weights, family: str) -> Parts:
+    """Opened weights of a family, without wrappers. Raises ConversionError as `check_family`."""
+    own = without_wrappers(weights, marks_of(family))
+    return Parts(check_family(own, family), own)
+
+
 def open_parts(
     path: str | Path, family: str, key: str | None = None, compressor: str | Path | None = None
 ) -> Parts:

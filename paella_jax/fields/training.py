@@ -93,7 +93,7 @@ AROUND: dict[str, Field] = {
     "mesh.data": whole(-1, "devices on this axis; of one axis -1: all the rest"),
     "mesh.fsdp": whole(-1, "devices that share the parameters"),
     "mesh.tensor": whole(-1, "devices that share a matrix product"),
-    "checkpoint.every": whole(1, "steps", LONG),
+    "checkpoint.every": whole(1, "steps between checkpoints", LONG),
     "checkpoint.keep": whole(1, "newest checkpoints kept", none="all"),
     "log.every": whole(1, "steps between lines of metrics", LONG),
     "log.preview_every": whole(0, "steps between grids of samples; 0: only at the end", LONG),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paella_jax.files.layouts import STEMS, SUFFIXES, Layout, choose, is_plain_name
+from paella_jax.files.layouts import INDEX, STEMS, SUFFIXES, Layout, choose, is_plain_name
 from paella_jax.files.safetensors_file import map_safetensors, read_notes
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.torch_file import read_torch_file
@@ -116,8 +116,10 @@ def index_file(folder: Path) -> list[Path]:
 def _chosen(folder: Path, stems: Sequence[str] = ()) -> tuple[Layout, str] | None:
     """Which weights of a folder are read, and in words what else there is."""
     names = [file.name for file in folder.iterdir() if file.is_file()]
-    indexes = [folder / name for name in names if name.endswith(".json") and ".index." in name]
-    named = {shard for index in indexes for shard in _weight_map(index).values()}
+    named: set[str] = set()
+    for index in filter(INDEX.fullmatch, names):
+        with suppress(ConversionError):  # told where it is the one that is read
+            named |= set(_weight_map(folder / index).values())
     with errors_name(folder, " "):
         return choose(names, stems, named)
 

@@ -96,7 +96,7 @@ def read_mask(mask: ImageLike) -> np.ndarray:
     Of images that is what `modes.to_marked` says: white, or opaque paint on a transparent layer.
 
     Raises:
-      ImageError: as `read_rgb`, or an array of another shape.
+      ImageError: as `read_rgb`, or an array of another shape or without finite values.
     """
     if isinstance(mask, str | Path):
         mask = decode(Path(mask), SINGLE, deep=True)
@@ -106,8 +106,10 @@ def read_mask(mask: ImageLike) -> np.ndarray:
     array = np.asarray(mask)
     if array.ndim != 2:
         raise ImageError(f"a mask array has shape {array.shape}; give [height, width]")
-    if not is_finite(array):
-        raise ImageError("a mask array holds NaN or infinity; give True or 1 where to draw anew")
+    if not array.size or not is_finite(array):
+        raise ImageError(
+            "a mask array is empty, or holds NaN or infinity; give True where to draw anew"
+        )
     return array if array.dtype == bool else array > array.max() / 2
 
 

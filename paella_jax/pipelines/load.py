@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.derive import restore_trained
-from paella_jax.runs.folder import CheckpointError, lacking_fields_told, read_config
+from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.runs.frozen import COMPRESSOR
 from paella_jax.runs.manifest import check_files
+from paella_jax.runs.stored_config import stored_config_named
 from paella_jax.sharing.folder import SUPER_RESOLUTION, inside
 from paella_jax.sharing.pipeline import Origin
 from paella_jax.typing import Tree
@@ -67,7 +68,7 @@ def load(
     if SUPER_RESOLUTION in known and SUPER_RESOLUTION in inside(directory):
         options.setdefault(SUPER_RESOLUTION, Path(directory) / SUPER_RESOLUTION)
     origin = Origin.of(directory, options)
-    with lacking_fields_told(directory):
+    with stored_config_named(directory):
         pipe = loaders[method](directory, **options)
     if hasattr(pipe, "save"):
         pipe.origin = origin

@@ -245,10 +245,10 @@ def _segmentation(
             )
         if given.dtype.kind == "f" and (given != np.floor(given)).any():
             raise ValueError("a segmentation map holds fractions; classes are whole numbers")
-        maps[row] = given if given.shape == grid else at_tokens(given, pixels)
-        if maps[row].min() < -1 or maps[row].max() >= count:
+        if given.min() < -1 or given.max() >= count:  # before numbers of 64 bits are cut to 32
             raise ValueError(
-                f"a segmentation map holds {maps[row].min()} to {maps[row].max()}; classes are 0 "
-                f"to {count - 1}, and -1 for open"
+                f"a segmentation map holds {given.min()} to {given.max()}; classes are 0 to "
+                f"{count - 1}, and -1 for open"
             )
+        maps[row] = given if given.shape == grid else at_tokens(given, pixels)
     return maps

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +22,8 @@ from paella_jax import __version__
 from paella_jax.config import (
     CheckpointError,
     ConfigError,
-    check_fields,
     differing_fields,
     flatten_config,
-    from_json,
     to_json,
 )
 from paella_jax.files.atomic import naming
@@ -39,6 +36,7 @@ from paella_jax.runs.digests import (
     version_of,
     write_noted,
 )
+from paella_jax.runs.stored_config import read_stored_config
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -214,40 +212,6 @@ def read_config(workdir: str | Path) -> ConfigDict:
     _rename_fields(config)
     _check_config(workdir, config)
     return config
-
-
-def read_stored_config(file: Path) -> ConfigDict:
-    """A config as this package stores it, each of its fields in its range.
-
-    Raises:
-      CheckpointError: the file cannot be read, is no JSON object, or has a value that no run has.
-    """
-    try:
-        config = from_json(file.read_bytes())
-        check_fields(config, left_open=True)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error
-    return config
-
-
-@contextmanager
-def lacking_fields_told(workdir: str | Path) -> Iterator[None]:
-    """Names the run whose stored config lacks a field that it was read for.
-
-    Raises:
-      CheckpointError: in place of what ConfigDict raises.
-    """
-    try:
-        yield
-    except (AttributeError, KeyError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        if not frames or "ml_collections" not in frames[-1].filename:
-            raise
-        field = str(error).strip("\"'")
-        raise CheckpointError(
-            f"{Path(workdir) / CONFIG_FILE}, or a config in {workdir}/frozen, lacks the field "
-            f"{field}; restore it from a copy"
-        ) from error
 
 
 def _rename_fields(config: ConfigDict) -> None:

@@ -21,8 +21,9 @@ from paella_jax.files.foreign import checked
 from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.digests import check_noted
-from paella_jax.runs.folder import CheckpointError, read_config_of, read_stored_config
+from paella_jax.runs.folder import CheckpointError, read_config_of
 from paella_jax.runs.model_files import copy_small_files
+from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.runs.weights import load_tree, save_tree
 from paella_jax.typing import Tree
 

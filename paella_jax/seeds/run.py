@@ -14,7 +14,8 @@ from paella_jax.config import ConfigError, differing_fields, to_json
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
 from paella_jax.registry import build_method
-from paella_jax.runs.folder import check_same_run, read_stored_config
+from paella_jax.runs.folder import check_same_run
+from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.seeds.plan import Seed, make_plan
 from paella_jax.seeds.report import write_report
 from paella_jax.seeds.score import Measured, measured, score_seed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from paella_jax.files.atomic import CARD_FILE, write_atomically
+from paella_jax.outside import parse_object
 from paella_jax.runs.folder import CheckpointError
 
 PICTURES = "pictures"  # the folder beside the card
@@ -120,7 +120,7 @@ def _scores(report: Path) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text())
+        return parse_object(file.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{file} is damaged ({error}); evaluate the run again") from error
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
+from paella_jax.outside import parse_object
 from paella_jax.runs.digests import check_noted, write_noted
 from paella_jax.runs.folder import DATA_FILE
 from paella_jax.training.method import Method
@@ -55,7 +56,7 @@ def check_length(workdir: Path, length: int, resumed: bool) -> None:
 
 def _noted(file: Path) -> int | None:
     try:
-        return int(json.loads(file.read_text())["samples"])
+        return int(parse_object(file.read_bytes())["samples"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

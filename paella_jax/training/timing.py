@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from paella_jax.config import CheckpointError
+from paella_jax.outside import parse_json
 from paella_jax.runs.digests import check_noted, tell_once, write_noted
 
 FILE = "timing.json"
@@ -154,7 +155,7 @@ def read_calls(workdir: Path) -> list[dict[str, Any]]:
     file = workdir / FILE
     try:
         check_noted(workdir, lambda name: name == FILE and file.is_file())
-        return json.loads(file.read_text()) if file.is_file() else []
+        return parse_json(file.read_bytes()) if file.is_file() else []
     except (CheckpointError, ValueError) as error:  # at the end of a training, which counts
         tell_once(f"{file} is begun anew, its seconds are lost: {error}")
         return []
