@@ -100,7 +100,7 @@ def test_what_a_call_is_given(tmp_path):
         pipe(prompt_embeds=broken)
     mask = np.zeros((32, 32), np.float32)
     mask[0, 0] = np.inf
-    with pytest.raises(ImageError, match="a mask array holds NaN or infinity"):
+    with pytest.raises(ImageError, match="a mask array is empty, or holds NaN"):
         read_mask(mask)
     image = np.full((32, 32, 3), np.nan, np.float32)
     with pytest.raises(ImageError, match=r"float in \[0, 1\]"):
