@@ -108,6 +108,10 @@ def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch, capsys):
     again = json.loads((tmp_path / "speed.json").read_text())
     assert again["rows"][:2] == report["rows"] and len(again["rows"]) == 3
 
+    (tmp_path / "speed.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"speed\.json is there and no report"):
+        run.measure_all([setting], how)
+
     def break_down(*_):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.config import ConfigError, UserError
+from paella_jax.outside import parse_json
 
 WRITER = "writer.lock"  # of a run folder
 BEAT = 10.0  # seconds between touches
@@ -264,7 +265,7 @@ def _started(pid: int) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     """What a lock says; None where there is none, {} where it cannot be read (yet)."""
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

@@ -19,6 +19,7 @@ import numpy as np
 
 from paella_jax.config import UserError
 from paella_jax.images.png import read_png_texts, save_png
+from paella_jax.outside import parse_json
 
 MANIFEST = "manifest.jsonl"
 RECORD = "record"  # keyword of a PNG's text with all of its record as JSON
@@ -175,7 +176,7 @@ def _json(record: Mapping[str, Any]) -> str:
 def _parsed(text: str) -> dict[str, Any] | None:
     """A record, or None where the text is none."""
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except (ValueError, RecursionError):
         return None
     named = isinstance(record, dict) and isinstance(record.get("file"), str)

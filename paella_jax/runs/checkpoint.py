@@ -7,7 +7,6 @@ of converted weights has `weights.safetensors` in their place.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError, WriteError
 from paella_jax.files.finite import describe_not_finite
+from paella_jax.outside import parse_json
 from paella_jax.runs.digests import check_noted, tell_once
 from paella_jax.runs.durable import DurablePath
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
@@ -207,7 +207,7 @@ def check_parts(
     if note.get("step", int(folder.name)) != int(folder.name):
         raise CheckpointError(f"its note is of step {note['step']}; the folder was renamed")
     for file in folder.glob("data/process_*"):  # of older runs
-        place = json.loads(file.read_text()).get("next_index", int(folder.name))
+        place = parse_json(file.read_text()).get("next_index", int(folder.name))
         if place != int(folder.name):
             raise CheckpointError(f"{file.name} has the data at step {place}")
 
@@ -337,7 +337,7 @@ def stored_tree(path: Path) -> dict[str, Tree]:
     Args:
       path: its folder `state`.
     """
-    rows = json.loads((path / LISTED).read_text())["tree_metadata"].values()
+    rows = parse_json((path / LISTED).read_text())["tree_metadata"].values()
     names = [
         tuple(part["key"] for part in row["key_metadata"])
         for row in rows

@@ -29,6 +29,7 @@ from paella_jax.files.digests import (
     to_sealed_json,
     version,
 )
+from paella_jax.outside import parse_json
 
 if TYPE_CHECKING:
     from paella_jax.runs.array_places import Part
@@ -113,7 +114,7 @@ def absent_files(folder: Path) -> list[str]:
 def note_of(folder: Path) -> dict[str, Any]:
     """The small JSON note beside a checkpoint's state; empty where there is none to read."""
     try:
-        note = json.loads((folder / "note" / "metadata").read_text())
+        note = parse_json((folder / "note" / "metadata").read_text())
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
@@ -201,7 +202,7 @@ def _described(file: Path) -> dict[str, Any]:
     if file.name != METADATA:
         return describe(file)
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text())
         content.pop(LATER, None)
         text = json.dumps(content, sort_keys=True)
     except (ValueError, AttributeError):

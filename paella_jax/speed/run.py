@@ -12,7 +12,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
+from paella_jax.outside import parse_object
 from paella_jax.speed.case import Case, filled, measure
 from paella_jax.speed.ceilings import matmul_ceiling, memory_ceiling
 from paella_jax.speed.peers import Peer, call_of
@@ -81,10 +83,20 @@ def _begun(out: str) -> dict[str, Any]:
     """A report without rows, or the one that a stopped call on the same device left."""
     report: dict[str, Any] = {"device": _device(), "jax": jax.__version__}
     if out and Path(out).is_file() and Path(out).stat().st_size:
-        before = json.loads(Path(out).read_text())
+        before = _read_report(out)
         if {name: before.get(name) for name in report} == report:
             return before
     return report | {"memory_gigabytes_per_second": round(memory_ceiling() / 1e9, 1), "rows": []}
+
+
+def _read_report(out: str) -> dict[str, Any]:
+    try:
+        before = parse_object(Path(out).read_text())
+        if not all(set(KEY) <= row.keys() for row in before["rows"]):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"--out {out} is there and no report: choose another file") from None
+    return before
 
 
 def _ceilings(report: dict[str, Any], dtype: str) -> dict[str, float]:
