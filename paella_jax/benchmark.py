@@ -70,6 +70,8 @@ def main() -> int:
 
     from paella_jax.config import load_config
 
+    if not 0.0 <= arguments.seconds < float("inf"):
+        parser.error(f"--seconds {arguments.seconds} must be a number from 0 on")
     names = arguments.config or ["paella:shapes"]
     configs = {name: load_config(name, overrides) for name in names}
     if arguments.out:
@@ -87,7 +89,7 @@ def main() -> int:
     from paella_jax.speed.plan import check_asked
     from paella_jax.speed.run import How, measure_all
 
-    asked = check_asked(configs, arguments.work, arguments.batch, arguments.sweep)
+    asked = check_asked(configs, arguments.work, arguments.batch, arguments.sweep, overrides)
     setup_jax()
     peers = [load_peer(file) for file in arguments.peer]
     measure_all(asked, How(arguments.seconds, arguments.out or "", arguments.trace, peers))

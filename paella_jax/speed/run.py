@@ -12,7 +12,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
+from paella_jax.files.kept import read_kept
 from paella_jax.speed.case import Case, filled, measure
 from paella_jax.speed.ceilings import matmul_ceiling, memory_ceiling
 from paella_jax.speed.peers import Peer, call_of
@@ -56,10 +58,24 @@ class How(NamedTuple):
 
 
 def measure_all(settings: Sequence[Setting], how: How) -> None:
-    """Measures every setting and prints a table."""
+    """Measures every setting and prints a table, also of what there is where it breaks off.
+
+    Raises:
+      CheckpointError, ConfigError: the file to go on with is of something else.
+    """
     report = _begun(how.out)
+    rows: list[dict[str, Any]] = []
+    try:
+        _measure_into(rows, report, settings, how)
+    finally:
+        print(f"\n{json.dumps({k: v for k, v in report.items() if k != 'rows'})}\n")
+        print(as_table(rows), flush=True)
+
+
+def _measure_into(
+    rows: list[dict[str, Any]], report: dict[str, Any], settings: Sequence[Setting], how: How
+) -> None:
     done = {tuple(row[name] for name in KEY): row for row in report["rows"]}
-    rows = []
     for setting in settings:
         ceilings = _ceilings(report, setting.config.precision)
         for mesh, case in _cases(setting):
@@ -73,17 +89,23 @@ def measure_all(settings: Sequence[Setting], how: How) -> None:
                 if how.out:
                     write_atomically(Path(how.out), json.dumps(report, indent=2))
             rows.append(done[key])
-    print(f"\n{json.dumps({k: v for k, v in report.items() if k != 'rows'})}\n")
-    print(as_table(rows))
 
 
 def _begun(out: str) -> dict[str, Any]:
-    """A report without rows, or the one that a stopped call on the same device left."""
+    """A report without rows, or the one that a stopped call on the same device left.
+
+    Raises:
+      CheckpointError, ConfigError: the file holds something else, which would be overwritten.
+    """
     report: dict[str, Any] = {"device": _device(), "jax": jax.__version__}
     if out and Path(out).is_file() and Path(out).stat().st_size:
-        before = json.loads(Path(out).read_text())
-        if {name: before.get(name) for name in report} == report:
+        before = read_kept(Path(out), *report, "memory_gigabytes_per_second", "rows")
+        if {name: before[name] for name in report} == report:
             return before
+        raise ConfigError(
+            f"--out {out} is of {before['device']} and jax {before['jax']}, this is "
+            f"{report['device']} and jax {report['jax']}: give another file"
+        )
     return report | {"memory_gigabytes_per_second": round(memory_ceiling() / 1e9, 1), "rows": []}
 
 
