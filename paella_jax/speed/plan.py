@@ -79,9 +79,9 @@ def check_asked(
 def _check_kernels(config: ConfigDict) -> None:
     """Raises ConfigError for a kernel of attention that this machine does not have."""
     for block in config.values():
-        if isinstance(block, ConfigDict) and isinstance(block.get("attention"), str):
-            if refusal := check_kernel(block.attention):
-                raise ConfigError(refusal)
+        kernel = block.get("attention") if isinstance(block, ConfigDict) else None
+        if isinstance(kernel, str) and (refusal := check_kernel(kernel)):
+            raise ConfigError(refusal)
 
 
 def _axis(sweep: str) -> list[str]:
