@@ -21,7 +21,7 @@ from paella_jax.evaluation.flops import count_flops
 from paella_jax.speed import run, sampling
 from paella_jax.speed.arrays import filled
 from paella_jax.speed.case import Case, measure
-from paella_jax.speed.peers import call_of, load_peer
+from paella_jax.speed.peers import Peer, call_of, load_peer
 from paella_jax.speed.plan import Setting, check_asked
 from paella_jax.speed.trace import longest, profiled
 from paella_jax.training.sharding import make_mesh
@@ -97,14 +97,22 @@ def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "matmul_ceiling", lambda dtype: 1e12)
     monkeypatch.setattr(run, "memory_ceiling", lambda: 1e10)
     setting = Setting("paella:tiny", ("seed=1",), config_of(), ("sample",), (4,))
-    how = run.How(0.0, str(tmp_path / "speed.json"))
+
+    def too_large():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    peers = [Peer("torch", lambda *_: too_large), Peer("other", lambda *_: lambda: None)]
+    how = run.How(0.0, str(tmp_path / "speed.json"), peers=peers)
     run.measure_all([setting], how)
     report = json.loads((tmp_path / "speed.json").read_text())
     bad, good = report["rows"]
     assert bad["error"] == "out of memory: RESOURCE_EXHAUSTED: no room for 1 GiB"
     assert good["teraflops"] == round(2 * 64**3 / 1e12, 4) and good["calls"] >= 3
     assert good["swept"] == "seed=1" and 0 <= good["share_of_products"] < 1
+    assert good["peer_errors"] == {"torch": "out of memory"}
+    assert list(good["peer_times_as_long"]) == ["other"]
     shown = capsys.readouterr().out
+    assert "torch out of memory |" in shown
     assert "| preset | with | work |" in shown and "out of memory" in shown
     # A call that was stopped goes on: what is there is shown, not measured again.
     cases.append(Case("another", product, given, 2))

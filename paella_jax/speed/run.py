@@ -117,8 +117,8 @@ def _ceilings(report: dict[str, Any], dtype: str) -> dict[str, float]:
 
 
 def _row(setting: Setting, case: Case, how: How, ceilings: dict[str, float]) -> dict[str, Any]:
-    peers = {peer.name: call_of(peer, setting.config, case.name, case.images) for peer in how.peers}
-    row = measure(case, how.seconds, {name: call for name, call in peers.items() if call})
+    calls, failed = _peers_calls(setting, case, how)
+    row = measure(case, how.seconds, calls) | ({"peer_errors": failed} if failed else {})
     if "teraflops_per_second" in row:
         gigabytes = row["moved_mib"] * 2**20 / 1e9 / (row["milliseconds"] / 1e3)
         row["share_of_products"] = round(row["teraflops_per_second"] / ceilings["products"], 3)
@@ -126,6 +126,24 @@ def _row(setting: Setting, case: Case, how: How, ceilings: dict[str, float]) -> 
         if how.trace:
             row["longest"] = _profile(case, f"{how.trace}/{setting.preset}/{case.name}")
     return row
+
+
+def _peers_calls(
+    setting: Setting, case: Case, how: How
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Of the peers that do a case's work, each called once; and whose memory did not suffice."""
+    calls: dict[str, Callable[[], Any]] = {}
+    failed: dict[str, str] = {}
+    for peer in how.peers:
+        try:
+            if call := call_of(peer, setting.config, case.name, case.images):
+                call()
+                calls[peer.name] = call
+        except RuntimeError as error:  # torch's too
+            if "out of memory" not in str(error).lower():
+                raise
+            failed[peer.name] = "out of memory"
+    return calls, failed
 
 
 def _profile(case: Case, folder: str) -> list[Any]:
@@ -170,14 +188,18 @@ def _device() -> str:
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows in Markdown; an error stands in place of the numbers."""
-    names = [name for name in COLUMNS if name in KEY[2:] or any(row.get(name) for row in rows)]
+    shown = [{"milliseconds": row.get("error", "")} | row | _of_peers(row) for row in rows]
+    names = [name for name in COLUMNS if name in KEY[2:] or any(row.get(name) for row in shown)]
     lines = [
         "| " + " | ".join(COLUMNS[name] for name in names) + " |",
         "|" + "---|" * len(names),
     ]
-    for row in rows:
-        shown = {"milliseconds": row.get("error", "")} | row
-        ratios = row.get("peer_times_as_long", {})
-        shown["peer_times_as_long"] = ", ".join(f"{name} {x}x" for name, x in ratios.items())
-        lines.append("| " + " | ".join(str(shown.get(name, "")) for name in names) + " |")
+    for row in shown:
+        lines.append("| " + " | ".join(str(row.get(name, "")) for name in names) + " |")
     return "\n".join(lines)
+
+
+def _of_peers(row: dict[str, Any]) -> dict[str, str]:
+    ratios = {name: f"{x}x" for name, x in row.get("peer_times_as_long", {}).items()}
+    told = ratios | row.get("peer_errors", {})
+    return {"peer_times_as_long": ", ".join(f"{name} {words}" for name, words in told.items())}
