@@ -69,13 +69,16 @@ def main() -> int:
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
+    from paella_jax.files.atomic import check_writable
 
+    if not 0.0 <= arguments.seconds < float("inf"):
+        parser.error(f"--seconds {arguments.seconds} must be a number from 0 on")
     names = arguments.config or ["paella:shapes"]
     configs = {name: load_config(name, overrides) for name in names}
     if arguments.out:
-        from paella_jax.files.atomic import check_writable
-
         check_writable(Path(arguments.out), folder=False)
+    if arguments.trace:
+        check_writable(Path(arguments.trace), folder=True, flag="--trace")
     if arguments.data or arguments.photos:
         (name, config), *_ = configs.items()
         report = {"config": name} | reading_report(config, arguments)
@@ -87,7 +90,7 @@ def main() -> int:
     from paella_jax.speed.plan import check_asked
     from paella_jax.speed.run import How, measure_all
 
-    asked = check_asked(configs, arguments.work, arguments.batch, arguments.sweep)
+    asked = check_asked(configs, arguments.work, arguments.batch, arguments.sweep, overrides)
     setup_jax()
     peers = [load_peer(file) for file in arguments.peer]
     measure_all(asked, How(arguments.seconds, arguments.out or "", arguments.trace, peers))

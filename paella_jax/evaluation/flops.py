@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 Jaxpr = Any  # jax's name for it is not public in every version we support
 
@@ -41,7 +42,12 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
 
 
 def flops_by_type(jaxpr: Jaxpr) -> dict[str, int]:
-    """As `count_flops` of a traced program, by the type of what is multiplied ("bfloat16")."""
+    """As `count_flops` of a traced program, by the type of what is multiplied ("bfloat16").
+
+    What no result depends on is not counted, since no compiler keeps it: the prediction that
+    preparing a sampler's steps throws away, for one.
+    """
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return {dtype: 2 * count for dtype, count in _multiply_adds(jaxpr).items()}
 
 

@@ -3,7 +3,8 @@
 Parameters are float32 and a network that computes in bfloat16 rounds most of them at every use.
 What is only ever read that way can be rounded once, when it is loaded: the same numbers from half
 of the memory, and no rounding in a sampler's loop. Norms' scales and the like, which are read as
-they are, stay. Which are which is read from the program, so that no layer needs to say so.
+they are, stay. Which are which is read from the program, so that no layer needs to say so; but a
+layer must not ask for a weight's type to choose another array's, as `x.astype(weight.dtype)` does.
 """
 
 from __future__ import annotations
@@ -105,11 +106,8 @@ def _inputs_of(equation: Any, after: list[Any]) -> list[Any]:
     if name == "scan":
         body = params["jaxpr"].jaxpr
         read = _read_as(body, [_own(x) for x in body.outvars])
-        alike = lambda outer, inner: [
-            a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True)
-        ]
-        carried = sum(alike(equation.outvars, body.outvars))
-        end = sum(alike(inputs, body.invars))  # behind it, what is scanned over
+        carried = _alike(equation.outvars, body.outvars)
+        end = _alike(inputs, body.invars)  # behind it, what is scanned over
         return [*read[: end - carried], *own[end - carried : end], *read[end:]]
     if name == "while":
         conditions, body = params["cond_nconsts"], params["body_jaxpr"].jaxpr

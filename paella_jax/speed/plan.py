@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, with_overrides
 from paella_jax.families.start import settle_config
+from paella_jax.ops.attention import check_kernel
 
 WORK = ("sample", "encode", "encoded", "train")
 DRAWN = ("tokens", "stage_b", "stage_c")  # methods with a sampler
@@ -21,7 +22,7 @@ class Setting(NamedTuple):
 
     Attributes:
       preset: as it was asked for.
-      swept: "field=value" of each swept field.
+      swept: "field=value" of each field that was given or swept.
       config: with them.
       work: of `WORK`, what is measured of it.
       batches: images that are drawn at once.
@@ -35,7 +36,11 @@ class Setting(NamedTuple):
 
 
 def check_asked(
-    configs: Mapping[str, ConfigDict], work: str, batch: str, sweeps: Sequence[str]
+    configs: Mapping[str, ConfigDict],
+    work: str,
+    batch: str,
+    sweeps: Sequence[str],
+    given: Sequence[str] = (),
 ) -> list[Setting]:
     """Every combination, in the order of asking.
 
@@ -44,9 +49,10 @@ def check_asked(
       work: names out of `WORK`, with commas between; what a method does not have is left out.
       batch: whole numbers with commas between.
       sweeps: "FIELD=A,B" each, or "FIELD=A;B".
+      given: "--config.FIELD=VALUE" of what the configs have already: part of what a row is of.
 
     Raises:
-      ConfigError: a word, number or field that cannot be, or nothing left to measure.
+      ConfigError: a word, number, field or kernel that cannot be, or nothing left to measure.
     """
     wanted = [word for word in work.split(",") if word]
     unknown = sorted(set(wanted) - set(WORK))
@@ -56,16 +62,26 @@ def check_asked(
     if not all(number.isdigit() and int(number) > 0 for number in numbers):
         raise ConfigError(f"--batch {batch!r} must be whole numbers from 1 on, as in 1,4,16")
     axes = [_axis(sweep) for sweep in sweeps]
+    fields = tuple(one.removeprefix("--").removeprefix("config.") for one in given)
     settings = []
     for name, config in configs.items():
         able = tuple(word for word in wanted if _has(config.method, word))
         for swept in itertools.product(*axes):
             changed = settle_config(with_overrides(config, list(swept)), None)
+            _check_kernels(changed)
             batches = tuple(int(number) for number in numbers)
-            settings.append(Setting(name, swept, changed, able, batches))
+            settings.append(Setting(name, (*fields, *swept), changed, able, batches))
     if not any(setting.work for setting in settings):
         raise ConfigError(f"--work {work!r}: none of the presets has that")
     return settings
+
+
+def _check_kernels(config: ConfigDict) -> None:
+    """Raises ConfigError for a kernel of attention that this machine does not have."""
+    for block in config.values():
+        kernel = block.get("attention") if isinstance(block, ConfigDict) else None
+        if isinstance(kernel, str) and (refusal := check_kernel(kernel)):
+            raise ConfigError(refusal)
 
 
 def _axis(sweep: str) -> list[str]:

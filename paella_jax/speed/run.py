@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
-from paella_jax.outside import parse_object
+from paella_jax.files.kept import read_kept
 from paella_jax.speed.case import Case, filled, measure
 from paella_jax.speed.ceilings import matmul_ceiling, memory_ceiling
 from paella_jax.speed.peers import Peer, call_of
@@ -58,10 +58,24 @@ class How(NamedTuple):
 
 
 def measure_all(settings: Sequence[Setting], how: How) -> None:
-    """Measures every setting and prints a table."""
+    """Measures every setting and prints a table, also of what there is where it breaks off.
+
+    Raises:
+      CheckpointError, ConfigError: the file to go on with is of something else.
+    """
     report = _begun(how.out)
+    rows: list[dict[str, Any]] = []
+    try:
+        _measure_into(rows, report, settings, how)
+    finally:
+        print(f"\n{json.dumps({k: v for k, v in report.items() if k != 'rows'})}\n")
+        print(as_table(rows), flush=True)
+
+
+def _measure_into(
+    rows: list[dict[str, Any]], report: dict[str, Any], settings: Sequence[Setting], how: How
+) -> None:
     done = {tuple(row[name] for name in KEY): row for row in report["rows"]}
-    rows = []
     for setting in settings:
         ceilings = _ceilings(report, setting.config.precision)
         for mesh, case in _cases(setting):
@@ -75,28 +89,24 @@ def measure_all(settings: Sequence[Setting], how: How) -> None:
                 if how.out:
                     write_atomically(Path(how.out), json.dumps(report, indent=2))
             rows.append(done[key])
-    print(f"\n{json.dumps({k: v for k, v in report.items() if k != 'rows'})}\n")
-    print(as_table(rows))
 
 
 def _begun(out: str) -> dict[str, Any]:
-    """A report without rows, or the one that a stopped call on the same device left."""
+    """A report without rows, or the one that a stopped call on the same device left.
+
+    Raises:
+      CheckpointError, ConfigError: the file holds something else, which would be overwritten.
+    """
     report: dict[str, Any] = {"device": _device(), "jax": jax.__version__}
     if out and Path(out).is_file() and Path(out).stat().st_size:
-        before = _read_report(out)
-        if {name: before.get(name) for name in report} == report:
+        before = read_kept(Path(out), *report, "memory_gigabytes_per_second", "rows")
+        if {name: before[name] for name in report} == report:
             return before
+        raise ConfigError(
+            f"--out {out} is of {before['device']} and jax {before['jax']}, this is "
+            f"{report['device']} and jax {report['jax']}: give another file"
+        )
     return report | {"memory_gigabytes_per_second": round(memory_ceiling() / 1e9, 1), "rows": []}
-
-
-def _read_report(out: str) -> dict[str, Any]:
-    try:
-        before = parse_object(Path(out).read_text())
-        if not all(set(KEY) <= row.keys() for row in before["rows"]):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"--out {out} is there and no report: choose another file") from None
-    return before
 
 
 def _ceilings(report: dict[str, Any], dtype: str) -> dict[str, float]:
@@ -107,8 +117,8 @@ def _ceilings(report: dict[str, Any], dtype: str) -> dict[str, float]:
 
 
 def _row(setting: Setting, case: Case, how: How, ceilings: dict[str, float]) -> dict[str, Any]:
-    peers = {peer.name: call_of(peer, setting.config, case.name, case.images) for peer in how.peers}
-    row = measure(case, how.seconds, {name: call for name, call in peers.items() if call})
+    calls, failed = _peers_calls(setting, case, how)
+    row = measure(case, how.seconds, calls) | ({"peer_errors": failed} if failed else {})
     if "teraflops_per_second" in row:
         gigabytes = row["moved_mib"] * 2**20 / 1e9 / (row["milliseconds"] / 1e3)
         row["share_of_products"] = round(row["teraflops_per_second"] / ceilings["products"], 3)
@@ -116,6 +126,24 @@ def _row(setting: Setting, case: Case, how: How, ceilings: dict[str, float]) -> 
         if how.trace:
             row["longest"] = _profile(case, f"{how.trace}/{setting.preset}/{case.name}")
     return row
+
+
+def _peers_calls(
+    setting: Setting, case: Case, how: How
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Of the peers that do a case's work, each called once; and whose memory did not suffice."""
+    calls: dict[str, Callable[[], Any]] = {}
+    failed: dict[str, str] = {}
+    for peer in how.peers:
+        try:
+            if call := call_of(peer, setting.config, case.name, case.images):
+                call()
+                calls[peer.name] = call
+        except RuntimeError as error:  # torch's too
+            if "out of memory" not in str(error).lower():
+                raise
+            failed[peer.name] = "out of memory"
+    return calls, failed
 
 
 def _profile(case: Case, folder: str) -> list[Any]:
@@ -160,14 +188,18 @@ def _device() -> str:
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows in Markdown; an error stands in place of the numbers."""
-    names = [name for name in COLUMNS if name in KEY[2:] or any(row.get(name) for row in rows)]
+    shown = [{"milliseconds": row.get("error", "")} | row | _of_peers(row) for row in rows]
+    names = [name for name in COLUMNS if name in KEY[2:] or any(row.get(name) for row in shown)]
     lines = [
         "| " + " | ".join(COLUMNS[name] for name in names) + " |",
         "|" + "---|" * len(names),
     ]
-    for row in rows:
-        shown = {"milliseconds": row.get("error", "")} | row
-        ratios = row.get("peer_times_as_long", {})
-        shown["peer_times_as_long"] = ", ".join(f"{name} {x}x" for name, x in ratios.items())
-        lines.append("| " + " | ".join(str(shown.get(name, "")) for name in names) + " |")
+    for row in shown:
+        lines.append("| " + " | ".join(str(row.get(name, "")) for name in names) + " |")
     return "\n".join(lines)
+
+
+def _of_peers(row: dict[str, Any]) -> dict[str, str]:
+    ratios = {name: f"{x}x" for name, x in row.get("peer_times_as_long", {}).items()}
+    told = ratios | row.get("peer_errors", {})
+    return {"peer_times_as_long": ", ".join(f"{name} {words}" for name, words in told.items())}

@@ -144,7 +144,10 @@ def _muon(
 
 
 def _kinds_of(params: Tree) -> Tree:
-    """What Muon updates: not tables and classifiers, whose rows are codes, nor convolutions."""
+    """What Muon updates: not tables and classifiers, whose rows are codes, nor convolutions.
+
+    Adapters (LoRA) have other names and are all AdamW's.
+    """
     is_matrix = lambda path, x: x.ndim == 2 and str(path[-1]).endswith("kernel")
     return path_aware_map(lambda path, x: "matrix" if is_matrix(path, x) else "rest", params)
 
