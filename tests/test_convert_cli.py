@@ -79,7 +79,8 @@ def test_paella_sizes_are_told_by_the_weights(name):
     constructor = golden.config_of(GOLDEN / name)["constructor"]
     assert condition_widths(tensors) == (constructor["byt5_embd"], constructor["clip_embd"])
     missing = {"dropout", "self_attention", "remat", "loop", "num_heads", "num_classes"}
-    missing |= {"num_segments", "positions"}
+    missing |= {"num_segments", "positions", "attention", "attention_dropout", "depthwise"}
+    missing.add("remat_keeps")
     assert {*fields, *missing} == set(small.config_of("paella:1b").model)
 
 

@@ -306,7 +306,7 @@ def test_masks_by_grey_and_by_alpha(tmp_path):
     assert read(red) == [True, False, False]
     with pytest.raises(ImageError, match="give \\[height, width\\]"):
         read_mask(np.zeros((2, 2, 3)))
-    with pytest.raises(ImageError, match="not finite"):
+    with pytest.raises(ImageError, match="holds NaN or infinity"):
         read_mask(np.array([[0.0, np.nan]]))
 
 

@@ -20,6 +20,7 @@ from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
+from paella_jax.runs.derive import HOW_COMPUTED
 from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
@@ -79,7 +80,9 @@ def plan_conversion(
     if LOOP in block:
         block[LOOP] = False
     origin = DEFAULT if own is None else whole.ORIGIN
-    origins = {f"{record.block}.{name}": origin for name in block if name != LOOP}
+    # Of how a network is computed, and of what its dropout drops, no file tells.
+    told = lambda name: name not in HOW_COMPUTED and block[name] != "probabilities"
+    origins = {f"{record.block}.{name}": origin for name in filter(told, block)}
     name_of = lambda text: text.removeprefix("--").removeprefix("config.").partition("=")[0]
     named = {name_of(override) for override in overrides}
     found = {} if own is not None else _all_found(parts, config, dtype)

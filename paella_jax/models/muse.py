@@ -147,7 +147,7 @@ class MusePredictor(nn.Module):
     dropout: float = 0.0
     remat: bool = False  # recompute layer activations in the backward pass
     loop: bool = False  # the layers as one loop: compiles in a fraction of the time
-    attention: str | None = None  # kernel of ops/attention.py
+    attention: str | None = "auto"  # kernel of ops/attention.py
     dtype: Dtype = jnp.float32
 
     @nn.compact

@@ -47,7 +47,7 @@ class UNet(nn.Module):
     remat_keeps: str = "nothing"  # of a recomputed block: nothing, or products
     loop: bool = False  # repeated blocks as one loop: compiles in a fraction of the time
     depthwise: str = "auto"  # implementation of ops/depthwise.py
-    attention: str | None = None  # kernel of ops/attention.py
+    attention: str | None = "auto"  # kernel of ops/attention.py
     attention_dropout: str = "probabilities"  # what it sets to zero: probabilities or output
     dtype: Dtype = jnp.float32
 

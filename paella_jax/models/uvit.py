@@ -80,7 +80,7 @@ class UViT(nn.Module):
     attention_dropout: float = 0.0  # of the convolutional stages' attention
     remat: bool = False  # recompute block activations in the backward pass
     depthwise: str = "auto"  # implementation of ops/depthwise.py
-    attention: str | None = None  # kernel of ops/attention.py
+    attention: str | None = "auto"  # kernel of ops/attention.py
     dtype: Dtype = jnp.float32
 
     @nn.compact

@@ -2,8 +2,8 @@
 
 Prompt to image is nine files, in reading order, with the functions to read in each:
 
-1. pipelines/load.py `load_tokens`, tokens.py `TokenPipeline.generate`: a run folder becomes a
-   pipeline; a prompt becomes arrays, checked before anything is compiled.
+1. pipelines/tokens.py `TokenPipeline.generate`: the pipeline that load.py makes of a run folder; a
+   prompt becomes arrays, checked before anything is compiled.
 2. pipelines/batches.py `image_keys` `in_batches`: each image has its own key, so that batches do
    not matter; pieces of a request go through the same programs.
 3. pipelines/request.py `encode` `advance_request` `_plan` `_denoise`: those programs: texts, and
@@ -23,7 +23,8 @@ given_image.py (image and mask), watch.py (steps in groups, progress, stopping),
 (the result), prompt_embeds.py. Beside it: prompts.py (what a user may ask for) and token_inputs.py
 (as arrays), token_coder.py (images to tokens and back), geometry.py (sizes, and what of an image
 stays), editing.py and variations.py (image tasks) with presets.py (their defaults) and windows.py
-(larger canvases), tasks.py (the same by flags), two_scale.py with
+(larger canvases), tasks.py (the same by flags), narrow.py with held_tokens.py and held_stage.py
+(weights in the types that are used), two_scale.py with
 pairs.py (MUSE's two runs), wuerstchen.py with wuerstchen_stages.py, wuerstchen_programs.py and
 wuerstchen_texts.py (three stages). Many prompts: prompt_file.py (rows), stream.py (batches of
 them), best_of.py (by a score), gallery.py (the folder they go to), rows_by_flags.py (the command),

@@ -26,7 +26,8 @@ RECIPE = {
 }  # fmt: skip
 # ... but for these, which only say how the networks train or how text is cut.
 FREE = {"cell.sampler", "text.max_length", "text.pad_to"}
-FREE_OF_ALL = {"dropout", "attention_dropout", "remat", "loop"}
+HOW_COMPUTED = {"loop", "remat_keeps", "attention", "depthwise"}
+FREE_OF_ALL = {"dropout", "attention_dropout", "remat"} | HOW_COMPUTED
 
 
 def describes_networks(name: str) -> bool:
