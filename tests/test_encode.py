@@ -146,8 +146,9 @@ CASES = [
     small.slow("stage b", stage_b_case, {"text__kind": "clip", "compressor__train": "False"},
                "guide latents text_states", 1e-6),
     small.slow("stage b whole", stage_b_case, {}, "image latents", 1e-6),
-    small.slow("stage c", stage_c_case, {"text__kind": "clip"}, "latents text_states", 1e-4),
-    small.slow("stage c joint", stage_c_case, {}, "latents text_ids text_mask", 1e-4),
+    # An untrained Stage C divides by almost nothing (losses to 5e5), which enlarges last bits.
+    small.slow("stage c", stage_c_case, {"text__kind": "clip"}, "latents text_states", 1e-3),
+    small.slow("stage c joint", stage_c_case, {}, "latents text_ids text_mask", 1e-3),
 ]  # fmt: skip
 
 
