@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from ml_collections import ConfigDict
 
 from paella_jax.models.blocks import AttentionBlock, kept_by
 from paella_jax.noise.generators import dropout_key
 from paella_jax.ops import attention
 from paella_jax.ops.attention import dot_product_attention
 from paella_jax.sampling.guidance import FEW_POSITIONS, runs_jointly
+from paella_jax.training.sharding import make_mesh
 
 
 def heads(length, seed, dtype=jnp.float32, width=8):
@@ -88,6 +90,29 @@ def test_the_tpu_s_kernel_gives_the_same_forward_and_back(masked):
     theirs = jax.value_and_grad(loss(plain), (0, 1, 2))(query, key, value)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.devices(8)
+def test_the_tpu_s_kernel_is_given_a_device_s_part_of_the_batch():
+    """The compiler refuses to cut it. A batch that does not divide takes the products."""
+    mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
+    draw = lambda count, seed: jax.random.normal(jax.random.key(seed), (count, 10, 2, 8))
+    for count, cut in ((4, True), (3, False)):
+        given = [draw(count, seed) for seed in (1, 2, 3)]
+        wanted = dot_product_attention(*given)
+        with jax.set_mesh(mesh), pltpu.force_tpu_interpret_mode():
+            ours = jax.jit(lambda *x: attention._by_flash(*x, None))
+            assert ("shard_map" in str(ours.trace(*given).jaxpr)) == cut
+            np.testing.assert_allclose(ours(*given), wanted, rtol=2e-3, atol=2e-4)
+
+
+def test_a_wanted_kernel_that_drops_no_probabilities_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    given = [heads(6, seed, jnp.bfloat16) for seed in (1, 2, 3)]
+    with pytest.raises(ValueError, match="'cudnn' drops no probabilities: set attention_dropout"):
+        dot_product_attention(
+            *given, dropout_rate=0.1, dropout_key=jax.random.key(0), implementation="cudnn"
+        )
 
 
 def test_dropout_of_the_output_drops_no_probabilities():

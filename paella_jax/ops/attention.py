@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from paella_jax.ops.batch_axis import BATCH, batch_shards
 from paella_jax.typing import Array
 
 KERNELS = ("auto", "xla", "cudnn", "flash")
@@ -71,7 +72,12 @@ def dot_product_attention(
         raise ValueError(refusal)
     explicit = partial(_attend, dropout_rate=dropout_rate, dropout_key=dropout_key)
     if dropout_rate > 0.0:
-        return explicit(query, key, value, key_mask)  # fused kernels drop no probabilities
+        if kernel in MACHINES:
+            raise ValueError(
+                f"attention {kernel!r} drops no probabilities: set attention_dropout=output (a "
+                "deviation from the published networks) or no dropout, or take auto or xla"
+            )
+        return explicit(query, key, value, key_mask)
     forms: dict[str, Any] = {"cpu": explicit, "default": _by_xla}
     if kernel == "cudnn" or (kernel == "auto" and _on_gpu() and not _unfit(query)):
         forms["cuda"] = _by_cudnn
@@ -171,20 +177,28 @@ def _by_cudnn(query: Array, key: Array, value: Array, key_mask: Array | None) ->
 
 
 def _by_flash(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:
+    """The compiler cannot cut the kernel: on a mesh each device is given its part of the batch."""
+    visible = jnp.ones(key.shape[:2], bool) if key_mask is None else key_mask
+    shards = batch_shards()
+    if shards == 1 and jax.sharding.get_abstract_mesh().empty:
+        return _flash(query, key, value, visible)
+    if query.shape[0] % shards:
+        return _by_xla(query, key, value, key_mask)  # previews and initialisation
+    cut = jax.shard_map(_flash, in_specs=(BATCH,) * 4, out_specs=BATCH, check_vma=False)
+    return cut(query, key, value, visible)
+
+
+def _flash(query: Array, key: Array, value: Array, visible: Array) -> Array:
     """Queries and keys are filled up to whole blocks; the filling is a segment of its own."""
     from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
-
-    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
-    visible = jnp.ones((batch, keys), bool) if key_mask is None else key_mask
 
     def whole(x: Array) -> Array:
         more = -x.shape[1] % FLASH_BLOCK
         return jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
 
-    segments = SegmentIds(
-        q=whole(jnp.ones((batch, queries), jnp.int32)), kv=whole(visible.astype(jnp.int32))
-    )
+    queries = jnp.ones(query.shape[:2], jnp.int32)
+    segments = SegmentIds(q=whole(queries), kv=whole(visible.astype(jnp.int32)))
     heads_first = [jnp.swapaxes(whole(x), 1, 2) for x in (query, key, value)]
     scale = query.shape[-1] ** -0.5
     out = flash_attention(*heads_first, segment_ids=segments, sm_scale=scale)
-    return jnp.swapaxes(out, 1, 2)[:, :queries]
+    return jnp.swapaxes(out, 1, 2)[:, : query.shape[1]]

@@ -17,6 +17,12 @@ AXES = ("fsdp", "data")
 BATCH = P(AXES)
 
 
+def batch_shards() -> int:
+    """Into how many parts the mesh that is set cuts a batch; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in AXES)
+
+
 def constrain_batch(batch: Tree) -> Tree:
     """Inside a jitted function under `jax.set_mesh`: keeps the first axis sharded, others whole.
 
@@ -33,6 +39,6 @@ def constrain_batch(batch: Tree) -> Tree:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return batch
-    shards = math.prod(mesh.shape[axis] for axis in AXES)
+    shards = batch_shards()
     pin = lambda x: x if x.shape[0] % shards else jax.lax.with_sharding_constraint(x, BATCH)
     return jax.tree.map(pin, batch)

@@ -17,6 +17,7 @@ from paella_jax.models.conditioning import Conditioning
 from paella_jax.models.prepared import prepare
 from paella_jax.models.stage_b import StageB
 from paella_jax.models.stage_c import StageC
+from paella_jax.ops.batch_axis import batch_shards
 from paella_jax.pipelines.batches import Numbered
 from paella_jax.sampling.diffusion import FROM_UNIT_NOISE, GaussianStart, KnownValues, plan
 from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse, segment_times
@@ -254,7 +255,7 @@ def _guided(
     alike = request.guide is None and jax.tree.map(jnp.shape, texts) == jax.tree.map(
         jnp.shape, negatives
     )
-    if alike and runs_jointly(None, count * shape[0] * shape[1]):
+    if alike and runs_jointly(None, count * shape[0] * shape[1] / batch_shards()):
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), texts, negatives)
         return guide_jointly(conditional, predict(both))
     return guide(conditional, predict(negatives))
