@@ -68,6 +68,11 @@ def _add_networks(config: ConfigDict) -> None:
     config.transformer.loop = False  # layers as one loop: for deep networks, which compile long
     config.transformer.attention = "auto"  # kernel: auto, xla, cudnn or flash
 
+    _add_uvit(config)
+    _add_super_resolution(config)
+
+
+def _add_uvit(config: ConfigDict) -> None:
     config.uvit = ConfigDict()  # cell.network=uvit: aMUSEd, here 256
     config.uvit.vocabulary_size = 0  # rows of the input table; 0: the codes and the mask
     config.uvit.token_width = 768
@@ -92,6 +97,8 @@ def _add_networks(config: ConfigDict) -> None:
     config.uvit.attention = "auto"  # kernel: auto, xla, cudnn or flash
     config.uvit.depthwise = "auto"  # convolutions: auto, shifts or convolution
 
+
+def _add_super_resolution(config: ConfigDict) -> None:
     config.super_resolution = ConfigDict()  # cell.network=super_resolution: MUSE's Table 6
     config.super_resolution.low_grid = 16  # side of the small image's token map
     config.super_resolution.low_depth = 16

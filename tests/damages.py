@@ -22,11 +22,12 @@ import numpy as np
 from paella_jax.config import UserError, to_json
 from paella_jax.runs import digests
 from paella_jax.runs.average import read_raw, steps_to_average
-from paella_jax.runs.checkpoint import Checkpointer, restore_variables, set_aside_incomplete
+from paella_jax.runs.checkpoint import Checkpointer, restore_variables
 from paella_jax.runs.folder import METRICS_FILE, read_config, read_metrics
 from paella_jax.runs.frozen import load_carried
 from paella_jax.runs.step_digests import COMMITTED
 from paella_jax.runs.verify import NOTE, verify_run
+from paella_jax.runs.whole_steps import set_aside_incomplete
 
 HARMLESS, TOLD, REFUSED, SILENT, UNCLEAR = "harmless", "told", "refused", "SILENT", "UNCLEAR"
 FOUND, MISSED = "found by verify", "missed by verify"

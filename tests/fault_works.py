@@ -32,11 +32,11 @@ from paella_jax.files.lock import WRITER, clear_left
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.registry import FAMILIES, Family, build_method
-from paella_jax.runs.checkpoint import complete_steps
 from paella_jax.runs.folder import METRICS_FILE, scan_metrics
 from paella_jax.runs.step_digests import wrong_parts
 from paella_jax.runs.verify import verify_run
 from paella_jax.runs.weights import save_tree
+from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.serving.store import Showing, Store
 from paella_jax.training.cluster import Cluster
 from paella_jax.training.encoding_plan import EncodeOptions

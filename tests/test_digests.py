@@ -20,13 +20,14 @@ from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
 from paella_jax.runs import digests
 from paella_jax.runs.array_places import array_places, between
 from paella_jax.runs.average import average_run
-from paella_jax.runs.checkpoint import Checkpointer, complete_steps, restore_variables
+from paella_jax.runs.checkpoint import Checkpointer, restore_variables
 from paella_jax.runs.digests import note_files, noting, read_digests, write_noted
 from paella_jax.runs.folder import metrics_line, prepare_workdir, read_config, read_metrics
 from paella_jax.runs.frozen import load_carried
 from paella_jax.runs.step_digests import read_step_digests, write_step_digests
 from paella_jax.runs.verify import NOTE, verify_run
 from paella_jax.runs.weights import load_tree, save_tree
+from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.training.metrics import MetricWriter
 
 

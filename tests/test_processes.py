@@ -24,8 +24,8 @@ import small
 from PIL import Image
 from process_of_a_run import FIELDS, trained
 
-from paella_jax.runs.checkpoint import complete_steps
 from paella_jax.runs.folder import read_metrics
+from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.training import lifeline, sharding
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import Lifeline

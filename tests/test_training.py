@@ -23,12 +23,7 @@ from paella_jax.config import ConfigError
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
-from paella_jax.runs.checkpoint import (
-    CheckpointError,
-    complete_steps,
-    restore_variables,
-    stored_tree,
-)
+from paella_jax.runs.checkpoint import CheckpointError, restore_variables, stored_tree
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import (
     prepare_workdir,
@@ -36,6 +31,7 @@ from paella_jax.runs.folder import (
     read_metrics,
     taken_back_if_refused,
 )
+from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_packages
 

@@ -134,6 +134,28 @@ class UViT(nn.Module):
             x = self._resample("down")(x)
         x = self._stage(x, "down", text, text_mask, condition, deterministic)
 
+        x = self._transformer(x, text, text_mask, condition, deterministic)
+        x = self._stage(x, "up", text, text_mask, condition, deterministic)
+        if self.upsample:
+            x = self._resample("up")(x)
+        features = self._norm("output_norm")(self._dense(self.token_width, "output", zeros)(x))
+        bias = None
+        if self.use_bias:
+            bias = self.param("classifier_bias", zeros, (self.codebook_size,))
+        if return_features:
+            return features
+        logits = dense(features, classifier, precision_dtype=jnp.float32)
+        return logits if bias is None else logits + bias.reshape(1, 1, 1, -1)
+
+    def _transformer(
+        self,
+        x: Array,
+        text: Context,
+        text_mask: Array | None,
+        condition: Array,
+        deterministic: bool,
+    ) -> Array:
+        """`depth` layers over the positions of a map [B, h, w, conv_width]."""
         height, width = x.shape[1:3]
         x = self._norm("hidden_in_norm")(rearrange(x, "b h w c -> b (h w) c"))
         x = self._dense(self.width, "hidden_in")(x)
@@ -151,19 +173,7 @@ class UViT(nn.Module):
                 name=f"layer_{index}",
             )(constrain_batch(x), text, text_mask, condition, deterministic)
         x = self._dense(self.conv_width, "hidden_out")(self._norm("hidden_out_norm")(x))
-        x = rearrange(x, "b (h w) c -> b h w c", h=height, w=width)
-
-        x = self._stage(x, "up", text, text_mask, condition, deterministic)
-        if self.upsample:
-            x = self._resample("up")(x)
-        features = self._norm("output_norm")(self._dense(self.token_width, "output", zeros)(x))
-        bias = None
-        if self.use_bias:
-            bias = self.param("classifier_bias", zeros, (self.codebook_size,))
-        if return_features:
-            return features
-        logits = dense(features, classifier, precision_dtype=jnp.float32)
-        return logits if bias is None else logits + bias.reshape(1, 1, 1, -1)
+        return rearrange(x, "b (h w) c -> b h w c", h=height, w=width)
 
     @property
     def grid_divisor(self) -> int:

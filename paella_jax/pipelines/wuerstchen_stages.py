@@ -119,7 +119,7 @@ class Stages:
         """Replaces the weights of one stage; nothing is compiled again."""
         if self._narrows and name in ("stage_b", "stage_c"):
             self._whole[name], tree = tree, self._held(name, tree)
-        placed = jax.tree.map(np.asarray, tree) if self.offload else self._on_device(tree)
+        placed = jax.tree.map(np.asarray, tree) if self.offload else on_mesh(tree, self.mesh)
         self._weights[name] = placed
 
     def _held(self, name: str, tree: Tree) -> Tree:
@@ -128,15 +128,10 @@ class Stages:
 
         side = self.configs[name].data.image_size
         guide, latents = self._shapes((side, side))
-        sampler, stage_b = self._sampler(name), self.stage_b
-        if name == "stage_b":
+        sampler, stage_b, stage_c = self._sampler(name), self.stage_b, self.stage_c
+        if name == "stage_b" or stage_c is None:
             return held_stage(stage_b, stage_b, tree, stage_b_settings(sampler), latents, guide)
-        assert self.stage_c is not None
-        networks, settings = self.stage_c, stage_c_settings(sampler)
-        return held_stage(networks, stage_b, tree, settings, guide, guide)
-
-    def _on_device(self, tree: Tree) -> Tree:
-        return on_mesh(tree, self.mesh)
+        return held_stage(stage_c, stage_b, tree, stage_c_settings(sampler), guide, guide)
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[Tree]:
@@ -146,7 +141,7 @@ class Stages:
         if not self.offload:
             yield self._weights[name]
             return
-        tree = self._on_device(self._weights[name])
+        tree = on_mesh(self._weights[name], self.mesh)
         try:
             yield tree
         finally:

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
-from paella_jax.runs.checkpoint import complete_steps, read_arrays, reason, tell_of_lost
+from paella_jax.runs.checkpoint import read_arrays, reason
 from paella_jax.runs.folder import CheckpointError, read_config
+from paella_jax.runs.whole_steps import complete_steps, tell_of_lost
 from paella_jax.typing import Tree
 
 

@@ -15,7 +15,7 @@ from paella_jax.files.lock import WRITER, holder, read_lock
 from paella_jax.files.safetensors_file import differing_tensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.outside import parse_object
-from paella_jax.runs.checkpoint import complete_steps, is_outdated, lost_files, state_step
+from paella_jax.runs.checkpoint import state_step
 from paella_jax.runs.digests import (
     APART,
     DIGESTS_FILE,
@@ -36,6 +36,7 @@ from paella_jax.runs.folder import (
 from paella_jax.runs.manifest import MANIFEST, differing_listed, files_of, read_manifest
 from paella_jax.runs.step_digests import COMMITTED, note_of, read_step_digests, wrong_parts
 from paella_jax.runs.step_digests import FILE as STEP_DIGESTS
+from paella_jax.runs.whole_steps import complete_steps, is_outdated, lost_files
 
 MISSING, DAMAGED, FOREIGN, NOTE = "missing", "damaged", "foreign", "note"
 # What evaluation, cards and clusters leave in a run's folder.

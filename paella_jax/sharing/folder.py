@@ -24,7 +24,6 @@ from paella_jax.files.atomic import CARD_FILE, atomic_path, write_atomically
 from paella_jax.files.digests import describe
 from paella_jax.files.safetensors_file import write_safetensors
 from paella_jax.files.tensors import ConversionError
-from paella_jax.runs.checkpoint import complete_steps
 from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
 from paella_jax.runs.frozen import carry, copy_frozen
@@ -34,6 +33,7 @@ from paella_jax.runs.manifest import (
     read_manifest,
     write_manifest,
 )
+from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.sharing.portable import portable, portable_frozen
 from paella_jax.typing import Tree
 

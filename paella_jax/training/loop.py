@@ -22,9 +22,10 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, StoppedAtOnce, UserError, WriteError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
-from paella_jax.runs.checkpoint import Checkpointer, set_aside_incomplete
+from paella_jax.runs.checkpoint import Checkpointer
 from paella_jax.runs.digests import note_files, noting
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
+from paella_jax.runs.whole_steps import set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
