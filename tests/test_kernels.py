@@ -166,3 +166,4 @@ def test_where_guidance_is_one_call(monkeypatch):
     assert not runs_jointly(None, 1)  # of a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert runs_jointly(None, FEW_POSITIONS) and not runs_jointly(None, FEW_POSITIONS + 1)
+    assert not runs_jointly(False, 1)

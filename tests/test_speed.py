@@ -143,6 +143,13 @@ def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch, capsys):
         run.measure_all([setting], how)
 
 
+def test_a_state_goes_on_from_call_to_call():
+    """It is given away in each, as a train state is: the next call needs what came out."""
+    step = jax.jit(lambda state, x: (state + x, x.sum()), donate_argnums=0)
+    given = (jax.ShapeDtypeStruct((8,), np.float32),) * 2
+    assert measure(Case("a step", step, given, 1, None, True), 0.0)["calls"] >= 3
+
+
 def test_peers_are_timed_in_the_same_rounds(tmp_path):
     """And only for the work that they have."""
     file = tmp_path / "slow.py"
