@@ -1,7 +1,8 @@
 """Measure speed on this machine, with random weights:
 
     python -m paella_jax.benchmark --config paella:1b --work sample,encoded --batch 1,4,16
-    python -m paella_jax.benchmark --config stage_c:v2_1024 --config stage_b:v2_1024 --work sample
+    python -m paella_jax.benchmark --config stage_c:v2 --config stage_b:v2 --work sample \
+        --config.data.image_size=1024
     python -m paella_jax.benchmark --config paella:shapes --sweep model.remat=True,False
 
 A row per program, each measured for itself: what a pipeline runs for `--batch` images (`sample`:
