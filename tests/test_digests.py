@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
 from paella_jax.runs import digests
 from paella_jax.runs.array_places import array_places, between
 from paella_jax.runs.average import average_run
-from paella_jax.runs.checkpoint import Checkpointer, restore_variables
+from paella_jax.runs.checkpoint import Checkpointer, read_arrays, restore_variables
 from paella_jax.runs.digests import note_files, noting, read_digests, write_noted
 from paella_jax.runs.folder import metrics_line, prepare_workdir, read_config, read_metrics
 from paella_jax.runs.frozen import load_carried
@@ -140,6 +141,13 @@ def test_a_flipped_bit_of_any_other_file_is_found(run, name):
     with pytest.raises(CheckpointError, match=name):
         restore_variables(run)
     assert any(name in f"{found.name} {found.what}" for found in faults(run))
+
+
+def test_a_folder_can_be_named_from_where_one_is(run, monkeypatch):
+    """As users do; orbax itself takes absolute paths alone."""
+    monkeypatch.chdir(run.parent)
+    assert verify_run(run.name) == []
+    assert read_arrays(Path(run.name) / "checkpoints", 2, averaged=True)
 
 
 def test_what_no_array_has_of_a_data_file_is_found_by_verify(run):

@@ -238,7 +238,7 @@ def state_step(folder: Path) -> int | None:
 
 def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
     """The chosen parts of a stored state, where there are such, as numpy."""
-    path = folder / "state"
+    path = folder.absolute() / "state"  # orbax takes no other
     stored = stored_tree(path)
     item = {name: stored[name] for name in choose(stored) if name in stored}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
