@@ -146,6 +146,7 @@ def launch(
     try:
         os.dup2(output[1], 1)
         os.dup2(output[1], 2)
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))
         if clock:
             own, own_ns = time.time, time.time_ns
             time.time = lambda: own() - clock

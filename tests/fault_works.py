@@ -28,7 +28,6 @@ from paella_jax.config import load_config
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import image_transform
 from paella_jax.files.atomic import write_atomically
-from paella_jax.files.lock import WRITER, clear_left
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.registry import FAMILIES, Family, build_method
@@ -40,7 +39,7 @@ from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.serving.store import Showing, Store
 from paella_jax.training.cluster import Cluster
 from paella_jax.training.encoding_plan import EncodeOptions
-from paella_jax.training.finish import Stopped, finish, is_trained
+from paella_jax.training.finish import Stopped, finish, is_trained, settle
 from paella_jax.training.method import Encoding, Method
 
 STEPS, EVERY, KEEP = 6, 2, 1
@@ -241,9 +240,7 @@ def comparing(config: str) -> Work:
             try:
                 do_together(tasks[::2], folder)
                 for place in (folder / "runs").iterdir():
-                    clear_left(
-                        place / WRITER
-                    )  # as a comparison does when it reads what was trained
+                    settle(place)  # as a comparison does when it reads what was trained
                 do_together(tasks[1::2], folder)
             except Stopped as stopped:
                 return cli.ENDED_BY[stopped.by]

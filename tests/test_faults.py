@@ -30,9 +30,11 @@ from paella_jax.files.disk import describe_disk
 from paella_jax.files.library_noise import LATE, silence_late_answers
 from paella_jax.files.lock import TAKING, WRITER, Lock, clear_left
 from paella_jax.runs.checkpoint import Checkpointer
+from paella_jax.runs.digests import noting
 from paella_jax.runs.folder import metrics_line, prepare_workdir
 from paella_jax.runs.verify import NOTE, verify_run
 from paella_jax.runs.whole_steps import complete_steps, set_aside_incomplete
+from paella_jax.training.finish import TRAINED, settle
 
 
 def stopped(count, seed):
@@ -322,6 +324,22 @@ def test_a_claim_of_a_killed_process_whose_task_is_done_goes(tmp_path):
     clear_left(tmp_path / "claims" / "busy")
     clear_left(tmp_path / "claims" / "absent")
     assert [file.name for file in (tmp_path / "claims").iterdir()] == ["busy"]
+
+
+def test_what_a_stop_at_the_very_end_left_is_tidied_up(saved):
+    """`compare` and `repeat` train no run again that was trained, and so nobody else does it."""
+    with pytest.raises(KeyboardInterrupt), noting(saved, TRAINED) as file:
+        file.write_text(json.dumps({"images": 4, "seconds": 1.0}))
+        raise KeyboardInterrupt
+    half = saved / "digests.json.there.7.part"
+    half.touch()
+    assert [finding.name for finding in verify_run(saved)] == [TRAINED]
+    (saved / WRITER).write_text(json.dumps({"token": "elsewhere"}))
+    settle(saved)
+    assert half.exists() and (saved / WRITER).exists(), "another process is at it"
+    (saved / WRITER).write_text(dead_holder())
+    settle(saved)
+    assert verify_run(saved) == [] and not half.exists() and not (saved / WRITER).exists()
 
 
 def test_a_lock_of_a_time_to_come_is_watched(tmp_path, monkeypatch):

@@ -36,7 +36,6 @@ from paella_jax.comparison.train import (
     Trained,
     check_finished,
     check_tokenizer,
-    is_trained,
     planned,
     read_trained,
     run_folder,
@@ -50,6 +49,7 @@ from paella_jax.data.build import make_source
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
 from paella_jax.runs.stored_config import read_stored_config
+from paella_jax.training.finish import is_trained, settle
 from paella_jax.training.metrics import report
 
 CONFIG = "comparison_config.json"
@@ -78,6 +78,8 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     subject = _check_all(config, todo, out)
     _claim(config, out)
     do_together([*_tokenizer_task(config, out), *subject.prepare()], out)
+    if not config.tokenizer:
+        settle(tokenizer_folder(config, out))
     config = with_searched_rates(config, subject, tokenizer_folder(config, out), out)
     trained = _train_all(config, todo, out)
     judge = make_judge(subject)

@@ -25,7 +25,6 @@ from paella_jax.config import ConfigError, load_config, shipped
 from paella_jax.families.vqgan import make_vqgan
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
-from paella_jax.files.lock import WRITER, clear_left
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import (
     METRICS_FILE,
@@ -34,7 +33,7 @@ from paella_jax.runs.folder import (
     read_config,
     read_metrics,
 )
-from paella_jax.training.finish import TRAINED, check_stopped, finish, is_trained
+from paella_jax.training.finish import TRAINED, check_stopped, finish, is_trained, settle
 from paella_jax.training.loop import train
 
 CALIBRATION_STEPS = 20
@@ -160,7 +159,7 @@ def check_finished(config: ConfigDict, training: Training, run: ConfigDict, out:
 def read_trained(training: Training, size: Size, out: Path) -> Trained:
     """A finished training with its cost."""
     workdir = run_folder(training, out)
-    clear_left(workdir / WRITER)  # of a process that was killed when all was done
+    settle(workdir)
     done = read_kept(workdir / TRAINED, "images", "seconds")
     return Trained(training, workdir, size, done["images"], done["seconds"])
 

@@ -20,7 +20,7 @@ from paella_jax.seeds.plan import Seed, make_plan
 from paella_jax.seeds.report import write_report
 from paella_jax.seeds.score import Measured, measured, score_seed
 from paella_jax.seeds.wish import Training, Wish
-from paella_jax.training.finish import finish, is_trained
+from paella_jax.training.finish import finish, is_trained, settle
 
 WISH = "seeds_config.json"
 
@@ -55,6 +55,8 @@ def repeat(wish: Wish, out: Path, command: str) -> dict[str, Any]:
         for seed in plan.seeds
     ]
     do_together(tasks, out)
+    for training in plan.trainings():
+        settle(training.workdir)
     rows = [read_kept(files[seed.name]) for seed in plan.seeds]
     settings = {"config": wish.config.to_dict(), "captions": data.counts()}
     return write_report(rows, out, command, settings)

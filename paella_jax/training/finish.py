@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from paella_jax.files.lock import WRITER, locked
-from paella_jax.runs.digests import write_noted
+from paella_jax.files.lock import WRITER, Lock, locked
+from paella_jax.runs.digests import note_files, remove_parts, write_noted
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training.loop import RunResult, train
 from paella_jax.training.method import Method
@@ -37,6 +37,21 @@ class Stopped(RuntimeError):
 def is_trained(workdir: Path) -> bool:
     """Whether a run was trained to its end."""
     return (workdir / TRAINED).is_file()
+
+
+def settle(workdir: Path) -> None:
+    """Tidies up after a process that was stopped when it had trained a run to its end.
+
+    Its lock and what it left half-written are removed, and what it had not noted is noted. Nothing
+    is done where a process has the lock.
+    """
+    lock = Lock(workdir.absolute() / WRITER, "tidying up")
+    if is_trained(workdir) and lock.try_acquire():
+        try:
+            remove_parts(workdir)
+            note_files(workdir)
+        finally:
+            lock.release()
 
 
 def finish(run: ConfigDict, workdir: Path, build: Callable[[ConfigDict, Path], Method]) -> None:
