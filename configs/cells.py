@@ -121,6 +121,8 @@ def _add_conditions(config: ConfigDict) -> None:
     config.text.folder = ""  # frozen T5/ByT5 in Hugging Face layout; empty: train one jointly
     config.text.max_length = 768  # bytes including the end token; longer captions are cut
     config.text.pad_to = 256  # static length of training batches
+    # Lengths that a frozen T5 sorts a batch's texts by, so that short ones cost less.
+    config.text.buckets = 1
     config.text.empty_is_absent = False  # an empty text is invisible (MUSE), not its end token
     config.text.width = 1536  # the fields below describe a jointly trained encoder
     config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words

@@ -110,6 +110,7 @@ def _published(config: ConfigDict) -> None:
     config.batch_size = 512
     config.text.max_length = 128  # a guess: not published
     config.text.pad_to = 128
+    config.text.buckets = 4
     config.text.width = 4096  # T5-XXL's
     config.objective.loss_chunks = 4
     config.optim.kind = "adafactor"

@@ -1,10 +1,11 @@
 """Stops works at every place where they touch files, and starts them again until they are done.
 
-`python tests/faults.py [COUNT] [SEED]` stops trainings, encodings, comparisons and votes COUNT
-times (default 100) at places that are drawn by SEED: by SIGKILL at a file-system event or some
-milliseconds behind it, by SIGTERM and SIGINT, by a disk that is full or read-only from then on.
-Every second time the clock is set back. In the end each folder must be what one call that nobody
-stopped leaves, bit for bit. Prints what it did and every deviation; exit code 1 if there is one.
+`python tests/faults.py [COUNT] [SEED] [whole]` stops trainings, encodings, comparisons and votes
+COUNT times (default 100) at places that are drawn by SEED: by SIGKILL at a file-system event or
+some milliseconds behind it, by SIGTERM and SIGINT, by a disk that is full or read-only from then
+on. Every second time the clock is set back. In the end each folder must be what one call that
+nobody stopped leaves, bit for bit. Prints what it did and every deviation; exit code 1 if there is
+one. With `whole` it is `paella_jax.compare` from its tokenizer to its page.
 
 The works run in processes that are forked from this one, which has imported all and started
 nothing, so that a start takes a second.
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from fault_comparison import whole_comparison
 from fault_events import (
     FULL,
     INT,
@@ -174,13 +176,14 @@ def two_starters(
 
 def main() -> int:
     """Stops works as often as asked."""
-    count, seed = (int(word) for word in (*sys.argv[1:3], *("100", "0")[len(sys.argv[1:3]) :]))
+    words = [*sys.argv[1:], *("100", "0", "")[len(sys.argv[1:]) :]]
+    count, seed, is_whole = int(words[0]), int(words[1]), words[2] == "whole"
     warnings.simplefilter("ignore", RuntimeWarning)  # jax's of forks: nothing was started yet
     chance, stops, places = np.random.default_rng(seed), Counter(), Counter()
     lost, wrong, seconds = 0, [], time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         base, references = Path(place), {}
-        todo = works(base)
+        todo = [whole_comparison()] if is_whole else works(base)
         for work in todo:
             asked(work.begin, base / work.name)
             end = start(work.run, base / work.name, None)

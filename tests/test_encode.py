@@ -82,6 +82,7 @@ def data(tmp_path_factory):
 ALL_FROZEN = {
     "text__folder": BYT5, "image_encoder__kind": "clip", "objective__text_drop": 0.4,
     "objective__clip_text_drop": 0.4, "objective__image_drop": 0.4, "text__pad_to": 100,
+    "text__buckets": 4,
     "cell__network": "unet", "cell__corruption": "uniform",
 }  # fmt: skip
 CLIP_ALONE = {

@@ -14,7 +14,9 @@ from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.noise.tokens import sample_keys, sample_noise_level
 from paella_jax.objectives.token_prediction import (
+    draw_dropped,
     drop_conditions,
+    has_clip_alone,
     token_weight,
     unmasked_padding,
     weighted_token_loss,
@@ -42,9 +44,17 @@ def inputs():
     )
 
 
+def drop(given, settings):
+    def run():
+        dropped = draw_dropped(keys(), settings, has_clip_alone(given))
+        return drop_conditions(dropped, given, EMPTY_CLIP)
+
+    return jax.jit(run)()
+
+
 def dropped(shares):
     settings = ConfigDict({f"{name}_drop": share for name, share in shares.items()})
-    out = jax.jit(lambda: drop_conditions(keys(), inputs(), settings, EMPTY_CLIP))()
+    out = drop(inputs(), settings)
     return out, {
         "text": np.asarray((out.text_mask.sum(1) == 1) & (out.text_ids[:, 0] == 1)),
         "clip_text": np.asarray((out.clip_ids == EMPTY_CLIP[None]).all(1)),
@@ -78,7 +88,7 @@ def test_clip_text_alone_has_the_text_s_rate():
     alone = ConditionInputs(clip_ids=jnp.full((COUNT, 77), 7, jnp.int32))
     settings = ConfigDict({f"{name}_drop": share for name, share in SHARES.items()})
     settings.text_drop, settings.clip_text_drop = 0.1, 0.9
-    out = jax.jit(lambda: drop_conditions(keys(), alone, settings, EMPTY_CLIP))()
+    out = drop(alone, settings)
     share = np.asarray((out.clip_ids == EMPTY_CLIP[None]).all(1)).mean()
     assert abs(share - 0.1) < 4 * np.sqrt(0.09 / COUNT)
     for preset in ("amused_256", "amused_512"):

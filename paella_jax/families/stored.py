@@ -46,7 +46,7 @@ def token_encoding(
             stored["text_ids"] = batch["text_ids"]
         elif "text_ids" in batch:
             text["text_ids"] = batch["text_ids"]
-        cond = networks.condition({}, frozen, ConditionInputs(**text))
+        cond = networks.condition({}, frozen, ConditionInputs(**text), by_length=True)
         stored |= {"text_states": cond.text, "text_pooled": cond.text_pooled}
         stored |= {name: batch.get(name) for name in KEPT}
         return {name: array for name, array in stored.items() if array is not None}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from paella_jax.encoders.by_length import encode_by_length
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
 from paella_jax.models.prepared import prepare
+from paella_jax.ops.by_need import by_need
 from paella_jax.typing import Array, Tree
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ class TokenNetworks:
         end token; needs a network with a null position.
       low_vqgan: tokenizer of the small images that a super-resolution network enlarges.
       low_grid: side of their token map.
+      text_buckets: lengths that a frozen T5 sorts texts by, where it is asked to.
     """
 
     predictor: TokenPredictor
@@ -89,17 +93,25 @@ class TokenNetworks:
     empty_text_is_absent: bool = False
     low_vqgan: VQGAN | VQModel | None = None
     low_grid: int = 0
+    text_buckets: int = 1
 
     def condition(
-        self, params: Tree, frozen: Tree, inputs: ConditionInputs, key: Array | None = None
+        self,
+        params: Tree,
+        frozen: Tree,
+        inputs: ConditionInputs,
+        key: Array | None = None,
+        by_length: bool = False,
     ) -> Conditioning:
         """Runs the text encoders, but for those whose outputs are given.
 
-        `key` switches dropout on (jointly trained encoder only).
+        `key` switches dropout on (jointly trained encoder only). With `by_length` a frozen T5
+        sorts the texts (encoders/by_length.py): for large batches, as it compiles several lengths.
         """
         text, values, text_mask = inputs.text_states, None, inputs.text_mask
         if inputs.text_ids is not None:
-            text = self._encode_text(params, frozen, inputs.text_ids, text_mask, key)
+            buckets = self.text_buckets if by_length else 1
+            text = self._encode_text(params, frozen, inputs.text_ids, text_mask, key, buckets)
             text, values = text if isinstance(text, tuple) else (text, None)
         if self.empty_text_is_absent and text_mask is not None:
             text_mask = text_mask & (text_mask.sum(1, keepdims=True) > 1)
@@ -126,18 +138,25 @@ class TokenNetworks:
         )
 
     def _encode_text(
-        self, params: Tree, frozen: Tree, ids: Array, mask: Array | None, key: Array | None
+        self,
+        params: Tree,
+        frozen: Tree,
+        ids: Array,
+        mask: Array | None,
+        key: Array | None,
+        buckets: int,
     ) -> Any:
         assert self.text_encoder is not None
-        train = key is not None and self.text_is_joint
-        states = self.text_encoder.apply(
-            {"params": (params if self.text_is_joint else frozen)["text_encoder"]},
-            ids,
-            mask,
-            deterministic=not train,
-            rngs={"dropout": key} if train else None,
-        )
-        return states if self.text_is_joint else jax.lax.stop_gradient(states)
+        variables = {"params": (params if self.text_is_joint else frozen)["text_encoder"]}
+        if self.text_is_joint:
+            rngs = None if key is None else {"dropout": key}
+            return self.text_encoder.apply(
+                variables, ids, mask, deterministic=key is None, rngs=rngs
+            )
+        encode = partial(self.text_encoder.apply, variables)
+        if mask is None or buckets == 1:
+            return jax.lax.stop_gradient(encode(ids, mask))
+        return jax.lax.stop_gradient(encode_by_length(encode, ids, mask, buckets))
 
     def embed_texts(self, frozen: Tree, clip_ids: Array) -> Array:
         """CLIP's ids [batch, 77] -> pooled, projected embeddings float32 [batch, width]."""
@@ -145,10 +164,19 @@ class TokenNetworks:
         output = self.clip_text.apply({"params": frozen["clip_text"]}, clip_ids)
         return output.embedding.astype(jnp.float32)
 
-    def embed_images(self, params: Tree, frozen: Tree, images: Array) -> Array:
-        """Images in [0, 1] [batch, height, width, 3] -> embeddings float32 [batch, width]."""
+    def embed_images(
+        self, params: Tree, frozen: Tree, images: Array, keep: Array | None = None
+    ) -> Array:
+        """Images in [0, 1] [batch, height, width, 3] -> embeddings float32 [batch, width].
+
+        Where `keep` (bool [batch]) is False nobody will look, and a frozen encoder may give zeros.
+        """
         assert self.image_encoder is not None, "this run has no image encoder"
-        return self.image_encoder(params, frozen, images)
+        embed = partial(self.image_encoder, params, frozen)
+        if keep is None or self.image_encoder.is_joint:
+            return embed(images)
+        nothing = lambda some: jnp.zeros((len(some), self.image_encoder.width))
+        return by_need([nothing, embed], keep.astype(jnp.int32), images)
 
     def features(
         self, params: Tree, tokens: Array, t: Array, cond: Conditioning, key: Array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -69,10 +70,12 @@ def networks_method(
     if networks.image_encoder is not None:
         from_images["image_pooled"] = lambda *given: networks.embed_images(*given)[:, None]
     if networks.low_vqgan is not None:
-        from_images["low_tokens"] = lambda _, *given: networks.encode_low(*given)
+        from_images["low_tokens"] = lambda params, frozen, images, keep: networks.encode_low(
+            frozen, images
+        )
     objective = token_objective(
         networks.features,
-        networks.condition,
+        partial(networks.condition, by_length=True),
         networks.encode_images,
         config.objective,
         networks.predictor.codebook_size,

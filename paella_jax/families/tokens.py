@@ -96,6 +96,8 @@ def assemble(
         empty_text_is_absent=config.text.empty_is_absent,
         low_vqgan=low,
         low_grid=config[network.block].low_grid if low is not None else 0,
+        # Runs may be older than the field. Padding that is seen has to be encoded.
+        text_buckets=config.text.get("buckets", 1) if config.objective.mask_padding else 1,
     )
 
 

@@ -110,6 +110,7 @@ TEXTS: dict[str, Field] = {
     "text.folder": path("of a published encoder, in Hugging Face layout"),
     "text.max_length": whole(1, "bytes or words, the end included; longer captions are cut"),
     "text.pad_to": whole(1, "static length"),
+    "text.buckets": whole(1, "lengths that a frozen T5 sorts texts by in training", 16),
     "text.width": whole(1, "of the encoder"),
     "text.units": text("of lengths; words have fixed vectors", ("bytes", "words")),
     "text.values_from": text("what attention reads of a word", ("states", "words")),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,56 +29,84 @@ from paella_jax.typing import Array, Tree
 CONDITIONS = ("text_ids", "text_mask", "clip_ids", "labels", "segmentation", "micro_conds",
               "text_states", "text_pooled", "image_pooled", "low_tokens")  # fmt: skip
 
+# (params, frozen, images, keep) -> a condition; where `keep` (bool [batch]) is False an image is
+# none, and nobody will look.
+FromImages = Callable[[Tree, Tree, Array, Array], Array]
 
-def drop_conditions(
-    keys: Array,
-    inputs: ConditionInputs,
-    settings: ConfigDict,
-    empty_clip_ids: Array | None,
-    empty: Mapping[str, Array] = MappingProxyType({}),
-) -> ConditionInputs:
-    """Takes conditions away from a fraction of the samples, each kind by its own draw.
 
-    Text becomes the empty one (a single end token), CLIP text the empty one's ids; images, labels
-    and maps become absent. Where CLIP's is the only text, `text_drop` is its fraction. What frozen
-    encoders made of texts beforehand becomes what they made of the empty one, `empty`.
+class Dropped(NamedTuple):
+    """Which samples lose which kind of condition, bool [batch] each."""
+
+    text: Array
+    clip_text: Array
+    image: Array
+    label: Array
+    segmentation: Array
+
+
+def draw_dropped(keys: Array, settings: ConfigDict, clip_alone: bool) -> Dropped:
+    """A fraction of the samples, for each kind by its own draw.
 
     Every sample's own key decides. The reference decides once per per-process batch, which makes
     the gradient of a small batch all or nothing; the expected fractions are the same
     (docs/models/paella.md 3). It also skips the image encoder where the whole batch drops it; here
-    it always runs.
+    a frozen one sees about those images that are kept (ops/by_need.py).
+
+    Args:
+      keys: [batch].
+      settings: `config.objective`.
+      clip_alone: CLIP's is the only text, so that `text_drop` is its fraction.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
-    clip_alone = inputs.text_ids is None and inputs.text_mask is None
     clip_drop = settings.text_drop if clip_alone else settings.clip_text_drop
     fractions = (settings.text_drop, clip_drop, settings.image_drop,
               settings.label_drop, settings.segmentation_drop)  # fmt: skip
-    text, clip_text, image, label, segmentation = (uniform < jnp.asarray(fractions)[None, :]).T
+    return Dropped(*(uniform < jnp.asarray(fractions)[None, :]).T)
+
+
+def drop_conditions(
+    dropped: Dropped,
+    inputs: ConditionInputs,
+    empty_clip_ids: Array | None,
+    empty: Mapping[str, Array] = MappingProxyType({}),
+) -> ConditionInputs:
+    """Takes conditions away.
+
+    Text becomes the empty one (a single end token), CLIP text the empty one's ids; images, labels
+    and maps become absent. What frozen encoders made of texts beforehand becomes what they made of
+    the empty one, `empty`.
+    """
     changes: dict[str, Any] = {}
     if inputs.text_mask is not None:
         mask = inputs.text_mask
         first = jnp.arange(mask.shape[1])[None, :] == 0
-        changes["text_mask"] = jnp.where(text[:, None], first, mask)
+        changes["text_mask"] = jnp.where(dropped.text[:, None], first, mask)
         if inputs.text_ids is not None:
             ids = inputs.text_ids
             end = jnp.broadcast_to(first.astype(ids.dtype), ids.shape)  # end token 1, padding 0
-            changes["text_ids"] = jnp.where(text[:, None], end, ids)
+            changes["text_ids"] = jnp.where(dropped.text[:, None], end, ids)
     if inputs.clip_ids is not None and empty_clip_ids is not None:
         nothing = jnp.broadcast_to(empty_clip_ids[None, :], inputs.clip_ids.shape)
-        changes["clip_ids"] = jnp.where(clip_text[:, None], nothing, inputs.clip_ids)
-    states_drop = clip_text if clip_alone else text
-    for name, drop in (("text_states", states_drop), ("text_pooled", clip_text)):
+        changes["clip_ids"] = jnp.where(dropped.clip_text[:, None], nothing, inputs.clip_ids)
+    states_drop = dropped.clip_text if has_clip_alone(inputs) else dropped.text
+    for name, drop in (("text_states", states_drop), ("text_pooled", dropped.clip_text)):
         given = getattr(inputs, name)
         if given is not None:
             changes[name] = drop_rows(drop, given, empty[name])
     if inputs.image_pooled is not None:
-        changes["image_mask"] = jnp.broadcast_to(~image[:, None], inputs.image_pooled.shape[:2])
+        there = ~dropped.image[:, None]
+        changes["image_mask"] = jnp.broadcast_to(there, inputs.image_pooled.shape[:2])
     if inputs.labels is not None:
-        changes["labels"] = jnp.where(label, -1, inputs.labels)
+        changes["labels"] = jnp.where(dropped.label, -1, inputs.labels)
     if inputs.segmentation is not None:
-        absent = segmentation[:, None, None]
+        absent = dropped.segmentation[:, None, None]
         changes["segmentation"] = jnp.where(absent, -1, inputs.segmentation)
     return replace(inputs, **changes)
+
+
+def has_clip_alone(inputs: ConditionInputs) -> bool:
+    """Whether CLIP's is the only text."""
+    return inputs.text_ids is None and inputs.text_mask is None
 
 
 def unmasked_padding(inputs: ConditionInputs) -> ConditionInputs:
@@ -137,7 +165,7 @@ def token_objective(
     codebook_size: int,
     *,
     mask_token: int | None = None,
-    from_images: Mapping[str, Callable[[Tree, Tree, Array], Array]] = MappingProxyType({}),
+    from_images: Mapping[str, FromImages] = MappingProxyType({}),
     empty_clip_ids: Array | None = None,
 ) -> Objective:
     """Builds the objective.
@@ -149,8 +177,8 @@ def token_objective(
       settings: `config.objective` of configs/paella.py.
       codebook_size: vocabulary.
       mask_token: the mask's id; None replaces tokens by random ones.
-      from_images: conditions made of the images themselves: a field of `ConditionInputs` ->
-        (params, frozen, images) -> its value.
+      from_images: conditions made of the images themselves: a field of `ConditionInputs` -> its
+        `FromImages`.
       empty_clip_ids: int32 [77], CLIP's tokens of the empty text, where CLIP text is used.
     """
 
@@ -160,12 +188,13 @@ def token_objective(
         tokens = batch.get("tokens")
         if tokens is None:
             tokens = encode_images(frozen, images_from_batch(batch))
-        conditions = {name: batch.get(name) for name in CONDITIONS}
+        given = ConditionInputs(**{name: batch.get(name) for name in CONDITIONS})
+        dropped = draw_dropped(drop_keys, settings, has_clip_alone(given))
         for name, make in from_images.items():
-            if conditions.get(name) is None:
-                conditions[name] = make(params, frozen, images_from_batch(batch))
-        given, empty = ConditionInputs(**conditions), frozen.get(EMPTY, {})
-        given = drop_conditions(drop_keys, given, settings, empty_clip_ids, empty)
+            if getattr(given, name) is None:
+                value = make(params, frozen, images_from_batch(batch), ~dropped.image)
+                given = replace(given, **{name: value})
+        given = drop_conditions(dropped, given, empty_clip_ids, frozen.get(EMPTY, {}))
         if not settings.mask_padding:
             given = unmasked_padding(given)
         text_key, network_key = jax.random.split(dropout_keys[0])

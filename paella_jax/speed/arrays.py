@@ -18,7 +18,7 @@ def filled(shapes: Tree, seed: int = 0) -> Tree:
     """Arrays of the shapes, types and shardings of a tree; what is an array already stays.
 
     Floats are normal with a deviation of 0.02 and repeat after a million, bytes uniform, other
-    integers and bools zero, and keys those of the seed.
+    integers zero, bools true (texts are as long as they may be), and keys those of the seed.
     """
     random = np.random.default_rng(seed)
     numbers = (DEVIATION * random.standard_normal(PERIOD)).astype(np.float32)
@@ -35,6 +35,8 @@ def _filled(x: Any, numbers: np.ndarray, seed: int) -> Array:
         values = np.resize(numbers.astype(x.dtype), x.shape)
     elif x.dtype == np.uint8:
         values = np.resize(np.arange(256, dtype=np.uint8), x.shape)
+    elif x.dtype == bool:
+        values = np.ones(x.shape, bool)
     else:
         values = np.zeros(x.shape, x.dtype)
     return jax.device_put(values, x.sharding)

@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.compile.programs import train_program
+from paella_jax.evaluation.flops import count_flops
+from paella_jax.families.abstract import token_networks
 from paella_jax.registry import abstract_method
 from paella_jax.speed.case import Case
 from paella_jax.training.from_encoded import encoding_of
@@ -16,13 +18,16 @@ from paella_jax.training.from_encoded import encoding_of
 def train_case(config: ConfigDict, mesh: Mesh, encoded: bool) -> Case:
     """One update, optimiser and frozen networks included; to be measured under `mesh`.
 
-    Its products are counted without those that are only recomputed to save memory.
+    Its products are counted without those that are only recomputed to save memory, and without
+    those of image conditions that are dropped.
     """
     program = train_program(config, mesh, encoded)
     plain = train_program(_without_remat(config), mesh, encoded)
     name = "train step, encoded data" if encoded else "train step"
     counted = (plain.function, plain.arguments)
-    return Case(name, program.function, program.arguments, config.batch_size, counted, True)
+    skipped = 0.0 if encoded else _of_dropped_images(config)
+    given = (name, program.function, program.arguments, config.batch_size, counted)
+    return Case(*given, carries=True, skipped=skipped)
 
 
 def encoding_case(config: ConfigDict) -> Case:
@@ -34,6 +39,16 @@ def encoding_case(config: ConfigDict) -> Case:
     batch = {name: shape(x) for name, x in sample.items()}
     arguments = (method.frozen, batch)
     return Case("encode images and texts", jax.jit(encoding.arrays), arguments, config.batch_size)
+
+
+def _of_dropped_images(config: ConfigDict) -> float:
+    """FLOPs of a frozen image encoder on the images of a batch that nobody sees."""
+    if "image_encoder" not in config or config.image_encoder.kind != "clip":
+        return 0.0
+    networks, frozen = token_networks(config)
+    side = config.data.image_size
+    images = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.float32)
+    return config.objective.image_drop * count_flops(networks.embed_images, {}, frozen, images)
 
 
 def _without_remat(config: ConfigDict) -> ConfigDict:
