@@ -26,8 +26,8 @@ measure() { # NAME FLAGS...
 LARGE=(--config paella:1b --config.objective.mask_padding=True)
 FUSED=(--config.model.attention_dropout=output --config.model.remat_keeps=products)
 measure small --config paella:shapes --config muse:shapes --config.precision=bfloat16 --work sample,encoded
-measure paella_1b "${LARGE[@]}" --work sample --batch 1,4,16 ${PEER:+--peer "$PEER"}
 measure paella_1b_train "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work encoded
+measure paella_1b "${LARGE[@]}" --work sample --batch 1,4,16 ${PEER:+--peer "$PEER"}
 measure wuerstchen --config stage_c:v2 --config stage_b:v2 --config.data.image_size=1024 --work sample --batch 1,4
 measure amused --config muse:amused_256 --work sample --batch 1,16
 measure muse_632m --config muse:632m --config.batch_size=32 --work encoded,sample --batch 1,16

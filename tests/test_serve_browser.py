@@ -60,16 +60,26 @@ def folder(tmp_path_factory):
     return folder
 
 
+# The tests run as root in containers, where chromium has no sandbox of its own.
+CHROMIUM_OPTIONS = {
+    "executable_path": CHROMIUM,
+    "args": ["--no-sandbox", "--disable-dev-shm-usage"],
+}
+
+
 @pytest.fixture(scope="module")
-def browser():
+def playwright():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # The tests run as root in containers, where chromium has no sandbox of its own.
-        options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    browser = playwright.chromium.launch(**CHROMIUM_OPTIONS)
+    yield browser
+    browser.close()
 
 
 @contextmanager
@@ -128,13 +138,14 @@ def by_click(what):
     return lambda page: page.click(what)
 
 
-def test_the_page(folder, browser, tmp_path):
+def test_the_page(folder, browser, playwright, tmp_path):
     runs = ("--checkpoint", "first", "--checkpoint", "second", "--prompts", "prompts.txt",
             "--most_steps", str(MANY_STEPS))  # fmt: skip
     with served(folder, *runs) as address, visit(browser, address) as page:
         draws_edits_and_stops(page)
         with visit(browser, address) as gone:
             draws_long(gone)
+        is_killed_after_a_vote(playwright, address, tmp_path / "profile")
         vote_on_all(page, by_key("ArrowLeft"), by_click("#study-right img"),
                     by_click("#vote-same"))  # fmt: skip
         with visit(browser, address) as other:  # while the first one is still there
@@ -143,16 +154,33 @@ def test_the_page(folder, browser, tmp_path):
         vote_on_all(page)  # a browser is known again: there is nothing left to vote on
     with served(folder, *runs) as address, visit(browser, address) as page:
         page.get_by_role("tab", name="Results").click()
-        page.locator("#results", has_text="5 votes").wait_for()
+        page.locator("#results", has_text="6 votes").wait_for()
         with page.expect_download() as download:
             page.click("#votes-csv")
         download.value.save_as(tmp_path / "votes.csv")
         rows = list(csv.DictReader((tmp_path / "votes.csv").open()))
+        of_killed, *rows = rows
+        assert of_killed["choice"] == "right", "what was told as stored stays"
         assert sorted(row["prompt"] for row in rows) == sorted(PROMPTS * 2)
         assert [row["choice"] for row in rows[:3]] == ["left", "right", "same"]
         assert {row["choice"] for row in rows[3:]} == {"right"}
         assert {row["left_run"] for row in rows} <= {"first", "second"}
     assert "Traceback" not in (folder / "serve.log").read_text()
+
+
+def is_killed_after_a_vote(playwright, address, profile):
+    """A browser that dies while it draws: others need not wait for what it asked for."""
+    visitor = playwright.chromium.launch_persistent_context(profile, **CHROMIUM_OPTIONS)
+    page = visitor.new_page()
+    page.goto(address)
+    page.get_by_role("tab", name="Blind study").click()
+    page.click("#study-begin")
+    expect(page, "#study-note", "0 of 3")
+    page.keyboard.press("ArrowRight")
+    expect(page, "#study-note", "1 of 3")
+    page.get_by_role("tab", name="Draw").click()
+    draws_long(page)
+    subprocess.run(["pkill", "-KILL", "-f", f"user-data-dir={profile}"], check=True)
 
 
 def draws_long(page):
