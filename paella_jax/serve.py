@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=path, action="append", required=True,
-        help="run folder; twice for two")  # fmt: skip
+        help="run folder, published folder, or OWNER/NAME on the hub; twice for two")  # fmt: skip
     add("--super_resolution", type=path, action="append", default=[],
         help="run that enlarges what the checkpoint draws; a second one, given second")  # fmt: skip
     add("--host", default="127.0.0.1", help="0.0.0.0 lets everybody draw who reaches this machine")
@@ -62,6 +62,7 @@ def check(flags: argparse.Namespace) -> None:
       UserError, ValueError: naming the flag and the fix.
     """
     from paella_jax.runs.folder import read_config
+    from paella_jax.sharing.hub import is_name
 
     if not has_gradio():
         raise UserError("the page needs gradio, which is not here: pip install 'paella_jax[demo]'")
@@ -76,18 +77,36 @@ def check(flags: argparse.Namespace) -> None:
     if flags.prompts and len(runs) != MOST_RUNS:
         raise ValueError("--prompts is for a blind study of two runs: give --checkpoint twice")
     for folder in (*runs, *larger):
-        read_config(folder)
+        if not is_name(folder) and not Path(folder).is_dir():
+            read_config(folder)  # says what is missing
+
+
+def find_runs(flags: argparse.Namespace) -> None:
+    """What the flags name -> run folders, downloaded or converted where they must be.
+
+    Raises:
+      UserError: what cannot be found, downloaded or converted, or is no run.
+    """
+    from paella_jax.convert.found import run_folder
+    from paella_jax.runs.folder import read_config
+    from paella_jax.serving.studio import names_of
+
+    flags.names = names_of(flags.checkpoint)
+    for flag in ("checkpoint", "super_resolution"):
+        folders = [str(run_folder(name)[0]) for name in getattr(flags, flag)]
+        setattr(flags, flag, folders)
+        for folder in folders:
+            read_config(folder)
 
 
 def load_runs(flags: argparse.Namespace) -> list[Any]:
     """The runs, in the order they were named."""
     from paella_jax.pipelines.load import load
     from paella_jax.serving.draw import tasks_of
-    from paella_jax.serving.studio import Run, names_of
+    from paella_jax.serving.studio import Run
 
     runs = []
-    names = names_of(flags.checkpoint)
-    for name, folder, larger in zip_longest(names, flags.checkpoint, flags.super_resolution):
+    for name, folder, larger in zip_longest(flags.names, flags.checkpoint, flags.super_resolution):
         print(f"loading {folder}")
         pipe = load(folder, **({"super_resolution": larger} if larger else {}))
         try:
@@ -131,6 +150,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="paella_jax_page_") as folder,
         listen(flags.host, flags.port) as listening,
     ):
+        find_runs(flags)
         prompts = read_prompts(flags) if flags.prompts else []
         store = Store(flags.study) if prompts else None
         studio = Studio(load_runs(flags), Limits(*most, waiting=flags.most_waiting))

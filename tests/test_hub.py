@@ -19,7 +19,7 @@ import small
 from huggingface_hub import constants, errors
 
 import paella_jax
-from paella_jax import evaluate
+from paella_jax import evaluate, serve
 from paella_jax.config import UserError
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.manifest import MANIFEST
@@ -130,6 +130,22 @@ def test_evaluate_takes_a_name_and_writes_elsewhere(hub, tmp_path, monkeypatch):
     with pytest.raises(HubError, match="owner/other"):
         evaluate.main()
     assert len(hub.taken) == taken
+
+
+def test_the_page_takes_a_name_beside_a_run(hub, shared, monkeypatch):
+    """It is shown by the name that was given, not by its place in a cache."""
+    words = ["serve", "--checkpoint", NAME, "--checkpoint", str(shared.parent / "run")]
+    monkeypatch.setattr("sys.argv", words)
+    flags = serve.parse()
+    monkeypatch.setattr(serve, "has_gradio", lambda: True)
+    serve.check(flags)
+    assert not hub.taken, "the port and all flags are checked first"
+    serve.find_runs(flags)
+    assert [run.name for run in serve.load_runs(flags)] == ["circles", "run"]
+    hub.error = HTTP.ConnectError("no route")
+    monkeypatch.setattr("sys.argv", ["serve", "--checkpoint", "owner/other"])
+    with pytest.raises(HubError, match="owner/other"):
+        serve.find_runs(serve.parse())
 
 
 def test_without_a_network_the_cache_serves_and_says_so(hub, capsys):
