@@ -8,12 +8,14 @@ import jax
 
 from paella_jax.training import compiled_step, loop
 
-# Fields that no program depends on; the schedule's length is an argument of the step.
+# Fields that no program depends on; the schedule's length and rate are arguments of the step.
 APART = ("num_steps", "seed", "log", "checkpoint", "evaluation", "sampler", "preset")
+PACE = ("learning_rate", "decay_steps")
 
 
 def _made_of(config, method, mesh, *trees):
     fields = {name: value for name, value in config.to_dict().items() if name not in APART}
+    fields["optim"] = {n: value for n, value in fields["optim"].items() if n not in PACE}
     shapes = [(str(jax.tree.structure(t)), [(x.shape, x.dtype) for x in jax.tree.leaves(t)])
               for t in trees]  # fmt: skip
     code = [getattr(f, "__qualname__", "") for f in (method.init, method.objective)]

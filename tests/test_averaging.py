@@ -21,7 +21,7 @@ from paella_jax.runs.checkpoint import Checkpointer, CheckpointError, restore_va
 from paella_jax.runs.derive import restore_trained
 from paella_jax.runs.folder import prepare_workdir, read_config
 from paella_jax.runs.weights import save_tree
-from paella_jax.training.optim import make_optimizer
+from paella_jax.training.optim import make_optimizer, pace_of
 from paella_jax.training.state import create_state
 
 STEPS = (2, 9, 10, 100)  # as names, these sort otherwise
@@ -171,7 +171,7 @@ def test_samples_and_trains_on(tmp_path):
     config = small.small_paella(sampler__num_steps=2)
     workdir = prepare_workdir(tmp_path / "run", config)
     small.carry_random_tokenizer(workdir)
-    method, optimizer = build_method(config, workdir), make_optimizer(config.optim, 4)
+    method, optimizer = build_method(config, workdir), make_optimizer(config.optim, pace_of(config))
     checkpointer, drawn = Checkpointer(workdir), []
     for step in (1, 2):
         shapes = jax.eval_shape(method.init, jax.random.key(0))

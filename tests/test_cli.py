@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import io
+import json
 import logging
 import re
 import sys
 import threading
+import time
 import weakref
 
 import jax.numpy as jnp
@@ -192,3 +194,25 @@ def test_only_lines_of_libraries_about_themselves_are_left_out(caplog, name, lin
         finally:
             logger.removeHandler(caplog.handler)
     assert {record.getMessage() for record in caplog.records} == {"the disk is full"}
+
+
+@pytest.mark.skipif(len(cli.processors()) < 2, reason="one processor cannot be shared out")
+@pytest.mark.parametrize("count", [1, 3])
+def test_processes_that_divide_work_share_the_processors_out(tmp_path, count):
+    """None has all of them, each has one, and this process has all again afterwards."""
+    free = cli.processors()
+    write = (
+        "import os, sys, pathlib; out = pathlib.Path(sys.argv[1]) / str(os.getpid());"
+        "out.with_suffix('.part').write_text(str(sorted(os.sched_getaffinity(0))));"
+        "os.replace(out.with_suffix('.part'), out)"
+    )
+    with cli.helped_by([sys.executable, "-c", write, str(tmp_path)], count):
+        own, deadline = cli.processors(), time.monotonic() + 60
+        named = lambda: [file for file in tmp_path.iterdir() if file.name.isdigit()]
+        while len(named()) < count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        shares = [own, *(json.loads(file.read_text()) for file in named())]
+    assert cli.processors() == free
+    assert len(shares) == count + 1 and all(shares)
+    if len(free) > count:
+        assert sorted(one for share in shares for one in share) == free

@@ -11,7 +11,7 @@ import small
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
-from paella_jax.training.optim import make_optimizer, make_schedule
+from paella_jax.training.optim import Pace, make_optimizer, make_schedule
 from paella_jax.training.sharding import make_mesh, state_shardings
 from paella_jax.training.state import create_state
 
@@ -28,7 +28,7 @@ def optim_of(**overrides):
 
 def moves(optim, params, gradients):
     """What each update adds to the parameters."""
-    optimizer = make_optimizer(optim, 10)
+    optimizer = make_optimizer(optim, Pace(10, optim.learning_rate))
     state, found = optimizer.init(params), []
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)
@@ -134,7 +134,7 @@ def matrices(count=3, width=1024):
 
 
 def state_of(optim):
-    optimizer = make_optimizer(optim, 10)
+    optimizer = make_optimizer(optim, Pace(10, optim.learning_rate))
     return jax.eval_shape(lambda p: create_state(p, {}, optimizer, False), matrices())
 
 
@@ -143,15 +143,16 @@ def size(tree) -> int:
 
 
 @pytest.mark.parametrize("warmup", [0, 5])
-def test_one_program_has_cosine_schedules_of_all_lengths(warmup):
-    """To the bit what optax compiles for a length that it knows."""
-    optim = optim_of(schedule="cosine", warmup_steps=warmup, learning_rate=3e-4)
+def test_one_program_has_cosine_schedules_of_all_lengths_and_rates(warmup):
+    """To the bit what optax compiles for a length and a rate that it knows."""
+    optim = optim_of(schedule="cosine", warmup_steps=warmup)
     steps = jnp.arange(40)
-    rates = jax.jit(lambda length: jax.lax.map(make_schedule(optim, length), steps))
-    for length in (1, 7, 12, 33, 100, 4000):
-        known = optax.cosine_decay_schedule(3e-4, max(length - warmup, 1))
+    rates = jax.jit(lambda pace: jax.lax.map(make_schedule(optim, pace), steps))
+    for length, peak in ((1, 3e-4), (7, 3e-4), (12, 2e-3), (33, 1e-4), (100, 3e-4), (4000, 0.1)):
+        known = optax.cosine_decay_schedule(peak, max(length - warmup, 1))
         expected = jax.jit(lambda known=known: jax.lax.map(known, steps - warmup))()
-        np.testing.assert_array_equal(rates(length)[warmup:], expected[warmup:])
+        found = rates(Pace(np.int32(length), np.float32(peak)))
+        np.testing.assert_array_equal(found[warmup:], expected[warmup:])
 
 
 def test_adafactor_state_is_small():
@@ -186,7 +187,8 @@ def test_a_sharded_update_equals_a_whole_one():
     rng = np.random.default_rng(1)
     draw = lambda: {"expand": {"kernel": jnp.asarray(rng.normal(size=(256, 512)), jnp.float32)}}
     params, gradients = draw(), draw()
-    optimizer = make_optimizer(optim_of(weight_decay=0.045, clip_norm=1.0), 10)
+    optim = optim_of(weight_decay=0.045, clip_norm=1.0)
+    optimizer = make_optimizer(optim, Pace(10, optim.learning_rate))
     update = lambda p, g, s: optax.apply_updates(p, optimizer.update(g, s, p)[0])
     whole = update(params, gradients, optimizer.init(params))
     mesh = make_mesh(ConfigDict({"data": 2, "fsdp": 2, "tensor": 2}))
@@ -208,7 +210,7 @@ def test_a_sharded_update_equals_a_whole_one():
 )
 def test_settings_that_cannot_be(field, value, words):
     with pytest.raises(ConfigError, match=words):
-        make_optimizer(optim_of(**{field: value}), 10)
+        make_optimizer(optim_of(**{field: value}), Pace(10, 0.1))
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])

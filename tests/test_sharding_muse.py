@@ -25,7 +25,7 @@ from paella_jax.models.uvit_predictor import UViTPredictor
 from paella_jax.objectives.token_prediction import weighted_token_loss
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.training.compiled_step import FOR_LOOKING
-from paella_jax.training.optim import make_optimizer
+from paella_jax.training.optim import Pace, make_optimizer
 from paella_jax.training.placing import batch_sharding
 from paella_jax.training.sharding import (
     spec_for,
@@ -161,7 +161,7 @@ def optim():
 
 def test_adafactor_updates_sharded_matrices_as_whole_ones():
     """Its statistics per row and column have ranks of their own: no rule may cut them wrongly."""
-    optimizer = make_optimizer(optim(), 10)
+    optimizer = make_optimizer(optim(), Pace(10, optim().learning_rate))
     params, (_, gradients) = parameters("muse"), reference("muse")
 
     def update_on(mesh):
@@ -190,7 +190,7 @@ def test_adafactor_statistics_have_shardings():
     """Row and column statistics wide enough to be cut (over fsdp alone)."""
     mesh = mesh_of((2, 2, 2))
     wide = {"mlp": {"expand": {"kernel": jax.ShapeDtypeStruct((128, 2**15), jnp.float32)}}}
-    state = jax.eval_shape(make_optimizer(optim(), 10).init, wide)
+    state = jax.eval_shape(make_optimizer(optim(), Pace(10, optim().learning_rate)).init, wide)
     flat = jax.tree_util.tree_leaves_with_path(state)
     specs = {x.shape: spec_for(jax.tree_util.keystr(path), x.shape, mesh) for path, x in flat}
     assert specs[2**15,] == P("fsdp") and specs[128,] == P()

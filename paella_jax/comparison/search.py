@@ -73,11 +73,12 @@ def with_searched_rates(
         return config
     trial = partial(_Trial, config, subject, tokenizer, out)
     pairs = [(n, c) for n in config.cells.networks for c in config.cells.corruptions]
+    # Each pair has one program: processes that begin together compile different ones.
     begun = [
         trial(Training(corruption, network, seed), rate, search.fraction)
-        for network, corruption in pairs
         for rate in search.rates
         for seed in search.seeds
+        for network, corruption in pairs
     ]
     scores = _scored(begun, out)
     whole = [

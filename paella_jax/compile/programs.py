@@ -36,7 +36,7 @@ from paella_jax.registry import abstract_method
 from paella_jax.sampling.diffusion_settings import DDPMSettings
 from paella_jax.sampling.guidance import runs_jointly
 from paella_jax.sampling.token_sampler import token_settings
-from paella_jax.training.compiled_step import first_batch, jitted_step
+from paella_jax.training.compiled_step import abstract_pace, first_batch, jitted_step
 from paella_jax.training.from_encoded import encoding_of
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.method import Encoding, Method
@@ -91,7 +91,6 @@ def _train_program(config: ConfigDict, method: Method, mesh: Mesh, key_type: Any
     state, _ = abstract_state(config, method, mesh)
     frozen = abstract.abstract_frozen(method.frozen, mesh)
     key = jax.ShapeDtypeStruct((), key_type, sharding=replicated(mesh))
-    num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
     batch = first_batch(config, method, mesh)
     held = {
         "parameters": state.params,
@@ -100,7 +99,7 @@ def _train_program(config: ConfigDict, method: Method, mesh: Mesh, key_type: Any
         **{f"frozen {name}": tree for name, tree in frozen.items()},
         "batch": batch,
     }
-    arguments = (state, frozen, batch, key, num_steps)
+    arguments = (state, frozen, batch, key, abstract_pace(config, mesh))
     function = jitted_step(config, method, state, mesh)
     return Program(function, arguments, held, config.batch_size, state.params, frozen)
 

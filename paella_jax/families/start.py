@@ -29,7 +29,7 @@ from paella_jax.runs.weights import save_tree
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.loop import abstract_state
 from paella_jax.training.method import Method
-from paella_jax.training.optim import check_optim, make_optimizer
+from paella_jax.training.optim import check_optim, make_optimizer, pace_of
 from paella_jax.training.placing import place
 from paella_jax.training.sharding import make_mesh
 from paella_jax.training.state import TrainState, create_state
@@ -259,7 +259,7 @@ def _save_start(config: ConfigDict, method: Method, checkpointer: Checkpointer) 
     with jax.set_mesh(mesh):
         abstract, _ = abstract_state(config, method, mesh)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        optimizer = make_optimizer(config.optim, config.num_steps)
+        optimizer = make_optimizer(config.optim, pace_of(config))
         create = jax.jit(
             lambda p, s: create_state(p, s, optimizer, config.optim.ema_decay > 0),
             out_shardings=shardings,

@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import report
+from paella_jax.training.optim import Pace, pace_of
 from paella_jax.training.placing import abstract_batch, place
 from paella_jax.training.pulse import pulse
 from paella_jax.training.sharding import replicated
@@ -50,10 +50,16 @@ def compile_step(
         batch = first_batch(config, method, mesh)
     began = time.perf_counter()
     step = jitted_step(config, method, state, mesh)
-    num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    pace = abstract_pace(config, mesh)
     with pulse("compiling the train step"):
-        compiled = step.lower(state, frozen, batch, base_key, num_steps).compile(options)
+        compiled = step.lower(state, frozen, batch, base_key, pace).compile(options)
     return compiled, time.perf_counter() - began
+
+
+def abstract_pace(config: ConfigDict, mesh: Mesh) -> Pace:
+    """Shapes of the step's last argument."""
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
+    return jax.tree.map(shape, pace_of(config))
 
 
 def jitted_step(config: ConfigDict, method: Method, state: Tree, mesh: Mesh) -> Any:
@@ -74,8 +80,7 @@ class StepPrograms:
             config, method, state, frozen, key, mesh, batch=batch
         )
         batch = first_batch(config, method, mesh)
-        end = config.optim.get("decay_steps", 0) or config.num_steps
-        self._num_steps = place(np.int32(end), replicated(mesh))
+        self._pace = jax.tree.map(lambda x: place(x, replicated(mesh)), pace_of(config))
         self.seconds = 0.0
         self._programs: dict[Any, Any] = {}
         self._add(batch)
@@ -97,7 +102,7 @@ class StepPrograms:
                     x.shape, x.dtype, sharding=x.sharding
                 )
                 program = self._add(jax.tree.map(describe_leaf, batch))
-        return program(state, frozen, batch, key, self._num_steps)
+        return program(state, frozen, batch, key, self._pace)
 
 
 def _shapes(batch: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ from paella_jax.training.distributed import first_alone
 from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
-from paella_jax.training.optim import make_optimizer
+from paella_jax.training.optim import make_optimizer, pace_of
 from paella_jax.training.placing import local_rows, place, shard_batch
 from paella_jax.training.sharding import (
     check_batch,
@@ -89,7 +89,7 @@ def abstract_state(config: ConfigDict, method: Method, mesh: Mesh) -> tuple[Tree
     use_ema = config.optim.ema_decay > 0
 
     def init(key: jax.Array) -> TrainState:
-        optimizer = make_optimizer(config.optim, config.num_steps)
+        optimizer = make_optimizer(config.optim, pace_of(config))
         return create_state(*method.init(key), optimizer, use_ema)
 
     shapes = jax.eval_shape(lambda: init(jax.random.key(0)))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map
 from ml_collections import ConfigDict
@@ -22,24 +23,43 @@ MUON_MOMENTUM, MUON_RMS = 0.95, 0.2  # of their papers
 MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
 
 
-def make_schedule(optim: ConfigDict, num_steps: int | Array) -> optax.Schedule:
-    """Linear warm-up from zero, then constant or cosine to zero at `num_steps`.
+class Pace(NamedTuple):
+    """What of a schedule the train step is given, so that one program serves all runs.
+
+    Attributes:
+      num_steps: int32 scalar, at which the cosine ends.
+      learning_rate: float32 scalar, the highest.
+    """
+
+    num_steps: int | np.ndarray | Array
+    learning_rate: float | np.ndarray | Array
+
+
+def pace_of(config: ConfigDict) -> Pace:
+    """Of a run."""
+    end = config.optim.get("decay_steps", 0) or config.num_steps  # older runs lack the field
+    return Pace(np.array(end, np.int32), np.array(config.optim.learning_rate, np.float32))
+
+
+def make_schedule(optim: ConfigDict, pace: Pace) -> optax.Schedule:
+    """Linear warm-up from zero, then constant, or cosine to zero at `pace.num_steps`.
 
     Args:
       optim: the config's block.
-      num_steps: int32 scalar; traced in the train step, which thus serves runs of every length.
+      pace: traced in the train step.
     """
-    warmup = optax.linear_schedule(0.0, optim.learning_rate, max(optim.warmup_steps, 1))
+    peak = pace.learning_rate
+    warmup = optax.linear_schedule(0.0, peak, max(optim.warmup_steps, 1))
     if optim.schedule == "constant":
-        after = optax.constant_schedule(optim.learning_rate)
+        after = optax.constant_schedule(peak)
     elif optim.schedule == "cosine":
-        after = _cosine_to_zero(optim.learning_rate, num_steps - optim.warmup_steps)
+        after = _cosine_to_zero(peak, pace.num_steps - optim.warmup_steps)
     else:
         raise ValueError(f"optim.schedule must be constant or cosine, got {optim.schedule!r}")
     return optax.join_schedules([warmup, after], [optim.warmup_steps])
 
 
-def _cosine_to_zero(peak: float, num_steps: int | Array) -> optax.Schedule:
+def _cosine_to_zero(peak: Any, num_steps: Any) -> optax.Schedule:
     """`optax.cosine_decay_schedule` of a traced length, to the bit.
 
     A division by a constant compiles to a product with its inverse, so this multiplies too.
@@ -67,7 +87,7 @@ def check_optim(optim: ConfigDict) -> None:
         ) from error
 
 
-def make_optimizer(optim: ConfigDict, num_steps: int | Array) -> optax.GradientTransformation:
+def make_optimizer(optim: ConfigDict, pace: Pace) -> optax.GradientTransformation:
     """AdamW, Adafactor or Muon after clipping by global norm, with decoupled weight decay.
 
     The decay falls on every parameter, as in Paella's reference, or on those whose path matches
@@ -79,7 +99,7 @@ def make_optimizer(optim: ConfigDict, num_steps: int | Array) -> optax.GradientT
     """
     check_optim(optim)
     clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
-    schedule = make_schedule(optim, num_steps)
+    schedule = make_schedule(optim, pace)
     mask = decay_mask(optim.decay_pattern) if optim.decay_pattern else None
     if optim.kind == "adafactor":
         return optax.chain(clip, _adafactor(optim, schedule, mask))

@@ -15,16 +15,14 @@ from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import Objective, StepInputs
 from paella_jax.ops.batch_axis import constrain_batch
 from paella_jax.ops.linear import wide_gradients
-from paella_jax.training.optim import make_optimizer, make_schedule
+from paella_jax.training.optim import Pace, make_optimizer, make_schedule
 from paella_jax.training.state import TrainState
 from paella_jax.typing import Array, Tree
 
 Metrics = dict[str, Array]
 # (params, model_state, step, objective settings) -> params, after the optimiser's update
 AfterUpdate = Callable[[Tree, Tree, Array], Tree]
-TrainStep = Callable[
-    [TrainState, Tree, dict[str, Array], Array, Array | int], tuple[TrainState, Metrics]
-]
+TrainStep = Callable[[TrainState, Tree, dict[str, Array], Array, Pace], tuple[TrainState, Metrics]]
 
 
 def loss_and_gradients(
@@ -68,10 +66,10 @@ def loss_and_gradients(
 def make_train_step(
     objective: Objective, config: ConfigDict, after_update: AfterUpdate | None = None
 ) -> TrainStep:
-    """Builds `train_step(state, frozen, batch, base_key, num_steps) -> (state, metrics)`.
+    """Builds `train_step(state, frozen, batch, base_key, pace) -> (state, metrics)`.
 
-    `num_steps` is the length of the learning rate's schedule: as an argument it leaves one program
-    to runs of every length, and to runs that are made longer.
+    The schedule's length and highest rate are an argument: runs of every length and rate, and runs
+    that are made longer, share one program.
     The step's randomness is `base_key` folded with the step, then with each sample's index in the
     global batch: it depends neither on the mesh nor on accumulation, and nothing needs saving.
     """
@@ -82,9 +80,9 @@ def make_train_step(
         frozen: Tree,
         batch: dict[str, Array],
         base_key: Array,
-        num_steps: Array | int,
+        pace: Pace,
     ) -> tuple[TrainState, Metrics]:
-        optimizer, schedule = make_optimizer(optim, num_steps), make_schedule(optim, num_steps)
+        optimizer, schedule = make_optimizer(optim, pace), make_schedule(optim, pace)
         batch = constrain_batch(batch)
         size = jax.tree.leaves(batch)[0].shape[0]
         keys = sample_keys(jax.random.fold_in(base_key, state.step), jnp.arange(size))
