@@ -166,8 +166,8 @@ def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
     """Runs a command in `count` more processes, which end with the block however it ends.
 
     Each process, this one too, keeps to its share of the processors: threads of several that wait
-    for each other on the same ones made small networks a third slower. To be called before JAX
-    starts its threads.
+    for each other on the same ones made small networks a tenth to a quarter slower. To be called
+    before JAX starts its threads.
     """
     free = processors()
     shares = [free[place :: count + 1] for place in range(count + 1)]

@@ -4,8 +4,9 @@ Trains every network with every corruption at an equal budget, samples each with
 several step counts, each cell (corruption, network and sampler) with its own best guidance, and
 writes comparison.html (one page with its images), .md, .json and PNGs to --out. The same command
 goes on where it was stopped; finished trainings and measured cells are kept.
-With `--workers 2` two processes divide the work: such small networks keep one core busy. The same
-command may also be started on several machines that share the folder.
+With `--workers 2` two processes divide the work, each on its share of the processors: such small
+networks keep one core busy. The same command may also be started on several machines that share the
+folder.
 """
 
 from __future__ import annotations
