@@ -32,6 +32,13 @@ if [ -f "$workdir/report.json" ]; then
   exit 0
 fi
 
+half() { # 0 or 1: what keeps a command to that half of the processors, a word per line
+  local count cpus
+  count=$(nproc)
+  cpus="$(($1 * (count / 2)))-$((($1 + 1) * (count / 2) - 1))"
+  if [ "$count" -ge 2 ] && taskset -c "$cpus" true 2>/dev/null; then printf '%s\n' taskset -c "$cpus"; fi
+}
+lane=() # before every command, while two run side by side: threads that wait for others' are slow
 fetch() {
   mkdir -p "$workdir/packages"
   (cd "$workdir/packages" && npm pack --silent "${packages[@]}")
@@ -40,20 +47,22 @@ fetch() {
   rm -r "$workdir/packages"
 }
 train() { # NAME CONFIG [overrides]
-  timed "$1" "$PYTHON" -m paella_jax.train --config "$2" --workdir "$workdir/$1" --config.data.shards="$shards" \
+  timed "$1" "${lane[@]}" "$PYTHON" -m paella_jax.train --config "$2" --workdir "$workdir/$1" --config.data.shards="$shards" \
     "${@:3}" "${overrides[@]}"
 }
 score() { # NAME [flags]
   [ -f "$workdir/$1/scores.json" ] ||
-    timed "score_$1" "$PYTHON" -m paella_jax.evaluate --checkpoint "$workdir/$1" "${@:2}"
+    timed "score_$1" "${lane[@]}" "$PYTHON" -m paella_jax.evaluate --checkpoint "$workdir/$1" "${@:2}"
 }
 tokens() {
+  mapfile -t lane < <(half 0)
   train paella "paella:$preset" --config.tokenizer="$workdir/vqgan"
   train muse "muse:$preset" --config.tokenizer="$workdir/vqgan"
   score paella --groups style
   score muse --groups style
 }
 wuerstchen() {
+  mapfile -t lane < <(half 1)
   train stage_b "stage_b:$preset" --config.tokenizer="$workdir/vqgan"
   train stage_c "stage_c:$preset" --config.stage_b="$workdir/stage_b"
   score stage_b
