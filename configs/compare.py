@@ -115,7 +115,7 @@ def _quick(config: ConfigDict) -> None:
         "batch_size=16",  # captions are read after so many updates, whatever their size
     )  # fmt: skip
     config.seeds = (0, 1, 2)
-    # Half of a quarter orders the rates as the quarter does (docs/results.md 5).
+    # Enough to tell which rates are too low; lower ones are tried whole (docs/results.md 5).
     config.search.fraction = 0.15
     config.budget.images = 32_000
     config.budget.multiples = ()

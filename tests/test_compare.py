@@ -31,7 +31,7 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
-from paella_jax.comparison.search import best_rate, finalists, has_improved
+from paella_jax.comparison.search import best_rate, has_improved, to_train_whole
 from paella_jax.comparison.train import (
     check_finished,
     planned,
@@ -439,10 +439,13 @@ def test_the_best_rate_is_the_lowest_mean_of_runs_that_did_not_diverge():
     assert best_rate(tried) == 0.004
 
 
-def test_the_best_beginning_and_the_next_lower_rate_are_trained_whole():
+def test_the_best_beginning_and_lower_rates_while_they_pay_are_trained_whole():
     tried = {"0.004": [1.4], "0.002": [1.0], "0.0005": [1.2], "0.001": [1.1]}
-    assert finalists(tried) == [0.001, 0.002]
-    assert finalists({"0.002": [1.0], "0.004": [1.1]}) == [0.002]
+    assert to_train_whole(tried, {}) == [0.001, 0.002]
+    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.6]}) == []
+    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.4]}) == [0.0005]
+    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.4], "0.0005": [0.3]}) == []
+    assert to_train_whole({"0.002": [1.0], "0.004": [1.1]}, {}) == [0.002]
 
 
 def test_of_rates_that_are_about_equal_the_lower_one_is_taken():

@@ -188,9 +188,9 @@ def _search_notes(config: ConfigDict, out: Path) -> list[str]:
     found = ", ".join(f"{pair} {rate:g}" for pair, rate in chosen.items())
     return [
         f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds, the "
-        f"first {search.fraction:.0%} of each training, then the best one and the next lower one "
-        "trained whole, by cross-entropy on images that are not measured (search.json). Chosen: "
-        f"{found}."
+        f"first {search.fraction:.0%} of each training, then the best one, the next lower one, and "
+        "lower ones as long as they are better trained whole, by cross-entropy on images that are "
+        f"not measured (search.json). Chosen: {found}."
     ]
 
 

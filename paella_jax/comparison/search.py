@@ -4,8 +4,8 @@ A rate found with one corruption serves another badly: the networks are at a kni
 pair begins its training at every rate, with several seeds, and the cross-entropy of corrupted
 tokens on images that are not measured tells the best. Beginnings favour high rates, at which some
 networks never read their captions to the end; so the best rate and the next lower one are then
-trained whole, with the first seed, and the better one is kept. What was begun is not trained again:
-whole trainings go on from there. `search.json` has all of it.
+trained whole, with the first seed, and lower ones as long as they are better. What was begun is not
+trained again: whole trainings go on from there. `search.json` has all of it.
 """
 
 from __future__ import annotations
@@ -81,12 +81,20 @@ def with_searched_rates(
         for network, corruption in pairs
     ]
     scores = _scored(begun, out)
-    whole = [
-        trial(Training(corruption, network, search.seeds[0]), rate, 1.0)
-        for network, corruption in pairs
-        for rate in finalists(scores[f"{network}_{corruption}"])
-    ]
-    return _settle(config, scores, _scored(whole, out), whole)
+    whole: list[_Trial] = []
+    found: Scores = {}
+    while True:
+        next_ones = [
+            trial(Training(corruption, network, search.seeds[0]), rate, 1.0)
+            for network, corruption in pairs
+            for name in [f"{network}_{corruption}"]
+            for rate in to_train_whole(scores[name], found.get(name, {}))
+        ]
+        if not next_ones:
+            break
+        whole += next_ones
+        found = _scored(whole, out)
+    return _settle(config, scores, found, whole)
 
 
 def pair_name(training: Training) -> str:
@@ -175,11 +183,22 @@ def _settle(
     return config
 
 
-def finalists(by_rate: Mapping[str, list[float]]) -> list[float]:
-    """The best rate of the beginnings and the next lower one, where there is one."""
-    best = best_rate(by_rate)
-    lower = [float(rate) for rate in by_rate if float(rate) < best]
-    return [max(lower), best] if lower else [best]
+def to_train_whole(
+    by_rate: Mapping[str, list[float]], whole: Mapping[str, list[float]]
+) -> list[float]:
+    """Which rates to train whole next: none where the best one has a worse one below it.
+
+    First the best rate of the beginnings and the next lower one, then lower ones while they pay.
+
+    Args:
+      by_rate: cross-entropies of the beginnings.
+      whole: of what was trained whole; empty at first.
+    """
+    best = best_rate(whole or by_rate)
+    lower = [rate for rate in map(float, by_rate) if rate < best]
+    tried = {float(rate) for rate in whole}
+    wanted = [max(lower), best] if lower else [best]
+    return [rate for rate in wanted if rate not in tried]
 
 
 def best_rate(by_rate: Mapping[str, list[float]]) -> float:
