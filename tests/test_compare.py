@@ -117,6 +117,16 @@ def test_larger_budgets_are_variants():
     assert steps == [2000, 4000]
 
 
+@pytest.mark.parametrize("preset", ["quick", "folder"])
+def test_every_preset_s_cells_are_equal_with_their_budgets(preset):
+    """As `compare` checks it before it searches: the numbers of updates differ, as planned."""
+    config = comparison(preset, seeds="(0,)")
+    cells = [training for training in trainings(config) if not training.variant]
+    plans = [(training, planned(config, training, Path("x"))[0]) for training in cells]
+    check_equal(plans)
+    assert len({run.num_steps for _, run in plans}) == 3
+
+
 def test_cells_that_differ_elsewhere_are_refused():
     config = comparison("quick")
     todo = [Training("mask", network, 0) for network in ("unet", "uvit")]

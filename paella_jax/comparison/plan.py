@@ -25,7 +25,7 @@ from paella_jax.typing import Tree
 BUDGETS = ("flops", "seconds", "parameters")
 # What makes two trainings different cells, with the rate and number of updates that follow.
 OF_A_CELL = ("cell.", "seed", "objective.density", "optim.learning_rate", "optim.warmup_steps",
-             "num_steps", "checkpoint.every")  # fmt: skip
+             "optim.decay_steps", "num_steps", "checkpoint.every")  # fmt: skip
 SCALES = tuple(1.0 + step / 16 for step in range(-12, 52))
 
 

@@ -80,6 +80,8 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     do_together([*_tokenizer_task(config, out), *subject.prepare()], out)
     if not config.tokenizer:
         settle(tokenizer_folder(config, out))
+    first = [t for t in todo if t.seed == config.seeds[0]]
+    check_equal([(t, planned(config, t, tokenizer_folder(config, out))[0]) for t in first])
     config = with_searched_rates(config, subject, tokenizer_folder(config, out), out)
     trained = _train_all(config, todo, out)
     judge = make_judge(subject)
@@ -105,7 +107,6 @@ def _tokenizer_task(config: ConfigDict, out: Path) -> list[Task]:
 def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trained]:
     tokenizer = tokenizer_folder(config, out)
     plans = [(training, *planned(config, training, tokenizer)) for training in todo]
-    check_equal([(training, run) for training, run, _ in plans])
     report(describe(plans))
     for training, run, _ in plans:
         check_finished(config, training, run, out)
