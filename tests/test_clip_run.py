@@ -15,6 +15,10 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.published import load_clip_text_folder
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
+from paella_jax.families.image_encoder import ImageEncoder
+from paella_jax.noise.tokens import sample_keys
+from paella_jax.objectives.inputs import StepInputs
+from paella_jax.ops.by_need import PARTS
 from paella_jax.pipelines import variations
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.registry import build_method
@@ -124,3 +128,22 @@ def test_a_folder_is_carried_only_if_it_can_be_read(tmp_path):
     _, carried = load_clip_text_folder(target)
     jax.tree.map(np.testing.assert_array_equal, carried, expected)
     assert not (target / "open_clip_pytorch_model.bin").exists()
+
+
+def test_a_frozen_tower_sees_a_part_of_the_images(tmp_path, monkeypatch):
+    """Of a training step, where most are dropped: test_encode.py has that its loss is the same."""
+    config = clip_config(write_clip_folder(tmp_path / "clip"), batch_size=32)
+    prepare_workdir(tmp_path / "run", config)
+    small.carry_random_tokenizer(tmp_path / "run")
+    method, seen, embed = build_method(config, tmp_path / "run"), [], ImageEncoder.__call__
+
+    def note(encoder, params, frozen, images):
+        seen.append(len(images))
+        return embed(encoder, params, frozen, images)
+
+    monkeypatch.setattr(ImageEncoder, "__call__", note)
+    batch = jax.tree.map(lambda x: np.stack([x] * 32), method.transform(method.source[0]))
+    keys = sample_keys(jax.random.key(0), np.arange(32))
+    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    jax.eval_shape(method.objective, params, StepInputs(batch, keys, 0, {}, method.frozen))
+    assert seen == [32 // PARTS]
