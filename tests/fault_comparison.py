@@ -27,7 +27,7 @@ def whole_comparison() -> Work:
         return command(compare.main, "--config", "compare:tiny", "--out", str(folder), *flags)
 
     def found(folder: Path) -> Any:
-        runs = {f"{f.parent.name}/{f.name}": run_folder(f) for f in _run_folders(folder)}
+        runs = {str(f.relative_to(folder)): run_folder(f) for f in _run_folders(folder)}
         rows = {f.name: untimed(json.loads(f.read_text())) for f in folder.glob("cells/*.json")}
         pictures = {f.name: sha256(f) for f in folder.glob("comparison_s*.png")}
         files = (f for f in folder.rglob("*") if f.is_file())

@@ -147,7 +147,13 @@ def difference(left: Any, right: Any, name: str = "") -> str:
         for key in sorted({*left, *right}, key=str):
             if left.get(key) != right.get(key):
                 return difference(left.get(key), right.get(key), f"{name}/{key}")
-    return f"{name} is {left!r}, uninterrupted {right!r}"
+    return f"{name} is {shortened(left)}, uninterrupted {shortened(right)}"
+
+
+def shortened(value: Any, most: int = 500) -> str:
+    """Its beginning: a whole run folder says nothing to a reader."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]} ..."
 
 
 def two_starters(
