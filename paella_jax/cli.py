@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from paella_jax.config import (
@@ -166,21 +166,20 @@ def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
     """Runs a command in `count` more processes, which end with the block however it ends.
 
     Each process, this one too, keeps to its share of the processors: threads of several that wait
-    for each other on the same ones made small networks a tenth to a quarter slower. To be called
+    for each other on the same ones make small networks slower (docs/speed.md 5.1). To be called
     before JAX starts its threads.
     """
     free = processors()
     shares = [free[place :: count + 1] for place in range(count + 1)]
-    keep_to = getattr(os, "sched_setaffinity", lambda pid, share: None)  # Linux alone has it
     others = []
     try:
         for share in shares[1:]:
-            keep_to(0, share or free)
+            _keep_to(share or free)
             others.append(subprocess.Popen(command))
-        keep_to(0, shares[0] or free)
+        _keep_to(shares[0] or free)
         yield
     finally:
-        keep_to(0, free)
+        _keep_to(free)
         for other in others:
             other.terminate()
             other.wait()
@@ -188,8 +187,15 @@ def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
 
 def processors() -> list[int]:
     """The numbers of the processors that this process may use; empty where nobody knows."""
-    allowed = getattr(os, "sched_getaffinity", lambda pid: ())
+    allowed = getattr(os, "sched_getaffinity", lambda pid: ())  # Linux alone has it
     return sorted(allowed(0))
+
+
+def _keep_to(numbers: Sequence[int]) -> None:
+    """Uses these processors from now on, where that can be chosen."""
+    if numbers:
+        with suppress(OSError):  # some containers forbid it
+            os.sched_setaffinity(0, numbers)
 
 
 def run(main: Callable[[], int]) -> None:

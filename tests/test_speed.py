@@ -24,6 +24,7 @@ from paella_jax.speed.case import Case, measure
 from paella_jax.speed.peers import Peer, call_of, load_peer
 from paella_jax.speed.plan import Setting, check_asked
 from paella_jax.speed.trace import longest, profiled
+from paella_jax.speed.training import of_dropped_images
 from paella_jax.training.sharding import make_mesh
 
 NARROW = {"model__widths": "(16,16)", "model__depths": "(1,1)", "model__num_heads": "(0,2)",
@@ -71,13 +72,14 @@ def test_arrays_of_all_kinds():
         "weights": jax.ShapeDtypeStruct((40, 50), jnp.bfloat16),
         "bytes": jax.ShapeDtypeStruct((3, 300), np.uint8),
         "ids": jax.ShapeDtypeStruct((7,), np.int32),
+        "mask": jax.ShapeDtypeStruct((2, 5), bool),
         "keys": jax.ShapeDtypeStruct((2,), jax.random.key(0).dtype),
         "given": np.float32(3.0),
     }
     made = filled(shapes, 1)
     assert {n: x.dtype for n, x in made.items()} == {n: x.dtype for n, x in shapes.items()}
     assert 0.018 < float(made["weights"].astype(jnp.float32).std()) < 0.022
-    assert float(made["given"]) == 3.0 and not made["ids"].any()
+    assert float(made["given"]) == 3.0 and not made["ids"].any() and made["mask"].all()
     assert len(np.unique(made["bytes"])) == 256
 
 
@@ -189,6 +191,13 @@ def test_released_presets_ask_their_encoders(preset):
     made = token_sampling(small.config_of(preset), 3)
     (inputs,) = made.request.conditions
     assert inputs.clip_ids.shape == (3, 77) and made.form.grid in ((64, 64), (16, 16))
+
+
+def test_images_that_nobody_sees_are_not_counted():
+    """Nine of ten go through no tower: of ViT-H/14 that is 0.3 TFLOP an image (docs/speed.md 3)."""
+    config = small.config_of("paella:1b", batch_size=4)
+    assert of_dropped_images(config) / 4 == pytest.approx(0.9 * 0.3348e12, rel=1e-3)
+    assert of_dropped_images(config_of()) == of_dropped_images(small.config_of("stage_b:v2")) == 0
 
 
 def test_encoded_data_leaves_the_frozen_networks_out():

@@ -25,7 +25,7 @@ def train_case(config: ConfigDict, mesh: Mesh, encoded: bool) -> Case:
     plain = train_program(_without_remat(config), mesh, encoded)
     name = "train step, encoded data" if encoded else "train step"
     counted = (plain.function, plain.arguments)
-    skipped = 0.0 if encoded else _of_dropped_images(config)
+    skipped = 0.0 if encoded else of_dropped_images(config)
     given = (name, program.function, program.arguments, config.batch_size, counted)
     return Case(*given, carries=True, skipped=skipped)
 
@@ -41,7 +41,7 @@ def encoding_case(config: ConfigDict) -> Case:
     return Case("encode images and texts", jax.jit(encoding.arrays), arguments, config.batch_size)
 
 
-def _of_dropped_images(config: ConfigDict) -> float:
+def of_dropped_images(config: ConfigDict) -> float:
     """FLOPs of a frozen image encoder on the images of a batch that nobody sees."""
     if "image_encoder" not in config or config.image_encoder.kind != "clip":
         return 0.0
