@@ -94,6 +94,8 @@ def _add_optimiser(config: ConfigDict) -> None:
     config.optim.accumulation = 1  # micro-batches per update
     # In which type the devices' gradients are added up: float32, or compute (config.precision).
     config.optim.gradient_reduction = "float32"
+    # Of the first moments: float32, or bfloat16, which saves 2 bytes a parameter.
+    config.optim.momentum_precision = "float32"
     config.optim.ema_decay = 0.0  # 0: no moving average
     config.optim.ema_start = 0  # the average equals the parameters before this step
 

@@ -105,6 +105,32 @@ def test_gradients_are_clipped(kind):
     np.testing.assert_allclose(clipped[2]["w"], same[2]["w"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
+def test_first_moments_in_bfloat16(kind):
+    """Only they change their type, and updates by no more than its rounding."""
+    random = np.random.default_rng(0)
+    draw = lambda: jnp.asarray(random.normal(size=(130, 140)), jnp.float32)
+    params = {"layer": {"kernel": draw()}, "table": draw()}
+    gradients = [jax.tree.map(lambda _: draw(), params) for _ in range(4)]
+    wide, narrow = optim_of(kind=kind), optim_of(kind=kind, momentum_precision="bfloat16")
+    types = lambda optim: [
+        (x.shape, x.dtype)
+        for x in jax.tree.leaves(make_optimizer(optim, Pace(10, 0.1)).init(params))
+    ]
+    was, now = types(wide), types(narrow)
+    changed = [(a, b) for a, b in zip(was, now, strict=True) if a != b]
+    assert changed == [(((130, 140), jnp.float32), ((130, 140), jnp.bfloat16))] * 2
+    last_wide, last = moves(wide, params, gradients)[-1], moves(narrow, params, gradients)[-1]
+    for a, b in zip(jax.tree.leaves(last_wide), jax.tree.leaves(last), strict=True):
+        error = np.sqrt(np.square(a - b).mean() / np.square(a).mean())
+        assert 0.0 < error < 0.01, error
+
+
+def test_first_moments_have_no_other_type():
+    with pytest.raises(ConfigError, match="momentum_precision must be one of float32, bfloat16"):
+        make_optimizer(optim_of(momentum_precision="float16"), Pace(10, 0.1))
+
+
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 def test_muon_s_first_update_is_the_gradient_with_equal_singular_values(shape):
     """Of a matrix; a table and a bias are Adam's, whose first update is the rate."""

@@ -82,6 +82,7 @@ OPTIM: dict[str, Field] = {
     "optim.clip_norm": number(0, "global norm of the gradient; 0: none"),
     "optim.accumulation": whole(1, "micro-batches per update"),
     "optim.gradient_reduction": text("type of the devices' sum", ("float32", "compute")),
+    "optim.momentum_precision": text("type of the first moments", ("float32", "bfloat16")),
     "optim.ema_decay": fraction("of the average of the parameters; 0: none"),
     "optim.ema_start": whole(0, "step before which the average equals the parameters", LONG),
     "lora.rank": whole(0, "of low-rank changes, with init_from; 0: all parameters train"),

@@ -69,6 +69,7 @@ BEFORE = {
     "data.validation_split": "",
     "model.positions": False,
     "optim.decay_steps": 0,
+    "optim.momentum_precision": "float32",
     "text.units": "bytes",
     "text.values_from": "states",
     "transformer.tied_head": False,

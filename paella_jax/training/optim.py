@@ -18,6 +18,7 @@ from paella_jax.typing import Array, Tree
 
 KINDS = ("adamw", "adafactor", "muon")
 REDUCTIONS = ("float32", "compute")
+MOMENTUM_PRECISIONS = ("float32", "bfloat16")
 MIN_FACTORED_SIZE = 128  # matrices with a smaller side keep their full second moments
 MUON_MOMENTUM, MUON_RMS = 0.95, 0.2  # of their papers
 MAX_UPDATE_RMS = 1.0  # of one array's scaled gradient: Adafactor's own clipping
@@ -71,7 +72,12 @@ def _cosine_to_zero(peak: Any, num_steps: Any) -> optax.Schedule:
 
 def check_optim(optim: ConfigDict) -> None:
     """Raises ConfigError for an optimiser, a beta or a pattern that cannot be."""
-    for name, known in (("kind", KINDS), ("gradient_reduction", REDUCTIONS)):
+    choices = {
+        "kind": KINDS,
+        "gradient_reduction": REDUCTIONS,
+        "momentum_precision": MOMENTUM_PRECISIONS,
+    }
+    for name, known in choices.items():
         if optim.get(name, known[0]) not in known:
             raise ConfigError(
                 f"optim.{name} must be one of {', '.join(known)}, got {optim[name]!r}"
@@ -91,7 +97,8 @@ def make_optimizer(optim: ConfigDict, pace: Pace) -> optax.GradientTransformatio
     """AdamW, Adafactor or Muon after clipping by global norm, with decoupled weight decay.
 
     The decay falls on every parameter, as in Paella's reference, or on those whose path matches
-    `optim.decay_pattern`.
+    `optim.decay_pattern`. First moments are kept in `optim.momentum_precision`; second moments are
+    always float32, since an average that moves by a thousandth of itself stands still in bfloat16.
 
     Raises:
       ConfigError: settings that cannot be (`check_optim`); from the optimiser's `init`, also where
@@ -110,10 +117,16 @@ def make_optimizer(optim: ConfigDict, pace: Pace) -> optax.GradientTransformatio
         b1=optim.beta1,
         b2=optim.beta2,
         eps=optim.epsilon,
+        mu_dtype=momentum_type(optim),
         weight_decay=optim.weight_decay,
         mask=mask,
     )
     return optax.chain(clip, adamw)
+
+
+def momentum_type(optim: ConfigDict) -> jnp.dtype:
+    """In which the first moments are kept; older runs lack the field."""
+    return jnp.dtype(optim.get("momentum_precision", "float32"))
 
 
 def decay_mask(pattern: str) -> Callable[[Tree], Tree]:
@@ -152,10 +165,16 @@ def _muon(
         lambda _: optax.contrib.MuonDimensionNumbers(), tree
     )
     matrix = optax.chain(
-        optax.contrib.scale_by_muon(beta=MUON_MOMENTUM, weight_dimension_numbers=rows_and_columns),
+        optax.contrib.scale_by_muon(
+            beta=MUON_MOMENTUM,
+            mu_dtype=momentum_type(optim),
+            weight_dimension_numbers=rows_and_columns,
+        ),
         optax.stateless(lambda updates, _: jax.tree.map(as_loud, updates)),
     )
-    adam = optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2, eps=optim.epsilon)
+    adam = optax.scale_by_adam(
+        b1=optim.beta1, b2=optim.beta2, eps=optim.epsilon, mu_dtype=momentum_type(optim)
+    )
     return optax.chain(
         optax.multi_transform({"matrix": matrix, "rest": adam}, _kinds_of),
         optax.add_decayed_weights(optim.weight_decay, mask),
@@ -180,10 +199,12 @@ def _adafactor(
     Built from optax's parts, as `optax.adafactor` differs from those settings: it scales steps by
     the size of the parameters, raises beta2 towards 1 with the step, and does not scale the decay
     by the learning rate. `optim.epsilon` is Adam's; Adafactor's 1e-30 only guards against 0/0.
-    What MUSE leaves open: the momentum is of the scaled gradient, in float32 and bias-corrected,
-    and each array's update is clipped to an RMS of 1, as in the Adafactor paper.
+    What MUSE leaves open: the momentum is of the scaled gradient and bias-corrected, and each
+    array's update is clipped to an RMS of 1, as in the Adafactor paper.
     """
-    momentum = optax.ema(optim.beta1) if optim.beta1 else optax.identity()
+    momentum = optax.identity()
+    if optim.beta1:
+        momentum = optax.ema(optim.beta1, accumulator_dtype=momentum_type(optim))
     return optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=optim.beta2,
