@@ -123,6 +123,7 @@ def _add_conditions(config: ConfigDict) -> None:
     config.text.pad_to = 256  # static length of training batches
     # Lengths that a frozen T5 sorts a batch's texts by, so that short ones cost less.
     config.text.buckets = 1
+    config.text.attention = "xla"  # kernel of frozen encoders, of images too: xla, cudnn or auto
     config.text.empty_is_absent = False  # an empty text is invisible (MUSE), not its end token
     config.text.width = 1536  # the fields below describe a jointly trained encoder
     config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words

@@ -128,6 +128,7 @@ def add_text(config: ConfigDict, kind: str) -> None:
     config.text.folder = ""  # CLIP text model in Hugging Face layout
     config.text.max_length = 128  # bytes including the end token; longer captions are cut
     config.text.pad_to = 120  # static length
+    config.text.attention = "xla"  # kernel of frozen encoders, of images too: xla, cudnn or auto
     config.text.width = 96
     config.text.units = "bytes"  # or words, which have fixed vectors: lengths above are then words
     config.text.values_from = (
@@ -141,7 +142,7 @@ def add_text(config: ConfigDict, kind: str) -> None:
 
 def train_on(config: ConfigDict) -> None:
     """Makes a preset a later phase: `init_from` must be given, its text encoder stays."""
-    for name in config.text:
+    for name in set(config.text) - {"attention"}:
         config.text[name] = None
 
 

@@ -11,6 +11,9 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from ml_collections import ConfigDict
 
+from paella_jax.encoders.clip_text import ClipText
+from paella_jax.encoders.clip_vision import ClipVision
+from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.models.blocks import AttentionBlock, kept_by
 from paella_jax.noise.generators import dropout_key
 from paella_jax.ops import attention
@@ -74,6 +77,47 @@ def test_cudnn_is_given_whole_lengths_and_what_is_real(masked, monkeypatch):
     np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-6)
     assert (seen["implementation"], seen["length"]) == ("cudnn", 8)
     assert ("mask" in seen) == masked
+
+
+ENCODERS = {
+    "t5": T5Encoder(9, 32, 2, 4, 8, 16, dtype=jnp.bfloat16),
+    "looped t5": T5Encoder(9, 32, 3, 4, 8, 16, loop=True, dtype=jnp.bfloat16),
+    "clip text": ClipText(32, 2, 4, 16, vocab_size=9, max_length=7, dtype=jnp.bfloat16),
+    "clip vision": ClipVision(32, 2, 4, 16, image_size=8, patch_size=2, dtype=jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("kernel", ["cudnn", "auto"])
+@pytest.mark.parametrize("name", list(ENCODERS))
+def test_frozen_encoders_by_cudnn(name, kernel, monkeypatch):
+    """Its call stands for itself here, on odd lengths, with biases and padding."""
+    encoder, calls = ENCODERS[name], []
+    if name == "clip vision":
+        given = (jax.random.normal(jax.random.key(1), (2, 8, 8, 3)),)
+    else:
+        given = (jnp.arange(14).reshape(2, 7) % 9, jnp.arange(7)[None] < jnp.array([[7], [3]]))
+    variables = encoder.init(jax.random.key(0), *given)
+    wanted = jax.tree.leaves(encoder.apply(variables, *given))[0].astype(jnp.float32)
+
+    def stand_in(query, key, value, **options):
+        calls.append((query.shape[1], options.pop("implementation"), query.dtype))
+        assert "bias" not in options or options["bias"].dtype == query.dtype
+        return whole(query, key, value, implementation="xla", **options)
+
+    whole = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    ours = jax.tree.leaves(encoder.clone(kernel=kernel).apply(variables, *given))[0]
+    length = 24 if name == "clip vision" else 8
+    assert set(calls) == {(length, "cudnn", jnp.dtype("bfloat16"))}
+    np.testing.assert_allclose(ours.astype(jnp.float32), wanted, atol=0.06)
+
+
+def test_encoders_refuse_kernels_that_they_do_not_have(monkeypatch):
+    given = jnp.zeros((1, 4), jnp.int32)
+    for kernel, words in (("cudnn", "needs an NVIDIA GPU"), ("flash", "none of frozen encoders")):
+        with pytest.raises(ValueError, match=words):
+            ENCODERS["t5"].clone(kernel=kernel).init(jax.random.key(0), given)
 
 
 @pytest.mark.parametrize("masked", [True, False])

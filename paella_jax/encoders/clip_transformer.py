@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from paella_jax.models.layers import Dense, gelu
 from paella_jax.models.repeated import loop_over_layers
-from paella_jax.ops.attention import attend_heads_first
+from paella_jax.ops.attention import self_attend_heads_first
 from paella_jax.typing import Array
 
 # OpenAI's weights need the quick form, OpenCLIP's (ViT-H, bigG) the exact one.
@@ -56,6 +56,7 @@ class Attention(nn.Module):
 
     num_heads: int
     out_std: float
+    kernel: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -72,7 +73,7 @@ class Attention(nn.Module):
             return y.reshape(batch, length, self.num_heads, head_dim).swapaxes(1, 2)
 
         query, key, value = project("query") * head_dim**-0.5, project("key"), project("value")
-        y = attend_heads_first(query, key, value, bias)
+        y = self_attend_heads_first(query, key, value, bias, implementation=self.kernel)
         return dense("out", self.out_std)(y.swapaxes(1, 2).reshape(batch, length, width))
 
 
@@ -84,13 +85,15 @@ class Block(nn.Module):
     activation: str
     out_std: float
     norm_epsilon: float
+    kernel: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None) -> Array:
         width = x.shape[-1]
         normed = lambda name, x: norm(self.norm_epsilon, name)(x)
-        attention = Attention(self.num_heads, self.out_std, dtype=self.dtype, name="attention")
+        sizes = (self.num_heads, self.out_std, self.kernel)
+        attention = Attention(*sizes, dtype=self.dtype, name="attention")
         x = x + attention(normed("attention_norm", x), bias).astype(jnp.float32)
 
         init = nn.initializers.normal
@@ -112,6 +115,7 @@ class Transformer(nn.Module):
     norm_epsilon: float
     dtype: Any = jnp.float32
     loop: bool = False  # all blocks but the last as one loop, of whose states the last is given
+    kernel: str = "xla"
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None = None) -> list[Array]:
@@ -126,6 +130,7 @@ class Transformer(nn.Module):
             "activation": self.activation,
             "out_std": (2 * width * self.num_layers) ** -0.5,
             "norm_epsilon": self.norm_epsilon,
+            "kernel": self.kernel,
             "dtype": self.dtype,
         }
         states, first = [x], 0
@@ -150,6 +155,7 @@ class ClipTower(nn.Module):
     activation: str = "gelu"  # or "quick_gelu"
     norm_epsilon: float = 1e-5
     loop: bool = False  # blocks as one loop, where not all states are asked for
+    kernel: str = "xla"  # of attention (ops/attention.py)
     dtype: Any = jnp.float32  # of the matrix products and the states
 
     def norm(self, name: str) -> nn.LayerNorm:
@@ -169,6 +175,7 @@ class ClipTower(nn.Module):
             self.norm_epsilon,
             dtype=self.dtype,
             loop=self.loop and not all_hidden,
+            kernel=self.kernel,
             name="transformer",
         )(x, bias)
 

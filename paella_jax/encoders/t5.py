@@ -19,7 +19,7 @@ import numpy as np
 from paella_jax.encoders.words import word_vectors
 from paella_jax.models.layers import Dense
 from paella_jax.models.repeated import loop_over_layers
-from paella_jax.ops.attention import attend_heads_first
+from paella_jax.ops.attention import attend_heads_first, self_attend_heads_first
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -99,6 +99,7 @@ class Attention(nn.Module):
     num_heads: int
     head_dim: int
     dropout: float = 0.0
+    kernel: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -114,8 +115,10 @@ class Attention(nn.Module):
         query = project("query", (width * self.head_dim) ** -0.5)
         key, value = project("key", width**-0.5), project("value", width**-0.5)
         rate = 0.0 if deterministic else self.dropout
-        dropout_key = self.make_rng("dropout") if rate > 0.0 else None
-        y = attend_heads_first(query, key, value, bias, rate, dropout_key)
+        if rate > 0.0:
+            y = attend_heads_first(query, key, value, bias, rate, self.make_rng("dropout"))
+        else:
+            y = self_attend_heads_first(query, key, value, bias, implementation=self.kernel)
         y = y.swapaxes(1, 2).reshape(batch, length, inner)
         return dense(width, inner**-0.5, self.dtype, "out")(y)
 
@@ -155,15 +158,15 @@ class Block(nn.Module):
     activation: str
     norm_epsilon: float
     dropout: float
+    kernel: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
         drop = lambda y: nn.Dropout(self.dropout)(y, deterministic=deterministic)
         norm = lambda name: nn.RMSNorm(self.norm_epsilon, dtype=jnp.float32, name=name)
-        attention = Attention(
-            self.num_heads, self.head_dim, self.dropout, dtype=self.dtype, name="attention"
-        )
+        sizes = (self.num_heads, self.head_dim, self.dropout, self.kernel)
+        attention = Attention(*sizes, dtype=self.dtype, name="attention")
         y = attention(norm("attention_norm")(x), bias, deterministic=deterministic)
         x = x + drop(y).astype(jnp.float32)
         mlp = FeedForward(
@@ -190,6 +193,7 @@ class T5Encoder(nn.Module):
     dropout: float = 0.0
     local_start: bool = False  # start from heads that look at near bytes (`local_bias`)
     loop: bool = False  # the blocks as one loop: compiles in a fraction of the time
+    kernel: str = "xla"  # of attention (ops/attention.py)
     word_values: bool = False  # the result is two: the states, and each word by itself
     dtype: Any = jnp.float32  # of the matrix products and the result
 
@@ -267,6 +271,7 @@ class T5Encoder(nn.Module):
             activation=self.activation,
             norm_epsilon=self.norm_epsilon,
             dropout=self.dropout,
+            kernel=self.kernel,
             dtype=self.dtype,
             name=name,
         )

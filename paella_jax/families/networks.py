@@ -83,7 +83,11 @@ def common_fields(config: ConfigDict) -> dict[str, Any]:
 def frozen_form(config: ConfigDict) -> dict[str, Any]:
     """Fields of frozen encoders that a config decides: they go with the network they serve."""
     block = NETWORKS[config.cell.network].block if "cell" in config else "model"
-    return {"dtype": jnp.dtype(config.precision), "loop": bool(config[block].get("loop", False))}
+    return {
+        "dtype": jnp.dtype(config.precision),
+        "loop": bool(config[block].get("loop", False)),
+        "kernel": config.text.get("attention", "xla"),  # older runs lack the field
+    }
 
 
 # Each network's file is imported when it is made: a run needs but its own.

@@ -103,7 +103,16 @@ def _on_gpu() -> bool:
 
 def _unfit(query: Array) -> str:
     """Why cuDNN's kernel does not take a query, also in training; empty where it does."""
-    length, head_dim = query.shape[1], query.shape[-1]
+    if query.shape[1] % 2:
+        return (
+            f"attention 'cudnn' needs an even number of queries, got {query.shape[1]}: auto or xla"
+        )
+    return _unfit_head(query)
+
+
+def _unfit_head(query: Array) -> str:
+    """The same of its type and its last axis."""
+    head_dim = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         return f"attention 'cudnn' computes in bfloat16 or float16, not {query.dtype}: auto or xla"
     if head_dim % 8 or head_dim > LARGEST_HEAD:
@@ -111,8 +120,6 @@ def _unfit(query: Array) -> str:
             f"attention 'cudnn' needs heads of up to {LARGEST_HEAD} channels, a multiple of 8, got "
             f"{head_dim}: auto or xla"
         )
-    if length % 2:
-        return f"attention 'cudnn' needs an even number of queries, got {length}: auto or xla"
     return ""
 
 
@@ -140,6 +147,51 @@ def attend_heads_first(
     return jnp.matmul(probabilities.astype(value.dtype), value)
 
 
+def self_attend_heads_first(
+    query: Array, key: Array, value: Array, bias: Array | None, *, implementation: str = "xla"
+) -> Array:
+    """`attend_heads_first` of as many keys as queries, by a kernel.
+
+    Args:
+      query: [batch, heads, length, head_dim]; keys and values alike.
+      key: see there.
+      value: see there.
+      bias: float32 [batch or 1, heads or 1, length, length] or None. cuDNN reads it in the type of
+        the queries.
+      implementation: "xla", "cudnn", or "auto": cuDNN's where it can.
+
+    Raises:
+      ValueError: a kernel that this machine, or these shapes and types, do not have.
+    """
+    kernel = implementation
+    refusal = check_kernel(kernel) or (_unfit_head(query) if kernel == "cudnn" else "")
+    if kernel == "flash":
+        refusal = "attention 'flash' is none of frozen encoders': auto, xla or cudnn"
+    if refusal:
+        raise ValueError(refusal)
+    if kernel == "cudnn" or (kernel == "auto" and _on_gpu() and not _unfit_head(query)):
+        swapped = _swap_heads(query), _swap_heads(key), _swap_heads(value)
+        return _swap_heads(_by_cudnn_with_bias(*swapped, bias))
+    return attend_heads_first(query, key, value, bias)
+
+
+def _by_cudnn_with_bias(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
+    """Lengths are filled up to a multiple of 8: an encoder's are odd (77, 257)."""
+    batch, length = query.shape[:2]
+    more = -length % 8
+    whole = lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+    query, key, value = whole(query), whole(key), whole(value)
+    options: dict[str, Any] = {}
+    if bias is not None:
+        sides = ((0, 0), (0, 0), (0, more), (0, more))
+        options["bias"] = jnp.pad(bias, sides).astype(query.dtype)
+    if more:
+        options["key_value_seq_lengths"] = jnp.full((batch,), length, jnp.int32)
+    attend = partial(jax.nn.dot_product_attention, scale=1.0, implementation="cudnn")
+    out = attend(query, key, value, **options)
+    return out[:, :length]
+
+
 def _attend(
     query: Array,
     key: Array,
@@ -148,13 +200,17 @@ def _attend(
     dropout_rate: float,
     dropout_key: Array | None,
 ) -> Array:
-    heads_first = lambda x: jnp.swapaxes(x, 1, 2)
     query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     bias = None
     if key_mask is not None:
         bias = jnp.where(key_mask[:, None, None, :], 0.0, jnp.finfo(jnp.float32).min)
-    query, key, value = heads_first(query), heads_first(key), heads_first(value)
-    return heads_first(attend_heads_first(query, key, value, bias, dropout_rate, dropout_key))
+    query, key, value = _swap_heads(query), _swap_heads(key), _swap_heads(value)
+    return _swap_heads(attend_heads_first(query, key, value, bias, dropout_rate, dropout_key))
+
+
+def _swap_heads(x: Array) -> Array:
+    """[batch, length, heads, head_dim] -> [batch, heads, length, head_dim], or back."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def _by_xla(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:

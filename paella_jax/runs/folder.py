@@ -70,6 +70,7 @@ BEFORE = {
     "model.positions": False,
     "optim.decay_steps": 0,
     "optim.momentum_precision": "float32",
+    "text.attention": "xla",
     "text.units": "bytes",
     "text.values_from": "states",
     "transformer.tied_head": False,
