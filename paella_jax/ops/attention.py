@@ -78,12 +78,14 @@ def dot_product_attention(
                 "deviation from the published networks) or no dropout, or take auto or xla"
             )
         return explicit(query, key, value, key_mask)
-    forms: dict[str, Any] = {"cpu": explicit, "default": _by_xla}
+    fused: dict[str, Any] = {}
     if kernel == "cudnn" or (kernel == "auto" and _on_gpu() and not _unfit(query)):
-        forms["cuda"] = _by_cudnn
+        fused["cuda"] = _by_cudnn
     if kernel == "flash":
-        forms["tpu"] = _by_flash
-    return lax.platform_dependent(query, key, value, key_mask, **forms)
+        fused["tpu"] = _by_flash
+    if not fused:
+        return explicit(query, key, value, key_mask)
+    return lax.platform_dependent(query, key, value, key_mask, default=explicit, **fused)
 
 
 def check_kernel(name: str) -> str:
@@ -136,7 +138,7 @@ def attend_heads_first(
     With the heads in front XLA:CPU runs plain matrix products, up to three times faster than the
     same einsum on [batch, length, heads, head_dim].
     """
-    scores = jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=jnp.float32)
+    scores = _scores(query, key) if query.dtype != jnp.float32 else _product(query, key)
     if bias is not None:
         scores = scores + bias
     probabilities = jax.nn.softmax(scores, axis=-1)
@@ -145,6 +147,30 @@ def attend_heads_first(
         keep = jax.random.bernoulli(dropout_key, 1.0 - dropout_rate, probabilities.shape)
         probabilities = jnp.where(keep, probabilities / (1.0 - dropout_rate), 0.0)
     return jnp.matmul(probabilities.astype(value.dtype), value)
+
+
+def _product(query: Array, key: Array) -> Array:
+    """query key^T, float32 [..., queries, keys]."""
+    return jnp.matmul(query, jnp.swapaxes(key, -1, -2), preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _scores(query: Array, key: Array) -> Array:
+    """The same, of which the way back multiplies in the queries' type, as fused kernels do."""
+    return _product(query, key)
+
+
+def _scores_forward(query: Array, key: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(query, key), (query, key)
+
+
+def _scores_backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    query, key = saved
+    grad = grad.astype(query.dtype)
+    return jnp.matmul(grad, key), jnp.matmul(jnp.swapaxes(grad, -1, -2), query)
+
+
+_scores.defvjp(_scores_forward, _scores_backward)
 
 
 def self_attend_heads_first(
@@ -197,8 +223,8 @@ def _attend(
     key: Array,
     value: Array,
     key_mask: Array | None,
-    dropout_rate: float,
-    dropout_key: Array | None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
 ) -> Array:
     query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     bias = None
@@ -211,11 +237,6 @@ def _attend(
 def _swap_heads(x: Array) -> Array:
     """[batch, length, heads, head_dim] -> [batch, heads, length, head_dim], or back."""
     return jnp.swapaxes(x, 1, 2)
-
-
-def _by_xla(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="xla")
 
 
 def _by_cudnn(query: Array, key: Array, value: Array, key_mask: Array | None) -> Array:
@@ -239,7 +260,7 @@ def _by_flash(query: Array, key: Array, value: Array, key_mask: Array | None) ->
     if shards == 1 and jax.sharding.get_abstract_mesh().empty:
         return _flash(query, key, value, visible)
     if query.shape[0] % shards:
-        return _by_xla(query, key, value, key_mask)  # previews and initialisation
+        return _attend(query, key, value, key_mask)  # previews and initialisation
     cut = jax.shard_map(_flash, in_specs=(BATCH,) * 4, out_specs=BATCH, check_vma=False)
     return cut(query, key, value, visible)
 
