@@ -16,6 +16,7 @@ from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.published import load_clip_text_folder
 from paella_jax.families.clip_prior import ClipPriorSampler, make_clip_prior
 from paella_jax.families.image_encoder import ImageEncoder
+from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.noise.tokens import sample_keys
 from paella_jax.objectives.inputs import StepInputs
 from paella_jax.ops.by_need import PARTS
@@ -130,20 +131,27 @@ def test_a_folder_is_carried_only_if_it_can_be_read(tmp_path):
     assert not (target / "open_clip_pytorch_model.bin").exists()
 
 
-def test_a_frozen_tower_sees_a_part_of_the_images(tmp_path, monkeypatch):
+def test_frozen_towers_see_a_part_of_images_and_texts(tmp_path, monkeypatch):
     """Of a training step, where most are dropped: test_encode.py has that its loss is the same."""
     config = clip_config(write_clip_folder(tmp_path / "clip"), batch_size=32)
     prepare_workdir(tmp_path / "run", config)
     small.carry_random_tokenizer(tmp_path / "run")
     method, seen, embed = build_method(config, tmp_path / "run"), [], ImageEncoder.__call__
+    read, texts = TokenNetworks.embed_texts, []
 
     def note(encoder, params, frozen, images):
         seen.append(len(images))
         return embed(encoder, params, frozen, images)
 
+    def note_texts(networks, frozen, ids):
+        texts.append(len(ids))
+        return read(networks, frozen, ids)
+
     monkeypatch.setattr(ImageEncoder, "__call__", note)
+    monkeypatch.setattr(TokenNetworks, "embed_texts", note_texts)
     batch = jax.tree.map(lambda x: np.stack([x] * 32), method.transform(method.source[0]))
     keys = sample_keys(jax.random.key(0), np.arange(32))
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
     jax.eval_shape(method.objective, params, StepInputs(batch, keys, 0, {}, method.frozen))
     assert seen == [32 // PARTS]
+    assert texts == [1, 32 // PARTS]  # the empty text once

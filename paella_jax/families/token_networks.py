@@ -106,7 +106,8 @@ class TokenNetworks:
         """Runs the text encoders, but for those whose outputs are given.
 
         `key` switches dropout on (jointly trained encoder only). With `by_length` a frozen T5
-        sorts the texts (encoders/by_length.py): for large batches, as it compiles several lengths.
+        sorts the texts (encoders/by_length.py), and a CLIP tower beside it encodes the empty text
+        once: for large batches, as more is compiled.
         """
         text, values, text_mask = inputs.text_states, None, inputs.text_mask
         if inputs.text_ids is not None:
@@ -116,7 +117,9 @@ class TokenNetworks:
         if self.empty_text_is_absent and text_mask is not None:
             text_mask = text_mask & (text_mask.sum(1, keepdims=True) > 1)
         text_pooled = inputs.text_pooled
-        if inputs.clip_ids is not None and self.clip_text is not None:
+        if inputs.clip_ids is not None and by_length and self.text_encoder is not None:
+            text_pooled = jax.lax.stop_gradient(self._pool_texts(frozen, inputs.clip_ids))
+        elif inputs.clip_ids is not None and self.clip_text is not None:
             output = self.clip_text.apply({"params": frozen["clip_text"]}, inputs.clip_ids)
             output = jax.lax.stop_gradient(output)
             text_pooled = output.embedding
@@ -157,6 +160,15 @@ class TokenNetworks:
         if mask is None or buckets == 1:
             return jax.lax.stop_gradient(encode(ids, mask))
         return jax.lax.stop_gradient(encode_by_length(encode, ids, mask, buckets))
+
+    def _pool_texts(self, frozen: Tree, ids: Array) -> Array:
+        """`embed_texts`, of which the empty text, as dropped ones are, is encoded once."""
+        assert self.clip_tokenizer is not None
+        encode = partial(self.embed_texts, frozen)
+        empty = jnp.asarray(self.clip_tokenizer([""])[0], ids.dtype)
+        once = encode(empty)
+        nothing = lambda some: jnp.broadcast_to(once, (len(some), once.shape[1]))
+        return by_need([nothing, encode], (ids != empty).any(1).astype(jnp.int32), ids)
 
     def embed_texts(self, frozen: Tree, clip_ids: Array) -> Array:
         """CLIP's ids [batch, 77] -> pooled, projected embeddings float32 [batch, width]."""

@@ -25,7 +25,7 @@ def train_case(config: ConfigDict, mesh: Mesh, encoded: bool) -> Case:
     plain = train_program(_without_remat(config), mesh, encoded)
     name = "train step, encoded data" if encoded else "train step"
     counted = (plain.function, plain.arguments)
-    skipped = 0.0 if encoded else of_dropped_images(config)
+    skipped = 0.0 if encoded else of_dropped_conditions(config)
     given = (name, program.function, program.arguments, config.batch_size, counted)
     return Case(*given, carries=True, skipped=skipped)
 
@@ -41,14 +41,18 @@ def encoding_case(config: ConfigDict) -> Case:
     return Case("encode images and texts", jax.jit(encoding.arrays), arguments, config.batch_size)
 
 
-def of_dropped_images(config: ConfigDict) -> float:
-    """FLOPs of a frozen image encoder on the images of a batch that nobody sees."""
+def of_dropped_conditions(config: ConfigDict) -> float:
+    """FLOPs of frozen CLIP towers on the images and texts of a batch that nobody sees."""
     if "image_encoder" not in config or config.image_encoder.kind != "clip":
         return 0.0
     networks, frozen = token_networks(config)
-    side = config.data.image_size
-    images = jax.ShapeDtypeStruct((config.batch_size, side, side, 3), np.float32)
-    return config.objective.image_drop * count_flops(networks.embed_images, {}, frozen, images)
+    count, side, drop = config.batch_size, config.data.image_size, config.objective
+    images = jax.ShapeDtypeStruct((count, side, side, 3), np.float32)
+    skipped = drop.image_drop * count_flops(networks.embed_images, {}, frozen, images)
+    if networks.clip_text is None or networks.text_encoder is None:
+        return skipped
+    texts = jax.ShapeDtypeStruct((count, 77), np.int32)
+    return skipped + drop.clip_text_drop * count_flops(networks.embed_texts, frozen, texts)
 
 
 def _without_remat(config: ConfigDict) -> ConfigDict:
