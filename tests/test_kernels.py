@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from jax.experimental.pallas import tpu as pltpu
 from ml_collections import ConfigDict
 
+from paella_jax.config import ConfigError
 from paella_jax.encoders.clip_text import ClipText
 from paella_jax.encoders.clip_vision import ClipVision
 from paella_jax.encoders.t5 import T5Encoder
+from paella_jax.encoders.text import joint_text_encoder
 from paella_jax.models.blocks import AttentionBlock, kept_by
 from paella_jax.noise.generators import dropout_key
 from paella_jax.ops import attention
@@ -118,6 +121,9 @@ def test_encoders_refuse_kernels_that_they_do_not_have(monkeypatch):
     for kernel, words in (("cudnn", "needs an NVIDIA GPU"), ("flash", "none of frozen encoders")):
         with pytest.raises(ValueError, match=words):
             ENCODERS["t5"].clone(kernel=kernel).init(jax.random.key(0), given)
+    text = small.config_of("paella:tiny", text__attention="cudnn").text
+    with pytest.raises(ConfigError, match="is for frozen encoders; this one trains along"):
+        joint_text_encoder(text, "bfloat16")
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -202,7 +202,7 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
     """A small T5 encoder of bytes or words that trains with the image model.
 
     Raises:
-      ConfigError: `text.units` is neither, or bytes without a layer.
+      ConfigError: `text.units` is neither, bytes without a layer, or a kernel of frozen encoders.
     """
     units = text.get("units", "bytes")  # runs may be older than the field
     if units not in UNITS:
@@ -210,6 +210,10 @@ def joint_text_encoder(text: ConfigDict, precision: str) -> T5Encoder:
     if units == "bytes" and text.num_layers < 1:
         raise ConfigError(
             "text.num_layers is 0, but single bytes say nothing; use text.units=words"
+        )
+    if text.get("attention", "xla") != "xla":
+        raise ConfigError(
+            f"text.attention={text.attention} is for frozen encoders; this one trains along (xla)"
         )
     values = text.get("values_from", "states")
     if values not in ("states", "words"):

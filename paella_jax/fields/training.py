@@ -112,7 +112,7 @@ TEXTS: dict[str, Field] = {
     "text.max_length": whole(1, "bytes or words, the end included; longer captions are cut"),
     "text.pad_to": whole(1, "static length"),
     "text.buckets": whole(1, "lengths that a frozen T5 sorts texts by in training", 16),
-    "text.attention": text("kernel of frozen encoders, of images too", ("auto", "xla", "cudnn")),
+    "text.attention": text("kernel of frozen encoders, images' too", ("auto", "xla", "cudnn")),
     "text.width": whole(1, "of the encoder"),
     "text.units": text("of lengths; words have fixed vectors", ("bytes", "words")),
     "text.values_from": text("what attention reads of a word", ("states", "words")),
