@@ -38,7 +38,8 @@ measure paella_1b_keys "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work
   --sweep objective.dropout_generator=threefry,rbg
 measure paella_1b_remat "${LARGE[@]}" "${FUSED[@]}" --work encoded --sweep batch_size=32,64,128 \
   --sweep model.remat_keeps=nothing,products
-measure paella_1b_whole "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work train,encode
+measure paella_1b_whole "${LARGE[@]}" "${FUSED[@]}" --config.batch_size=64 --work train,encode \
+  --sweep text.attention=xla,cudnn
 for file in "$out"/*.txt; do
   printf '## %s\n\n' "$(basename "${file%.txt}")"
   sed -n '/^{"device"/,$p' "$file"
