@@ -31,7 +31,7 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
-from paella_jax.comparison.search import best_rate, has_improved, to_train_whole
+from paella_jax.comparison.search import CLEAR, best_rate, has_improved, to_train_whole
 from paella_jax.comparison.train import (
     check_finished,
     planned,
@@ -452,9 +452,11 @@ def test_the_best_rate_is_the_lowest_mean_of_runs_that_did_not_diverge():
 def test_the_best_beginning_and_lower_rates_while_they_pay_are_trained_whole():
     tried = {"0.004": [1.4], "0.002": [1.0], "0.0005": [1.2], "0.001": [1.1]}
     assert to_train_whole(tried, {}) == [0.001, 0.002]
-    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.6]}) == []
-    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.4]}) == [0.0005]
+    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.61]}) == []
+    assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.59]}) == [0.0005]
     assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.4], "0.0005": [0.3]}) == []
+    assert best_rate({"0.002": [0.5], "0.001": [0.59]}, CLEAR) == 0.001
+    assert best_rate({"0.002": [0.5], "0.001": [0.61]}, CLEAR) == 0.002
     assert to_train_whole({"0.002": [1.0], "0.004": [1.1]}, {}) == [0.002]
 
 

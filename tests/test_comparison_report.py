@@ -110,6 +110,17 @@ def test_bad_rows_are_refused_before_writing(rows, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_variants_are_drawn_at_fewer_steps():
+    few = make_row(steps=(12,)) | {"cell": "cell / changed", "variant": "changed"}
+    rows = check_rows([make_row(), few])
+    assert [list(row["by_steps"]) for row in rows] == [[str(n) for n in STEPS], ["12"]]
+    page = markdown(rows)
+    assert "Variant cell / changed" in page and "| cell / changed |" in page
+    other = few | {"seed": 1, "by_steps": make_row(steps=(8,))["by_steps"]}
+    with pytest.raises(ValueError, match="by_steps of cell / changed, seed 1"):
+        check_rows([make_row(), few, other])
+
+
 def test_missing_step_measurement_is_named():
     row = make_row()
     del row["by_steps"][8]["frechet"]

@@ -114,7 +114,7 @@ def _row(
     best = _tune(config, judge, pipeline, sampler)
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
     by_steps, exact_of, exact_by_steps = {}, {}, {}
-    for steps in measure.steps:
+    for steps in (measure.main_steps,) if training.variant else measure.steps:
         scores: dict[str, Any] = {"diversity": None, "seconds_per_image": None}
         exact = {}
         for split in SPLITS:

@@ -30,7 +30,7 @@ from paella_jax.comparison.plan import (
 )
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
-from paella_jax.comparison.search import check_search, read_search, with_searched_rates
+from paella_jax.comparison.search import CLEAR, check_search, read_search, with_searched_rates
 from paella_jax.comparison.subject import Subject
 from paella_jax.comparison.train import (
     Trained,
@@ -190,8 +190,8 @@ def _search_notes(config: ConfigDict, out: Path) -> list[str]:
     return [
         f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds, the "
         f"first {search.fraction:.0%} of each training, then the best one, the next lower one, and "
-        "lower ones as long as they are better trained whole, by cross-entropy on images that are "
-        f"not measured (search.json). Chosen: {found}."
+        "lower ones until one is clearly worse trained whole, by cross-entropy on images that are "
+        f"not measured (search.json); of rates within {CLEAR:.0%} the lowest. Chosen: {found}."
     ]
 
 

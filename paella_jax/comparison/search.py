@@ -4,8 +4,9 @@ A rate found with one corruption serves another badly: the networks are at a kni
 pair begins its training at every rate, with several seeds, and the cross-entropy of corrupted
 tokens on images that are not measured tells the best. Beginnings favour high rates, at which some
 networks never read their captions to the end; so the best rate and the next lower one are then
-trained whole, with the first seed, and lower ones as long as they are better. What was begun is not
-trained again: whole trainings go on from there. `search.json` has all of it.
+trained whole, with the first seed, and lower ones as long as they are not clearly worse. One seed
+says little at the edge: a rate is only taken before a lower one where it is better by a fifth. What
+was begun is not trained again: whole trainings go on from there. `search.json` has all of it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ from paella_jax.training.metrics import report
 
 FILE = "search.json"
 LEAST_GAIN = 0.01  # of the cross-entropy, between the worst rate and the best
-TIE = 0.02  # of the cross-entropy: less does not tell two rates apart
+TIE = 0.02  # of the cross-entropy: less does not tell the beginnings of two rates apart
+# The same of whole trainings, of which there is one each. A rate that was better by 16 % with the
+# first seed left two other seeds on their plateau (docs/results.md 5).
+CLEAR = 0.2
 Scores = dict[str, dict[str, list[float]]]  # pair -> rate -> a cross-entropy per seed
 
 
@@ -161,7 +165,7 @@ def _settle(
 ) -> ConfigDict:
     """Chooses, keeps the chosen whole trainings, writes search.json, and warns of ends."""
     out, rates = trials[0].out, sorted(config.search.rates)
-    chosen = {pair: best_rate(by_rate) for pair, by_rate in whole.items()}
+    chosen = {pair: best_rate(by_rate, CLEAR) for pair, by_rate in whole.items()}
     for pair, rate in chosen.items():
         if rate in (rates[0], rates[-1]):
             report(f"warning: {pair} is best at {rate:g}, an end of search.rates: widen it")
@@ -188,28 +192,29 @@ def to_train_whole(
 ) -> list[float]:
     """Which rates to train whole next: none where the best one has a worse one below it.
 
-    First the best rate of the beginnings and the next lower one, then lower ones while they pay.
+    First the best rate of the beginnings and the next lower one, then lower ones until one is
+    clearly worse.
 
     Args:
       by_rate: cross-entropies of the beginnings.
       whole: of what was trained whole; empty at first.
     """
-    best = best_rate(whole or by_rate)
+    best = best_rate(whole, CLEAR) if whole else best_rate(by_rate)
     lower = [rate for rate in map(float, by_rate) if rate < best]
     tried = {float(rate) for rate in whole}
     wanted = [max(lower), best] if lower else [best]
     return [rate for rate in wanted if rate not in tried]
 
 
-def best_rate(by_rate: Mapping[str, list[float]]) -> float:
-    """The lowest rate whose mean over the seeds is about the best one's (within `TIE`).
+def best_rate(by_rate: Mapping[str, list[float]], tie: float = TIE) -> float:
+    """The lowest rate whose mean over the seeds is about the best one's (within `tie`, a share).
 
     A run that diverged counts as infinite.
     """
     mean = lambda values: float(np.mean([v if np.isfinite(v) else np.inf for v in values]))
     means = {float(rate): mean(values) for rate, values in by_rate.items()}
     best = min(means.values())
-    return min(rate for rate, value in means.items() if value <= (1 + TIE) * best)
+    return min(rate for rate, value in means.items() if value <= (1 + tie) * best)
 
 
 def has_improved(by_rate: Mapping[str, list[float]]) -> bool:
