@@ -163,6 +163,8 @@ def _add_objective_and_sampler(config: ConfigDict) -> None:
     config.objective.image_drop = 0.9
     config.objective.label_drop = 0.5
     config.objective.segmentation_drop = 0.5
+    # Share of samples that keep a single kind, drawn by how often each is kept.
+    config.objective.one_condition = 0.0
     # False: padding up to the batch's longest caption is seen as text, as in the released models'
     # training. Sampling never sees it: a prompt is drawn as if it were alone in its batch.
     config.objective.mask_padding = True

@@ -16,7 +16,7 @@ from paella_jax.noise.tokens import sample_keys, sample_noise_level
 from paella_jax.objectives.token_prediction import (
     draw_dropped,
     drop_conditions,
-    has_clip_alone,
+    kinds_of,
     token_weight,
     unmasked_padding,
     weighted_token_loss,
@@ -46,14 +46,14 @@ def inputs():
 
 def drop(given, settings):
     def run():
-        dropped = draw_dropped(keys(), settings, has_clip_alone(given))
+        dropped = draw_dropped(keys(), settings, kinds_of(given, {}))
         return drop_conditions(dropped, given, EMPTY_CLIP)
 
     return jax.jit(run)()
 
 
-def dropped(shares):
-    settings = ConfigDict({f"{name}_drop": share for name, share in shares.items()})
+def dropped(shares, **more):
+    settings = ConfigDict({f"{name}_drop": share for name, share in shares.items()} | more)
     out = drop(inputs(), settings)
     return out, {
         "text": np.asarray((out.text_mask.sum(1) == 1) & (out.text_ids[:, 0] == 1)),
@@ -75,6 +75,32 @@ def test_each_kind_is_dropped_per_sample_at_its_own_rate():
     assert (np.asarray(out.text_ids)[kept] == 70).all() and np.asarray(out.text_mask)[kept].all()
     assert (np.asarray(out.text_ids)[gone["text"], 1:] == 0).all()
     assert (np.asarray(out.clip_ids)[~gone["clip_text"]] == 7).all()
+
+
+def test_one_condition_alone():
+    """Each kind in proportion to how often it is kept; the other samples lose kinds as before."""
+    _, gone = dropped(SHARES, one_condition=1.0)
+    kept = ~np.stack([gone[name] for name in SHARES])
+    assert (kept.sum(0) == 1).all()
+    wanted = np.array([1 - share for share in SHARES.values()])
+    np.testing.assert_allclose(kept.mean(1), wanted / wanted.sum(), atol=0.03)
+    _, some = dropped(SHARES, one_condition=0.25)
+    _, none = dropped(SHARES)
+    as_before = np.all([some[name] == none[name] for name in SHARES], axis=0)
+    assert 0.75 <= as_before.mean() < 0.85  # a few lose the same kinds by either draw
+    _, ended = dropped(dict.fromkeys(SHARES, 1.0), one_condition=0.5)
+    assert all(rows.all() for rows in ended.values())
+
+
+def test_one_condition_is_of_the_kinds_that_there_are():
+    settings = ConfigDict({f"{name}_drop": 0.5 for name in SHARES} | {"one_condition": 1.0})
+    given = ConditionInputs(
+        **{n: getattr(inputs(), n) for n in ("text_ids", "text_mask", "labels")}
+    )
+    out = drop(given, settings)
+    labelled = np.asarray(out.labels != -1)
+    assert ((np.asarray(out.text_mask.sum(1)) == 6) == ~labelled).all()
+    assert abs(labelled.mean() - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

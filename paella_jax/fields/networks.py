@@ -128,6 +128,7 @@ OBJECTIVES: dict[str, Field] = {
     "objective.image_drop": share("of the samples without an image condition"),
     "objective.label_drop": share("of the samples without a label"),
     "objective.segmentation_drop": share("of the samples without a map"),
+    "objective.one_condition": share("of the samples that keep a single kind of condition"),
     "objective.mask_padding": truth("False: padding is seen as text, as released"),
     "objective.loss_chunks": whole(1, "cuts the classifier's positions to save memory", 4096),
     "objective.stretch": number(1, "of the noise levels: above 1 more samples at t = 1", 100.0),

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
@@ -44,8 +45,22 @@ class Dropped(NamedTuple):
     segmentation: Array
 
 
-def draw_dropped(keys: Array, settings: ConfigDict, clip_alone: bool) -> Dropped:
+class Kinds(NamedTuple):
+    """Which kinds of condition a run has, in the order of `Dropped`."""
+
+    text: bool
+    clip_text: bool
+    image: bool
+    label: bool
+    segmentation: bool
+
+
+def draw_dropped(keys: Array, settings: ConfigDict, given: Kinds) -> Dropped:
     """A fraction of the samples, for each kind by its own draw.
+
+    With `one_condition` that share of the samples keeps a single kind of those that the run has,
+    each as often, in proportion, as it is kept otherwise: where a text says everything, a network
+    learns little of an image beside it.
 
     Every sample's own key decides. The reference decides once per per-process batch, which makes
     the gradient of a small batch all or nothing; the expected fractions are the same
@@ -55,13 +70,28 @@ def draw_dropped(keys: Array, settings: ConfigDict, clip_alone: bool) -> Dropped
     Args:
       keys: [batch].
       settings: `config.objective`.
-      clip_alone: CLIP's is the only text, so that `text_drop` is its fraction.
+      given: of the run. Where CLIP's is the only text, `text_drop` is its fraction.
     """
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (5,)))(keys)
+    clip_alone = given.clip_text and not given.text
     clip_drop = settings.text_drop if clip_alone else settings.clip_text_drop
     fractions = (settings.text_drop, clip_drop, settings.image_drop,
               settings.label_drop, settings.segmentation_drop)  # fmt: skip
-    return Dropped(*(uniform < jnp.asarray(fractions)[None, :]).T)
+    dropped = uniform < jnp.asarray(fractions)[None, :]
+    kept = np.where(given, 1.0 - np.asarray(fractions), 0.0)
+    alone = settings.get("one_condition", 0.0)  # older runs lack the field
+    if alone and kept.any():
+        more = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), (2,)))(keys)
+        others = _all_but_one(more[:, 0], kept)
+        dropped = jnp.where(more[:, 1:] < alone, others, dropped)
+    return Dropped(*dropped.T)
+
+
+def _all_but_one(uniform: Array, weights: np.ndarray) -> Array:
+    """Bool [batch, kinds]; the one is drawn in proportion to its weight, by numbers in [0, 1)."""
+    ends = jnp.asarray(np.cumsum(weights) / weights.sum(), jnp.float32)
+    kind = jnp.searchsorted(ends, uniform, side="right")
+    return kind[:, None] != jnp.arange(len(weights))[None, :]
 
 
 def drop_conditions(
@@ -102,6 +132,18 @@ def drop_conditions(
         absent = dropped.segmentation[:, None, None]
         changes["segmentation"] = jnp.where(absent, -1, inputs.segmentation)
     return replace(inputs, **changes)
+
+
+def kinds_of(inputs: ConditionInputs, from_images: Mapping[str, Any]) -> Kinds:
+    """Which kinds of condition a run has."""
+    clip_alone = has_clip_alone(inputs)
+    return Kinds(
+        text=not clip_alone,
+        clip_text=clip_alone or inputs.clip_ids is not None or inputs.text_pooled is not None,
+        image="image_pooled" in from_images or inputs.image_pooled is not None,
+        label=inputs.labels is not None,
+        segmentation=inputs.segmentation is not None,
+    )
 
 
 def has_clip_alone(inputs: ConditionInputs) -> bool:
@@ -189,7 +231,7 @@ def token_objective(
         if tokens is None:
             tokens = encode_images(frozen, images_from_batch(batch))
         given = ConditionInputs(**{name: batch.get(name) for name in CONDITIONS})
-        dropped = draw_dropped(drop_keys, settings, has_clip_alone(given))
+        dropped = draw_dropped(drop_keys, settings, kinds_of(given, from_images))
         for name, make in from_images.items():
             if getattr(given, name) is None:
                 value = make(params, frozen, images_from_batch(batch), ~dropped.image)

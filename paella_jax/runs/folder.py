@@ -68,6 +68,7 @@ BEFORE = {
     "data.training_split": "train",
     "data.validation_split": "",
     "model.positions": False,
+    "objective.one_condition": 0.0,
     "optim.decay_steps": 0,
     "optim.momentum_precision": "float32",
     "text.attention": "xla",
