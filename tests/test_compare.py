@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import small
 
+from paella_jax.comparison import plan
 from paella_jax.comparison import train as train_cells
 from paella_jax.comparison.claims import Task, claim, do_together
 from paella_jax.comparison.embedded import EmbeddedShapes
@@ -106,6 +107,22 @@ def test_variants_differ_in_what_they_say():
     config.variants.no_level = ("gan", "mask", "confidence", ("transformer.time_width=0",))
     with pytest.raises(ConfigError, match="no_level is of 'gan', which is not compared"):
         trainings(config)
+
+
+def test_a_network_s_size_is_traced_once(monkeypatch):
+    traced = []
+    monkeypatch.setattr(plan, "_known_sizes", {})
+    monkeypatch.setattr(plan, "_traced_size", lambda run: traced.append(run) or len(traced))
+    config = comparison("quick")
+    sizes = [
+        plan.size_of(training_config(config, Training("mask", network, seed), ""))
+        for seed in (0, 1)
+        for network in ("unet", "uvit")
+    ]
+    assert sizes == [1, 2, 1, 2]
+    wider = training_config(config, Training("mask", "unet", 0), "")
+    wider.model.widths = (512,)
+    assert plan.size_of(wider) == 3
 
 
 def test_larger_budgets_are_variants():

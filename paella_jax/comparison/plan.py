@@ -27,6 +27,9 @@ BUDGETS = ("flops", "seconds", "parameters")
 OF_A_CELL = ("cell.", "seed", "objective.density", "optim.learning_rate", "optim.warmup_steps",
              "optim.decay_steps", "num_steps", "checkpoint.every")  # fmt: skip
 SCALES = tuple(1.0 + step / 16 for step in range(-12, 52))
+# Blocks and fields that change nothing of a network's size.
+NOT_OF_SIZE = ("seed", "num_steps", "tokenizer", "optim", "mesh", "checkpoint", "log", "sampler",
+               "evaluation")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Size:
 
     parameters: int
     flops: int
+
+
+_known_sizes: dict[str, Size] = {}
 
 
 def trainings(config: ConfigDict) -> list[Training]:
@@ -151,7 +157,19 @@ def _each(value: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def size_of(run: ConfigDict) -> Size:
-    """Parameters and forward FLOPs of a config's networks; nothing is computed."""
+    """Parameters and forward FLOPs of a config's networks; nothing is computed.
+
+    What was traced once in this process is known: a search asks for the same networks a hundred
+    times.
+    """
+    networks = {name: value for name, value in run.items() if name not in NOT_OF_SIZE}
+    key = ConfigDict(networks).to_json_best_effort(sort_keys=True)
+    if key not in _known_sizes:
+        _known_sizes[key] = _traced_size(run)
+    return _known_sizes[key]
+
+
+def _traced_size(run: ConfigDict) -> Size:
     method = abstract_tokens(run)
     params = jax.eval_shape(method.init, jax.random.key(0))[0]
     sample = method.transform(method.source[0])
