@@ -21,7 +21,7 @@ from paella_jax.comparison import train as train_cells
 from paella_jax.comparison.claims import Task, claim, do_together
 from paella_jax.comparison.embedded import EmbeddedShapes
 from paella_jax.comparison.intervals import packed
-from paella_jax.comparison.measure import with_speed
+from paella_jax.comparison.measure import steps_of, with_speed
 from paella_jax.comparison.plan import (
     Training,
     check_equal,
@@ -32,7 +32,7 @@ from paella_jax.comparison.plan import (
     trainings,
 )
 from paella_jax.comparison.run import compare
-from paella_jax.comparison.search import CLEAR, best_rate, has_improved, to_train_whole
+from paella_jax.comparison.search import best_rate, best_whole, has_improved, to_train_whole
 from paella_jax.comparison.train import (
     check_finished,
     planned,
@@ -123,6 +123,13 @@ def test_a_network_s_size_is_traced_once(monkeypatch):
     wider = training_config(config, Training("mask", "unet", 0), "")
     wider.model.widths = (512,)
     assert plan.size_of(wider) == 3
+
+
+def test_variants_are_drawn_at_the_main_steps_alone():
+    measure = comparison("quick").measure
+    cell = Training("mask", "unet", 0)
+    assert steps_of(measure, cell) == (4, 8, 12, 24)
+    assert steps_of(measure, replace(cell, variant="full_loss")) == (12,)
 
 
 def test_larger_budgets_are_variants():
@@ -316,7 +323,7 @@ def test_a_comparison_keeps_its_search_and_pictures(compared):
     ((pair, by_rate),) = searched["tried"].items()
     assert pair == "transformer_mask" and set(by_rate) == {"0.001", "0.01"}
     assert all(len(values) == 2 for values in by_rate.values())
-    assert searched["chosen"][pair] == best_rate(searched["whole"][pair])
+    assert searched["chosen"][pair] == best_whole(searched["whole"][pair])
     rates = [read_config(run).optim.learning_rate for run in (out / "runs").glob("*_[01]")]
     assert rates == [searched["chosen"][pair]] * 4, "a variant takes the rate of its cell"
     chosen = searched["chosen"][pair]
@@ -472,8 +479,8 @@ def test_the_best_beginning_and_lower_rates_while_they_pay_are_trained_whole():
     assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.61]}) == []
     assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.59]}) == [0.0005]
     assert to_train_whole(tried, {"0.002": [0.5], "0.001": [0.4], "0.0005": [0.3]}) == []
-    assert best_rate({"0.002": [0.5], "0.001": [0.59]}, CLEAR) == 0.001
-    assert best_rate({"0.002": [0.5], "0.001": [0.61]}, CLEAR) == 0.002
+    assert best_whole({"0.002": [0.5], "0.001": [0.59]}) == 0.001
+    assert best_whole({"0.002": [0.5], "0.001": [0.61]}) == 0.002
     assert to_train_whole({"0.002": [1.0], "0.004": [1.1]}, {}) == [0.002]
 
 

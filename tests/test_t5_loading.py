@@ -12,7 +12,8 @@ from small import random_variables
 from small_torch import write_torch_file
 
 from paella_jax.encoders.published import T5_NAMES, import_t5, load_t5_folder
-from paella_jax.encoders.t5 import T5Encoder, relative_buckets, t5_from_hf_config
+from paella_jax.encoders.relative_bias import relative_buckets
+from paella_jax.encoders.t5 import T5Encoder, t5_from_hf_config
 from paella_jax.files.tensors import ConversionError
 
 CONFIG = {

@@ -19,7 +19,7 @@ from paella_jax.comparison.pictures import keep_drawn
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.subject import Clean, Marks, Samples, Subject, marker
 from paella_jax.comparison.train import Trained
-from paella_jax.comparison.training import cell_name
+from paella_jax.comparison.training import Training, cell_name
 from paella_jax.comparison.variants import samplers_of
 from paella_jax.evaluation.diversity import diversity
 from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics, frechet_distance
@@ -114,7 +114,7 @@ def _row(
     best = _tune(config, judge, pipeline, sampler)
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
     by_steps, exact_of, exact_by_steps = {}, {}, {}
-    for steps in (measure.main_steps,) if training.variant else measure.steps:
+    for steps in steps_of(measure, training):
         scores: dict[str, Any] = {"diversity": None, "seconds_per_image": None}
         exact = {}
         for split in SPLITS:
@@ -154,6 +154,11 @@ def _row(
         "exact_by_steps": exact_by_steps,
         "guidance_tried": [list(first_and_last("guidance", w)) for w in measure.guidance],
     }
+
+
+def steps_of(measure: ConfigDict, training: Training) -> tuple[int, ...]:
+    """At how many sampling steps a training is drawn: a variant at the main number alone."""
+    return (measure.main_steps,) if training.variant else tuple(measure.steps)
 
 
 def _tune(

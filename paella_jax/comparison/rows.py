@@ -105,6 +105,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     clean = [_clean(row) for row in rows]
     seen: set[tuple[str, int]] = set()
     factors: dict[str, tuple[str, ...]] = {}
+    firsts: dict[bool, Row] = {}
     for row in clean:
         name = (row["cell"], row["seed"])
         if name in seen:
@@ -113,13 +114,13 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         own = (*(row[factor] for factor in FACTORS), row["variant"])
         if factors.setdefault(row["cell"], own) != own:
             raise ValueError(f"cell {row['cell']} stands for {factors[row['cell']]} and for {own}")
-        for curve in ("by_steps", *CURVES):
-            # Variants are drawn at fewer numbers of steps, all at the same.
-            alike = [r for r in clean if curve != "by_steps" or bool(r["variant"]) == bool(own[-1])]
-            if row[curve].keys() != alike[0][curve].keys():
+        # Variants are drawn at fewer numbers of steps than cells, all at the same.
+        first = firsts.setdefault(bool(row["variant"]), row)
+        for curve, like in (("by_steps", first), *((name, clean[0]) for name in CURVES)):
+            if row[curve].keys() != like[curve].keys():
                 raise ValueError(
                     f"{curve} of {row['cell']}, seed {row['seed']}, is at {list(row[curve])}, of "
-                    f"{alike[0]['cell']} at {list(alike[0][curve])}; measure all at the same"
+                    f"{like['cell']} at {list(like[curve])}; measure all at the same"
                 )
     if len({row["marked_by"] for row in clean}) > 1:
         raise ValueError("the rows are of images that were marked differently")

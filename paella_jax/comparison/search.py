@@ -165,7 +165,7 @@ def _settle(
 ) -> ConfigDict:
     """Chooses, keeps the chosen whole trainings, writes search.json, and warns of ends."""
     out, rates = trials[0].out, sorted(config.search.rates)
-    chosen = {pair: best_rate(by_rate, CLEAR) for pair, by_rate in whole.items()}
+    chosen = {pair: best_whole(by_rate) for pair, by_rate in whole.items()}
     for pair, rate in chosen.items():
         if rate in (rates[0], rates[-1]):
             report(f"warning: {pair} is best at {rate:g}, an end of search.rates: widen it")
@@ -199,7 +199,7 @@ def to_train_whole(
       by_rate: cross-entropies of the beginnings.
       whole: of what was trained whole; empty at first.
     """
-    best = best_rate(whole, CLEAR) if whole else best_rate(by_rate)
+    best = best_whole(whole) if whole else best_rate(by_rate)
     lower = [rate for rate in map(float, by_rate) if rate < best]
     tried = {float(rate) for rate in whole}
     wanted = [max(lower), best] if lower else [best]
@@ -215,6 +215,11 @@ def best_rate(by_rate: Mapping[str, list[float]], tie: float = TIE) -> float:
     means = {float(rate): mean(values) for rate, values in by_rate.items()}
     best = min(means.values())
     return min(rate for rate, value in means.items() if value <= (1 + tie) * best)
+
+
+def best_whole(by_rate: Mapping[str, list[float]]) -> float:
+    """The same of whole trainings, one for each rate: a higher rate has to be clearly better."""
+    return best_rate(by_rate, CLEAR)
 
 
 def has_improved(by_rate: Mapping[str, list[float]]) -> bool:
