@@ -41,6 +41,21 @@ def test_every_kernel_of_this_machine_agrees_with_the_formula():
         np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=2e-6)
 
 
+def test_gradients_in_bfloat16_are_those_of_float32():
+    """Their way back through the scores is our own; the smallest error it can have is rounding."""
+    wide = [heads(length, seed) for length, seed in ((6, 1), (5, 2), (5, 3))]
+    mask = jnp.arange(5)[None] < jnp.array([[5], [2]])
+    loss = lambda *given: jnp.square(
+        dot_product_attention(*given, key_mask=mask).astype(jnp.float32)
+    ).sum()
+    wanted = jax.grad(loss, (0, 1, 2))(*wide)
+    ours = jax.grad(loss, (0, 1, 2))(*(x.astype(jnp.bfloat16) for x in wide))
+    for narrow, exact in zip(ours, wanted, strict=True):
+        assert narrow.dtype == jnp.bfloat16
+        error = jnp.linalg.norm(narrow.astype(jnp.float32) - exact) / jnp.linalg.norm(exact)
+        assert error < 0.03, error
+
+
 def test_a_kernel_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
     given = heads(6, 1), heads(5, 2), heads(5, 3)
     with pytest.raises(
