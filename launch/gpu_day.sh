@@ -5,9 +5,11 @@
 # where it was. Compiling is most of the time, and what was compiled once is kept. PEER=FILE times
 # another program beside the 1B Paella's sampler (launch/peer_paella_torch.py).
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;; esac
+out="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu_day}")"
+[ -z "${PEER:-}" ] || PEER="$(realpath -m "$PEER")"
 source "$(realpath "$(dirname "${BASH_SOURCE[0]}")")/setup.sh"
 cd "$ROOT"
-out="$(realpath -m "${1:-runs/gpu_day}")"
 deadline=$(($(date +%s) + 60 * ${2:-25}))
 mkdir -p "$out"
 # Room for what compiling tries out, and for a peer.

@@ -71,9 +71,13 @@ wuerstchen() {
 [ -n "${SHARDS:-}" ] || [ -f "$shards/done" ] || timed fetch fetch
 train vqgan "vqgan:$preset"
 score vqgan
+set -m # a process group of its own, so that it can be stopped with the training in it
 tokens >"$workdir/tokens.log" 2>&1 &
 beside=$!
-wuerstchen || { kill "$beside" && wait "$beside"; exit 1; }
+set +m
+stop_beside() { if kill -- "-$beside" 2>/dev/null; then wait "$beside" || true; fi; }
+trap stop_beside EXIT
+wuerstchen
 wait "$beside" || { tail -n 5 "$workdir/tokens.log" >&2; exit 1; }
 stage_seconds
 "$PYTHON" launch/icon_report.py "$workdir" "${seconds[@]}"

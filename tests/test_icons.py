@@ -23,6 +23,18 @@ TONE = "1F3FD"
 NPM = """#!/usr/bin/env bash
 cp "$FAKE"/packages/*.tgz .
 """
+# Notes what it trains and scores; is stopped, as by Ctrl-C, while it trains what $STOPPED names.
+STOPPABLE = """#!/usr/bin/env bash
+for word; do case "$word" in --workdir | --checkpoint) next=1 ;; *)
+  [ -z "${next:-}" ] || echo "$2 ${word##*/}" >>"$FAKE/calls"
+  next= ;;
+esac; done
+case "$*" in *"train --config stage_b:"*) sleep 0.5 ;; esac
+case "$*" in
+  *"train --config $STOPPED:"*) exit 130 ;;
+  *"train --config paella:"*) trap 'echo ended >>"$FAKE/calls"; exit 143' TERM; sleep 9 & wait ;;
+esac
+"""
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +153,27 @@ def test_shards_that_are_none_are_refused(tmp_path):
     )
     assert done.returncode == 2 and "holds no heldout*.tar" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stopped", ["vqgan", "stage_b", "stage_c", "paella"])
+def test_nothing_is_made_of_a_training_that_was_stopped(tmp_path, stopped):
+    """Else Stage C would keep what Stage B was when it was stopped. The other lane ends too."""
+    for part in ("train", "heldout"):
+        (tmp_path / f"{part}-0.tar").touch()
+    fakes = Fakes(tmp_path / "venv", python=STOPPABLE)
+    pyproject = (small.ROOT / "pyproject.toml").read_bytes()
+    checksum = subprocess.run(["cksum"], input=pyproject, capture_output=True).stdout.decode()
+    (tmp_path / "venv" / ".installed").write_text(f"{checksum.strip()} \n")
+    done = fakes.run(small.ROOT / "launch" / "icons.sh", tmp_path / "out", STOPPED=stopped,
+                     SHARDS=str(tmp_path), PAELLA_VENV=str(tmp_path / "venv"),
+                     PAELLA_EXTRA="")  # fmt: skip
+    calls = fakes.note("calls")
+    assert done.returncode and f"paella_jax.train {stopped}" in calls
+    assert not (tmp_path / "out" / "report.json").exists()
+    assert f"paella_jax.evaluate {stopped}" not in calls
+    if stopped in ("vqgan", "stage_b"):
+        assert "paella_jax.train stage_c" not in calls
+    assert ("ended" in calls) == (stopped in ("stage_b", "stage_c"))
 
 
 def test_a_report_of_runs_without_scores_names_them(tmp_path):
