@@ -34,7 +34,8 @@ class Family:
       abstract: config -> the same with shapes for frozen networks and one blank sample, of which
         no file is read; what `compile` compiles.
       prepare: (config, run folder) -> puts frozen networks there, once.
-      preview: (config, prepared run folder) -> what draws samples while it trains.
+      preview: (config, prepared run folder) -> what draws samples while it trains; not
+        asked for where `log.preview_images` is 0.
       load: (run folder, options) -> what `paella_jax.load` returns; None where a run draws no
         images from text.
       released: the `--family` names of published weights that `convert` turns into such runs.
@@ -108,7 +109,7 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
       ConfigError: unknown method, or parts that do not fit together.
     """
     method, family = method_alone(config, workdir), family_of(config)
-    if family.preview is not None:
+    if family.preview is not None and config.log.preview_images:
         method = dataclasses.replace(method, preview=family.preview(config, workdir))
     return fine_tuned(config, workdir, from_encoded(config, method))
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ import pytest
 import small
 from PIL import Image
 
-from paella_jax.config import ConfigError
+from paella_jax.config import ConfigError, StoppedAtOnce
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
@@ -32,7 +33,7 @@ from paella_jax.runs.folder import (
     taken_back_if_refused,
 )
 from paella_jax.runs.whole_steps import complete_steps
-from paella_jax.training.loop import TrainingDiverged, _stop_signals, train
+from paella_jax.training.loop import TrainingDiverged, _Run, _stop_signals, train
 from paella_jax.training.metrics import MetricWriter, check_packages
 
 SHALLOW = {"model__patterns": "('CT',)"}  # without attention: compiles sooner
@@ -138,7 +139,10 @@ class FakeTracker:
     def __init__(self):
         self.calls = []
         self.Image = lambda file: ("image", file)
-        self.SummaryWriter = lambda folder: self
+
+    def SummaryWriter(self, folder, purge_step):
+        self.calls.append(("writer", purge_step))
+        return self
 
     def init(self, **given):
         self.calls.append(("init", given))
@@ -148,10 +152,16 @@ class FakeTracker:
         return lambda *given, **more: self.calls.append((name, *given, *more.items()))
 
 
-def test_trackers_get_config_metrics_and_images(tmp_path, monkeypatch):
+@pytest.fixture
+def fakes(monkeypatch):
     fakes = {name: FakeTracker() for name in ("wandb", "tensorboardX")}
     for name, fake in fakes.items():
         monkeypatch.setitem(sys.modules, name, fake)
+    return fakes
+
+
+def test_trackers_get_config_metrics_and_images(tmp_path, fakes):
+    """What a call that was killed told of later steps is told again: nothing of it is dropped."""
     config = small.small_paella(log__wandb="project", log__tensorboard=True)
     file = tmp_path / "grid.png"
     Image.new("RGB", (4, 2), "red").save(file)
@@ -166,15 +176,76 @@ def test_trackers_get_config_metrics_and_images(tmp_path, monkeypatch):
         ids.append(given["id"])
         writer.write(4, {"loss": 1.5})
         writer.show(4, file)
-        (logged, shown), events = fakes["wandb"].calls[1:], fakes["tensorboardX"].calls
-        assert logged == ("log", {"loss": 1.5}, ("step", 4))
-        assert shown == ("log", {"samples": ("image", str(file))}, ("step", 4))
+        (axis, axes, logged, shown), events = fakes["wandb"].calls[1:], fakes["tensorboardX"].calls
+        assert axis == ("define_metric", "step")
+        assert axes == ("define_metric", "*", ("step_metric", "step"))
+        assert logged == ("log", {"step": 4, "loss": 1.5})
+        assert shown == ("log", {"step": 4, "samples": ("image", str(file))})
+        assert events.pop(0) == ("writer", step + 1)
         assert events[0][:2] == ("add_text", "config") and '"learning_rate"' in events[0][2]
         assert events[1] == ("add_scalar", "loss", 1.5, 4)
         assert events[2][:2] == ("add_image", "samples") and events[2][2].shape == (2, 4, 3)
         for fake in fakes.values():
             fake.calls.clear()
     assert ids[0] == ids[2] != ids[1] and ids[3] == "run" != ids[0]
+
+
+def test_every_training_ends_its_trackers(finished, tmp_path, fakes, monkeypatch):
+    """Or the next one of the process would write into the same run of W&B."""
+    workdir, told, errors = copy_of(finished, tmp_path), [], []
+    shutil.rmtree(workdir / "samples")
+    method = build_method(small.small_paella(), workdir)
+    object.__setattr__(method, "preview", lambda *_: {"score": 0.5})  # draws nothing
+
+    def ends(steps):
+        config = small.small_paella(num_steps=steps, log__wandb="a", log__tensorboard=True)
+        with suppress(TrainingDiverged, StoppedAtOnce):
+            train(config, workdir, method)
+        names = ("finish", "close")
+        calls = [call for fake in fakes.values() for call in fake.calls if call[0] in names]
+        told.extend(call for call in fakes["wandb"].calls if call[0] == "log")
+        for fake in fakes.values():
+            fake.calls.clear()
+        return calls
+
+    assert ends(4) == [("finish", ("exit_code", 0)), ("close",)]  # whose preview is missing
+    assert told == [("log", {"step": 4, "score": 0.5})]
+
+    def steps(self, *_):
+        if errors:
+            raise errors.pop()
+        return finished[1].state, ""
+
+    monkeypatch.setattr(_Run, "steps", steps)
+    assert ends(5) == [("finish", ("exit_code", 0)), ("close",)]
+    errors.append(TrainingDiverged("loss"))
+    assert ends(5) == [("finish", ("exit_code", 1)), ("close",)]
+    errors.append(StoppedAtOnce())  # nothing is waited for
+    assert ends(5) == []
+
+
+def test_a_tracker_that_cannot_be_closed_ends_nothing(tmp_path, fakes, capsys):
+    def finish(**_):
+        raise RuntimeError("no network")
+
+    fakes["wandb"].finish = finish
+    config = small.small_paella(log__wandb="a", log__tensorboard=True)
+    with MetricWriter(tmp_path, config):
+        pass
+    assert fakes["tensorboardX"].calls[-1] == ("close",)
+    assert "WeightsAndBiases could not be closed: no network" in capsys.readouterr().out
+
+
+def test_no_images_are_no_preview(tmp_path):
+    """Of no method: those that read what they show at the start would fail there."""
+    embeddings = np.ones((4, 8), np.float32)
+    np.savez(tmp_path / "embeddings.npz", text_embedding=embeddings, image_embedding=embeddings)
+    small.carry_random_tokenizer(tmp_path)
+    prior = small.config_of("clip_prior:tiny", data__folder=tmp_path, model__clip_width=8)
+    for config in (small.small_vqgan(), small.small_paella(), prior):
+        assert build_method(config, tmp_path).preview is not None
+        config.log.preview_images = 0
+        assert build_method(config, tmp_path).preview is None
 
 
 def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):

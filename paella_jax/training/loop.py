@@ -140,21 +140,21 @@ def _train(
     if jax.process_index() == 0:
         record_killed(workdir, read_metrics(workdir / METRICS_FILE), start)
         clock.before = read_calls(workdir)
-    writer = MetricWriter(workdir, config, start)
-    progress = Progress(start, config.num_steps, config.batch_size, method.title)
-    run = _Run(config, workdir, method, checkpointer, data, writer, progress, clock)
-    clock.started(step_fn.seconds)
-    try:
-        state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
-    except BaseException as error:
+    with MetricWriter(workdir, config, start) as writer:
+        progress = Progress(start, config.num_steps, config.batch_size, method.title)
+        run = _Run(config, workdir, method, checkpointer, data, writer, progress, clock)
+        clock.started(step_fn.seconds)
+        try:
+            state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
+        except BaseException as error:
+            progress.close()
+            if not isinstance(error, StoppedAtOnce):  # nothing is waited for then
+                with suppress(WriteError):
+                    checkpointer.close()
+            raise
         progress.close()
-        if not isinstance(error, StoppedAtOnce):  # nothing is waited for then
-            with suppress(WriteError):
-                checkpointer.close()
-        raise
-    progress.close()
-    with clock.spending("save"):
-        checkpointer.close()
+        with clock.spending("save"):
+            checkpointer.close()
     clock.spent["compile"] = step_fn.seconds  # of buckets' other shapes, in the middle, too
     entry = clock.entry()
     return RunResult(state, int(state.step), entry["seconds"], step_fn.seconds, stopped, entry)
@@ -216,7 +216,8 @@ def _draw_preview(
     try:
         with note, jax.transfer_guard("allow"):
             scores = method.preview(state, frozen, file)
-        writer.show(step, file)
+        if file.is_file():  # some have scores alone
+            writer.show(step, file)
     except Exception as error:  # previews are for looking at; training must not end for them
         report(f"preview of step {step} failed, training goes on: {error}")
         return
@@ -233,8 +234,8 @@ def _draw_missing_preview(
     is_drawn = _preview_file(workdir, step).is_file() and is_scored
     if method.preview is not None and not is_drawn:
         frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
-        writer = MetricWriter(workdir, config, step)
-        _draw_preview(method, writer, workdir, state, frozen, step)
+        with MetricWriter(workdir, config, step) as writer:
+            _draw_preview(method, writer, workdir, state, frozen, step)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from paella_jax.config import ConfigError, flatten_config
+from paella_jax.config import ConfigError, StoppedAtOnce, flatten_config
 from paella_jax.files.atomic import naming, sync, write_atomically
 from paella_jax.runs.folder import METRICS_FILE, metrics_line, read_metrics
 from paella_jax.training.trackers import Tracker, trackers
@@ -24,7 +24,10 @@ def report(message: str) -> None:
 
 
 class MetricWriter:
-    """Appends {"step", name: value} lines to `metrics.jsonl` on process 0."""
+    """Appends {"step", name: value} lines to `metrics.jsonl` on process 0.
+
+    Under `with`, which ends the other writers: a process may train several runs.
+    """
 
     def __init__(self, workdir: Path, config: ConfigDict, resume_step: int = 0) -> None:
         self.enabled = jax.process_index() == 0
@@ -33,7 +36,14 @@ class MetricWriter:
         if not self.enabled:
             return
         _cut_after(self.file, resume_step)
-        self.others = trackers(workdir, config, resume_step > 0)
+        self.others = trackers(workdir, config, resume_step)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, StoppedAtOnce):  # nothing is waited for then
+            self._close(failed=kind is not None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line and hands it to the other writers."""
@@ -53,6 +63,13 @@ class MetricWriter:
         """Hands an image of the run folder to the other writers, where there are any."""
         for other in self.others:
             other.show(step, file)
+
+    def _close(self, failed: bool) -> None:
+        for other in self.others:
+            try:
+                other.close(failed)
+            except Exception as error:  # what was trained is saved, or told by its own error
+                report(f"{type(other).__name__} could not be closed: {error}")
 
 
 # What a config asks for: a field, its value (None: any), the package and the extra that has it.

@@ -17,6 +17,7 @@ from paella_jax.images.read import read_rgb
 
 WANDB_FILE = "wandb_id"  # in the run folder: what W&B knows the run by
 SAMPLES = "samples"
+STEP = "step"  # W&B's axis of everything
 
 
 class Tracker(Protocol):
@@ -28,36 +29,40 @@ class Tracker(Protocol):
     def show(self, step: int, file: Path) -> None:
         """Takes an image that was drawn at a step."""
 
+    def close(self, failed: bool) -> None:
+        """Nothing more comes; `failed` says that an error ended the training."""
 
-def trackers(workdir: Path, config: ConfigDict, resumed: bool) -> list[Tracker]:
+
+def trackers(workdir: Path, config: ConfigDict, start: int) -> list[Tracker]:
     """Those that `config.log` asks for.
 
     Args:
       workdir: the run folder.
       config: of the run.
-      resumed: whether the run was begun before.
+      start: the step that it goes on from; 0 where it begins.
 
     Raises:
       ImportError: their package is not there.
     """
     found: list[Tracker] = []
     if config.log.tensorboard:
-        found.append(TensorBoard(workdir, config))
+        found.append(TensorBoard(workdir, config, start))
     if config.log.wandb:
-        found.append(WeightsAndBiases(workdir, config, resumed))
+        found.append(WeightsAndBiases(workdir, config, resumed=start > 0))
     return found
 
 
 class TensorBoard:
     """Events in the run folder's `tensorboard/`."""
 
-    def __init__(self, workdir: Path, config: ConfigDict) -> None:
+    def __init__(self, workdir: Path, config: ConfigDict, start: int) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             told = "log.tensorboard needs: pip install 'paella_jax[tensorboard]'"
             raise ImportError(told) from error
-        self._writer = SummaryWriter(str(workdir / "tensorboard"))
+        # What a call that was killed told of later steps comes again, and not as it was.
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         # Four spaces before each line: Markdown shows them as they are.
         self._writer.add_text("config", "    " + to_json(config).replace("\n", "\n    "))
 
@@ -69,6 +74,10 @@ class TensorBoard:
     def show(self, step: int, file: Path) -> None:
         """The image in the tab of images."""
         self._writer.add_image(SAMPLES, np.asarray(read_rgb(file)), step, dataformats="HWC")
+
+    def close(self, failed: bool) -> None:
+        """Writes what is held back."""
+        self._writer.close()
 
 
 class WeightsAndBiases:
@@ -88,14 +97,21 @@ class WeightsAndBiases:
             resume="allow",
             config=json.loads(to_json(config)),
         )
+        # W&B's own count of rows only ascends: it would drop the steps that a resumed run repeats.
+        self._run.define_metric(STEP)
+        self._run.define_metric("*", step_metric=STEP)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """The values as one row."""
-        self._run.log(dict(values), step=step)
+        self._run.log({STEP: step, **values})
 
     def show(self, step: int, file: Path) -> None:
-        """The image beside the step's values."""
-        self._run.log({SAMPLES: self._image(str(file))}, step=step)
+        """The image as another row of the step."""
+        self._run.log({STEP: step, SAMPLES: self._image(str(file))})
+
+    def close(self, failed: bool) -> None:
+        """Ends W&B's run, or it would go on as that of this process's next training."""
+        self._run.finish(exit_code=int(failed))
 
 
 def wandb_id(workdir: Path, resumed: bool) -> str:
