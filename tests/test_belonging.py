@@ -252,6 +252,21 @@ def test_a_validation_folder(tmp_path, capsys):
         source_of(train, validation=tmp_path / "absent")
 
 
+def test_a_validation_folder_inside_of_a_training_one(tmp_path, capsys):
+    """Nothing of it is trained on, however it is reached."""
+    train, held = fill(tmp_path / "train", 3), fill(tmp_path / "train" / "held", 2)
+    fill(tmp_path / "val", 2)
+    assert names(source_of(tmp_path, validation=held), train) == ["000.png", "001.png", "002.png"]
+    assert "2 in data.validation_folder" in capsys.readouterr().out
+    assert names(source_of(tmp_path, "rest", validation=held), held) == ["000.png", "001.png"]
+    assert len(source_of(tmp_path, validation=tmp_path / "val")) == 5
+    with pytest.raises(ValueError, match=r"contains data\.folder .*train"):
+        source_of(tmp_path, validation=train)
+    outer = fill(tmp_path / "outer", 1, start=7)
+    (outer / "link").symlink_to(held, target_is_directory=True)
+    assert names(source_of(outer, validation=held), outer) == ["007.png"]
+
+
 @pytest.mark.parametrize("other", ["validation", "val", "test"])
 def test_subfolders_for_training_and_validation(tmp_path, capsys, other):
     fill(tmp_path / "train", 4)

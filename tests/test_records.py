@@ -137,6 +137,28 @@ def test_parquet_keeps_few_groups_and_names_its_errors(tmp_path, monkeypatch):
         parquet.TableRecords("x", [tmp_path / "c.parquet"])
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_columns_may_have_slashes_in_their_names(tmp_path, kind):
+    """As tables made of tf.Examples have them; what is in such a column is found, too."""
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    from paella_jax.data.parquet import TableRecords
+
+    texts = [{"en/gb": "a colour", "number": 1}]
+    image = [small_records.png(1)]
+    table = pyarrow.table({"image/encoded": image, "all/texts": texts, "image/width": [40]})
+    file = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, file)
+    else:
+        with pyarrow.ipc.new_file(str(file), table.schema) as opened:
+            opened.write_table(table)
+    records = TableRecords("x", [file], Wanted(caption="all/texts/en/gb", group="image/width"))
+    record = records.read(0)
+    assert (record.image.data, record.captions, record.group) == (image[0], ["a colour"], "40")
+
+
 def test_tfds_splits_and_what_is_not_there(tmp_path):
     place = small_records.write("tfds", tmp_path / "t", 20, files=1)
 

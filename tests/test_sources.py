@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ import small_records
 
 from paella_jax.config import ConfigError, from_json, load_config, to_json
 from paella_jax.data.build import make_records, make_source
+from paella_jax.data.files_of_records import choose_files
 from paella_jax.data.loader import make_iterator
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import CheckpointError
@@ -205,6 +207,13 @@ def test_files_are_named_in_several_ways(written, tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             make_source(config_of("webdataset", given).data, "train", 0)
+
+
+def test_files_kept_back_may_be_named_in_another_way(written, tmp_path):
+    first, second = sorted(written("webdataset").glob("*.tar"))
+    (tmp_path / "link").symlink_to(first.parent, target_is_directory=True)
+    chosen = choose_files([first, second], [tmp_path / "link" / second.name], True, Counter())
+    assert chosen.files == [first]
 
 
 def test_splits_by_files(written, tmp_path, capsys):

@@ -140,11 +140,12 @@ def names_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def find(record: Mapping[str, Any], name: str) -> Any:
-    """A field's value, or None; "a/b" is a field of that name, or b of a."""
+    """A field's value, or None; "a/b" is a field of that name, or b of a, whose names may be so."""
     if name in record:
         return record[name]
-    outer, slash, inner = name.partition("/")
-    value = record.get(outer) if slash else None
+    ends = (place for place, letter in enumerate(name) if letter == "/" and name[:place] in record)
+    end = next(ends, len(name))
+    value, inner = record.get(name[:end]), name[end + 1 :]
     if isinstance(value, list | tuple):
         return [find(part, inner) for part in value if isinstance(part, Mapping)]
     return find(value, inner) if isinstance(value, Mapping) else None

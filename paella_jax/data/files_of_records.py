@@ -113,7 +113,8 @@ def choose_files(
       ValueError: the same files are given for both, and no others.
     """
     if held:
-        rest = [file for file in files if file not in set(held)]
+        kept_back = {file.resolve() for file in held}  # two settings may name one file in two ways
+        rest = [file for file in files if file.resolve() not in kept_back]
         if not rest:
             raise ValueError("data.validation_files names all files of the training")
         return ChosenFiles(rest if training else list(held), "data.validation_files")

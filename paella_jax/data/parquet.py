@@ -158,30 +158,35 @@ def _describe(file: Path) -> tuple[list[int], list[str]]:
     arrow = _pyarrow()
     if _is_arrow(file):
         table = _mapped(file)
-        return [table.num_rows], _names(table.schema)
+        return [table.num_rows], list(_places(table.schema))
     with arrow.parquet.ParquetFile(file) as opened:
         meta = opened.metadata
         sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        return sizes, _names(opened.schema_arrow)
+        return sizes, list(_places(opened.schema_arrow))
 
 
-def _names(fields: Any, prefix: str = "") -> list[str]:
-    found: list[str] = []
+def _places(fields: Any) -> dict[str, tuple[str, ...]]:
+    """Of columns and of what is in them, by their names with slashes: the names on the way there.
+
+    A column's own name may have slashes, too.
+    """
+    found: dict[str, tuple[str, ...]] = {}
     for field in fields:
-        found.append(prefix + field.name)
-        if _pyarrow().types.is_struct(field.type):
-            found += _names(field.type, f"{prefix}{field.name}/")
+        inner = _places(field.type) if _pyarrow().types.is_struct(field.type) else {}
+        found |= {f"{field.name}/{name}": (field.name, *place) for name, place in inner.items()}
+        found[field.name] = (field.name,)
     return found
 
 
-def _read(file: Path, group: int, columns: list[str]) -> Any:
-    outer = sorted({name if name else "" for name in columns})
+def _read(file: Path, group: int, names: list[str]) -> Any:
     if _is_arrow(file):
-        return _mapped(file).select(sorted({name.partition("/")[0] for name in outer}))
+        table = _mapped(file)
+        places = _places(table.schema)
+        return table.select(sorted({places[name][0] for name in names}))
     with _pyarrow().parquet.ParquetFile(file) as opened:
-        return opened.read_row_group(
-            group, [name.replace("/", ".") for name in outer], use_threads=False
-        )
+        places = _places(opened.schema_arrow)
+        columns = sorted({".".join(places[name]) for name in names})
+        return opened.read_row_group(group, columns, use_threads=False)
 
 
 def _mapped(file: Path) -> Any:

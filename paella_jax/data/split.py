@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from paella_jax.data.captions import CaptionedFile, find_table
@@ -80,19 +81,18 @@ def choose(
     Raises:
       ValueError: folders that contain each other, a column that is not there, or as `read`.
     """
-    inside = _place_of(held.folder, folder) if held.folder else None
+    pair = None if find_table(folder) else find_pair(folder)
+    trained = folder / pair[0] if pair else folder
+    if held.folder:
+        _check_apart(held.folder, trained)
     if held.folder and not training:
         return Chosen(read(Path(held.folder)), "data.validation_folder")
-    pair = None if find_table(folder) else find_pair(folder)
+    samples = read(trained if training or not pair else folder / pair[1])
+    if held.folder:
+        samples = _outside(samples, Path(held.folder), left_out)
     if pair:
-        own = pair[0] if training else pair[1]
         _count_outside(folder, pair, left_out)
-        return Chosen(read(folder / own), f"its folder {own}/")
-    samples = read(folder)
-    if inside is not None:
-        rest = [s for s in samples if not s.image.is_relative_to(folder / inside)]
-        left_out["in data.validation_folder"] += len(samples) - len(rest)
-        samples = rest
+        return Chosen(samples, f"its folder {pair[0] if training else pair[1]}/")
     labels = _labels(samples, folder, held)
     if labels:
         samples, other = _by_label(samples, labels, left_out)
@@ -113,15 +113,22 @@ def find_pair(folder: Path) -> tuple[str, str] | None:
     return (train, other) if filled else None
 
 
-def _place_of(inner: str, folder: Path) -> Path | None:
-    """Where in a folder the validation folder lies; None where it is elsewhere."""
-    place, root = Path(inner).resolve(), folder.resolve()
-    if root.is_relative_to(place):
+def _check_apart(inner: str, folder: Path) -> None:
+    """Raises ValueError where the validation folder leaves no image of a folder to train on."""
+    if folder.resolve().is_relative_to(Path(inner).resolve()):
         raise ValueError(
             f"data.validation_folder {inner} contains data.folder {folder}; give a folder of other "
             "images"
         )
-    return place.relative_to(root) if place.is_relative_to(root) else None
+
+
+def _outside(samples: Samples, place: Path, left_out: Counter[str]) -> Samples:
+    """Those that do not lie in the validation folder, which links may lead to as well."""
+    place = place.resolve()
+    is_in = cache(lambda folder: folder.resolve().is_relative_to(place))
+    rest = [sample for sample in samples if not is_in(sample.image.parent)]
+    left_out["in data.validation_folder"] += len(samples) - len(rest)
+    return rest
 
 
 def _count_outside(folder: Path, pair: tuple[str, str], left_out: Counter[str]) -> None:
