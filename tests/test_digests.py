@@ -23,7 +23,13 @@ from paella_jax.runs.array_places import array_places, between
 from paella_jax.runs.average import average_run
 from paella_jax.runs.checkpoint import Checkpointer, read_arrays, restore_variables
 from paella_jax.runs.digests import note_files, noting, read_digests, write_noted
-from paella_jax.runs.folder import metrics_line, prepare_workdir, read_config, read_metrics
+from paella_jax.runs.folder import (
+    metrics_are_lost,
+    metrics_line,
+    prepare_workdir,
+    read_config,
+    read_metrics,
+)
 from paella_jax.runs.frozen import load_carried
 from paella_jax.runs.step_digests import read_step_digests, write_step_digests
 from paella_jax.runs.verify import NOTE, verify_run
@@ -321,6 +327,22 @@ def test_a_damaged_line_of_metrics_loses_itself_alone(run, capsys):
     assert "metrics.jsonl is missing" in capsys.readouterr().err
 
 
+def test_other_distances_of_lines_are_no_lost_ones(run):
+    """A resumed run may log at other steps: what was due before was due at the old ones."""
+    file = run / "metrics.jsonl"
+    file.write_text(metrics_line({"step": 1, "loss": 2.0}))
+    changed = {"step": 2, "changes": ["log.every: 5 -> 1", "num_steps: 2 -> 4"]}
+    (run / "history.jsonl").write_text(metrics_line(changed))
+    assert faults(run) == []
+    assert ["log.every was changed" in found.what for found in verify_run(run)] == [True]
+    file.unlink()
+    assert faults(run) == [] and not metrics_are_lost(run)
+    (run / "history.jsonl").write_text(metrics_line(changed | {"changes": ["log.every: 2 -> 1"]}))
+    assert [found[:2] for found in faults(run)] == [("missing", "metrics.jsonl")]  # steps 2 and 4
+    file.write_text(metrics_line({"step": 3, "loss": 2.0}))
+    assert [found[:2] for found in faults(run)] == [("missing", "metrics.jsonl")]
+
+
 def test_a_kill_between_a_file_and_its_digest_is_no_damage(run):
     for change in (False, True):
         with pytest.raises(RuntimeError, match="killed"), noting(run, "data.json") as file:
@@ -340,6 +362,7 @@ def test_what_is_foreign_is_told(run):
     (run / "checkpoints" / "best").mkdir()
     (run / "checkpoints" / "4" / "state" / "more").write_text("")
     (run / "report.json").write_text("{}")  # of evaluate
+    (run / "wandb_id").write_text("0a1b\n")
     found = sorted(found[:2] for found in faults(run))
     assert found == [("foreign", "checkpoints/4/state/more"), ("foreign", "checkpoints/best"),
                      ("foreign", "notes.txt")]  # fmt: skip

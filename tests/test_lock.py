@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import small
@@ -153,6 +155,21 @@ def test_one_of_another_host_that_is_touched_is_not(left, monkeypatch):
     with pytest.raises(LockedError, match="on elsewhere"):
         Lock(left, "a training").acquire()
     touch.join()
+
+
+def test_one_of_another_host_is_read_where_nothing_can_be_written(left, monkeypatch):
+    """As who looks at another's run: by our own clock."""
+    is_open = Path.open
+
+    def refuse(path, mode="r", *given, **more):
+        if set(mode) & set("wxa"):
+            raise OSError(errno.EROFS, "read-only file system", str(path))
+        return is_open(path, mode, *given, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert read_lock(left)["host"] == "elsewhere"
+    aged(left, 10 * locks.STALE)
+    assert read_lock(left) is None
 
 
 def test_the_holder_touches_it_and_makes_it_anew(file, monkeypatch):

@@ -299,13 +299,16 @@ def _links(file: Path) -> int:
 
 
 def _age(file: Path) -> float:
-    """Seconds since a file was touched, by the clock of its file system."""
-    probe = file.with_name(f"{file.name}.{secrets.token_hex(8)}.part")
-    try:
+    """Seconds since a file was touched, by the clock of its file system.
+
+    By our own where nothing can be written there: who looks at a run may not be its owner.
+    """
+    probe, now = file.with_name(f"{file.name}.{secrets.token_hex(8)}.part"), time.time()
+    with suppress(OSError):
         with probe.open("xb") as stream:  # which the holder may remove meanwhile
-            return os.fstat(stream.fileno()).st_mtime - _touched(file)
-    finally:
+            now = os.fstat(stream.fileno()).st_mtime
         probe.unlink(missing_ok=True)
+    return now - _touched(file)
 
 
 def _now() -> str:

@@ -42,7 +42,8 @@ FORMAT = 1
 # Entries of a run folder that have checks of their own, or are no part of the run.
 LINES = ("metrics.jsonl", "history.jsonl")
 APART = (DIGESTS_FILE, MANIFEST, *LINES, "writer.lock*", "checkpoints/*",
-         "incomplete/*", "tensorboard/*", "wandb/*", "*.part", "*.part/*")  # fmt: skip
+         "incomplete/*", "tensorboard/*", "wandb/*", "wandb_id",
+         "*.part", "*.part/*")  # fmt: skip
 # What is noted once it is there; of other files nothing is known.
 OWN = (CONFIG_FILE, "data.json", "timing.json", "trained.json", "weights.safetensors",
        "frozen/*", "samples/*.png")  # fmt: skip

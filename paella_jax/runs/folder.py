@@ -8,6 +8,8 @@ converted weights and of weights made of other runs, `weights.safetensors`.
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 import time
 import zlib
@@ -291,8 +293,20 @@ def metrics_are_lost(workdir: Path) -> bool:
     if (workdir / METRICS_FILE).is_file() or not (workdir / DATA_FILE).is_file():
         return False
     newest = max(map(int, _step_names(workdir)), default=0)
-    every = read_config(workdir).log.every
+    every = logged_every(workdir, read_config(workdir).log.every)
     return newest > 0 and newest >= every > 0
+
+
+def logged_every(workdir: Path, now: int) -> int:
+    """Steps of which each multiple has a line of metrics, whatever `log.every` was meanwhile.
+
+    Args:
+      workdir: the run folder, whose history tells what resumed runs changed.
+      now: what `log.every` is.
+    """
+    history = str(scan_metrics(workdir / HISTORY_FILE)[0])
+    changes = re.findall(r"'log\.every: ([1-9]\d*) -> ([1-9]\d*)'", history)
+    return math.lcm(now, *(int(number) for change in changes for number in change))
 
 
 def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:

@@ -29,6 +29,7 @@ from paella_jax.runs.folder import (
     CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    logged_every,
     metrics_are_lost,
     read_config,
     scan_metrics,
@@ -207,9 +208,13 @@ def _metrics(folder: Path) -> Iterator[Finding]:
     if metrics_are_lost(folder):
         yield Finding(MISSING, METRICS_FILE)
     last = max(steps, default=0)
+    surely = logged_every(folder, every)
     if (folder / METRICS_FILE).is_file() and newest // every > last // every:
         what = f"ends at step {last}, the newest checkpoint is of step {newest}"
-        yield Finding(MISSING, METRICS_FILE, what)
+        if newest // surely > last // surely:
+            yield Finding(MISSING, METRICS_FILE, what)
+        else:
+            yield Finding(NOTE, METRICS_FILE, f"{what}; log.every was changed in between")
 
 
 def _tokenizer(folder: Path) -> Iterator[Finding]:
