@@ -25,10 +25,11 @@ from paella_jax.registry import build_method, method_alone
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.runs.weights import save_tree
-from paella_jax.training import encode_shards
+from paella_jax.training import encode_shards, sharding
 from paella_jax.training.cluster import Cluster
 from paella_jax.training.encoding_plan import EncodeOptions, check_folder, encode_data
 from paella_jax.training.loop import train
+from paella_jax.training.method import Encoding
 
 ALONE = Cluster("one process", 1)
 OPTIONS = {"batch_size": 8, "shard_size": 16, "validation": 4}
@@ -234,6 +235,19 @@ def test_processes_share_the_shards(data, tmp_path):
         found = {file.name[:11] for file in tmp_path.glob("*.array_record")}
         assert found == {"train-00001", "validation-"} or process == 0
     assert contents(tmp_path) == contents(data)
+
+
+@pytest.mark.parametrize("count, whole", [(3, True), (4, False)])
+def test_devices_that_do_not_divide_a_network_hold_it_whole(monkeypatch, capsys, count, whole):
+    devices = jax.local_devices()[:count]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(sharding, "LARGE_BYTES", 0)
+    network = {"kernel": np.ones((128, 1024), np.float32)}
+    encoding = Encoding(lambda frozen, batch: batch, {"text": network}, {}, {})
+    encoder = encode_shards.Encoder(encoding, {"text": network}, 5)
+    placed = encoder.frozen["text"]["kernel"]
+    assert placed.is_fully_replicated == whole and placed.sharding.num_devices == count
+    assert (f"text does not divide by {count} devices" in capsys.readouterr().out) == whole
 
 
 @pytest.fixture(scope="module")

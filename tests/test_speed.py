@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -143,6 +144,21 @@ def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "speed.json").write_text("# notes")
     with pytest.raises(CheckpointError, match="is damaged"):
         run.measure_all([setting], how)
+
+
+@pytest.mark.devices(4)
+def test_a_share_is_that_of_every_device(monkeypatch):
+    """A train step's arithmetic is that of a mesh, the ceiling that of one device."""
+    case = Case("train step", None, (), 4)
+    told = {"teraflops_per_second": 2.0, "moved_mib": 0, "milliseconds": 1.0}
+    monkeypatch.setattr(run, "measure", lambda *_: dict(told))
+    monkeypatch.setattr(run, "_ceilings", lambda *_: {"products": 1.0, "memory": 1.0})
+    monkeypatch.setattr(run, "train_case", lambda *_: case)
+    monkeypatch.setattr(run, "sampling_cases", lambda *_: [replace(case, name="sample")])
+    setting = Setting("paella:tiny", (), config_of(), ("sample", "train"), (4,))
+    rows = []
+    run._measure_into(rows, {"rows": []}, [setting], run.How(0.0))
+    assert [row["share_of_products"] for row in rows] == [2.0, 0.5]
 
 
 def test_a_state_goes_on_from_call_to_call():

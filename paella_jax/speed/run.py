@@ -82,7 +82,7 @@ def _measure_into(
             key = (setting.preset, " ".join(setting.swept), case.name, case.images)
             if key not in done:
                 with nullcontext() if mesh is None else jax.set_mesh(mesh):
-                    row = _row(setting, case, how, ceilings)
+                    row = _row(setting, case, how, ceilings, 1 if mesh is None else mesh.size)
                 report["rows"].append(dict(zip(KEY, key, strict=True)) | row)
                 done[key] = report["rows"][-1]
                 print(json.dumps(done[key]), flush=True)
@@ -116,12 +116,16 @@ def _ceilings(report: dict[str, Any], dtype: str) -> dict[str, float]:
     return {"products": report[name], "memory": report["memory_gigabytes_per_second"]}
 
 
-def _row(setting: Setting, case: Case, how: How, ceilings: dict[str, float]) -> dict[str, Any]:
+def _row(
+    setting: Setting, case: Case, how: How, ceilings: dict[str, float], devices: int
+) -> dict[str, Any]:
+    """What is measured of a case; its arithmetic is that of all devices, a ceiling that of one."""
     calls, failed = _peers_calls(setting, case, how)
     row = measure(case, how.seconds, calls) | ({"peer_errors": failed} if failed else {})
     if "teraflops_per_second" in row:
         gigabytes = row["moved_mib"] * 2**20 / 1e9 / (row["milliseconds"] / 1e3)
-        row["share_of_products"] = round(row["teraflops_per_second"] / ceilings["products"], 3)
+        teraflops = row["teraflops_per_second"] / devices
+        row["share_of_products"] = round(teraflops / ceilings["products"], 3)
         row["share_of_memory"] = round(gigabytes / ceilings["memory"], 3)
         if how.trace:
             row["longest"] = _profile(case, f"{how.trace}/{setting.preset}/{case.name}")

@@ -29,8 +29,9 @@ from paella_jax.data.encoded_format import Manifest, Split, Stored, pack, seal, 
 from paella_jax.data.loader import RandomSource, Source, Transform
 from paella_jax.files.atomic import atomic_path
 from paella_jax.training.method import Encoding, Method
+from paella_jax.training.metrics import report
 from paella_jax.training.placing import batch_sharding
-from paella_jax.training.sharding import frozen_shardings
+from paella_jax.training.sharding import MeshError, frozen_shardings, replicated
 from paella_jax.typing import Tree
 
 # One record here and one there are read: no groups, and a light compression.
@@ -71,7 +72,7 @@ def stored_fields(method: Method, encoding: Encoding, text_dtype: str) -> dict[s
 class Encoder:
     """Runs an encoding over batches of one size, on all devices of this process.
 
-    Large networks are spread over them, as in training.
+    Large networks are spread over them, as in training, where their number divides them.
 
     Attributes:
       encoding: what to compute.
@@ -91,7 +92,8 @@ class Encoder:
         mesh = Mesh(np.array(devices).reshape(1, -1, 1), ("data", "fsdp", "tensor"))
         self._put = partial(jax.device_put, device=batch_sharding(mesh))
         used = {name: self.frozen[name] for name in self.encoding.networks}
-        self.frozen = jax.device_put(used, frozen_shardings(used, mesh))
+        shardings = {name: _sharding(name, network, mesh) for name, network in used.items()}
+        self.frozen = jax.device_put(used, shardings)
         self._run = jax.jit(self.encoding.arrays)
 
     def start(self, samples: list[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
@@ -105,6 +107,15 @@ class Encoder:
         sample = method.transform(dict(method.source[0]) | {"caption": ""})
         arrays = jax.device_get(self.start([sample]))
         return {n: arrays[n][0] for n in ("text_states", "text_pooled") if n in arrays}
+
+
+def _sharding(name: str, network: Tree, mesh: Mesh) -> Tree:
+    """How a network is spread: whole where it does not divide, as nobody chose this mesh."""
+    try:
+        return frozen_shardings({name: network}, mesh)[name]
+    except MeshError:
+        report(f"{name} does not divide by {mesh.size} devices: each of them holds it whole")
+        return replicated(mesh)
 
 
 @dataclass(frozen=True)
