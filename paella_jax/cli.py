@@ -198,6 +198,14 @@ def _keep_to(numbers: Sequence[int]) -> None:
             os.sched_setaffinity(0, numbers)
 
 
+def worker_count(text: str) -> int:
+    """The value of --workers. Raises ArgumentTypeError below 1."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {count}")
+    return count
+
+
 def run(main: Callable[[], int]) -> None:
     """Runs an entry point; a user's mistake ends in one clear line and exit code 2.
 

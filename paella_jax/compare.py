@@ -15,7 +15,16 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax
+from paella_jax.cli import (
+    ENDED_BY,
+    TERMINATED,
+    Parser,
+    helped_by,
+    path,
+    run,
+    setup_jax,
+    worker_count,
+)
 
 
 def main() -> int:
@@ -23,13 +32,13 @@ def main() -> int:
     parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", default="compare:shapes")
     parser.add_argument("--out", type=path, required=True, help="folder of runs and results")
-    parser.add_argument("--workers", type=int, default=1, help="processes that divide the work")
+    parser.add_argument(
+        "--workers", type=worker_count, default=1, help="processes that share the work"
+    )
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config
-    from paella_jax.images.plots import check_plots
 
-    check_plots()
     config = load_config(arguments.config, overrides)
     setup_jax()
 

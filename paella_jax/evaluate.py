@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 SUBJECTS = ("checkpoint", "images", "manipulations")
 OF_RUNS = ("data", "overrides", "groups", "curve", "super_resolution", "direct",
            "sweep", "tasks")  # fmt: skip
+OF_SHAPES = ("sweep", "direct", "tasks", "seconds")  # which look at what was read of an image
+# What makes a run on the embedded data be scored by features too.
+OF_FEATURES = ("data", "overrides", "groups", "features", "weights", "prompts", "clip", "pick",
+               "perceptual", "curve")  # fmt: skip
 EPILOG = """other fields of the run's data can be given as --config.data.FIELD=VALUE, for example
   --config.data.tfds=coco_captions --config.data.caption_field=captions/text"""
 
@@ -65,6 +69,8 @@ def check_subject(arguments: argparse.Namespace) -> None:
         )
     if arguments.task_pairs < 1:
         raise ValueError(f"--task_pairs must be at least 1, got {arguments.task_pairs}")
+    if arguments.num_images is not None and arguments.images:
+        raise ValueError("--images A --reference B are scored whole; leave --num_images out")
     if arguments.paired and not arguments.images:
         raise ValueError("--paired belongs to --images A --reference B; leave it out")
 
@@ -189,16 +195,21 @@ def main() -> int:
 
 
 def scores_real_images(arguments: argparse.Namespace) -> bool:
-    """Whether a run is scored by features: on own images, or where it was asked for."""
+    """Whether a run is scored by features: on own images, or where it was asked for.
+
+    Raises:
+      ValueError: a flag that goes with the other kind of report.
+    """
     from paella_jax.runs.folder import read_config
 
     config = read_config(arguments.checkpoint)
-    asked = ("data", "overrides", "groups", "features", "weights", "prompts")
-    return bool(
-        config.data.source != "shapes"
-        or config.method == "vqgan"
-        or any(getattr(arguments, name) for name in asked)
-    )
+    asked = [name for name in OF_FEATURES if getattr(arguments, name)]
+    by_features = bool(config.data.source != "shapes" or config.method == "vqgan" or asked)
+    for name in OF_SHAPES:
+        if by_features and getattr(arguments, name):
+            other = f", not with --{asked[0]}" if asked else "; this run has other images"
+            raise ValueError(f"--{name} reads images of the embedded data{other}; leave it out")
+    return by_features
 
 
 def evaluate_on_real_images(arguments: argparse.Namespace) -> str:

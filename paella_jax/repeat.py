@@ -15,7 +15,16 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax
+from paella_jax.cli import (
+    ENDED_BY,
+    TERMINATED,
+    Parser,
+    helped_by,
+    path,
+    run,
+    setup_jax,
+    worker_count,
+)
 
 
 def read_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -32,7 +41,9 @@ def read_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--direct", action="store_true", help="with stage_c: direct decoders too")
     parser.add_argument("--num_images", type=int, default=256, help="captions per split")
     parser.add_argument("--tuning_images", type=int, default=96, help="captions to tune on")
-    parser.add_argument("--workers", type=int, default=1, help="processes that divide the work")
+    parser.add_argument(
+        "--workers", type=worker_count, default=1, help="processes that share the work"
+    )
     return parser.parse_known_args()
 
 

@@ -189,13 +189,18 @@ def draw_task_to_files(pipe: Any, arguments: argparse.Namespace) -> int:
         "prompt": "\n".join(arguments.prompt),
         "negative_prompt": arguments.negative_prompt,
         "seed": str(arguments.seed),
-        "record": json.dumps({name: x for name, x in vars(arguments).items() if x}),
+        "record": json.dumps({n: x for n, x in vars(arguments).items() if _is_given(x)}),
     }
     if arguments.strip:
         save_strip(out, pipe.strip(result), titles, captions, texts)
     else:
         save_images(out, result.images, titles, captions=captions, texts=texts)
     return len(result.images)
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a flag says something: zero does, as a label or a strength."""
+    return value is not None and value is not False and value not in ("", [])
 
 
 def main() -> int:

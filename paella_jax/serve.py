@@ -125,13 +125,13 @@ def read_prompts(flags: argparse.Namespace) -> list[str]:
 
 def make_study(flags: argparse.Namespace, studio: Any, store: Any, prompts: list[str]) -> Any:
     """The blind study, once both runs have taken every prompt. Raises PromptError, ValueError."""
-    from paella_jax.pipelines.stream import run_digest
+    from paella_jax.pipelines.run_digests import run_digest
     from paella_jax.serving.study import Study
 
     for prompt in prompts:
         for one in studio.runs:
             one.pipe.text_lengths([prompt])
-    first, second = (run_digest(one.pipe) for one in studio.runs)
+    first, second = (run_digest(one.pipe.parts()) for one in studio.runs)
     return Study(store, (first, second), prompts, studio.draw_one, seed=flags.seed)
 
 

@@ -197,6 +197,20 @@ def test_embedded_prompts(pipe):
         pipe(prompt_embeds=other)
 
 
+def test_embeddings_of_other_encoders_are_refused_though_the_settings_are_the_same(pipe):
+    embeds, (params, frozen) = pipe.embed(RED), pipe.parts()[""][1]
+    moved = {name: jax.tree.map(lambda x: x + 0.5, params[name]) for name in params}
+    try:
+        pipe.set_params(params | {"predictor": moved["predictor"]}, frozen)
+        pipe(prompt_embeds=embeds)  # the encoder is the one that they come from
+        pipe.set_params(params | {"text_encoder": moved["text_encoder"]}, frozen)
+        with pytest.raises(ValueError, match="another run's text encoders"):
+            pipe(prompt_embeds=embeds)
+    finally:
+        pipe.set_params(params, frozen)
+    pipe(prompt_embeds=embeds)
+
+
 # --- images and masks
 
 

@@ -21,6 +21,7 @@ from paella_jax.models.blocks import AttentionBlock, kept_by
 from paella_jax.noise.generators import dropout_key
 from paella_jax.ops import attention
 from paella_jax.ops.attention import dot_product_attention
+from paella_jax.ops.target import compiling_for
 from paella_jax.sampling.guidance import FEW_POSITIONS, runs_jointly
 from paella_jax.training.sharding import make_mesh
 
@@ -222,6 +223,10 @@ def test_generators_of_dropout():
     np.testing.assert_array_equal(kept, again)
     other = jax.random.bernoulli(dropout_key(jax.random.key(8), "rbg"), 0.9, (20_000,))
     assert (np.asarray(other) != kept).any()
+    drawn = lambda: jax.random.key_impl(dropout_key(key, "auto"))
+    with compiling_for("gpu"):
+        assert drawn() == jax.random.key_impl(dropout_key(key, "rbg"))
+    assert drawn() == jax.random.key_impl(key)
     with pytest.raises(ValueError, match="dropout_generator 'mt' must be one of"):
         dropout_key(key, "mt")
 
@@ -229,6 +234,8 @@ def test_generators_of_dropout():
 def test_where_guidance_is_one_call(monkeypatch):
     assert runs_jointly(True, 1e9) and not runs_jointly(False, 1)
     assert not runs_jointly(None, 1)  # of a CPU
+    with compiling_for("tpu"):
+        assert runs_jointly(None, 1), "a plan is of the device it names"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert runs_jointly(None, FEW_POSITIONS) and not runs_jointly(None, FEW_POSITIONS + 1)
     assert not runs_jointly(False, 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import small
 from ml_collections import ConfigDict
 
+from paella_jax import compare as compare_command
 from paella_jax import repeat as command
 from paella_jax.config import ConfigError, load_config
 from paella_jax.evaluation.captions import scored_samples
@@ -201,6 +203,15 @@ def test_the_table_has_mean_spread_and_minimum(tmp_path):
 def test_the_command_line_that_repeats_it_has_no_workers():
     words = ["--config", "paella:tiny", "--workers", "2", "--out", "x", "--workers=3"]
     assert command._alone(words) == ["--config", "paella:tiny", "--out", "x"]
+
+
+@pytest.mark.parametrize("words", [["--workers", "0"], ["--workers=-2"], ["--workers=two"]])
+@pytest.mark.parametrize("main", [command.main, compare_command.main])
+def test_a_number_of_workers_that_cannot_be(monkeypatch, capsys, main, words):
+    monkeypatch.setattr(sys, "argv", ["x", "--config", "paella:tiny", "--out", "y", *words])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--workers" in capsys.readouterr().err
 
 
 @pytest.mark.slow

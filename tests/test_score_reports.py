@@ -18,6 +18,7 @@ from paella_jax.reports.gathered import keeping
 from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
 from paella_jax.reports.run_scores import score_run
 from paella_jax.reports.scored_run import Asked, shown_of
+from paella_jax.runs.folder import prepare_workdir
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,7 @@ def test_a_tokenizer(data, judges, perceptual, tmp_path):
         ("--images a --reference b --perceptual f", "--perceptual compares pairs: give it with"),
         ("--checkpoint r --paired", "--paired belongs to --images"),
         ("--checkpoint /nowhere", "not a run folder"),
+        ("--images a --reference b --num_images 4", "are scored whole; leave --num_images out"),
         ("--images a --reference b --config.data.tfds=c", "--config.data.FIELD belongs to --check"),
     ],
 )
@@ -243,6 +245,33 @@ def test_flags_that_do_not_go_together(flags, message, monkeypatch):
     monkeypatch.setattr(evaluate, "setup_jax", lambda: None)
     with pytest.raises((ValueError, RuntimeError), match=message):
         evaluate.main()
+
+
+@pytest.mark.parametrize(
+    "source, flags, by_features",
+    [
+        ("shapes", "", False),
+        ("shapes", "--tasks", False),
+        ("shapes", "--clip F", True),
+        ("shapes", "--curve steps", True),
+        ("folder", "", True),
+        ("folder", "--tasks", "--tasks reads images of the embedded data; this run has other"),
+        (
+            "shapes",
+            "--sweep --pick F",
+            "--sweep reads images of the embedded data, not with --pick",
+        ),
+    ],
+)
+def test_no_flag_is_passed_over(source, flags, by_features, monkeypatch, tmp_path):
+    prepare_workdir(tmp_path, small.small_paella(data__source=source))
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--checkpoint", str(tmp_path), *flags.split()])
+    arguments = evaluate.parse()
+    if isinstance(by_features, str):
+        with pytest.raises(ValueError, match=by_features):
+            evaluate.scores_real_images(arguments)
+    else:
+        assert evaluate.scores_real_images(arguments) == by_features
 
 
 def test_the_command_scores_folders(folders, judges, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from itertools import count, islice
 from types import SimpleNamespace
@@ -22,12 +23,13 @@ from paella_jax.pipelines import load, rows_by_flags
 from paella_jax.pipelines.best_of import best
 from paella_jax.pipelines.gallery import MANIFEST, RECORD, Gallery, GalleryError
 from paella_jax.pipelines.prompt_file import Row
+from paella_jax.pipelines.rows_by_flags import RECORDED, RECORDED_FILES, Recorder
+from paella_jax.pipelines.run_digests import run_digest
 from paella_jax.pipelines.stream import (
     MOST_WAITING,
     Drawing,
     batches,
     draw_rows,
-    run_digest,
 )
 
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
@@ -112,6 +114,34 @@ def test_a_folder_says_what_each_image_is(monkeypatch, tmp_path, prompts):
     assert texts["negative_prompt"] == "grün ☂" and json.loads(texts[RECORD]) == lines[2]
     with Image.open(out / "00002.png") as image:
         assert image.size == (6, 4)
+
+
+def test_an_image_is_of_what_is_in_the_files_that_were_given(tmp_path):
+    maps, judge = tmp_path / "map.npy", tmp_path / "judge"
+    judge.mkdir()
+    (judge / "notes.txt").write_text("no weights")
+    weights = judge / "model.safetensors"
+    weights.write_bytes(bytes(100_000))
+    np.save(maps, np.zeros((4, 6), np.uint8))
+    flags = argparse.Namespace(**dict.fromkeys((*RECORDED, *RECORDED_FILES)),
+                               num_images_per_prompt=1)  # fmt: skip
+    flags.segmentation, flags.score_with = maps, judge
+    record = lambda: Recorder(Painter(), flags).of(Row("", "a", "", 0, "a.png", ()))["settings"]
+    first = record()
+    assert first["segmentation"].startswith("map.npy ") and "prior" not in first
+    (judge / "notes.txt").write_text("another note")
+    assert record() == first
+    np.save(maps, np.ones((4, 6), np.uint8))
+    other = record()
+    assert other["segmentation"] != first["segmentation"]
+    assert other["score_with"] == first["score_with"]
+    weights.write_bytes(bytes(99_999) + b"x")
+    assert record()["score_with"] != first["score_with"]
+
+
+def test_zero_is_a_flag_that_was_given():
+    given = [0, 0.0, "red", ["a"], True, False, None, "", []]
+    assert [x for x in given if sample_command._is_given(x)] == [0, 0.0, "red", ["a"], True]
 
 
 def test_a_stopped_call_goes_on(monkeypatch, tmp_path, prompts, capsys):
@@ -352,10 +382,10 @@ def test_settings_are_checked_as_in_drawing(pipeline):
 
 
 def test_a_run_is_known_by_its_weights(pipeline, monkeypatch):
-    digest = run_digest(pipeline)
-    assert digest == run_digest(pipeline)
+    digest = run_digest(pipeline.parts())
+    assert digest == run_digest(pipeline.parts())
     params, name = pipeline.params, sorted(pipeline.params)[0]
     change = lambda x: x.at[(0,) * x.ndim].add(1.0)
     other = dict(params) | {name: jax.tree.map(change, params[name])}
     monkeypatch.setattr(pipeline, "params", other)
-    assert run_digest(pipeline) != digest
+    assert run_digest(pipeline.parts()) != digest

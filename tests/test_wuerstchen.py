@@ -216,6 +216,12 @@ def test_the_call_takes_masks_and_embeddings_and_stops(pipe, picture):
     np.testing.assert_array_equal(kept[~some], own[~some])
     assert (kept[some] != own[some]).any()
     embeds = pipe.embed([RED])
+    params, frozen = pipe.parts()[""][1]
+    moved = jax.tree.map(lambda x: x + 0.5, params["text_encoder"])
+    pipe.set_weights("stage_c", (params | {"text_encoder": moved}, frozen))
+    with pytest.raises(ValueError, match="another run's text encoders"):
+        pipe(prompt_embeds=embeds)
+    pipe.set_weights("stage_c", (params, frozen))
     same = pipe(prompt_embeds=embeds, seed=3, output_type="latents")
     np.testing.assert_array_equal(same, pipe(RED, seed=3, output_type="latents"))
     for last in (2, 4):  # in Stage C and in Stage B

@@ -81,15 +81,17 @@ class OwnImages:
         return self._network.extract(_as_uint8(images)).vectors
 
     def mark(self, images: np.ndarray, captions: Sequence[str]) -> Marks:
-        drawn, ranks = self.features(images), np.empty(len(captions))
+        drawn, first, among_soft = self.features(images), *np.zeros((2, len(captions)))
         for part in self._parts:  # which have no caption in common
             rows = [i for i, text in enumerate(captions) if text in part.places]
             own = np.array([part.places[captions[i]] for i in rows], int)
             queries, true = (centred(x, part.features) for x in (drawn[rows], part.features))
-            ranks[rows] = ranks_among(queries, true, own=own) if rows else ()
-        first = ranks < 1
+            if rows:
+                ranks = ranks_among(queries, true, own=own)
+                first[rows], among_soft[rows] = ranks.within(1), ranks.within(SOFT)
+        right = first == 1.0  # not where another is as near
         blank = np.array([is_blank(image) for image in _as_uint8(images)])
-        return Marks(first, float((ranks < SOFT).mean()), float((first & ~blank).mean()))
+        return Marks(right, float(among_soft.mean()), float((right & ~blank).mean()))
 
     def true_images(self, captions: Sequence[str]) -> np.ndarray:
         found = {t: part.images[i] for part in self._parts for t, i in part.places.items()}
@@ -109,7 +111,7 @@ class OwnImages:
     def _samples(self) -> Samples:
         # A caption has one true image here, so that no two parts have one in common.
         seen = self._take("train", self.measure.images, for_tuning=False)
-        heldout = self._take("validation", self.measure.images, None, skip=seen[1])
+        heldout = self._take("validation", self.measure.images, for_tuning=False, skip=seen[1])
         return Samples(
             seen,
             heldout,

@@ -48,6 +48,7 @@ from paella_jax.config import ConfigError, differing_fields, to_json
 from paella_jax.data.build import make_source
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
+from paella_jax.images.plots import check_plots
 from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.training.finish import is_trained, settle
 from paella_jax.training.metrics import report
@@ -72,6 +73,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     """
     if "measure" not in config:
         raise ConfigError("this is no config of a comparison; give --config compare:quick")
+    check_plots()
     check_measure(config)
     check_search(config)
     todo = trainings(config)

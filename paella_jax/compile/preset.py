@@ -17,7 +17,7 @@ from paella_jax.compile.programs import Program, sample_program, train_program
 from paella_jax.compile.targets import Target, devices_of
 from paella_jax.evaluation.flops import flops_by_type
 from paella_jax.families.start import settle_config
-from paella_jax.ops.attention import compiling_for
+from paella_jax.ops.target import compiling_for
 from paella_jax.training.compiled_step import FOR_LOOKING, MIB
 from paella_jax.training.pulse import pulse
 from paella_jax.training.sharding import MeshError, check_batch, make_mesh

@@ -131,7 +131,7 @@ def sample_program(config: ConfigDict, mesh: Mesh, images: int) -> Program:
             f"--program sample draws with {', '.join(samplers)}; {config.method!r} has no sampler "
             "of its own: give --program train"
         )
-    draw, params, frozen, request = samplers[config.method](config, images)
+    draw, params, frozen, request = samplers[config.method](config, images, mesh.size)
     read = lambda weights, request: draw(*weights, request)
     params, frozen = narrow((params, frozen), (read, (request,)))  # as a pipeline holds them
     place = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -153,8 +153,8 @@ class TokenSampling(NamedTuple):
     form: Form
 
 
-def token_sampling(config: ConfigDict, images: int) -> TokenSampling:
-    """A batch of a token predictor's preset, as its pipeline would be asked for it."""
+def token_sampling(config: ConfigDict, images: int, devices: int = 1) -> TokenSampling:
+    """A batch of a token predictor's preset, as its pipeline on some devices is asked for it."""
     networks, frozen = abstract.token_networks(config)
     grid = Sizes.of(networks, config).grid(None, None)
     params = jax.eval_shape(lambda: networks.init(jax.random.key(0), grid[0]))
@@ -168,13 +168,15 @@ def token_sampling(config: ConfigDict, images: int) -> TokenSampling:
     if "micro_conds" in networks.takes:
         inputs = dataclasses.replace(inputs, micro_conds=np.zeros((images, 5), np.float32))
     request = canonical(Request((inputs,), inputs, None, _numbered(images)))
-    joint = runs_jointly(config.sampler.joint_guidance, images * grid[0] * grid[1])
+    joint = runs_jointly(config.sampler.joint_guidance, images * grid[0] * grid[1] / devices)
     form = Form(settings.program(), grid, joint)
     return TokenSampling(networks, params, frozen, request, settings.course(), form)
 
 
-def _token_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
-    networks, params, frozen, request, course, form = token_sampling(config, images)
+def _token_sampler(
+    config: ConfigDict, images: int, devices: int
+) -> tuple[Callable, Tree, Tree, Any]:
+    networks, params, frozen, request, course, form = token_sampling(config, images, devices)
     draw = lambda p, f, r: draw_request(networks, p, f, r, course, form)
     return draw, params, frozen, request
 
@@ -222,7 +224,9 @@ def _stage_c_sampling(config: ConfigDict, images: int) -> StageSampling:
     return StageSampling(networks, plan, params, frozen, canonical(request), settings, shape)
 
 
-def _stage_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
+def _stage_sampler(
+    config: ConfigDict, images: int, devices: int
+) -> tuple[Callable, Tree, Tree, Any]:
     networks, plan, params, frozen, request, settings, shape = stage_sampling(config, images)
     draw = lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape)
     unread = ("vqgan", abstract.COMPRESSOR)

@@ -111,7 +111,7 @@ def retrieval(
     """Whether query i finds candidate i among itself and others, by cosine.
 
     Of images, features should be centred before (`centred`): else what all have in common
-    decides. Candidates equal to the right one count half, as a draw between them would.
+    decides. Which of candidates equal to the right one comes first is left to chance.
 
     Args:
       queries: [n, d].
@@ -123,7 +123,18 @@ def retrieval(
       ValueError: fewer candidates than that.
     """
     ranks = ranks_among(queries, candidates, among, seed)
-    return Retrieval(mean_of(ranks < 1), mean_of(ranks < 5), among)
+    return Retrieval(mean_of(ranks.within(1)), mean_of(ranks.within(5)), among)
+
+
+class Ranks(NamedTuple):
+    """Of each query, int [n]: candidates nearer than its own one, and others as near."""
+
+    nearer: np.ndarray
+    equal: np.ndarray
+
+    def within(self, count: int) -> np.ndarray:
+        """The chance that its own one is among the `count` nearest, float64 [n]."""
+        return np.clip((count - self.nearer) / (self.equal + 1), 0.0, 1.0)
 
 
 def ranks_among(
@@ -132,8 +143,8 @@ def ranks_among(
     among: int = AMONG,
     seed: int = 0,
     own: np.ndarray | None = None,
-) -> np.ndarray:
-    """How many candidates are nearer to a query than its own one, float64 [n]; as `retrieval`.
+) -> Ranks:
+    """Where a query's own candidate is among them, by cosine; as `retrieval`.
 
     Args:
       queries: [n, d].
@@ -144,16 +155,15 @@ def ranks_among(
     """
     need(len(candidates), among, "retrieval", f"one is to be found among {among}")
     q, c = (_unit(x) for x in (queries, candidates))
-    ranks = np.empty(len(q))
+    ranks = Ranks(np.empty(len(q), int), np.empty(len(q), int))
     places = np.arange(len(q)) if own is None else own
     for row, place in enumerate(places.tolist()):
         draw = np.random.default_rng([seed, place])
         others = draw.choice(len(c) - 1, among - 1, replace=False)
         others += others >= place
         likeness, right = c[others] @ q[row], c[place] @ q[row]
-        ranks[row] = (likeness > right + SAME).sum() + 0.5 * (
-            np.abs(likeness - right) <= SAME
-        ).sum()
+        ranks.nearer[row] = (likeness > right + SAME).sum()
+        ranks.equal[row] = (np.abs(likeness - right) <= SAME).sum()
     return ranks
 
 

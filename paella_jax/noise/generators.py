@@ -11,6 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from paella_jax.ops.target import target_platform
 from paella_jax.typing import Array
 
 GENERATORS = ("auto", "threefry", "rbg")
@@ -29,7 +30,7 @@ def dropout_key(key: Array, generator: str) -> Array:
     if generator not in GENERATORS:
         raise ValueError(f"dropout_generator {generator!r} must be one of {', '.join(GENERATORS)}")
     if generator == "auto":
-        generator = "threefry" if jax.default_backend() == "cpu" else "rbg"
+        generator = "threefry" if target_platform() == "cpu" else "rbg"
     if generator == "threefry":
         return key
     words = jax.random.key_data(key)

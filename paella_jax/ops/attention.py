@@ -8,9 +8,6 @@ none; "auto" takes cuDNN's where it can, and on CPU the products in the order th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -19,24 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from paella_jax.ops.batch_axis import BATCH, batch_shards
+from paella_jax.ops.target import target_platform
 from paella_jax.typing import Array
 
 KERNELS = ("auto", "xla", "cudnn", "flash")
 MACHINES = {"cudnn": ("gpu", "an NVIDIA GPU"), "flash": ("tpu", "a TPU")}
 LARGEST_HEAD = 128  # channels, of cuDNN's kernel
 FLASH_BLOCK = 128  # positions; the TPU's kernel takes whole blocks
-
-_target: ContextVar[str] = ContextVar("target", default="")
-
-
-@contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """While it traces, programs are meant for "tpu", "gpu" or "cpu", whatever traces them."""
-    before = _target.set(platform)
-    try:
-        yield
-    finally:
-        _target.reset(before)
 
 
 def dot_product_attention(
@@ -93,7 +79,7 @@ def check_kernel(name: str) -> str:
     if name not in KERNELS:
         return f"attention {name!r} must be one of {', '.join(KERNELS)}"
     platform, machine = MACHINES.get(name, ("", ""))
-    here = jax.default_backend() if name == "cudnn" else _target.get() or jax.default_backend()
+    here = jax.default_backend() if name == "cudnn" else target_platform()
     if platform not in ("", here):
         return f"attention {name!r} needs {machine}, this is {here}: auto or xla"
     return ""

@@ -22,7 +22,7 @@ class PromptEmbeds:
       negative_prompts: what each is steered away from.
       parts: by the name of each run that a pipeline draws with: what its network is conditioned on,
         and what guidance leads away from; numpy arrays with the prompts in front.
-      made_for: by the same names, the settings of the encoders that they come from.
+      made_for: by the same names, the encoders that they come from (run_digests.py).
     """
 
     prompts: tuple[str, ...]

@@ -28,9 +28,11 @@ from paella_jax.pipelines.prompt_file import (
     ignored_columns,
     read_prompt_file,
 )
-from paella_jax.pipelines.stream import Drawing, Drawn, draw_rows, run_digest, sampler_of
+from paella_jax.pipelines.run_digests import content_digest, run_digest
+from paella_jax.pipelines.stream import Drawing, Drawn, draw_rows, sampler_of
 
-# Flags that an image is of as well, beside the runs that draw; of files and folders their names.
+# Flags that an image is of as well, beside the runs that draw; of files and folders their names
+# and what is in them.
 RECORDED = ("sampler", "stepper", "label", "emphasis", "best_of")
 RECORDED_FILES = ("segmentation", "prior", "score_with")
 
@@ -158,9 +160,11 @@ class Recorder:
 
     def __init__(self, pipe: Any, flags: Any) -> None:
         """Looks at the run's weights and settings once."""
-        self.run = run_digest(pipe)
+        self.run = run_digest(pipe.parts())
         given = {name: getattr(flags, name) for name in RECORDED}
-        given |= {n: Path(getattr(flags, n) or "").name for n in RECORDED_FILES}
+        for name in RECORDED_FILES:
+            if path := getattr(flags, name):
+                given[name] = f"{Path(path).name} {content_digest(path)}"
         self._own = sampler_of(pipe)
         self._flags = {name: x for name, x in given.items() if x not in (None, "", [])}
         self.copies = flags.num_images_per_prompt

@@ -6,22 +6,19 @@ all. An image depends on its row alone: not on its neighbours, nor on the batch'
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from paella_jax.config import flatten_config, to_json
+from paella_jax.config import flatten_config
 from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.base import Pipeline
 from paella_jax.pipelines.best_of import Score, best
 from paella_jax.pipelines.prompt_file import Row
 
 MOST_WAITING = 8  # batches' worth of rows that wait for others like them
-SEEN = 4096  # values of each array that a run is known by
 
 
 class Drawn(NamedTuple):
@@ -119,29 +116,6 @@ def batches(
         held -= len(batch)
         yield batch
     yield from waiting.values()
-
-
-def run_digest(pipe: Pipeline) -> str:
-    """A short name of the weights and configs that a pipeline draws with.
-
-    Of each array it sees the shape and some values: enough to tell one training from another, not
-    to find a damage.
-    """
-    digest = hashlib.blake2b(digest_size=8)
-    for name, (config, weights) in sorted(pipe.parts().items()):
-        digest.update(f"{name} {to_json(config)}".encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-            values = np.asarray(_here(leaf)).reshape(-1)
-            some = values[:: max(1, values.size // SEEN)]
-            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-            digest.update(np.ascontiguousarray(some).tobytes())
-    return digest.hexdigest()
-
-
-def _here(leaf: Any) -> Any:
-    """An array, or the part of it that this process holds first."""
-    whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
-    return leaf if whole else leaf.addressable_shards[0].data
 
 
 def sampler_of(pipe: Pipeline) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def text_to_image(asked: Asked) -> Drawn:
     titles = asked.copies([condition.prompt for condition in conditions])
     if asked.flags.prior:
         prior = load_clip_prior(asked.flags.prior)
-        conditions = variations.with_prior(asked.pipe, prior, conditions, seed=asked.flags.seed)
+        conditions = variations.with_prior(
+            asked.pipe, prior, conditions, seed=asked.options["seed"]
+        )
     return asked.pipe.generate(conditions, **asked.size, **asked.options), titles
 
 

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.config import to_json
 from paella_jax.data.sizes import whole_image_conds
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
-from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.prompts import (
     as_conditions,
     build_inputs,
@@ -37,7 +35,6 @@ class TokenInputs:
         """`embed_images` makes embeddings of images that are conditions."""
         self._networks, self._config, self._embed_images = networks, config, embed_images
         self.limit = text_limit(networks)
-        self.made_for = to_json(ConfigDict({"cell": config.cell, "text": config.text}))
 
     def of_prompts(self, prompt: Any, grid: tuple[int, int]) -> tuple[ConditionInputs, ...]:
         """The conditions of every image, the first of each, then the second ...; numpy arrays.
@@ -55,10 +52,6 @@ class TokenInputs:
         """What guidance leads away from."""
         ids, mask = tokenize(self._networks, self._config, negatives)
         return ConditionInputs(ids, mask, clip_ids=clip_ids(self._networks, negatives))
-
-    def of_embeds(self, embeds: PromptEmbeds, name: str) -> tuple[Conditioning, Conditioning]:
-        """Embeddings of this run, `name` among several. Raises ValueError for another's."""
-        return check_embeds(embeds, self.made_for, name).parts[name]
 
     def shared(
         self, count: int, grid: tuple[int, int], low_tokens: np.ndarray | None

@@ -28,7 +28,7 @@ from paella_jax.pipelines.geometry import Scale, Sizes, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.pipelines.narrow import holds_narrow
 from paella_jax.pipelines.presets import start_options
-from paella_jax.pipelines.prompt_embeds import PromptEmbeds
+from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, padded_lengths
 from paella_jax.pipelines.request import (
     Form,
@@ -40,6 +40,7 @@ from paella_jax.pipelines.request import (
     check_weights,
     encode,
 )
+from paella_jax.pipelines.run_digests import encoders_digest
 from paella_jax.pipelines.token_coder import TokenCoder
 from paella_jax.pipelines.token_inputs import Inputs, TokenInputs
 from paella_jax.pipelines.watch import in_groups
@@ -51,6 +52,8 @@ from paella_jax.sampling.token_sampler import TokenSettings, token_settings
 from paella_jax.training.placing import batch_sharding, fetch, place
 from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
+
+ENCODED = ("cell", "text", "clip", "image_encoder")  # of a config: what a prompt goes through
 
 # A text, a Condition, a list with one of them per image, or a list of lists of conditions to mix;
 # or all of that made into embeddings.
@@ -95,6 +98,7 @@ class TokenPipeline(TokenCoder, Pipeline):
     def set_params(self, params: Tree, frozen: Tree) -> None:
         """Replaces the weights; nothing is compiled again."""
         self._whole = (params, frozen) if self._narrows else None
+        self._made_for: str | None = None
         if self._narrows:
             params, frozen = self._held(params, frozen)
         self.params, self.frozen = on_mesh((params, frozen), self.mesh)
@@ -190,7 +194,7 @@ class TokenPipeline(TokenCoder, Pipeline):
         conditions: tuple[Inputs, ...]
         unconditional: Inputs
         if isinstance(prompt, PromptEmbeds):
-            one, unconditional = self.inputs.of_embeds(prompt, "")
+            one, unconditional = check_embeds(prompt, self.made_for()).parts[""]
             conditions, count = (one,), len(prompt)
         else:
             count = len(as_conditions(prompt, self.inputs.limit))
@@ -238,7 +242,14 @@ class TokenPipeline(TokenCoder, Pipeline):
         run = lambda piece, rows: self._condition(self.params, self.frozen, piece)
         encode_all = lambda one: in_batches(run, one, len(texts), Job(), self.mesh)
         parts = {"": (encode_all(inputs[0][0]), encode_all(inputs[1]))}
-        return PromptEmbeds(tuple(texts), tuple(negatives), parts, {"": self.inputs.made_for})
+        return PromptEmbeds(tuple(texts), tuple(negatives), parts, {"": self.made_for()})
+
+    def made_for(self) -> str:
+        """A name of its encoders: what prompt embeddings must come from."""
+        if self._made_for is None:
+            config, weights = self.parts()[""]
+            self._made_for = encoders_digest(config, weights, ENCODED)
+        return self._made_for
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Its config and weights, as they were given."""

@@ -160,7 +160,7 @@ class TwoScalePipeline(Pipeline):
     def check_prompt(self, prompt: Any) -> None:
         """Raises PromptError, ValueError for what `generate` would refuse as a prompt."""
         if isinstance(prompt, PromptEmbeds):
-            check_embeds(prompt, self.base.inputs.made_for, PARTS[0])
+            check_embeds(prompt, self.base.made_for(), PARTS[0])
             return
         limit = text_limit(self.super_resolution.networks)
         check_prompts([c.prompt for row in as_conditions(prompt, limit) for c in row], limit)

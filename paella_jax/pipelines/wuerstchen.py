@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from paella_jax.config import to_json
 from paella_jax.families.stage_b import StageBNetworks
 from paella_jax.families.stage_c import StageCNetworks
 from paella_jax.families.text_side import TextSide
@@ -32,6 +31,7 @@ from paella_jax.pipelines.geometry import check_side, touched
 from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.pipelines.narrow import holds_narrow
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
+from paella_jax.pipelines.run_digests import encoders_digest
 from paella_jax.pipelines.wuerstchen_programs import (
     Scale,
     StageRequest,
@@ -79,6 +79,7 @@ class WuerstchenPipeline(Stages, Pipeline):
         self.mesh = mesh or all_devices()
         self._narrows = mesh is None and holds_narrow(self.config.precision)
         self._weights, self._whole = {}, {}
+        self._encoders: dict[str, str] = {}
         for name, tree in weights.items():
             self.set_weights(name, tree)
         self._make_programs()
@@ -188,7 +189,11 @@ class WuerstchenPipeline(Stages, Pipeline):
         return {"stage_c": self.stage_c.text, "stage_b": self.stage_b.text}
 
     def _made_for(self, stage: str) -> str:
-        return to_json(self.configs[stage].text)
+        """A name of a stage's encoder."""
+        if stage not in self._encoders:
+            weights = (self._weights | self._whole)[stage]
+            self._encoders[stage] = encoders_digest(self.configs[stage], weights, ("text",))
+        return self._encoders[stage]
 
     def embed(
         self, prompts: str | Sequence[str], negative_prompt: str | Sequence[str] | None = ""

@@ -68,7 +68,7 @@ def evaluate_run(
         report["tokenizer"][name] = _ceiling(pipeline, source)
         shown.append((images[:16], captions[:16], np.asarray(result.exact_images)[:16].tolist()))
     seen = ShapesSource(config.data.spec, "validation", count, config.seed + 1)
-    captions = [seen[i]["caption"] for i in range(max(count // 4, 8))]
+    captions = [seen[i]["caption"] for i in range(min(count, max(count // 4, 8)))]
     report["exact_by_steps"] = {
         str(steps): summary(
             score_images(_sample(pipeline, captions, steps), captions, config.data.spec)

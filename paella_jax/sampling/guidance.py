@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 
+from paella_jax.ops.target import target_platform
 from paella_jax.typing import Array
 
 # (tokens [batch, h, w], t [batch]) -> logits [batch, h, w, codes]
@@ -77,7 +77,7 @@ def runs_jointly(asked: bool | None, positions: float) -> bool:
       asked: None is for few positions on an accelerator.
       positions: of the maps that one device draws at once.
     """
-    few = jax.default_backend() != "cpu" and positions <= FEW_POSITIONS
+    few = target_platform() != "cpu" and positions <= FEW_POSITIONS
     return few if asked is None else asked
 
 

@@ -62,7 +62,7 @@ class Study:
 
         Args:
           store: the file of votes.
-          digests: what tells the two runs from all others, as `run_digest` of pipelines/stream.py.
+          digests: what tells the two runs from all others (`run_digest`, pipelines/run_digests.py).
           prompts: each at most once is enough; several are taken as one.
           draw: draws an image of a run.
           seed: another one gives other images and is another study.
