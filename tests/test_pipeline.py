@@ -196,7 +196,7 @@ def test_tokenizer_errors(tmp_path):
 
 
 def test_report(run_folder, tmp_path):
-    report = evaluate_run(run_folder, tmp_path, num_images=16, step_counts=[2, 3])
+    report = evaluate_run(run_folder, tmp_path, num_images=6, step_counts=[2, 3])
     stored = json.loads((tmp_path / "report.json").read_text())
     assert stored["scores"]["seen"]["exact"] == report["scores"]["seen"]["exact"]
     assert set(stored["exact_by_steps"]) == {"2", "3"}
