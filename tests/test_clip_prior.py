@@ -26,7 +26,8 @@ from paella_jax.objectives.inputs import StepInputs
 from paella_jax.objectives.noise_prediction import clip_prior_objective, drop_embeddings
 from paella_jax.registry import build_method
 from paella_jax.runs.checkpoint import CheckpointError
-from paella_jax.runs.folder import prepare_workdir, read_metrics
+from paella_jax.runs.folder import prepare_workdir, read_config, read_metrics
+from paella_jax.runs.verify import verify_run
 from paella_jax.sampling.diffusion import GaussianRandomness, GaussianStart, sample
 from paella_jax.sampling.diffusion_settings import DDPMSettings, segment_times
 from paella_jax.sampling.guidance import guide
@@ -278,6 +279,14 @@ def test_training_learns_the_rotation(trained):
     )
     assert score > 0.8 and cosine > 0.8
     assert abs(mean_cosine(np.asarray(drawn), texts)) < 0.5
+
+
+def test_a_run_whose_previews_are_scores_alone_is_sound_and_is_scored_once(trained):
+    workdir, _ = trained
+    config, rows = read_config(workdir), (workdir / "metrics.jsonl").read_text()
+    train(config, workdir, build_method(config, workdir))
+    assert (workdir / "metrics.jsonl").read_text() == rows
+    assert not [found for found in verify_run(workdir) if "samples" in str(found)]
 
 
 def test_a_sample_does_not_depend_on_its_batch(trained):

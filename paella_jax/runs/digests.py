@@ -109,13 +109,23 @@ def note_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
 
 @contextmanager
 def noting(folder: str | Path, name: str) -> Iterator[Path]:
-    """The path of a file that the block writes, whole or not at all, and that is noted then."""
+    """The path of a file that the block writes, whole or not at all, and that is noted then.
+
+    A block may also find that there is nothing to write.
+    """
     folder = Path(folder)
     _write(folder, _files(folder) | {name: WRITING})
     yield folder / name
     if (folder / name).is_file():
         sync(folder / name)
         note_files(folder, [name])
+    else:
+        forget_files(folder, name)
+
+
+def is_noted(folder: str | Path, name: str) -> bool:
+    """Whether a file of this name was written, or begun."""
+    return name in _files(Path(folder))
 
 
 def write_noted(folder: str | Path, name: str, text: str) -> None:

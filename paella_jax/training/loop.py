@@ -23,7 +23,7 @@ from paella_jax.config import ConfigError, StoppedAtOnce, UserError, WriteError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer
-from paella_jax.runs.digests import note_files, noting
+from paella_jax.runs.digests import is_noted, note_files, noting
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.runs.whole_steps import set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
@@ -231,8 +231,9 @@ def _draw_missing_preview(
     step = config.num_steps
     rows = read_metrics(workdir / METRICS_FILE)
     is_scored = any(row["step"] == step and "loss" not in row for row in rows)
-    is_drawn = _preview_file(workdir, step).is_file() and is_scored
-    if method.preview is not None and not is_drawn:
+    file = _preview_file(workdir, step)
+    is_lost = not file.is_file() and is_noted(workdir, file.relative_to(workdir).as_posix())
+    if method.preview is not None and (is_lost or not is_scored):
         frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
         with MetricWriter(workdir, config, step) as writer:
             _draw_preview(method, writer, workdir, state, frozen, step)
