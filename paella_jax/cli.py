@@ -198,7 +198,7 @@ def _keep_to(numbers: Sequence[int]) -> None:
             os.sched_setaffinity(0, numbers)
 
 
-def worker_count(text: str) -> int:
+def workers(text: str) -> int:
     """The value of --workers. Raises ArgumentTypeError below 1."""
     count = int(text)
     if count < 1:

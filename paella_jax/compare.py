@@ -15,16 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import (
-    ENDED_BY,
-    TERMINATED,
-    Parser,
-    helped_by,
-    path,
-    run,
-    setup_jax,
-    worker_count,
-)
+from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax, workers
 
 
 def main() -> int:
@@ -32,9 +23,7 @@ def main() -> int:
     parser = Parser(description=__doc__, overrides=True)
     parser.add_argument("--config", default="compare:shapes")
     parser.add_argument("--out", type=path, required=True, help="folder of runs and results")
-    parser.add_argument(
-        "--workers", type=worker_count, default=1, help="processes that share the work"
-    )
+    parser.add_argument("--workers", type=workers, default=1, help="processes that share the work")
     arguments, overrides = parser.parse_known_args()
 
     from paella_jax.config import load_config

@@ -15,16 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
-from paella_jax.cli import (
-    ENDED_BY,
-    TERMINATED,
-    Parser,
-    helped_by,
-    path,
-    run,
-    setup_jax,
-    worker_count,
-)
+from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax, workers
 
 
 def read_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -41,9 +32,7 @@ def read_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--direct", action="store_true", help="with stage_c: direct decoders too")
     parser.add_argument("--num_images", type=int, default=256, help="captions per split")
     parser.add_argument("--tuning_images", type=int, default=96, help="captions to tune on")
-    parser.add_argument(
-        "--workers", type=worker_count, default=1, help="processes that share the work"
-    )
+    parser.add_argument("--workers", type=workers, default=1, help="processes that share the work")
     return parser.parse_known_args()
 
 

@@ -31,7 +31,8 @@ from paella_jax.files.atomic import write_atomically
 from paella_jax.images.write import save_grid
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.registry import FAMILIES, Family, build_method
-from paella_jax.runs.folder import METRICS_FILE, scan_metrics
+from paella_jax.runs.checked_lines import scan_metrics
+from paella_jax.runs.folder import METRICS_FILE
 from paella_jax.runs.step_digests import wrong_parts
 from paella_jax.runs.verify import verify_run
 from paella_jax.runs.weights import save_tree

@@ -36,9 +36,10 @@ from paella_jax.images.notes import Notes
 from paella_jax.images.png import read_png_texts, save_png
 from paella_jax.images.read import read_classes, read_image, read_mask, read_rgb
 from paella_jax.pipelines.prompt_file import Defaults, check_prompt_file, ignored_columns
+from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.digests import note_files
-from paella_jax.runs.folder import metrics_line, read_metrics
 from paella_jax.runs.folder import read_config as read_run_config
+from paella_jax.runs.folder import read_metrics
 from paella_jax.runs.frozen import load_carried
 from paella_jax.runs.manifest import write_manifest
 from paella_jax.runs.verify import verify_run

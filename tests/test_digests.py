@@ -21,15 +21,10 @@ from paella_jax.files.safetensors_file import map_safetensors, write_safetensors
 from paella_jax.runs import digests
 from paella_jax.runs.array_places import array_places, between
 from paella_jax.runs.average import average_run
+from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.checkpoint import Checkpointer, read_arrays, restore_variables
 from paella_jax.runs.digests import note_files, noting, read_digests, write_noted
-from paella_jax.runs.folder import (
-    metrics_are_lost,
-    metrics_line,
-    prepare_workdir,
-    read_config,
-    read_metrics,
-)
+from paella_jax.runs.folder import metrics_are_lost, prepare_workdir, read_config, read_metrics
 from paella_jax.runs.frozen import load_carried
 from paella_jax.runs.step_digests import read_step_digests, write_step_digests
 from paella_jax.runs.verify import NOTE, verify_run

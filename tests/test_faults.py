@@ -29,9 +29,10 @@ from paella_jax.files.atomic import atomic_path, write_atomically
 from paella_jax.files.disk import describe_disk
 from paella_jax.files.library_noise import LATE, silence_late_answers
 from paella_jax.files.lock import TAKING, WRITER, Lock, clear_left
+from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.checkpoint import Checkpointer
 from paella_jax.runs.digests import noting
-from paella_jax.runs.folder import metrics_line, prepare_workdir
+from paella_jax.runs.folder import prepare_workdir
 from paella_jax.runs.verify import NOTE, verify_run
 from paella_jax.runs.whole_steps import complete_steps, set_aside_incomplete
 from paella_jax.training.finish import TRAINED, settle

@@ -12,8 +12,9 @@ from fault_works import training, use_mean_method
 
 from paella_jax.config import load_config
 from paella_jax.registry import FAMILIES, build_method
+from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.digests import write_noted
-from paella_jax.runs.folder import METRICS_FILE, metrics_line, prepare_workdir, read_metrics
+from paella_jax.runs.folder import METRICS_FILE, prepare_workdir, read_metrics
 from paella_jax.training.loop import train
 from paella_jax.training.timing import (
     FILE,

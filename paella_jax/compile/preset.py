@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,7 @@ def _compile(
         with compiling_for(target.platform):
             make = train_program if is_train else partial(sample_program, images=images)
             program = make(config, mesh)
-            with jax.set_mesh(mesh) if is_train else nullcontext():
+            with jax.set_mesh(mesh):  # as a train loop and a pipeline do
                 traced = program.function.trace(*program.arguments)
     flops = flops_by_type(traced.jaxpr.jaxpr)
     with _timed("lower", seconds):

@@ -125,13 +125,15 @@ def sample_program(config: ConfigDict, mesh: Mesh, images: int) -> Program:
     Raises:
       ConfigError: the method draws nothing from a text.
     """
-    samplers = {"tokens": _token_sampler, "stage_b": _stage_sampler, "stage_c": _stage_sampler}
+    of_tokens = partial(_token_sampler, devices=mesh.size)
+    samplers: dict[str, Callable[..., Any]]
+    samplers = {"tokens": of_tokens, "stage_b": _stage_sampler, "stage_c": _stage_sampler}
     if config.method not in samplers:
         raise ConfigError(
             f"--program sample draws with {', '.join(samplers)}; {config.method!r} has no sampler "
             "of its own: give --program train"
         )
-    draw, params, frozen, request = samplers[config.method](config, images, mesh.size)
+    draw, params, frozen, request = samplers[config.method](config, images)
     read = lambda weights, request: draw(*weights, request)
     params, frozen = narrow((params, frozen), (read, (request,)))  # as a pipeline holds them
     place = lambda sharding: lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -224,9 +226,7 @@ def _stage_c_sampling(config: ConfigDict, images: int) -> StageSampling:
     return StageSampling(networks, plan, params, frozen, canonical(request), settings, shape)
 
 
-def _stage_sampler(
-    config: ConfigDict, images: int, devices: int
-) -> tuple[Callable, Tree, Tree, Any]:
+def _stage_sampler(config: ConfigDict, images: int) -> tuple[Callable, Tree, Tree, Any]:
     networks, plan, params, frozen, request, settings, shape = stage_sampling(config, images)
     draw = lambda p, f, r: draw_stage(plan, networks, (p, f), r, settings, shape)
     unread = ("vqgan", abstract.COMPRESSOR)

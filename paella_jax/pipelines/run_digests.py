@@ -30,7 +30,7 @@ def run_digest(parts: dict[str, tuple[ConfigDict, Tree]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, (config, weights) in sorted(parts.items()):
         digest.update(f"{name} {to_json(config)}".encode())
-        digest.update(_seen_of(weights))
+        _see(digest, weights)
     return digest.hexdigest()
 
 
@@ -46,7 +46,7 @@ def encoders_digest(config: ConfigDict, weights: Sequence[Tree], blocks: Sequenc
     own = {name: fields(config[name]) for name in blocks if name in config}
     digest = hashlib.blake2b(to_json(ConfigDict(own)).encode(), digest_size=8)
     for tree in weights:
-        digest.update(_seen_of({name: tree[name] for name in ENCODERS if name in tree}))
+        _see(digest, {name: tree[name] for name in ENCODERS if name in tree})
     return digest.hexdigest()
 
 
@@ -67,14 +67,12 @@ def content_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _seen_of(tree: Tree) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+def _see(digest: Any, tree: Tree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         values = np.asarray(_here(leaf)).reshape(-1)
         some = values[:: max(1, values.size // SEEN)]
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
         digest.update(np.ascontiguousarray(some).tobytes())
-    return digest.digest()
 
 
 def _here(leaf: Any) -> Any:

@@ -7,16 +7,13 @@ converted weights and of weights made of other runs, `weights.safetensors`.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
 import time
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -29,7 +26,8 @@ from paella_jax.config import (
     to_json,
 )
 from paella_jax.files.atomic import naming
-from paella_jax.outside import listed, parse_json
+from paella_jax.outside import listed
+from paella_jax.runs.checked_lines import metrics_line, scan_metrics
 from paella_jax.runs.digests import (
     check_noted,
     forget_files,
@@ -45,7 +43,6 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"  # of runs that were trained: training/looked_at.py
 HISTORY_FILE = "history.jsonl"  # a line for every call that changed how the run is carried out
-CHECK = "crc32"  # of a line of metrics
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "data.shards",
@@ -307,34 +304,3 @@ def logged_every(workdir: Path, now: int) -> int:
     history = str(scan_metrics(workdir / HISTORY_FILE)[0])
     changes = re.findall(r"'log\.every: ([1-9]\d*) -> ([1-9]\d*)'", history)
     return math.lcm(now, *(int(number) for change in changes for number in change))
-
-
-def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:
-    """The rows of a metrics file, and the numbers of the lines that are none, from 1."""
-    rows, damaged = [], []
-    lines = file.read_bytes().split(b"\n") if file.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is not None:
-            rows.append(row)
-        elif line.strip():
-            damaged.append(number)
-    return rows, damaged
-
-
-def metrics_line(row: Mapping[str, Any]) -> str:
-    """A row as a line, with a check of itself at its end."""
-    text = json.dumps(row)
-    return json.dumps({**row, CHECK: f"{zlib.crc32(text.encode()):08x}"}) + "\n"
-
-
-def _row(line: bytes) -> dict[str, float] | None:
-    """A line's row; None of one that is not what was written. Older lines have no check."""
-    try:
-        row = parse_json(line)
-        check = row.pop(CHECK, None)
-        is_row = isinstance(row["step"], int)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return None
-    is_written = check is None or check == f"{zlib.crc32(json.dumps(row).encode()):08x}"
-    return row if is_row and is_written else None

@@ -15,6 +15,7 @@ from paella_jax.files.lock import WRITER, holder, read_lock
 from paella_jax.files.safetensors_file import differing_tensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.outside import parse_object
+from paella_jax.runs.checked_lines import scan_metrics
 from paella_jax.runs.checkpoint import state_step
 from paella_jax.runs.digests import (
     APART,
@@ -32,7 +33,6 @@ from paella_jax.runs.folder import (
     logged_every,
     metrics_are_lost,
     read_config,
-    scan_metrics,
 )
 from paella_jax.runs.manifest import MANIFEST, differing_listed, files_of, read_manifest
 from paella_jax.runs.step_digests import COMMITTED, note_of, read_step_digests, wrong_parts

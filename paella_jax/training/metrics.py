@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError, StoppedAtOnce, flatten_config
 from paella_jax.files.atomic import naming, sync, write_atomically
-from paella_jax.runs.folder import METRICS_FILE, metrics_line, read_metrics
+from paella_jax.runs.checked_lines import metrics_line
+from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.training.trackers import Tracker, trackers
 
 

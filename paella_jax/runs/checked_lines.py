@@ -1,0 +1,44 @@
+"""Lines of JSON that tell whether they are what was written: of metrics and of a run's history."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paella_jax.outside import parse_json
+
+CHECK = "crc32"  # of a line of metrics
+
+
+def scan_metrics(file: Path) -> tuple[list[dict[str, float]], list[int]]:
+    """The rows of a metrics file, and the numbers of the lines that are none, from 1."""
+    rows, damaged = [], []
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif line.strip():
+            damaged.append(number)
+    return rows, damaged
+
+
+def metrics_line(row: Mapping[str, Any]) -> str:
+    """A row as a line, with a check of itself at its end."""
+    text = json.dumps(row)
+    return json.dumps({**row, CHECK: f"{zlib.crc32(text.encode()):08x}"}) + "\n"
+
+
+def _row(line: bytes) -> dict[str, float] | None:
+    """A line's row; None of one that is not what was written. Older lines have no check."""
+    try:
+        row = parse_json(line)
+        check = row.pop(CHECK, None)
+        is_row = isinstance(row["step"], int)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+    is_written = check is None or check == f"{zlib.crc32(json.dumps(row).encode()):08x}"
+    return row if is_row and is_written else None
