@@ -77,7 +77,7 @@ beside=$!
 set +m
 stop_beside() { if kill -- "-$beside" 2>/dev/null; then wait "$beside" || true; fi; }
 trap stop_beside EXIT
-wuerstchen
+wuerstchen # not before a `||`, which would let it go on behind a training that was stopped
 wait "$beside" || { tail -n 5 "$workdir/tokens.log" >&2; exit 1; }
 stage_seconds
 "$PYTHON" launch/icon_report.py "$workdir" "${seconds[@]}"

@@ -3,7 +3,7 @@
 timed() { # timed STAGE COMMAND...: adds the seconds of this and earlier calls to WORKDIR/seconds
   local stage="$1" begin="$SECONDS"
   shift
-  "$@" || return # its status also where the caller's `||` has switched `set -e` off
+  "$@"
   echo "$stage=$((SECONDS - begin))" >>"$workdir/seconds"
 }
 

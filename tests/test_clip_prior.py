@@ -284,9 +284,9 @@ def test_training_learns_the_rotation(trained):
 def test_a_run_whose_previews_are_scores_alone_is_sound_and_is_scored_once(trained):
     workdir, _ = trained
     config, rows = read_config(workdir), (workdir / "metrics.jsonl").read_text()
+    assert not [found for found in verify_run(workdir) if "samples" in str(found)]
     train(config, workdir, build_method(config, workdir))
     assert (workdir / "metrics.jsonl").read_text() == rows
-    assert not [found for found in verify_run(workdir) if "samples" in str(found)]
 
 
 def test_a_sample_does_not_depend_on_its_batch(trained):

@@ -9,11 +9,14 @@ import pytest
 import small
 
 from paella_jax.compile.preset import compile_preset
+from paella_jax.compile.programs import token_sampling
 from paella_jax.compile.show import as_table, as_text
 from paella_jax.compile.targets import parse_target
 from paella_jax.config import ConfigError
 from paella_jax.families import abstract, networks
+from paella_jax.ops.target import compiling_for
 from paella_jax.registry import abstract_method
+from paella_jax.sampling.guidance import FEW_POSITIONS
 from paella_jax.training.sharding import LARGE_BYTES, MeshError, frozen_shardings, make_mesh
 
 pytestmark = pytest.mark.devices(8)
@@ -154,3 +157,13 @@ def test_what_cannot_be_compiled_is_named():
         compile_preset(small.small_paella(batch_size=12))
     with pytest.raises(ConfigError, match=r"trains on from another run: give --config\.init_from"):
         compile_preset(small.config_of("stage_c:v2_1024"))
+
+
+def test_a_sampler_is_planned_by_the_images_of_one_device():
+    config = small.config_of("muse:tiny")
+    with compiling_for("gpu"):
+        height, width = token_sampling(config, 1).form.grid
+        images = 2 * FEW_POSITIONS // (height * width)
+        assert not token_sampling(config, images).form.joint
+        assert token_sampling(config, images, devices=2).form.joint
+    assert not token_sampling(config, 1).form.joint

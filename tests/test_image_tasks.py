@@ -16,8 +16,10 @@ from paella_jax.evaluation import attributes as of
 from paella_jax.evaluation.oracle import read_scenes
 from paella_jax.images.sheet import GAP, Panel, SheetRow, save_sheet
 from paella_jax.models.conditioning import Conditioning
+from paella_jax.pipelines import tasks
 from paella_jax.pipelines.presets import between_options, edit_settings, start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
+from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.variations import part_weights
 from paella_jax.pipelines.windows import Window, windows_of
 from paella_jax.reports import task_pairs
@@ -235,3 +237,16 @@ def test_a_sheet_has_no_empty_frames(tmp_path):
         save_sheet(tmp_path / "x.png", [SheetRow("x", [Panel(red, ""), Panel(blue, "")])])
     with pytest.raises(ValueError, match="at least one row"):
         save_sheet(tmp_path / "x.png", [])
+
+
+def test_a_prior_draws_with_the_seed_of_each_row(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(tasks, "load_clip_prior", lambda folder: folder)
+    monkeypatch.setattr(
+        tasks.variations, "with_prior", lambda *given, seed: seeds.append(seed) or given[2]
+    )
+    pipe = SimpleNamespace(generate=lambda conditions, **options: conditions)
+    flags = SimpleNamespace(prior="P", seed=3, height=None, width=None, num_images_per_prompt=1)
+    conditions = [Condition("a"), Condition("b")]
+    asked = tasks.Asked(pipe, flags, ["a", "b"], conditions, {"seed": [7, 8]})
+    assert tasks.text_to_image(asked) == (conditions, ["a", "b"]) and seeds == [[7, 8]]
