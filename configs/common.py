@@ -34,6 +34,7 @@ def base() -> ConfigDict:
     config.log.every = 50  # steps between metric lines
     config.log.preview_every = 0  # steps between sample grids (one process); 0: only at the end
     config.log.preview_images = 16
+    config.log.validation_images = 0  # held-back ones whose loss is written with each preview
     config.log.tensorboard = False  # needs the tensorboard extra
     config.log.wandb = ""  # project name; needs the wandb extra
     return config
@@ -179,6 +180,7 @@ def on_a_pod(config: ConfigDict) -> None:
     config.mesh.data = 1
     config.checkpoint.every = 5000
     config.log.preview_every = 10_000
+    config.log.validation_images = 2048
 
 
 def shapes_text(config: ConfigDict) -> None:
@@ -210,6 +212,7 @@ def own_images(config: ConfigDict, size: int) -> None:
     config.data.source = "folder"
     config.data.image_size = size
     config.data.flip = False  # captions may tell left from right
+    config.log.validation_images = 256
 
 
 def own_text(config: ConfigDict) -> None:

@@ -23,6 +23,7 @@ from paella_jax.reports import previews
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.from_encoded import from_encoded
 from paella_jax.training.method import Method
+from paella_jax.training.validation import with_validation
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
     method, family = method_alone(config, workdir), family_of(config)
     if family.preview is not None and config.log.preview_images:
         method = dataclasses.replace(method, preview=family.preview(config, workdir))
+    method = with_validation(config, method)
     return fine_tuned(config, workdir, from_encoded(config, method))
 
 

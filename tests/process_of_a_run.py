@@ -25,6 +25,7 @@ from paella_jax.training.placing import fetch
 
 FIELDS = small.TINY_TRANSFORMER | {
     "sampler__num_steps": 2,
+    "log__validation_images": 8,
     "checkpoint__every": 100,
     # Without a memory, Adam's first moment is the last step's gradient.
     "optim__beta1": 0.0,

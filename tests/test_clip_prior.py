@@ -255,7 +255,7 @@ def trained(tmp_path_factory):
     """A finished run of the `tiny` preset, and the rotation it should have learnt."""
     folder = tmp_path_factory.mktemp("embeddings")
     rotation = write_rotation(folder)
-    config = small.config_of("clip_prior:tiny", data__folder=folder)
+    config = small.config_of("clip_prior:tiny", data__folder=folder, log__validation_images=32)
     workdir = prepare_workdir(tmp_path_factory.mktemp("prior"), config)
     train(config, workdir, build_method(config, workdir))
     return workdir, rotation
@@ -271,6 +271,8 @@ def test_training_learns_the_rotation(trained):
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
     (score,) = [row["preview_cosine"] for row in rows if "preview_cosine" in row]
+    (held,) = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert held < 0.5 * losses[0]
     texts = new_texts(64)
     drawn = load_clip_prior(workdir)(texts, jax.random.key(0))
     cosine = mean_cosine(np.asarray(drawn), texts @ rotation)

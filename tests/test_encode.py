@@ -173,7 +173,8 @@ def test_networks_that_are_not_needed_stay_on_the_host(data, tmp_path):
 
 def test_training_resumes_bitwise_and_shows_samples(data, tmp_path):
     def run(workdir, steps):
-        config = describe_data(joint(data__encoded=data, num_steps=steps))
+        config = joint(data__encoded=data, num_steps=steps, log__validation_images=8)
+        config = describe_data(config)
         return train(config, workdir, build_method(config, put(workdir, config)))
 
     run(tmp_path / "whole", 4)
@@ -183,6 +184,8 @@ def test_training_resumes_bitwise_and_shows_samples(data, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, second)
     rows = [row for n in ("whole", "cut") for row in read_metrics(tmp_path / n / "metrics.jsonl")]
     assert [row["step"] for row in rows if "preview_exact" in row] == [4, 2, 4]
+    held = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert held[0] == held[2] != held[1]
 
 
 def test_validation_samples_keep_their_images(data):

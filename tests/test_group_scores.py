@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import small
@@ -9,6 +11,7 @@ import small_records
 from small_judges import shrinking_judges
 
 from paella_jax.data.build import make_records
+from paella_jax.encoders.feature_network import Features
 from paella_jax.evaluation.estimates import bootstrap
 from paella_jax.evaluation.groups import classify_groups
 from paella_jax.reports.gathered import ScoreError, gather
@@ -113,6 +116,20 @@ def test_images_are_marked_by_what_they_are_asked_to_be(tones):
     assert marks.report["some"]["without_group"] == 20
     assert marks.report["half"]["groups"]["dark"] == {"images": 40, "right": 0.5}
     assert "dark, light" in marks.note() and "0.50 by chance" in marks.note()
+
+
+def test_a_decoder_that_darkens_makes_nothing_a_dark_image(tones):
+    images, said = tones
+    spread = images.vectors[1].mean() - images.vectors[0].mean()
+    darker = images.vectors - 0.6 * spread  # the light ones nearer to the true dark ones
+    drawn = replace(images, features=Features(darker, None))
+    unaware = learn_groups(grouping("light,dark"), images, said, said)
+    assert unaware.mark("drawn", drawn, said)["group_right"].value < 0.75
+    assert "rebuilds" not in unaware.note()
+    aware = learn_groups(grouping("light,dark"), images, said, said, drawn)
+    assert aware.mark("drawn", drawn, said)["group_right"].value > 0.9
+    assert aware.mark("real", images, said)["group_right"].value > 0.9
+    assert "as they are and as the run rebuilds them" in aware.note()
 
 
 def test_too_little_to_learn_or_to_mark(tones):

@@ -146,12 +146,17 @@ def test_several_processes_are_one(runs, alone, run, mesh):
     assert together == losses(folder) and len(set(together.values())) == 3
 
 
-def test_the_first_process_alone_writes_and_all_draw(runs):
+def test_the_first_process_alone_writes_and_all_draw(runs, tmp_path):
     folder = runs[2, 1] / name_of(PREVIEWED)
     (grid,) = (folder / "samples").iterdir()
     assert np.ptp(np.asarray(Image.open(grid))) > 0
     rows = read_metrics(folder / "metrics.jsonl")
     assert sum("preview_exact" in row for row in rows) == 1
+    (held,) = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    with small.devices_shown(2):
+        trained(tmp_path / "alone", PREVIEWED, preview=True)
+    expected = read_metrics(tmp_path / "alone" / "metrics.jsonl")[-1]["validation_loss"]
+    assert held == expected
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
 
 

@@ -125,6 +125,7 @@ def test_diffusers_wuerstchen_draws_from_text_without_its_compressor(wuerstchen,
     draw = {"height": 128, "width": 128, "num_steps": 1, "stage_b_num_steps": 1}
     result = pipe.generate("a cat", **draw)
     assert result.images.shape == (1, 128, 128, 3) and np.isfinite(result.images).all()
+    assert not pipe.can_encode
     other = pipe.generate("zzz!", **draw)
     assert np.abs(other.latents_c - result.latents_c).max() > 0
     for work in (pipe.reconstruct, pipe.encode):

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from small_judges import shrinking_judges
 
 from paella_jax import evaluate
+from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.reports.folder_scores import score_folders
 from paella_jax.reports.gathered import keeping
 from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
@@ -138,8 +139,9 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
         assert row[key]["low"] <= row[key]["value"] <= row[key]["high"]
     assert "64 of the training against 64" in floor["name"]
     assert "encoded and decoded" in page and (tmp_path / "scores.png").is_file()
-    # The tokenizer is random: what is drawn is of any tone, or of none.
+    # The tokenizer is random: what is drawn is of any tone, or of none, but not what it rebuilds.
     assert floor["group_right"]["value"] > 0.95 > row["group_right"]["value"]
+    assert ceiling["group_right"]["value"] > 0.8 and "as the run rebuilds them" in page
     groups = json.loads((tmp_path / "scores.json").read_text())["groups"]
     assert groups["by"] == list(TONES) and groups["training"] == {"dark": 35, "light": 35}
     assert groups["real"]["groups"]["dark"]["images"] == 32 and "by chance" in page
@@ -149,6 +151,17 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
     # The run's own number of steps draws the same images again.
     assert curves[0]["fid"]["value"] == pytest.approx(row["fid"]["value"], rel=1e-5)
     assert (tmp_path / "curves.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.devices(8)
+def test_a_run_that_cannot_encode(shared_runs, data, judges, tmp_path, monkeypatch):
+    monkeypatch.setattr(TokenPipeline, "can_encode", False)
+    run = shared_runs.trained(small.brief_paella())
+    page = score_run(Asked(run, tmp_path, str(data), num_images=64, groups="dark,light"), judges)
+    row, floor = rows_of(tmp_path)
+    assert floor["group_right"]["value"] > 0.95 and "group_right" in row
+    assert "encoded and decoded" not in page and "rebuilds" not in page
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ def small_stage_b(**overrides):
         "batch_size": 8, "num_steps": 12, "model__widths": "(16,)", "model__depths": "(1,)",
         "model__cond_width": 16, "optim__warmup_steps": 1, "log__every": 1,
         "compressor__head_channels": 16, "sampler__num_steps": 2, "log__preview_images": 2,
+        "log__validation_images": 8,
         "optim__learning_rate": 0.005, "compressor__stages":
         "(('fused',1,3,1,8,8,1),('fused',2,3,2,8,8,1),('mb',2,3,2,8,16,1))",
     } | overrides  # fmt: skip
@@ -73,7 +74,7 @@ def small_stage_c(stage_b, **overrides):
         "batch_size": 8, "num_steps": 12, "model__width": 32, "model__depth": 1,
         "stage_b": stage_b, "text__width": 32, "text__hidden_dim": 32, "text__num_layers": 1,
         "optim__warmup_steps": 1, "log__every": 1, "sampler__segments": "(2,1)",
-        "optim__learning_rate": 0.005, "log__preview_images": 2,
+        "optim__learning_rate": 0.005, "log__preview_images": 2, "log__validation_images": 8,
     } | overrides  # fmt: skip
     return small.config_of("stage_c:tiny", **values)
 
@@ -103,12 +104,19 @@ def losses(workdir):
     return [row["loss"] for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
 
 
+def held_back(workdir):
+    (value,) = [row["validation_loss"] for row in read_metrics(workdir / "metrics.jsonl")
+                if "validation_loss" in row]  # fmt: skip
+    return value
+
+
 @pytest.mark.parametrize("stage", ["stage_b", "stage_c"])
 def test_loss_falls_and_a_grid_is_drawn(stage, request):
     workdir = request.getfixturevalue(stage)
     values = losses(workdir)
     assert np.mean(values[-4:]) < 0.9 * np.mean(values[:3])
     assert list((workdir / "samples").glob("*.png"))
+    assert np.isfinite(held_back(workdir))  # by averaged weights, which lag behind
 
 
 def test_a_stage_c_run_is_complete(stage_c, pipe):
@@ -317,10 +325,12 @@ def test_the_direct_decoder(stage_b, stage_c, tmp_path):
     config = small.config_of(
         "direct_decoder:tiny", stage_b=stage_b, num_steps=40, batch_size=8, log__every=1,
         model__width=16, optim__warmup_steps=1, optim__learning_rate=0.005,
+        log__validation_images=8,
     )  # fmt: skip
     workdir = run(tmp_path / "direct", config, tokenizer=False)
     values = losses(workdir)
     assert np.mean(values[-5:]) < 0.5 * np.mean(values[:3])
+    assert held_back(workdir) < 0.5 * np.mean(values[:3])
     decode = load_direct_decoder(workdir)
     assert decode(np.zeros((2, 4, 8, 4), np.float32)).shape == (2, 32, 64, 3)
     rows = compare_decoders(stage_c, workdir, tmp_path / "out", num_images=16)

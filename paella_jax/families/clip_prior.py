@@ -147,6 +147,7 @@ def clip_prior_method(config: ConfigDict, source: Source | None = None) -> Metho
         frozen={},
         source=source,
         transform=embedding_transform,
+        held=lambda: EmbeddingSource(config.data.folder, model.clip_width, "validation"),
     )
 
 

@@ -63,6 +63,7 @@ def decoding_method(
         frozen=frozen,
         source=source,
         transform=image_transform,
+        held=lambda: make_source(config.data, "validation", config.seed),
     )
 
 

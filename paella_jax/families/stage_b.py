@@ -101,12 +101,14 @@ class StageBNetworks:
         return compressor_preprocess(images, size, square=height == width)
 
     def compress_in_training(
-        self, params: Tree, frozen: Tree, model_state: Tree, images: Array, key: Array
+        self, params: Tree, frozen: Tree, model_state: Tree, images: Array, key: Array | None
     ) -> tuple[Array, Tree]:
-        """As `compress`; a compressor that trains along also updates its statistics."""
+        """As `compress`; with a key one that trains along drops, and updates its statistics."""
         if not self.joint_compressor:
             return self.compress(frozen[COMPRESSOR], images), model_state
         variables = {"params": params[COMPRESSOR], "batch_stats": model_state[COMPRESSOR]}
+        if key is None:
+            return self.compress(variables, images), model_state
         guide, updated = self.compressor.apply(
             variables,
             self._preprocess(images),
@@ -259,6 +261,7 @@ def stage_b_networks_method(
         ),
         encoding=stage_b_encoding(config, networks, frozen),
         tokenizers=networks.text.tokenizers,
+        held=lambda: make_source(config.data, "validation", config.seed),
     )
 
 

@@ -140,6 +140,7 @@ def stage_c_networks_method(
         transform=networks.text.transform,
         encoding=stage_c_encoding(config, networks, stage_b, frozen),
         tokenizers=networks.text.tokenizers,
+        held=lambda: make_source(config.data, "validation", config.seed),
     )
 
 

@@ -191,17 +191,17 @@ class TokenNetworks:
         return by_need([nothing, embed], keep.astype(jnp.int32), images)
 
     def features(
-        self, params: Tree, tokens: Array, t: Array, cond: Conditioning, key: Array
+        self, params: Tree, tokens: Array, t: Array, cond: Conditioning, key: Array | None
     ) -> Array:
-        """The predictor's classifier input, with dropout."""
+        """The predictor's classifier input; `key` switches dropout on."""
         return self.predictor.apply(
             {"params": params["predictor"]},
             tokens,
             t,
             cond,
-            deterministic=False,
+            deterministic=key is None,
             return_features=True,
-            rngs={"dropout": key},
+            rngs=None if key is None else {"dropout": key},
         )
 
     def prepare(self, params: Tree, tokens: Array, cond: Conditioning) -> Tree:

@@ -49,7 +49,7 @@ def prepare(config: ConfigDict, workdir: Path) -> None:
 def token_method(config: ConfigDict, workdir: Path) -> Method:
     """Training of a token predictor in a prepared run folder."""
     networks, frozen = load_networks(config, workdir)
-    return networks_method(config, networks, frozen, training_source(config))
+    return networks_method(config, networks, frozen, source_of(config, "train"))
 
 
 def networks_method(
@@ -102,16 +102,17 @@ def networks_method(
         ),
         encoding=token_encoding(config, networks, frozen, stored),
         tokenizers={limits: t for limits, t in tokenizers.items() if t is not None},
+        held=lambda: source_of(config, "validation"),
     )
 
 
-def training_source(config: ConfigDict) -> Source:
-    """The training images, with labels and maps where the predictor is conditioned on them.
+def source_of(config: ConfigDict, split: str) -> Source:
+    """The images of a split, with labels and maps where the predictor is conditioned on them.
 
     Raises:
       ConfigError: the data has none, or more classes than the predictor.
     """
-    source = make_source(config.data, "train", config.seed)
+    source = make_source(config.data, split, config.seed)
     classes, segments = config.model.num_classes, config.model.num_segments
     if not (classes or segments) or isinstance(source, EncodedSource):
         return source

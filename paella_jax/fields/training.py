@@ -99,6 +99,7 @@ AROUND: dict[str, Field] = {
     "log.every": whole(1, "steps between lines of metrics", LONG),
     "log.preview_every": whole(0, "steps between grids of samples; 0: only at the end", LONG),
     "log.preview_images": whole(0, "of a grid; 0: previews are left out", 4096),
+    "log.validation_images": whole(0, "held-back ones whose loss is written beside previews", LONG),
     "log.tensorboard": truth("write for TensorBoard too; needs the tensorboard extra"),
     "log.wandb": text("project of Weights & Biases; needs the wandb extra"),
     "evaluation.num_images": whole(1, "captions to draw, per split"),

@@ -19,10 +19,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning, ConditionInputs
-from paella_jax.noise.generators import dropout_key
 from paella_jax.noise.masking import add_mask, sample_mask_ratio
 from paella_jax.noise.tokens import add_noise, loss_weight, sample_noise_level, split_keys
-from paella_jax.objectives.inputs import EMPTY, Objective, StepInputs, drop_rows, images_from_batch
+from paella_jax.objectives.inputs import (
+    EMPTY,
+    Objective,
+    StepInputs,
+    drop_rows,
+    images_from_batch,
+    keys_of_dropout,
+)
 from paella_jax.ops.cross_entropy import chunked_cross_entropy
 from paella_jax.typing import Array, Tree
 
@@ -213,7 +219,8 @@ def token_objective(
     """Builds the objective.
 
     Args:
-      predict: (params, tokens, t, cond, dropout_key) -> features before the classifier.
+      predict: (params, tokens, t, cond, dropout_key) -> features before the classifier; without a
+        key nothing is dropped.
       condition: (params, frozen, ConditionInputs, dropout_key) -> Conditioning.
       encode_images: (frozen, images) -> tokens, the frozen tokenizer.
       settings: `config.objective` of configs/paella.py.
@@ -239,8 +246,7 @@ def token_objective(
         given = drop_conditions(dropped, given, empty_clip_ids, frozen.get(EMPTY, {}))
         if not settings.mask_padding:
             given = unmasked_padding(given)
-        text_key, network_key = jax.random.split(dropout_keys[0])
-        network_key = dropout_key(network_key, settings.get("dropout_generator", "threefry"))
+        text_key, network_key = keys_of_dropout(inputs, dropout_keys[0], settings, 2)
         cond = condition(params, frozen, given, text_key)
         t = sample_level(level_keys, settings)
         noised, noise_mask = corrupt(noise_keys, tokens, t, codebook_size, mask_token)

@@ -12,14 +12,20 @@ from ml_collections import ConfigDict
 
 from paella_jax.models.conditioning import Conditioning
 from paella_jax.noise.gaussian import CosineSchedule, diffuse, gaussian_noise
-from paella_jax.noise.generators import dropout_key
 from paella_jax.noise.tokens import split_keys, uniform_per_sample
-from paella_jax.objectives.inputs import EMPTY, Objective, StepInputs, drop_rows, images_from_batch
+from paella_jax.objectives.inputs import (
+    EMPTY,
+    Objective,
+    StepInputs,
+    drop_rows,
+    images_from_batch,
+    keys_of_dropout,
+)
 from paella_jax.objectives.noise_prediction import noise_prediction_loss
 from paella_jax.typing import Array, Tree
 
-# (params, frozen, ids, mask, batch size, dropout key) -> the text part of a conditioning
-EncodeText = Callable[[Tree, Tree, Array | None, Array | None, int, Array], Conditioning]
+# (params, frozen, ids, mask, batch size, dropout key or None) -> the text part of a conditioning
+EncodeText = Callable[[Tree, Tree, Array | None, Array | None, int, Array | None], Conditioning]
 
 
 def drop_text(
@@ -54,10 +60,10 @@ def disturb_guide(
 
 
 def stage_b_objective(
-    predict: Callable[[Tree, Array, Array, Conditioning, Array], Array],
+    predict: Callable[[Tree, Array, Array, Conditioning, Array | None], Array],
     encode_text: EncodeText,
     encode_latents: Callable[[Tree, Array], Array],
-    compress: Callable[[Tree, Tree, Tree, Array, Array], tuple[Array, Tree]],
+    compress: Callable[[Tree, Tree, Tree, Array, Array | None], tuple[Array, Tree]],
     empty: tuple[np.ndarray, np.ndarray] | None,
     schedule: CosineSchedule,
     settings: ConfigDict,
@@ -65,10 +71,11 @@ def stage_b_objective(
     """Predicts the noise in Stage A's latents, guided by the compressor's.
 
     Args:
-      predict: (params, noised, t, cond, dropout key) -> noise.
+      predict: (params, noised, t, cond, dropout key or None) -> noise.
       encode_text: an `EncodeText`.
       encode_latents: (frozen, images) -> Stage A latents, scaled.
-      compress: (params, frozen, model_state, images, dropout key) -> raw guide, new model_state.
+      compress: (params, frozen, model_state, images, dropout key or None) -> raw guide, new
+        model_state.
       empty: ids and mask of the empty text; None without text.
       schedule: the noise schedule.
       settings: `config.objective` of configs/stage_b.py.
@@ -76,7 +83,7 @@ def stage_b_objective(
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         noise_keys, text_keys, guide_keys, dropout_keys = split_keys(inputs.keys, 4)
-        text_key, guide_key, network_key = jax.random.split(dropout_keys[0], 3)
+        text_key, guide_key, network_key = keys_of_dropout(inputs, dropout_keys[0], settings, 3)
         batch, frozen, model_state = inputs.batch, inputs.frozen, inputs.model_state
         latents = batch.get("latents")
         if latents is None:
@@ -88,7 +95,6 @@ def stage_b_objective(
         guide = disturb_guide(guide_keys, guide, schedule, settings)
         run = lambda ids, mask: encode_text(params, frozen, ids, mask, len(latents), text_key)
         cond = replace(_text(run, inputs, text_keys, empty, settings.text_drop), guide=guide)
-        network_key = dropout_key(network_key, settings.get("dropout_generator", "threefry"))
         denoise = lambda x, t: predict(params, x, t, cond, network_key)
         loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, model_state)
@@ -97,7 +103,7 @@ def stage_b_objective(
 
 
 def stage_c_objective(
-    predict: Callable[[Tree, Array, Array, Conditioning, Array], Array],
+    predict: Callable[[Tree, Array, Array, Conditioning, Array | None], Array],
     encode_text: EncodeText,
     compress: Callable[[Tree, Array], Array],
     empty: tuple[np.ndarray, np.ndarray],
@@ -107,7 +113,7 @@ def stage_c_objective(
     """Predicts the noise in the compressor's latents, given the text.
 
     Args:
-      predict: (params, noised, t, cond, dropout key) -> noise.
+      predict: (params, noised, t, cond, dropout key or None) -> noise.
       encode_text: an `EncodeText`.
       compress: (frozen, images) -> latents in Stage C's scale.
       empty: ids and mask of the empty text.
@@ -117,13 +123,12 @@ def stage_c_objective(
 
     def objective(params: Tree, inputs: StepInputs) -> tuple[Array, tuple[dict[str, Array], Tree]]:
         noise_keys, text_keys, dropout_keys = split_keys(inputs.keys, 3)
-        text_key, network_key = jax.random.split(dropout_keys[0])
+        text_key, network_key = keys_of_dropout(inputs, dropout_keys[0], settings, 2)
         latents, frozen = inputs.batch.get("latents"), inputs.frozen
         if latents is None:
             latents = compress(frozen, images_from_batch(inputs.batch))
         run = lambda ids, mask: encode_text(params, frozen, ids, mask, len(latents), text_key)
         cond = _text(run, inputs, text_keys, empty, settings.text_drop)
-        network_key = dropout_key(network_key, settings.get("dropout_generator", "threefry"))
         denoise = lambda x, t: predict(params, x, t, cond, network_key)
         loss, metrics = noise_prediction_loss(denoise, latents, noise_keys, schedule, settings)
         return loss, (metrics, inputs.model_state)

@@ -135,6 +135,11 @@ class Pipeline(ABC):
         """Config and weights of each run it draws with, by name; empty of the one that counts."""
 
     @property
+    def can_encode(self) -> bool:
+        """Whether there is what makes tokens or latents of images."""
+        return True
+
+    @property
     @abstractmethod
     def defaults(self) -> dict[str, Any]:
         """What a call uses where it says nothing else: size and the sampler's settings."""

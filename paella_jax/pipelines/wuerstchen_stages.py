@@ -138,7 +138,7 @@ class Stages:
     @contextmanager
     def _stage(self, name: str) -> Iterator[Tree]:
         """A stage's weights on the device, and off it afterwards where weights are offloaded."""
-        if self._weights[name] is None:
+        if name == "compressor" and not self.can_encode:
             raise ValueError(NO_COMPRESSOR)
         if not self.offload:
             yield self._weights[name]
@@ -235,6 +235,11 @@ class Stages:
 
     def _sampler(self, stage: str) -> ConfigDict:
         return self.configs[stage].sampler
+
+    @property
+    def can_encode(self) -> bool:
+        """Whether there is a compressor: drawing needs none, and some shared folders have none."""
+        return self._weights["compressor"] is not None
 
     def encode(self, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
         """Images [count, H, W, 3], uint8 or in [0, 1] -> Stage C latents, raw scale."""

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
@@ -31,7 +30,7 @@ from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 from paella_jax.runs.frozen import COMPRESSOR, load_carried, variables_of
 from paella_jax.training.placing import fetch
-from paella_jax.training.state import TrainState
+from paella_jax.training.state import TrainState, mesh_of
 from paella_jax.typing import Array, Tree
 
 Preview = Callable[[TrainState, Tree, Path], dict[str, float]]
@@ -159,13 +158,6 @@ def clip_prior_preview(config: ConfigDict, workdir: Path) -> Preview:
         return {"preview_cosine": mean_cosine(fetch(drawn), images)}
 
     return preview
-
-
-def mesh_of(state: TrainState) -> Mesh:
-    """The mesh that a state in training lies on."""
-    sharding = state.step.sharding
-    assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
-    return sharding.mesh
 
 
 def _write_grid(file: Path, images: np.ndarray, *labels: Any) -> None:

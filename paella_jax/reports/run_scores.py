@@ -143,7 +143,9 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
         training = _look_at(subject.training, places, judges, [])
     if subject.grouping:
         assert training is not None  # or there is no grouping
-        marks = learn_groups(subject.grouping, training.images, training.said, wanted)
+        known = training.images
+        rebuilt = _rebuilt(pipe, subject, subject.training, training, judges)
+        marks = learn_groups(subject.grouping, known, training.said, wanted, rebuilt)
     mark = (lambda *_: {}) if marks is None else marks.mark
 
     drawn: list[np.ndarray] = []
@@ -159,9 +161,10 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
         copies, found = of_copies(ours, training.images, real.images)
         row |= copies
         nearest = [subject.training[training.places[n]]["image"] for n in found[seen]]
-    if paired:
-        rebuilt, scores = _through_the_tokenizer(pipe, subject, real, judges)
-        rows.append(scores | mark("encoded and decoded", rebuilt, real.said))
+    ceiling = _rebuilt(pipe, subject, subject.held, real, judges) if paired else None
+    if ceiling is not None:
+        scores = _of_a_perfect_predictor(ceiling, real.images, judges)
+        rows.append(scores | mark("encoded and decoded", ceiling, real.said))
     floor = real_against_real(real.images, training and training.images, len(ours))
     floor |= of_the_images(real.images, judges, own_captions)
     rows.append(floor | mark("real", real.images, real.said))
@@ -193,16 +196,21 @@ def _settings(config: ConfigDict) -> Row:
     return {"steps": sum(steps) if isinstance(steps, list | tuple) else steps, "guidance": shown}
 
 
-def _through_the_tokenizer(
-    pipe: Any, subject: Subject, real: _Known, judges: Judges
-) -> tuple[Gathered, Row]:
-    """What a perfect predictor would reach: the true images through the run's own decoder."""
+def _rebuilt(
+    pipe: Any, subject: Subject, source: Source, known: _Known, judges: Judges
+) -> Gathered | None:
+    """Images of the data through the run's own decoder; None where nothing encodes them."""
+    if not pipe.can_encode:
+        return None
     run = lambda images, count: np.asarray(pipe.decode(pipe.encode(images)))[:count]
-    rebuilt = gather(rebuild(run, subject.held, real.places, subject.batch), judges)
+    return gather(rebuild(run, source, known.places, subject.batch), judges)
+
+
+def _of_a_perfect_predictor(rebuilt: Gathered, real: Gathered, judges: Judges) -> Row:
+    """The scores of true images through the run's own decoder, which it cannot pass."""
     row: Row = {"name": "true images, encoded and decoded"}
     row |= of_the_images(rebuilt, judges, ())
-    row |= distances(rebuilt, real.images, True) | of_the_pairs(rebuilt, real.images)
-    return rebuilt, row
+    return row | distances(rebuilt, real, True) | of_the_pairs(rebuilt, real)
 
 
 def _save(file: Path, columns: dict[str, list[np.ndarray] | None], captions: Sequence[str]) -> None:

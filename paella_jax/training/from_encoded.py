@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError
@@ -19,7 +18,7 @@ from paella_jax.objectives.inputs import EMPTY
 from paella_jax.training.method import TEXT_LENGTH, Encoding, Method
 from paella_jax.training.placing import place
 from paella_jax.training.sharding import frozen_shardings
-from paella_jax.training.state import TrainState
+from paella_jax.training.state import TrainState, mesh_of
 from paella_jax.typing import Tree
 
 NOTHING = ("vqgan", "direct_decoder", "clip_prior")  # methods without an encoding
@@ -109,9 +108,7 @@ def _with_networks(preview: Preview, networks: Tree) -> Preview:
 
     def shown(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
         own = {name: tree for name, tree in frozen.items() if name != EMPTY}
-        sharding = state.step.sharding
-        assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
-        placed = place(networks, frozen_shardings(networks, sharding.mesh))
+        placed = place(networks, frozen_shardings(networks, mesh_of(state)))
         return preview(state, {**own, **placed}, file)
 
     return shown

@@ -62,6 +62,7 @@ class Method:
         scores for the metrics file.
       rebuild: optional (frozen, images in [0, 1]) -> images: a frozen tokenizer there and back.
       encoding: optional: what may be computed once for all epochs.
+      held: optional: makes the source of held-back samples, for the validation loss.
     """
 
     title: str
@@ -75,3 +76,4 @@ class Method:
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[Tree, Array], Array] | None = None
     encoding: Encoding | None = None
+    held: Callable[[], Source] | None = None

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 
 from paella_jax.typing import Array, Tree
 
@@ -32,6 +33,13 @@ class TrainState:
     def eval_params(self) -> Tree:
         """The parameters to sample and evaluate with."""
         return self.ema_params if self.ema_params else self.params
+
+
+def mesh_of(state: TrainState) -> Mesh:
+    """The mesh that a state in training lies on."""
+    sharding = state.step.sharding
+    assert isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)
+    return sharding.mesh
 
 
 def create_state(
