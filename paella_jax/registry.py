@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Family:
       abstract: config -> the same with shapes for frozen networks and one blank sample, of which
         no file is read; what `compile` compiles.
       prepare: (config, run folder) -> puts frozen networks there, once.
-      preview: (config, prepared run folder) -> what draws samples while it trains; not
-        asked for where `log.preview_images` is 0.
+      preview: (config, prepared run folder, maker of the held-back samples) -> what draws samples
+        while it trains; not asked for where `log.preview_images` is 0.
       load: (run folder, options) -> what `paella_jax.load` returns; None where a run draws no
         images from text.
       released: the `--family` names of published weights that `convert` turns into such runs.
@@ -45,7 +46,7 @@ class Family:
     build: Callable[[ConfigDict, Path], Method]
     abstract: Callable[[ConfigDict], Method]
     prepare: Callable[[ConfigDict, Path], None] = lambda config, workdir: None
-    preview: Callable[[ConfigDict, Path], previews.Preview] | None = None
+    preview: Callable[[ConfigDict, Path, previews.Held], previews.Preview] | None = None
     load: Callable[..., Any] | None = None
     released: tuple[str, ...] = ()
 
@@ -110,8 +111,10 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
       ConfigError: unknown method, or parts that do not fit together.
     """
     method, family = method_alone(config, workdir), family_of(config)
+    method = dataclasses.replace(method, held=cache(method.held))
     if family.preview is not None and config.log.preview_images:
-        method = dataclasses.replace(method, preview=family.preview(config, workdir))
+        preview = family.preview(config, workdir, method.held)
+        method = dataclasses.replace(method, preview=preview)
     method = with_validation(config, method)
     return fine_tuned(config, workdir, from_encoded(config, method))
 

@@ -118,12 +118,13 @@ def mean_method(config: ConfigDict, workdir: Path) -> Method:
         objective=objective,
         frozen={},
         source=make_source(config.data, "train", config.seed),
+        held=lambda: make_source(config.data, "validation", config.seed),
         transform=image_transform,
         encoding=Encoding(shrink, {}, {}, {}),
     )
 
 
-def draw_mean(config: ConfigDict, workdir: Path) -> Any:
+def draw_mean(config: ConfigDict, workdir: Path, held: Any) -> Any:
     """Previews."""
 
     def draw(state: Any, frozen: Any, file: Path) -> dict[str, float]:

@@ -39,6 +39,7 @@ def toy_method(config, source):
         objective=objective,
         frozen={},
         source=source,
+        held=lambda: make_source(config.data, "validation", config.seed),
         transform=image_transform,
     )
 
@@ -52,7 +53,7 @@ def abstract(config):
     return toy_method(config, [{"image": np.zeros((side, side, 3), np.uint8)}])
 
 
-def preview(config, workdir):
+def preview(config, workdir, held):
     def draw(state, frozen, file):
         save_grid(file, np.asarray(state.eval_params["mean"])[None].clip(0, 1))
         return {"brightness": float(state.eval_params["mean"].mean())}

@@ -21,6 +21,7 @@ import small
 from PIL import Image
 
 from paella_jax.config import ConfigError, StoppedAtOnce
+from paella_jax.data.build import make_source
 from paella_jax.families.vqgan_training import vqgan_method
 from paella_jax.registry import build_method
 from paella_jax.reports import previews
@@ -254,11 +255,12 @@ def test_captions_of_previews_are_cut_and_blank_ones_left_out(tmp_path):
         (tmp_path / f"{index}.txt").write_text(caption)
     config = small.small_paella(data__source="folder", data__folder=tmp_path)
     cut = " ".join("a" * (config.text.max_length - 1))
-    texts = [sample["caption"] for sample in previews._validation_samples(config)]
+    source = make_source(config.data, "validation", config.seed)
+    texts = [sample["caption"] for sample in previews.drawable(config, source)]
     # A folder puts another image in the place of one without a caption.
     assert texts == [cut, cut]
     config.log.preview_images = 3
-    shown = [sample["caption"] for sample in previews._validation_samples(config)]
+    shown = [sample["caption"] for sample in previews.drawable(config, source)]
     assert shown == [cut, cut, "a red circle"]
 
 

@@ -119,9 +119,9 @@ def test_a_run_that_is_resumed_writes_what_the_whole_one_wrote(folder, tmp_path)
     assert rows["whole"][2]["validation_loss"] != rows["whole"][4]["validation_loss"]
 
 
-def test_without_samples_to_hold_back_there_is_none(folder):
+def test_without_samples_or_a_meaning_there_is_none(folder):
     config = config_of()
     method = build_method(config_of(log__validation_images=0), folder)
-    assert method.preview is None
-    for held in (None, list):
-        assert with_validation(config, replace(method, held=held)).preview is None
+    assert method.preview is None and with_validation(config, method).preview is not None
+    for changes in ({"held": list}, {"validates": False}):
+        assert with_validation(config, replace(method, **changes)).preview is None

@@ -145,6 +145,8 @@ def vqgan_method(config: ConfigDict, source: Source | None = None) -> Method:
         ),
         frozen={} if perceptual is None else {"perceptual": perceptual},
         source=make_source(config.data, "train", config.seed) if source is None else source,
+        held=lambda: make_source(config.data, "validation", config.seed),
         transform=image_transform,
+        validates=False,  # its preview measures what it rebuilds
         after_update=None if decoder_only else revive,
     )

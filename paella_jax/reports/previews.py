@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.data.build import make_source
-from paella_jax.data.embeddings import EmbeddingSource
+from paella_jax.data.loader import Source
 from paella_jax.encoders.byte_tokenizer import ByteTokenizer
 from paella_jax.encoders.words import WordTokenizer
 from paella_jax.evaluation.oracle import score_images
@@ -34,11 +33,13 @@ from paella_jax.training.state import TrainState, mesh_of
 from paella_jax.typing import Array, Tree
 
 Preview = Callable[[TrainState, Tree, Path], dict[str, float]]
+Held = Callable[[], Source]  # makes the source of held-back samples
 SHOWN = 16
 
 
-def token_preview(config: ConfigDict, workdir: Path) -> Preview:
-    """Samples captions of the validation split; super-resolution enlarges their small images."""
+def token_preview(config: ConfigDict, workdir: Path, held: Held) -> Preview:
+    """Samples captions that are held back; super-resolution enlarges their small images."""
+    samples = drawable(config, held())
     pipelines: list[TokenPipeline] = []
 
     def draw(state: TrainState, frozen: Tree, captions: list[str]) -> np.ndarray:
@@ -49,15 +50,15 @@ def token_preview(config: ConfigDict, workdir: Path) -> Preview:
         pipelines[0].set_params(state.eval_params, frozen)
         low: dict[str, Any] = {}
         if "low_tokens" in pipelines[0].networks.takes:
-            images = np.stack([sample["image"] for sample in _validation_samples(config)])
+            images = np.stack([sample["image"] for sample in samples])
             low["low_tokens"] = pipelines[0].encode_low(images)
         texts = [pipelines[0].cut_text(text) for text in captions]
         return pipelines[0].generate(texts, seed=list(range(len(texts))), **low).images
 
-    return _captioned(config, draw)
+    return _captioned(config, samples, draw)
 
 
-def stage_c_preview(config: ConfigDict, workdir: Path) -> Preview:
+def stage_c_preview(config: ConfigDict, workdir: Path, held: Held) -> Preview:
     """Samples captions through all three stages."""
     pipelines: list[WuerstchenPipeline] = []
 
@@ -71,14 +72,16 @@ def stage_c_preview(config: ConfigDict, workdir: Path) -> Preview:
         cut = [pipelines[0].cut_text(text) for text in captions]
         return pipelines[0].generate(cut, seed=list(range(len(cut)))).images
 
-    return _captioned(config, draw)
+    return _captioned(config, drawable(config, held()), draw)
 
 
 def _captioned(
-    config: ConfigDict, draw: Callable[[TrainState, Tree, list[str]], np.ndarray]
+    config: ConfigDict,
+    samples: list[dict[str, Any]],
+    draw: Callable[[TrainState, Tree, list[str]], np.ndarray],
 ) -> Preview:
-    """A grid of drawn validation captions; scores them where the oracle can."""
-    captions = [sample["caption"] for sample in _validation_samples(config)]
+    """A grid of images drawn from samples' captions; scores them where the oracle can."""
+    captions = [sample["caption"] for sample in samples]
 
     def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
         if not captions:
@@ -89,9 +92,9 @@ def _captioned(
     return preview
 
 
-def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
-    """Sends validation images through the compressor, Stage B and Stage A."""
-    samples = _validation_samples(config)
+def stage_b_preview(config: ConfigDict, workdir: Path, held: Held) -> Preview:
+    """Sends held-back images through the compressor, Stage B and Stage A."""
+    samples = drawable(config, held())
     captions = [sample["caption"] for sample in samples]
     pipelines: list[WuerstchenPipeline] = []
 
@@ -122,10 +125,10 @@ def stage_b_preview(config: ConfigDict, workdir: Path) -> Preview:
     return preview
 
 
-def vqgan_preview(config: ConfigDict, workdir: Path) -> Preview:
-    """Validation images beside their reconstructions."""
+def vqgan_preview(config: ConfigDict, workdir: Path, held: Held) -> Preview:
+    """Held-back images beside their reconstructions."""
     model = make_vqgan(config)
-    source = make_source(config.data, "validation", config.seed)
+    source = held()
     count = min(config.log.preview_images, len(source))
     samples = np.stack([source[i]["image"] for i in range(count)])
 
@@ -143,9 +146,9 @@ def vqgan_preview(config: ConfigDict, workdir: Path) -> Preview:
     return preview
 
 
-def clip_prior_preview(config: ConfigDict, workdir: Path) -> Preview:
-    """Samples validation texts; the score is the mean cosine with their images' embeddings."""
-    source = EmbeddingSource(config.data.folder, config.model.clip_width, "validation")
+def clip_prior_preview(config: ConfigDict, workdir: Path, held: Held) -> Preview:
+    """Samples held-back texts; the score is the mean cosine with their images' embeddings."""
+    source = held()
     pairs = [source[i] for i in range(min(config.log.preview_images, len(source)))]
     samplers: list[ClipPriorSampler] = []
 
@@ -166,9 +169,8 @@ def _write_grid(file: Path, images: np.ndarray, *labels: Any) -> None:
         save_grid(file, images, *labels)
 
 
-def _validation_samples(config: ConfigDict) -> list[dict[str, Any]]:
-    """Validation samples with a caption that can be drawn: not blank, cut to the text's limit."""
-    source = make_source(config.data, "validation", config.seed)
+def drawable(config: ConfigDict, source: Source) -> list[dict[str, Any]]:
+    """Samples with a caption that can be drawn: not blank, cut to the text's limit."""
     cut = _caption_cutter(config)
     samples: list[dict[str, Any]] = []
     for index in range(min(len(source), 2 * config.log.preview_images)):

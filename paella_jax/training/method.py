@@ -62,7 +62,8 @@ class Method:
         scores for the metrics file.
       rebuild: optional (frozen, images in [0, 1]) -> images: a frozen tokenizer there and back.
       encoding: optional: what may be computed once for all epochs.
-      held: optional: makes the source of held-back samples, for the validation loss.
+      held: makes the source of held-back samples.
+      validates: whether the objective has a meaning on those, for `with_validation`.
     """
 
     title: str
@@ -70,10 +71,11 @@ class Method:
     objective: Objective
     frozen: Tree
     source: Source
+    held: Callable[[], Source]
     transform: Transform
     after_update: AfterUpdate | None = None
     preview: Callable[[TrainState, Tree, Path], dict[str, float]] | None = None
     tokenizers: Mapping[str, Any] = field(default_factory=dict)
     rebuild: Callable[[Tree, Array], Array] | None = None
     encoding: Encoding | None = None
-    held: Callable[[], Source] | None = None
+    validates: bool = True

@@ -37,10 +37,10 @@ def with_validation(config: ConfigDict, method: Method) -> Method:
     Args:
       config: of the run; about `log.validation_images` samples are seen: whole batches of a step's
         size, at least one. 0 leaves the method as it is.
-      method: of the run; one that has no held-back samples stays as it is, too.
+      method: of the run; without held-back samples it stays as it is, too.
     """
     count = config.log.get("validation_images", 0)  # older runs lack the field
-    if not count or method.held is None or not len(source := method.held()):
+    if not count or not method.validates or not len(source := method.held()):
         return method
     measure = Program("the validation loss", _measure(method.objective, config.seed + CHANCE))
 
