@@ -3,7 +3,8 @@
 Trains every network with every corruption at an equal budget, samples each with both samplers at
 several step counts, each cell (corruption, network and sampler) with its own best guidance, and
 writes comparison.html (one page with its images), .md, .json and PNGs to --out. The same command
-goes on where it was stopped; finished trainings and measured cells are kept.
+goes on where it was stopped; finished trainings and measured cells are kept. A later call may add
+seeds, budgets and variants.
 With `--workers 2` two processes divide the work, each on its share of the processors: such small
 networks keep one core busy. The same command may also be started on several machines that share the
 folder.

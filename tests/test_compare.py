@@ -20,6 +20,7 @@ from paella_jax.comparison import plan
 from paella_jax.comparison import train as train_cells
 from paella_jax.comparison.claims import Task, claim, do_together
 from paella_jax.comparison.embedded import EmbeddedShapes
+from paella_jax.comparison.folder import claim_folder
 from paella_jax.comparison.intervals import packed
 from paella_jax.comparison.measure import steps_of, with_speed
 from paella_jax.comparison.plan import (
@@ -364,6 +365,29 @@ def test_a_comparison_makes_up_for_what_is_lost(compared):
     config.budget.images = 32
     with pytest.raises(ConfigError, match="holds another comparison"):
         compare(config, out)
+
+
+def test_a_folder_takes_additions_alone(tmp_path):
+    config = comparison(tokenizer="t", budget__multiples="(2.0,)", seeds="(0,1)")
+    claim_folder(config, tmp_path)
+    larger = config.copy_and_resolve_references()
+    larger.budget.multiples, larger.seeds = (4.0, 2.0), (0, 1, 2)
+    with larger.unlocked():
+        larger.variants.other = ("unet", "mask", "random", ("objective.text_drop=0.2",))
+    claim_folder(larger, tmp_path)
+    claim_folder(larger, tmp_path)
+    for name, change in (
+        ("budget.multiples", lambda c: c.budget.update(multiples=(2.0,))),
+        ("seeds", lambda c: c.update(seeds=(1, 0, 2))),
+        ("seeds", lambda c: c.update(seeds=(0, 1))),
+        ("variants.other", lambda c: c.variants.update(other=("uvit", "mask", "random", ()))),
+        ("budget.images", lambda c: c.budget.update(images=32)),
+    ):
+        changed = larger.copy_and_resolve_references()
+        with changed.unlocked():
+            change(changed)
+        with pytest.raises(ConfigError, match=rf"(?s)holds another comparison.*{name}"):
+            claim_folder(changed, tmp_path)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task, do_together
 from paella_jax.comparison.embedded import EmbeddedShapes
+from paella_jax.comparison.folder import claim_folder
 from paella_jax.comparison.measure import (
     Judge,
     make_judge,
@@ -44,16 +45,13 @@ from paella_jax.comparison.train import (
     train_tokenizer,
 )
 from paella_jax.comparison.variants import samplers_of
-from paella_jax.config import ConfigError, differing_fields, to_json
+from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
 from paella_jax.images.plots import check_plots
-from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.training.finish import is_trained, settle
 from paella_jax.training.metrics import report
-
-CONFIG = "comparison_config.json"
 
 
 def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     Args:
       config: a config of configs/compare.py.
       out: folder of everything; a second call with the same config goes on where one stopped, or
-        divides the work with one that runs.
+        divides the work with one that runs. Seeds, budgets and variants may be added.
 
     Returns:
       The report, as in `comparison.json`.
@@ -78,7 +76,7 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     check_search(config)
     todo = trainings(config)
     subject = _check_all(config, todo, out)
-    _claim(config, out)
+    claim_folder(config, out)
     do_together([*_tokenizer_task(config, out), *subject.prepare()], out)
     if not config.tokenizer:
         settle(tokenizer_folder(config, out))
@@ -153,24 +151,6 @@ def _check_all(config: ConfigDict, todo: list[Training], out: Path) -> Subject:
     own = OwnImages(run.data, config.measure)
     own.check()
     return own
-
-
-def _claim(config: ConfigDict, out: Path) -> None:
-    """Writes the config, or checks that the folder belongs to it.
-
-    Raises:
-      ConfigError: another comparison is there.
-    """
-    file = out / CONFIG
-    if file.is_file():
-        differing = differing_fields(read_stored_config(file), config)
-        if differing:
-            raise ConfigError(
-                f"{out} holds another comparison; choose another --out. Differences (old -> new):"
-                "\n  " + "\n  ".join(differing)
-            )
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, to_json(config))
 
 
 def _groups(trained: list[Trained]) -> list[list[Trained]]:
