@@ -304,6 +304,7 @@ def train_further(config: ConfigDict) -> None:
     config.checkpoint.every = 250
     config.log.every = 10
     config.log.preview_every = 250
+    config.log.validation_images = 256
 
 
 def style_of_one_image(config: ConfigDict) -> None:

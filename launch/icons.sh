@@ -75,7 +75,11 @@ set -m # a process group of its own, so that it can be stopped with the training
 tokens >"$workdir/tokens.log" 2>&1 &
 beside=$!
 set +m
-stop_beside() { if kill -- "-$beside" 2>/dev/null; then wait "$beside" || true; fi; }
+stop_beside() { # and what it had begun: a training saves first
+  kill -- "-$beside" 2>/dev/null || return 0
+  wait "$beside" || true
+  for _ in {1..600}; do kill -0 -- "-$beside" 2>/dev/null || return 0; sleep 0.1; done
+}
 trap stop_beside EXIT
 wuerstchen # not before a `||`, which would let it go on behind a training that was stopped
 wait "$beside" || { tail -n 5 "$workdir/tokens.log" >&2; exit 1; }

@@ -111,12 +111,13 @@ def build_method(config: ConfigDict, workdir: Path) -> Method:
       ConfigError: unknown method, or parts that do not fit together.
     """
     method, family = method_alone(config, workdir), family_of(config)
-    method = dataclasses.replace(method, held=cache(method.held))
+    if config.log.get("validation_images", 0):
+        method = dataclasses.replace(method, held=cache(method.held))  # both read it
     if family.preview is not None and config.log.preview_images:
         preview = family.preview(config, workdir, method.held)
         method = dataclasses.replace(method, preview=preview)
-    method = with_validation(config, method)
-    return fine_tuned(config, workdir, from_encoded(config, method))
+    method = with_validation(config, from_encoded(config, method))
+    return fine_tuned(config, workdir, method)
 
 
 def method_alone(config: ConfigDict, workdir: Path) -> Method:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -49,7 +50,7 @@ def trained(folder: Path, mesh, steps=3, preview=False):
     first_alone("folder", prepare)
     method = build_method(config, folder)
     if not preview:
-        object.__setattr__(method, "preview", None)
+        method = replace(method, preview=None, validation=None)
     state = train(config, folder, method).state
     trees = {"params": state.params, "gradient": state.opt_state[1][0].mu}
     cut = [not x.is_fully_replicated for x in jax.tree.leaves(state.params)]

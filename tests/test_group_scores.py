@@ -126,7 +126,7 @@ def test_a_decoder_that_darkens_makes_nothing_a_dark_image(tones):
     unaware = learn_groups(grouping("light,dark"), images, said, said)
     assert unaware.mark("drawn", drawn, said)["group_right"].value < 0.75
     assert "rebuilds" not in unaware.note()
-    aware = learn_groups(grouping("light,dark"), images, said, said, drawn)
+    aware = learn_groups(grouping("light,dark"), images, said, said, lambda: drawn)
     assert aware.mark("drawn", drawn, said)["group_right"].value > 0.9
     assert aware.mark("real", images, said)["group_right"].value > 0.9
     assert "as they are and as the run rebuilds them" in aware.note()
@@ -141,7 +141,7 @@ def test_too_little_to_learn_or_to_mark(tones):
         ("dark,light", [*said[:14], *[Said("")] * 66], said, r"dark \(7\), light \(7\)"),
     ):
         with pytest.raises(ScoreError, match=message):
-            learn_groups(grouping(words), images, known, wanted)
+            learn_groups(grouping(words), images, known, wanted, lambda: pytest.fail("too early"))
     with pytest.raises(ScoreError, match="--groups style: two groups"):
         learn_groups(Grouping(by="style"), images, said, said)
 

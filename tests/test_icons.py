@@ -167,7 +167,7 @@ def test_nothing_is_made_of_a_training_that_was_stopped(tmp_path, stopped):
     done = fakes.run(small.ROOT / "launch" / "icons.sh", tmp_path / "out", STOPPED=stopped,
                      SHARDS=str(tmp_path), PAELLA_VENV=str(tmp_path / "venv"),
                      PAELLA_EXTRA="")  # fmt: skip
-    calls = fakes.note("calls")
+    calls = fakes.note("calls")  # the script has waited for what it stopped
     assert done.returncode and f"paella_jax.train {stopped}" in calls
     assert not (tmp_path / "out" / "report.json").exists()
     assert f"paella_jax.evaluate {stopped}" not in calls

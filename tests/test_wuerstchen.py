@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import held_narrow
 import jax
@@ -18,7 +19,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.families.direct_decoder import load_direct_decoder
-from paella_jax.families.stage_b import StageBNetworks
+from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.families.text_side import TextSide
 from paella_jax.models.compressor import Compressor
 from paella_jax.models.stage_b import StageB
@@ -117,6 +118,32 @@ def test_loss_falls_and_a_grid_is_drawn(stage, request):
     assert np.mean(values[-4:]) < 0.9 * np.mean(values[:3])
     assert list((workdir / "samples").glob("*.png"))
     assert np.isfinite(held_back(workdir))  # by averaged weights, which lag behind
+
+
+@pytest.mark.slow
+def test_images_without_captions_are_previewed(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(30):
+        Image.new("RGB", (32, 32), (8 * number, 0, 0)).save(images / f"{number}.png")
+    data = {"data__source": "folder", "data__folder": images, "data__captions": False}
+    workdir = run(tmp_path / "b", small_stage_b(num_steps=1, text__kind="none", **data))
+    (row,) = [row for row in read_metrics(workdir / "metrics.jsonl") if "validation_mse" in row]
+    assert "validation_loss" in row and list((workdir / "samples").glob("*.png"))
+
+
+def test_a_joint_compressor_is_only_looked_at_without_a_key(stage_b, picture):
+    _, networks, params, frozen = load_stage_b(stage_b)
+    variables = compressor_variables(stage_b)
+    params = {**params, "compressor": variables["params"]}
+    state = {"compressor": variables["batch_stats"]}
+    joint = replace(networks, joint_compressor=True)
+    images = np.stack([picture, picture[::-1]])
+    guide, after = joint.compress_in_training(params, frozen, state, images, None)
+    assert after is state
+    np.testing.assert_array_equal(guide, networks.compress(variables, images))
+    trained, updated = joint.compress_in_training(params, frozen, state, images, jax.random.key(0))
+    assert np.abs(trained - guide).max() > 0 and updated is not state
 
 
 def test_a_stage_c_run_is_complete(stage_c, pipe):

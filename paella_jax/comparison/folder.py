@@ -38,9 +38,9 @@ def with_additions(old: ConfigDict, new: ConfigDict) -> ConfigDict:
     with grown.unlocked():
         if tuple(new.seeds)[: len(old.seeds)] == tuple(old.seeds):
             grown.seeds = new.seeds
-        if set(old.budget.multiples) <= set(new.budget.multiples):
+        # Older folders lack both.
+        if set(old.budget.get("multiples", ())) <= set(new.budget.multiples):
             grown.budget.multiples = new.budget.multiples
-        for name, variant in new.variants.items():
-            if name not in old.variants:
-                grown.variants[name] = variant
+        grown.variants = new.variants.copy_and_resolve_references()
+        grown.variants.update(old.get("variants", {}))
     return grown

@@ -197,9 +197,11 @@ def set_budget(
     run.optim.decay_steps = run.num_steps  # so that a shorter training is the beginning of this one
 
 
-def set_seconds(run: ConfigDict, config: ConfigDict, seconds_per_step: float) -> None:
-    """Sets `num_steps` so that the training takes the budget's seconds."""
-    _set_steps(run, round(config.budget.seconds / seconds_per_step))
+def set_seconds(
+    run: ConfigDict, config: ConfigDict, seconds_per_step: float, multiple: float = 1.0
+) -> None:
+    """Sets `num_steps` so that the training takes a multiple of the budget's seconds."""
+    _set_steps(run, round(multiple * config.budget.seconds / seconds_per_step))
 
 
 def _set_steps(run: ConfigDict, steps: int) -> None:

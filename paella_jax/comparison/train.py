@@ -123,7 +123,8 @@ def train_network(config: ConfigDict, training: Training, run: ConfigDict, out: 
     """
     workdir = run_folder(training, out)
     if config.budget.kind == "seconds":
-        set_seconds(run, config, _seconds_per_step(run, workdir))
+        multiple = budget_multiple(config, training)
+        set_seconds(run, config, _seconds_per_step(run, workdir), multiple)
     go_on_from(beginning(out, training, run.optim.learning_rate), workdir)
     train_run(run, workdir)
 
@@ -186,7 +187,8 @@ def _seconds_per_step(run: ConfigDict, workdir: Path) -> float:
         folder = workdir.with_name(f"{workdir.name}.calibration")
         shutil.rmtree(folder, ignore_errors=True)  # a resumed one would time nothing
         prepare_workdir(folder, short)
-        result = train(short, folder, replace(build_method(short, folder), preview=None))
+        alone = replace(build_method(short, folder), preview=None, validation=None)
+        result = train(short, folder, alone)
         check_stopped(result, folder)
         rate = read_metrics(folder / METRICS_FILE)[-1]["images_per_second"]
         write_atomically(file, json.dumps({"seconds_per_step": run.batch_size / rate}))

@@ -273,7 +273,7 @@ def _save_start(config: ConfigDict, method: Method, checkpointer: Checkpointer) 
 
 
 def lora_method(method: Method, base: Tree, config: ConfigDict) -> Method:
-    """A method that trains adapters of `base`; objective and preview see the merged weights.
+    """A method that trains adapters of `base`; what looks at weights sees the merged ones.
 
     Args:
       method: of the whole parameters, without model state or `after_update`.
@@ -299,18 +299,17 @@ def lora_method(method: Method, base: Tree, config: ConfigDict) -> Method:
 
     merge_once = jax.jit(merge)
 
-    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        assert method.preview is not None
-        merged = dataclasses.replace(
-            state, params=merge_once(state.eval_params, frozen), ema_params={}
-        )
+    def merged(state: TrainState, frozen: Tree) -> tuple[TrainState, Tree]:
+        whole = merge_once(state.eval_params, frozen)
         rest = {name: tree for name, tree in frozen.items() if name != BASE}
-        return method.preview(merged, rest, file)
+        return dataclasses.replace(state, params=whole, ema_params={}), rest
 
+    preview, validation = method.preview, method.validation
     return dataclasses.replace(
         method,
         init=init,
         objective=objective,
         frozen={**method.frozen, BASE: base},
-        preview=None if method.preview is None else preview,
+        preview=preview and (lambda state, frozen, file: preview(*merged(state, frozen), file)),
+        validation=validation and (lambda state, frozen: validation(*merged(state, frozen))),
     )

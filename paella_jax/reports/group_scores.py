@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -131,7 +131,7 @@ def learn_groups(
     training: Gathered,
     said: Sequence[Said],
     wanted: Sequence[Said],
-    rebuilt: Gathered | None = None,
+    rebuild: Callable[[], Gathered | None] = lambda: None,
 ) -> GroupMarks:
     """A classifier of the groups, from training images.
 
@@ -144,8 +144,8 @@ def learn_groups(
       training: images.
       said: what is said of them, in their order.
       wanted: what images that are to be marked should show.
-      rebuilt: the training images through the decoder of the run that is scored, where it has an
-        encoder. The classifier sees them beside the true ones.
+      rebuild: gives the training images through the decoder of the run that is scored, where it has
+        an encoder; the classifier sees them beside the true ones. Asked once there is enough.
 
     Raises:
       ScoreError: fewer than two groups with enough images, or too little to mark.
@@ -171,7 +171,7 @@ def learn_groups(
     places = np.array([names.index(groups[n]) for n in known], int)
     seen = "training images"
     views = [training.vectors[known]]
-    if rebuilt is not None:
+    if (rebuilt := rebuild()) is not None:
         views.append(rebuilt.vectors[known])
         seen += ", as they are and as the run rebuilds them"
     # A group's true images and the rebuilt ones are classes of their own: they lie apart.

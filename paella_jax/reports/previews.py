@@ -94,7 +94,10 @@ def _captioned(
 
 def stage_b_preview(config: ConfigDict, workdir: Path, held: Held) -> Preview:
     """Sends held-back images through the compressor, Stage B and Stage A."""
-    samples = drawable(config, held())
+    if config.data.get("captions", True):
+        samples = drawable(config, held())
+    else:
+        samples = [held()[n] for n in range(min(len(held()), config.log.preview_images))]
     captions = [sample["caption"] for sample in samples]
     pipelines: list[WuerstchenPipeline] = []
 

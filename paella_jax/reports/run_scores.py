@@ -51,6 +51,7 @@ from paella_jax.runs.folder import read_config
 DRAWING = ("tokens", "stage_c")
 REBUILDING = ("vqgan", "stage_b")
 USUAL = 256  # images, where a config does not say how many
+TRAINING_SEED = 2**20  # of the first training image that is rebuilt; drawn ones have 0, 1, ...
 
 
 def score_run(asked: Asked, judges: Judges) -> str:
@@ -143,9 +144,9 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
         training = _look_at(subject.training, places, judges, [])
     if subject.grouping:
         assert training is not None  # or there is no grouping
-        known = training.images
-        rebuilt = _rebuilt(pipe, subject, subject.training, training, judges)
-        marks = learn_groups(subject.grouping, known, training.said, wanted, rebuilt)
+        known, sides = training, (subject.training, TRAINING_SEED)
+        rebuild_all = lambda: _rebuilt(pipe, subject, *sides, known, Judges(judges.network))
+        marks = learn_groups(subject.grouping, known.images, known.said, wanted, rebuild_all)
     mark = (lambda *_: {}) if marks is None else marks.mark
 
     drawn: list[np.ndarray] = []
@@ -161,7 +162,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
         copies, found = of_copies(ours, training.images, real.images)
         row |= copies
         nearest = [subject.training[training.places[n]]["image"] for n in found[seen]]
-    ceiling = _rebuilt(pipe, subject, subject.held, real, judges) if paired else None
+    ceiling = _rebuilt(pipe, subject, subject.held, 0, real, judges) if paired else None
     if ceiling is not None:
         scores = _of_a_perfect_predictor(ceiling, real.images, judges)
         rows.append(scores | mark("encoded and decoded", ceiling, real.said))
@@ -197,13 +198,19 @@ def _settings(config: ConfigDict) -> Row:
 
 
 def _rebuilt(
-    pipe: Any, subject: Subject, source: Source, known: _Known, judges: Judges
+    pipe: Any, subject: Subject, source: Source, seed: int, known: _Known, judges: Judges
 ) -> Gathered | None:
     """Images of the data through the run's own decoder; None where nothing encodes them."""
     if not pipe.can_encode:
         return None
-    run = lambda images, count: np.asarray(pipe.decode(pipe.encode(images)))[:count]
-    return gather(rebuild(run, source, known.places, subject.batch), judges)
+
+    def run(images: np.ndarray, count: int, seed: int) -> np.ndarray:
+        # Würstchen's decoder draws, each image with a noise of its own.
+        seeds = list(range(seed, seed + len(images)))
+        own = {"seed": seeds} if pipe.beside == "latents" else {}
+        return np.asarray(pipe.decode(pipe.encode(images), **own))[:count]
+
+    return gather(rebuild(run, source, known.places, subject.batch, seed), judges)
 
 
 def _of_a_perfect_predictor(rebuilt: Gathered, real: Gathered, judges: Judges) -> Row:

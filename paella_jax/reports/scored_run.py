@@ -17,9 +17,9 @@ from paella_jax.reports.group_scores import Grouping, Said
 
 SHOWN = 12  # images in scores.png
 AXES = ("steps", "guidance")
-# Images [n, H, W, 3] in [0, 1], and how many of them count -> those, encoded and decoded. The rest
-# fill up the last batch.
-RoundTrip = Callable[[np.ndarray, int], np.ndarray]
+# Images [n, H, W, 3] in [0, 1], how many of them count, and the seed of the first, where chance has
+# a part -> those, encoded and decoded. The rest fill up the last batch.
+RoundTrip = Callable[[np.ndarray, int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ def draw(pipe: Any, captions: Sequence[str], batch: int, **settings: Any) -> Ite
 
 
 def rebuild(
-    run: RoundTrip, source: Source, chosen: Sequence[int], batch: int
+    run: RoundTrip, source: Source, chosen: Sequence[int], batch: int, seed: int = 0
 ) -> Iterator[np.ndarray]:
-    """Images of a source through a network and back, uint8 [H, W, 3]."""
+    """Images of a source through a network and back, uint8 [H, W, 3]; the n-th has seed + n."""
     for start in range(0, len(chosen), batch):
         some = list(chosen[start : start + batch])
         filled = some + [some[0]] * (batch - len(some))
         images = np.stack([source[n]["image"] for n in filled]).astype(np.float32) / 255.0
-        yield from to_uint8(run(images, len(some)))
+        yield from to_uint8(run(images, len(some), seed + start))
 
 
 def images_of(

@@ -38,8 +38,8 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
     else:
         run = _stage_b(asked)
 
-    def watched(images: np.ndarray, count: int) -> np.ndarray:
-        clipped = np.clip(run(images, count), 0.0, 1.0)
+    def watched(images: np.ndarray, count: int, seed: int) -> np.ndarray:
+        clipped = np.clip(run(images, count, seed), 0.0, 1.0)
         pairs.add(clipped, images[:count], len(images))
         return clipped
 
@@ -77,7 +77,7 @@ def _tokenizer(asked: Asked) -> tuple[RoundTrip, np.ndarray]:
         tokens = model.apply(variables, images, method="encode_tokens")
         return tokens, model.apply(variables, tokens, method="decode_tokens")
 
-    def run(images: np.ndarray, count: int) -> np.ndarray:
+    def run(images: np.ndarray, count: int, seed: int) -> np.ndarray:
         tokens, rebuilt = there_and_back(variables, images)
         some = np.asarray(tokens)[:count].reshape(-1)
         counts[:] += np.bincount(some, minlength=len(counts))
@@ -91,5 +91,9 @@ def _stage_b(asked: Asked) -> RoundTrip:
     from paella_jax.pipelines.load import load_wuerstchen
 
     pipe = load_wuerstchen(asked.checkpoint)
-    seeds = lambda images: list(range(len(images)))
-    return lambda images, count: pipe.reconstruct(images, seed=seeds(images)).images[:count]
+
+    def run(images: np.ndarray, count: int, seed: int) -> np.ndarray:
+        seeds = list(range(seed, seed + len(images)))
+        return pipe.reconstruct(images, seed=seeds).images[:count]
+
+    return run

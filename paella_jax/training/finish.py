@@ -70,7 +70,7 @@ def finish(run: ConfigDict, workdir: Path, build: Callable[[ConfigDict, Path], M
         workdir = prepare_workdir(workdir, run)
         report(f"training {workdir}, {run.num_steps} steps")
         # No preview at the end: compiling its sampler would add to every training's time.
-        result = train(run, workdir, replace(build(run, workdir), preview=None))
+        result = train(run, workdir, replace(build(run, workdir), preview=None, validation=None))
         record_seconds(workdir, result)
         if result.step >= run.num_steps:
             done = {"images": run.num_steps * run.batch_size, "seconds": total_seconds(workdir)}

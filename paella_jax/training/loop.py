@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from paella_jax.config import ConfigError, StoppedAtOnce, UserError, WriteError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer
-from paella_jax.runs.digests import is_noted, note_files, noting
+from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.runs.whole_steps import set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
@@ -33,6 +33,7 @@ from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer, pace_of
 from paella_jax.training.placing import local_rows, place, shard_batch
+from paella_jax.training.preview import draw_missing_preview, draw_preview
 from paella_jax.training.sharding import (
     check_batch,
     frozen_shardings,
@@ -119,7 +120,7 @@ def _train(
     if start >= config.num_steps:
         checkpointer.close()
         if start == config.num_steps and jax.process_count() == 1:
-            _draw_missing_preview(config, workdir, method, state, mesh)
+            draw_missing_preview(config, workdir, method, state, mesh)
         clock.started(0.0)
         return RunResult(state, start, clock.seconds(), 0.0, "", clock.entry())
 
@@ -199,46 +200,6 @@ def _stop_signals() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _preview_file(workdir: Path, step: int) -> Path:
-    return workdir / "samples" / f"step_{step:07d}.png"
-
-
-def _draw_preview(
-    method: Method, writer: MetricWriter, workdir: Path, state: TrainState, frozen: Tree, step: int
-) -> None:
-    """Draws and scores samples, where the method has them."""
-    if method.preview is None:
-        return
-    file = _preview_file(workdir, step)
-    file.parent.mkdir(exist_ok=True)
-    name = file.relative_to(workdir).as_posix()
-    note = noting(workdir, name) if writer.enabled else nullcontext()
-    try:
-        with note, jax.transfer_guard("allow"):
-            scores = method.preview(state, frozen, file)
-        if file.is_file():  # some have scores alone
-            writer.show(step, file)
-    except Exception as error:  # previews are for looking at; training must not end for them
-        report(f"preview of step {step} failed, training goes on: {error}")
-        return
-    writer.write(step, scores)
-
-
-def _draw_missing_preview(
-    config: ConfigDict, workdir: Path, method: Method, state: TrainState, mesh: Mesh
-) -> None:
-    """What a stop between the last save and the last preview left out."""
-    step = config.num_steps
-    rows = read_metrics(workdir / METRICS_FILE)
-    is_scored = any(row["step"] == step and "loss" not in row for row in rows)
-    file = _preview_file(workdir, step)
-    is_lost = not file.is_file() and is_noted(workdir, file.relative_to(workdir).as_posix())
-    if method.preview is not None and (is_lost or not is_scored):
-        frozen = place(method.frozen, frozen_shardings(method.frozen, mesh))
-        with MetricWriter(workdir, config, step) as writer:
-            _draw_preview(method, writer, workdir, state, frozen, step)
-
-
 @dataclass
 class _Run:
     """The parts a running loop uses; `steps` is the loop."""
@@ -290,7 +251,7 @@ class _Run:
         every = self.config.log.preview_every
         if step == self.config.num_steps or (every and step % every == 0):
             with self.clock.spending("preview"):
-                _draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
+                draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
         if jax.process_count() == 1:

@@ -63,7 +63,8 @@ class Method:
       rebuild: optional (frozen, images in [0, 1]) -> images: a frozen tokenizer there and back.
       encoding: optional: what may be computed once for all epochs.
       held: makes the source of held-back samples.
-      validates: whether the objective has a meaning on those, for `with_validation`.
+      validates: whether the objective has a meaning on those.
+      validation: optional (state, frozen) -> metrics of those (`with_validation`).
     """
 
     title: str
@@ -79,3 +80,4 @@ class Method:
     rebuild: Callable[[Tree, Array], Array] | None = None
     encoding: Encoding | None = None
     validates: bool = True
+    validation: Callable[[TrainState, Tree], dict[str, float]] | None = None

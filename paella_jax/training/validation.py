@@ -1,11 +1,10 @@
-"""The loss of held-back samples, which a run writes beside its previews."""
+"""The loss of held-back samples, which a run writes whenever it draws a preview."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ CHANCE = 2  # added to a run's seed; 0 and 1 are those of its weights and of its
 
 
 def with_validation(config: ConfigDict, method: Method) -> Method:
-    """The method whose previews also give the objective's metrics on held-back samples.
+    """The method with the objective's metrics on held-back samples, as its `validation`.
 
     They are a step's own, named `validation_loss` and so on, by the weights that images are drawn
     with and without dropout. Every call sees the same samples with the same noise, so that a curve
@@ -37,23 +36,38 @@ def with_validation(config: ConfigDict, method: Method) -> Method:
     Args:
       config: of the run; about `log.validation_images` samples are seen: whole batches of a step's
         size, at least one. 0 leaves the method as it is.
-      method: of the run; without held-back samples it stays as it is, too.
+      method: of the run; one without held-back samples, of which some sources then give those of
+        the training, stays as it is, too.
     """
     count = config.log.get("validation_images", 0)  # older runs lack the field
-    if not count or not method.validates or not len(source := method.held()):
+    if not count or not method.validates:
+        return method
+    source = method.held()
+    if not len(source) or _are_the_same(source, method.source):
         return method
     measure = Program("the validation loss", _measure(method.objective, config.seed + CHANCE))
 
-    def preview(state: TrainState, frozen: Tree, file: Path) -> dict[str, float]:
-        scores = {} if method.preview is None else method.preview(state, frozen, file)
+    def validation(state: TrainState, frozen: Tree) -> dict[str, float]:
         weights = state.eval_params, state.model_state, frozen, state.step
         found: dict[str, list[float]] = {}
         for number, batch in enumerate(_batches(config, method, source, count, mesh_of(state))):
             for name, value in measure(*weights, batch, np.int32(number)).items():
                 found.setdefault(name, []).append(float(fetch(value)))
-        return scores | {PREFIX + name: float(np.mean(values)) for name, values in found.items()}
+        return {PREFIX + name: float(np.mean(values)) for name, values in found.items()}
 
-    return replace(method, preview=preview)
+    return replace(method, validation=validation)
+
+
+def _are_the_same(source: Source, other: Source) -> bool:
+    """Whether two sources have the same samples, by their names, or by the first and the last."""
+    if len(source) != len(other):
+        return False
+    ends = 0, len(source) - 1
+    records, others = getattr(source, "records", None), getattr(other, "records", None)
+    if records is not None and others is not None:
+        return all(records.name(n) == others.name(n) for n in ends)
+    same = lambda a, b: all(np.array_equal(a[k], b[k]) for k in a.keys() & b.keys())
+    return all(same(source[n], other[n]) for n in ends)
 
 
 def _measure(objective: Objective, seed: int) -> Callable[..., dict[str, Array]]:
