@@ -404,6 +404,20 @@ def test_a_budget_in_seconds(tokenizer, tmp_path):
     check_finished(config, training, run, tmp_path)
 
 
+def test_a_multiple_of_a_budget_in_seconds(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_cells, "_seconds_per_step", lambda run, workdir: 0.1)
+    monkeypatch.setattr(train_cells, "train_run", lambda run, workdir: steps.append(run.num_steps))
+    config = comparison(
+        tokenizer=tokenizer, overrides=repr(TINY), budget__kind="seconds", budget__seconds=5.0,
+        budget__multiples="(2.0,)",
+    )  # fmt: skip
+    steps: list[int] = []
+    for variant in ("", "2x"):
+        training = Training("mask", "unet", 0, variant)
+        train_network(config, training, planned(config, training, tokenizer)[0], tmp_path)
+    assert steps == [50, 100]
+
+
 def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_path, monkeypatch):
     def fake_train(run, folder, method):
         assert method.preview is None

@@ -30,6 +30,10 @@ from paella_jax.training.cluster import Cluster
 from paella_jax.training.encoding_plan import EncodeOptions, check_folder, encode_data
 from paella_jax.training.loop import train
 from paella_jax.training.method import Encoding
+from paella_jax.training.optim import make_optimizer, pace_of
+from paella_jax.training.placing import place
+from paella_jax.training.sharding import make_mesh, replicated
+from paella_jax.training.state import create_state
 
 ALONE = Cluster("one process", 1)
 OPTIONS = {"batch_size": 8, "shard_size": 16, "validation": 4}
@@ -55,6 +59,17 @@ def encoded(folder, config, **options):
     put(folder, config)
     encode.encode_together(ALONE, config, folder, EncodeOptions(**OPTIONS | options))
     return folder
+
+
+def held_back(workdir, config):
+    """The validation metrics of fixed random weights."""
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        method = build_method(config, workdir)
+        weights = small.random_values(jax.eval_shape(method.init, jax.random.key(0)))
+        state = create_state(*weights, make_optimizer(config.optim, pace_of(config)), False)
+        alike = replicated(mesh)
+        return method.validation(place(state, alike), place(method.frozen, alike))
 
 
 def losses(workdir, config, steps=3):
@@ -161,6 +176,9 @@ def test_losses_are_those_of_images(name, case, fields, stored, tolerance, clip,
     assert sorted(read_manifest(folder).splits["train"].fields) == stored.split()
     images = losses(tmp_path / "images", make())
     arrays = losses(tmp_path / "arrays", make(data__encoded=folder))
+    if name in ("maps", "images train", "stage b whole", "stage c joint"):
+        looking = make(data__encoded=folder, log__validation_images=8, log__preview_images=0)
+        assert np.isfinite(held_back(tmp_path / "arrays", looking)["validation_loss"])
     assert len(set(images)) == 3
     print(f"{name}: {max(abs(a / b - 1) for a, b in zip(arrays, images, strict=True)):.1e}")
     np.testing.assert_allclose(arrays, images, rtol=tolerance)

@@ -37,10 +37,10 @@ def base(shared_runs):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Twelve captioned images, larger than the network's and not square."""
+    """Twenty-four captioned images, larger than the network's and not square."""
     folder = tmp_path_factory.mktemp("photos")
     source = ShapesSource("tiny")
-    for index in range(12):
+    for index in range(24):
         sample = source[index]
         image = Image.fromarray(sample["image"]).resize((56, 44))
         image.save(folder / f"{index:02d}.jpg", quality=95)
@@ -53,7 +53,7 @@ def settled(workdir, init_from, photos, **overrides):
         "init_from": init_from, "data__folder": photos, "data__crop": "random",
         "data__resize": 36, "data__flip": True, "num_steps": 30, "optim__learning_rate": 0.01,
         "optim__warmup_steps": 1, "log__every": 1, "log__preview_every": 0,
-        "log__preview_images": 2, "checkpoint__every": 1000,
+        "log__preview_images": 2, "log__validation_images": 0, "checkpoint__every": 1000,
     } | overrides  # fmt: skip
     return settle_config(small.config_of("paella:finetune", **values), workdir)
 
@@ -84,7 +84,7 @@ def full_run(base, photos, tmp_path_factory):
 def lora_run(base, photos, tmp_path_factory):
     """Thirty steps of adapters, with the sample grid at the end."""
     workdir = tmp_path_factory.mktemp("lora")
-    return workdir, run(workdir, base, photos, preview=True, **LORA)
+    return workdir, run(workdir, base, photos, preview=True, log__validation_images=8, **LORA)
 
 
 def assert_same(a, b):
@@ -152,6 +152,9 @@ def test_lora_learns_and_leaves_the_base_alone(base, photos, lora_run):
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     assert count(result.state) < count(averaged(base))
     assert (workdir / "samples" / "step_0000030.png").stat().st_size > 500
+    (held,) = [row["validation_loss"] for row in read_metrics(workdir / "metrics.jsonl")
+               if "validation_loss" in row]  # fmt: skip
+    assert held < losses(workdir)[1][:4].mean() - 0.1
 
 
 def test_lora_starts_as_the_base(full_run, lora_run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from small_judges import shrinking_judges
 
 from paella_jax import evaluate
 from paella_jax.pipelines.tokens import TokenPipeline
+from paella_jax.reports import run_scores
 from paella_jax.reports.folder_scores import score_folders
 from paella_jax.reports.gathered import keeping
 from paella_jax.reports.manipulations import MANIPULATIONS, measure_manipulations
@@ -151,6 +153,23 @@ def test_a_run_that_draws(shared_runs, data, judges, tmp_path):
     # The run's own number of steps draws the same images again.
     assert curves[0]["fid"]["value"] == pytest.approx(row["fid"]["value"], rel=1e-5)
     assert (tmp_path / "curves.png").is_file()
+
+
+def test_each_image_is_rebuilt_with_a_noise_of_its_own(judges):
+    """Else a judge learns the marks of that one noise; those of drawn images are others."""
+    seeds = []
+
+    def decode(latents, seed):
+        seeds.extend(seed[:2] if len(seeds) == 8 else seed)
+        return latents
+
+    pipe = SimpleNamespace(can_encode=True, beside="latents", encode=np.asarray, decode=decode)
+    draw = np.random.default_rng(0)
+    source = [{"image": draw.integers(0, 256, (32, 32, 3), np.uint8)} for _ in range(10)]
+    subject, known = SimpleNamespace(batch=4), SimpleNamespace(places=list(range(10)))
+    rebuilt = run_scores._rebuilt(pipe, subject, source, run_scores.TRAINING_SEED, known, judges)
+    assert len(rebuilt) == 10
+    assert seeds == [run_scores.TRAINING_SEED + n for n in range(10)]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,9 @@ from paella_jax.pipelines.batches import Numbered
 from paella_jax.sampling.diffusion import FROM_UNIT_NOISE, GaussianStart, KnownValues, plan
 from paella_jax.sampling.diffusion_settings import DDPMSettings, DiffusionCourse, segment_times
 from paella_jax.sampling.guidance import Denoise, Predict, guide, guide_jointly, runs_jointly
-from paella_jax.sampling.loop import Loop, advance, run
+from paella_jax.sampling.loop import Loop, advance, padded, run
 from paella_jax.sampling.schedule import first_and_last
+from paella_jax.training.pulse import Program
 from paella_jax.typing import Array, Tree
 
 Scale = float | tuple[float, float] | None
@@ -120,6 +122,14 @@ class StageRequest(NamedTuple):
     guide: Any = None
     start: Any = None
     generate: Any = None
+
+
+def steps_of(
+    program: Program, weights: Tree, request: StageRequest, settings: DDPMSettings, shape: Any
+) -> Callable[..., Any]:
+    """A stage's sampler with all it needs but where it stands and how far it goes."""
+    course, own = padded(settings.course()), settings.program()
+    return partial(program, weights, request, course, settings=own, shape=shape)
 
 
 def encode_texts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,10 +37,10 @@ from paella_jax.pipelines.wuerstchen_programs import (
     raw_latents,
     stage_b_settings,
     stage_c_settings,
+    steps_of,
 )
 from paella_jax.pipelines.wuerstchen_texts import checked_texts
 from paella_jax.sampling.diffusion_settings import DDPMSettings
-from paella_jax.sampling.loop import padded
 from paella_jax.training.placing import batch_sharding, fetch, place
 from paella_jax.training.pulse import Program
 from paella_jax.typing import Tree
@@ -178,7 +178,7 @@ class Stages:
 
         with self._stage("stage_c") as weights:
             request = self._texts_c(weights, piece)
-            advance = _steps(self._advance_c, weights, request, settings, shapes[0])
+            advance = steps_of(self._advance_c, weights, request, settings, shapes[0])
             reached = self._nothing(request, shapes[0], settings)
             kept = range(1, int(course.edges[-1]) + 1) if job.trace else ()
             reached, history = in_groups(advance, reached, course.edges, show, job.watch, kept)
@@ -213,7 +213,7 @@ class Stages:
         show = lambda reached: fetch(decode(reached[1][1]))[:rows]
         with self._stage("stage_b") as weights:
             request = self._texts_b(weights, piece)
-            advance = _steps(self._advance_b, weights, request, settings, shape)
+            advance = steps_of(self._advance_b, weights, request, settings, shape)
             reached = self._nothing(request, shape, settings)
             watch = None if job is None else job.watch
             reached, _ = in_groups(advance, reached, course.edges, show, watch)
@@ -325,11 +325,3 @@ class Stages:
         """Stage B, then Stage A: images and Stage B's latents of a whole request."""
         run = lambda piece, rows: self._decode_latents(piece, settings, shape, rows, job)
         return in_batches(run, request, len(request.images.seeds), job, self.mesh)
-
-
-def _steps(
-    program: Program, weights: Tree, request: StageRequest, settings: DDPMSettings, shape: Any
-) -> Callable[..., Any]:
-    """A stage's sampler with all it needs but where it stands and how far it goes."""
-    course, own = padded(settings.course()), settings.program()
-    return partial(program, weights, request, course, settings=own, shape=shape)
