@@ -46,7 +46,7 @@ class ResponseNorm(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    def __init__(self, channels: int, skip: int) -> None:
+    def __init__(self, channels: int, skip: int, dropout: float) -> None:
         super().__init__()
         both = channels + skip
         self.depthwise = nn.Conv2d(both, channels, 3, padding=1, groups=channels)
@@ -55,6 +55,7 @@ class ConvBlock(nn.Module):
             nn.Linear(channels, wide),
             nn.GELU(),
             ResponseNorm(wide),
+            nn.Dropout(dropout),
             nn.Linear(wide, channels),
         ]
         self.mlp = nn.Sequential(*layers)
@@ -76,11 +77,11 @@ class TimestepBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    def __init__(self, channels: int, width: int, heads: int) -> None:
+    def __init__(self, channels: int, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norm = MapNorm(channels)
         self.mapper = nn.Sequential(nn.SiLU(), nn.Linear(width, channels))
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.attention = nn.MultiheadAttention(channels, heads, dropout, batch_first=True)
 
     def forward(self, x: Tensor, sequence: Tensor) -> Tensor:
         queries = self.norm(x).flatten(2).transpose(1, 2)
@@ -128,11 +129,12 @@ class Paella(nn.Module):
         width, made = model.widths[level], nn.ModuleList()
         for kind in model.patterns[level] * model.depths[level]:
             if kind == "C":
-                made.append(ConvBlock(width, 0 if made else skip))
+                made.append(ConvBlock(width, 0 if made else skip, model.dropout))
             elif kind == "T":
                 made.append(TimestepBlock(width, model.time_width))
             else:
-                made.append(AttentionBlock(width, model.cond_width, model.num_heads[level]))
+                heads = model.num_heads[level]
+                made.append(AttentionBlock(width, model.cond_width, heads, model.dropout))
         return made
 
     def run(
@@ -180,23 +182,64 @@ def sample(network: Any, text: Tensor, side: int, steps: int, guidance: float) -
     return tokens
 
 
+def update(network: Paella, config: Any, images: int, text: Tensor) -> Callable[[], None]:
+    """One step of training from encoded data: a network that reads made texts alone."""
+    parameters, optim = list(network.parameters()), config.optim
+    optimizer = torch.optim.AdamW(
+        parameters, optim.learning_rate, (optim.beta1, optim.beta2), weight_decay=optim.weight_decay
+    )
+    average = [x.detach().clone() for x in parameters]
+    side, codes = config.data.image_size // 4, config.model.codebook_size
+    tokens = torch.randint(0, codes, (images, side, side), device=text.device)
+    predict = compiled(network.train())
+
+    def step() -> None:
+        levels = torch.rand(images, device=text.device)
+        replaced = torch.rand(tokens.shape, device=text.device) < levels[:, None, None]
+        noised = torch.where(replaced, torch.randint_like(tokens, codes), tokens)
+        smoothing = config.objective.label_smoothing
+        logits = predict(noised, levels, text).float()
+        nn.functional.cross_entropy(logits, tokens, label_smoothing=smoothing).backward()
+        if optim.clip_norm:
+            nn.utils.clip_grad_norm_(parameters, optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if optim.ema_decay:
+            torch._foreach_lerp_(average, [x.detach() for x in parameters], 1 - optim.ema_decay)
+
+    return step
+
+
+def compiled(network: Paella) -> Any:
+    """The network, compiled where PAELLA_PEER asks for it."""
+    return torch.compile(network, dynamic=False) if os.environ.get("PAELLA_PEER") else network
+
+
 def make(config: Any, work: str, images: int) -> Callable[[], Any] | None:
-    """The sampler's steps of a Paella preset; nothing else."""
-    found = re.fullmatch(r"(\d+) guided steps", work)
+    """A Paella preset's sampler, or its update on encoded data; nothing else."""
+    found = re.fullmatch(r"(\d+) guided steps|train step, encoded data", work)
     if found is None or config.method != "tokens" or config.cell.network != "unet":
         return None
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    sampling = found[1] is not None
+    # Weights that are trained stay float32, and autocast rounds them where they are used.
+    narrow = config.precision == "bfloat16"
+    dtype = torch.bfloat16 if narrow and sampling else torch.float32
     torch.set_float32_matmul_precision("high")
     with torch.device(DEVICE):
         network = Paella(config.model, config.text.width).to(dtype).eval()
         length = config.text.pad_to + EXTRA_POSITIONS
         text = torch.randn(images, length, config.text.width, dtype=dtype)
-    predict = torch.compile(network, dynamic=False) if os.environ.get("PAELLA_PEER") else network
-    side = config.data.image_size // 4
+    if sampling:
+        predict, side = compiled(network), config.data.image_size // 4
+        guidance = config.sampler.guidance_scale[0]
+        call = lambda: sample(predict, text, side, int(found[1]), guidance)
+    else:
+        call = update(network, config, images, text)
 
-    def draw() -> None:
-        sample(predict, text, side, int(found[1]), config.sampler.guidance_scale[0])
+    def whole() -> None:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=narrow and not sampling):
+            call()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
 
-    return draw
+    return whole

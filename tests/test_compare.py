@@ -32,6 +32,7 @@ from paella_jax.comparison.plan import (
     training_config,
     trainings,
 )
+from paella_jax.comparison.progress import progress
 from paella_jax.comparison.run import compare
 from paella_jax.comparison.search import best_rate, best_whole, has_improved, to_train_whole
 from paella_jax.comparison.train import (
@@ -45,7 +46,7 @@ from paella_jax.config import ConfigError, differing_fields, load_config
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import read_config
-from paella_jax.training.finish import Stopped
+from paella_jax.training.finish import TRAINED, Stopped
 from paella_jax.training.loop import RunResult
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
@@ -150,6 +151,23 @@ def test_every_preset_s_cells_are_equal_with_their_budgets(preset):
     plans = [(training, planned(config, training, Path("x"))[0]) for training in cells]
     check_equal(plans)
     assert len({run.num_steps for _, run in plans}) == 3
+
+
+@pytest.mark.parametrize("kind", ["flops", "seconds"])
+def test_how_long_is_told_by_what_is_done(kind, tmp_path):
+    config = comparison("quick", budget__kind=kind, budget__multiples="(2.0,)")
+    cells = [Training("uniform", "unet", 0), Training("uniform", "unet", 0, "2x")]
+    plans = [(cell, *planned(config, cell, tmp_path)) for cell in cells]
+    assert progress(config, plans, tmp_path) == "0 of 2 trainings are done"
+    for training, _, _ in plans:
+        folder = tmp_path / "runs" / training.name
+        folder.mkdir(parents=True)
+        write_noted(folder, TRAINED, json.dumps({"images": 1, "seconds": 900.0}))
+        told = progress(config, plans, tmp_path)
+        if training == cells[0]:
+            left = "the others take one process about 0.5 hours"
+            assert told == f"1 of 2 trainings are done; {left}"
+    assert told == "2 of 2 trainings are done"
 
 
 def test_cells_that_differ_elsewhere_are_refused():

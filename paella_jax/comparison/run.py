@@ -29,6 +29,7 @@ from paella_jax.comparison.plan import (
     training_config,
     trainings,
 )
+from paella_jax.comparison.progress import progress
 from paella_jax.comparison.report import write_report
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.search import CLEAR, check_search, read_search, with_searched_rates
@@ -110,11 +111,17 @@ def _train_all(config: ConfigDict, todo: list[Training], out: Path) -> list[Trai
     report(describe(plans))
     for training, run, _ in plans:
         check_finished(config, training, run, out)
+    report(progress(config, plans, out))
+
+    def work(training: Training, run: ConfigDict) -> None:
+        train_network(config, training, run, out)
+        report(progress(config, plans, out))
+
     tasks = [
         Task(
             training.name,
             partial(is_trained, run_folder(training, out)),
-            partial(train_network, config, training, run, out),
+            partial(work, training, run),
         )
         for training, run, _ in plans
     ]
