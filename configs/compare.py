@@ -2,7 +2,7 @@
 
     python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
 
-Presets: `shapes` (the full setting, overnight), `quick` (an hour and a half with `--workers 2` on
+Presets: `shapes` (the full setting, a night of two idle cores with `--workers 2`), `quick` (an hour and a half with `--workers 2` on
 two idle cores), `tiny` (for continuous integration: no quality to speak of) and `folder`, on a
 user's own captioned images:
 
@@ -66,7 +66,7 @@ def _add_budget(config: ConfigDict) -> None:
     # parameters: equal images, and widths changed to the reference's number of parameters.
     config.budget.kind = "flops"
     config.budget.reference = "unet"  # network that sees `images`
-    config.budget.images = 166_400
+    config.budget.images = 64_000  # of which four times are the largest budget
     config.budget.seconds = 900.0  # of each training, for kind=seconds
     config.budget.multiples = (2.0, 4.0)  # every cell is trained on such budgets too
 

@@ -158,6 +158,8 @@ def _amused_256(config: ConfigDict) -> None:
     config.cell.network = "uvit"
     config.data.source = "folder"
     config.data.image_size = 256
+    config.data.crop = "random"  # the script's, which tells the network where it cropped
+    config.log.validation_images = 2048
     config.num_steps = 10_000
     config.batch_size = 128
     config.precision = "bfloat16"
@@ -167,6 +169,7 @@ def _amused_256(config: ConfigDict) -> None:
     config.text.kind = "clip"
     config.text.empty_is_absent = False
     config.objective.label_smoothing = 0.0
+    config.objective.text_drop = 0.1  # of its training before; the script drops none
     config.optim.learning_rate = 1e-4
     config.optim.warmup_steps = 0
     config.optim.clip_norm = 0.0

@@ -102,6 +102,7 @@ def _1b(config: ConfigDict) -> None:
     """The released recipe (docs/models/paella.md 3); ByT5-XL is read from `text.folder`."""
     common.on_a_pod(config)
     config.data.image_size = 256
+    config.data.crop = "random"
     config.num_steps = 1_500_000
     config.batch_size = 2048
     config.model.remat = True

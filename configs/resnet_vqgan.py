@@ -115,7 +115,7 @@ def _published(config: ConfigDict) -> None:
 
 
 def _f16(config: ConfigDict) -> None:
-    """MUSE gives the base width, 128, and 2 blocks per level.
+    """MUSE gives the base width, 128, and 2 blocks per level; the decoder has 3, as taming's.
 
     The multipliers (1, 2, 2, 4, 6) and the code width, 64, are guesses: aMUSEd's.
     """

@@ -1,6 +1,6 @@
 """Serve a web page to draw, edit and compare: `python -m paella_jax.serve --checkpoint RUN`.
 
-The page draws from prompts with live previews of every step, edits images with a mask painted on
+The page draws from prompts with live previews, edits images with a mask painted on
 the page, and shows two runs (--checkpoint RUN --checkpoint RUN2) side by side on the same prompt
 and seed. With --prompts FILE it also asks visitors which of two images they prefer, without saying
 whose they are, and keeps the votes in --study FILE (docs/serving.md).

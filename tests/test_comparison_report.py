@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paella_jax.comparison.budgets import by_budget
 from paella_jax.comparison.report import markdown, write_report
 from paella_jax.comparison.rows import (
     Estimate,
@@ -119,6 +120,23 @@ def test_variants_are_drawn_at_fewer_steps():
     other = few | {"seed": 1, "by_steps": make_row(steps=(8,))["by_steps"]}
     with pytest.raises(ValueError, match="by_steps of cell / changed, seed 1"):
         check_rows([make_row(), few, other])
+
+
+def test_larger_budgets_are_a_curve_beside_their_cells(tmp_path):
+    larger = make_row(steps=(12,)) | {"cell": "cell / 2x", "variant": "2x"}
+    ablation = make_row(steps=(12,)) | {"cell": "cell / level", "variant": "no_level"}
+    other = make_row(("uniform", "unet", "confidence"))
+    rows = check_rows([make_row(), other, larger, larger | {"seed": 1}, ablation])
+    ((pair, own),) = by_budget(rows).items()
+    assert pair == ("unet", "uniform")
+    kept = {budget: [(row["cell"], row["seed"]) for row in some] for budget, some in own.items()}
+    assert kept == {1.0: [("-".join(CELL), 0)], 2.0: [("cell / 2x", 0), ("cell / 2x", 1)]}
+    write_report(rows, tmp_path / "with")
+    assert "comparison_budgets.png" in (tmp_path / "with" / "comparison.md").read_text()
+    picture = np.asarray(Image.open(tmp_path / "with" / "comparison_budgets.png").convert("RGB"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+    write_report(check_rows([make_row(), ablation]), tmp_path / "without")
+    assert not (tmp_path / "without" / "comparison_budgets.png").exists()
 
 
 def test_missing_step_measurement_is_named():

@@ -192,3 +192,10 @@ def test_padding_seen_like_text():
     assert np.abs(np.asarray(masked - reference[1, :2])).max() > 1e-3
     nothing = ConditionInputs()
     assert unmasked_padding(nothing) is nothing
+
+
+def test_an_empty_text_is_not_padded():
+    """A dropped text beside captions is what guidance shows the network: one end token."""
+    lengths = jnp.array([[5], [1], [3]])
+    given = ConditionInputs(text_mask=jnp.arange(8)[None] < lengths)
+    np.testing.assert_array_equal(unmasked_padding(given).text_mask.sum(1), [5, 1, 5])

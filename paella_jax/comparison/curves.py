@@ -40,7 +40,7 @@ def draw_comparison(file: str | Path, rows: Sequence[Row], main_steps: str) -> s
     """
     rows = cells_alone(rows)
     figure, axes = new_figure(3, 2, (12, 15))
-    cells, styles, sure = by_cell(rows), _styles(rows), _intervals(rows, main_steps)
+    cells, styles, sure = by_cell(rows), styles_of(rows), _intervals(rows, main_steps)
     steps = list(rows[0]["by_steps"])
     for axis, name in zip(axes.flat, PANELS, strict=False):
         title, higher_is_better, _ = metric(name, rows)
@@ -48,20 +48,26 @@ def draw_comparison(file: str | Path, rows: Sequence[Row], main_steps: str) -> s
             points = [over_seeds(own, name, count) for count in steps]
             offset = place - (len(cells) - 1) / 2
             bars = [sure.get((name, cell, count)) for count in steps]
-            _line(axis, [float(s) for s in steps], points, offset, _style(own[0], styles), bars)
+            line(axis, [float(s) for s in steps], points, offset, style_of(own[0], styles), bars)
         title += "" if higher_is_better else " (lower is better)"
         axis.set(title=title, xlabel="sampling steps", xticks=[float(s) for s in steps])
     _draw_cross_entropy(axes.flat[-2], rows, styles)
     _draw_cells(axes.flat[-1], cells, styles, sure, main_steps)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-    entries = [_entries(styles, factor) for factor in FACTORS]
-    longest = max(map(len, entries))
-    padded = [line for own in entries for line in own + [_empty()] * (longest - len(own))]
-    figure.legend(handles=padded, loc="lower center", frameon=False, fontsize=11, ncols=3)
-    figure.tight_layout(rect=(0, 0.022 * longest, 1, 1))
+    legend(figure, styles)
     save_figure(file, figure)
     return _caption(sure)
+
+
+def legend(figure: Any, styles: Mapping[str, Style]) -> None:
+    """A column per factor below all panels."""
+    entries = [_entries(styles, factor) for factor in FACTORS]
+    longest = max(map(len, entries))
+    padded = [one for own in entries for one in own + [_empty()] * (longest - len(own))]
+    figure.legend(handles=padded, loc="lower center", frameon=False, fontsize=11, ncols=3)
+    lines = 0.33 * longest  # inches
+    figure.tight_layout(rect=(0, lines / figure.get_figheight(), 1, 1))
 
 
 def _intervals(rows: Sequence[Row], main_steps: str) -> dict[tuple[str, str, str], Interval]:
@@ -98,7 +104,7 @@ def _draw_cells(
     title = metric("seen_exact", next(iter(cells.values()))).title
     for place, (cell, own) in enumerate(cells.items()):
         for name in SPLITS:
-            look = _style(own[0], styles) | {"linestyle": ""}
+            look = style_of(own[0], styles) | {"linestyle": ""}
             if name == "heldout_exact":
                 look["markerfacecolor"] = "white"
             point, one = over_seeds(own, name, steps), sure.get((name, cell, steps))
@@ -122,9 +128,9 @@ def _draw_cross_entropy(axis: Any, rows: Sequence[Row], styles: Mapping[str, Sty
     levels, trained = list(rows[0]["cross_entropy"]), by_training(rows)
     for place, own in enumerate(trained.values()):
         points = [at_level(own, "cross_entropy", level) for level in levels]
-        style = _style(own[0], styles) | {"marker": "."}
+        style = style_of(own[0], styles) | {"marker": "."}
         offset = place - (len(trained) - 1) / 2
-        _line(axis, [float(level) for level in levels], points, offset, style)
+        line(axis, [float(level) for level in levels], points, offset, style)
     axis.set(
         title="cross-entropy of corrupted tokens (compare within a corruption)",
         xlabel="corrupted tokens, %",
@@ -133,7 +139,7 @@ def _draw_cross_entropy(axis: Any, rows: Sequence[Row], styles: Mapping[str, Sty
     )
 
 
-def _line(
+def line(
     axis: Any,
     x: Sequence[float],
     points: Sequence[Estimate],
@@ -163,7 +169,7 @@ def _line(
             axis.vlines(place, one.low, one.high, linewidth=2, color=style["color"], alpha=0.8)
 
 
-def _styles(rows: Sequence[Row]) -> dict[str, Style]:
+def styles_of(rows: Sequence[Row]) -> dict[str, Style]:
     """factor=value -> what shows it, in the order of the rows; colors repeat after six."""
     looks = {"network": ("color", COLORS), "corruption": ("linestyle", LINES)}
     looks["sampler"] = ("marker", MARKERS)
@@ -174,7 +180,7 @@ def _styles(rows: Sequence[Row]) -> dict[str, Style]:
     return styles
 
 
-def _style(row: Row, styles: Mapping[str, Style]) -> Style:
+def style_of(row: Row, styles: Mapping[str, Style]) -> Style:
     style: Style = {}
     for factor in FACTORS:
         style |= styles[f"{factor}={row[factor]}"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paella_jax.comparison.budgets import by_budget, draw_budgets
 from paella_jax.comparison.curves import draw_comparison
 from paella_jax.comparison.grids import draw_samples, draw_steps
 from paella_jax.comparison.intervals import SPLITS, interval
@@ -54,10 +55,11 @@ READING = (
 )
 
 
-CURVES_FILE = "comparison.png"
+CURVES_FILE, BUDGETS_FILE = "comparison.png", "comparison_budgets.png"
 DRAWINGS = {"comparison_samples.png": draw_samples, "comparison_steps.png": draw_steps}
 HEADINGS = {
     CURVES_FILE: "Curves",
+    BUDGETS_FILE: "Larger budgets",
     "comparison_samples.png": "The same prompts and seeds in every cell",
     "comparison_steps.png": "Step by step",
 }
@@ -69,7 +71,7 @@ def write_report(
     notes: Sequence[str] = (),
     main_steps: int | None = None,
 ) -> dict[str, Any]:
-    """Writes comparison.json, .md, .html and .png, and grids of the images that were kept.
+    """Writes comparison.json, .md, .html and PNGs: curves, larger budgets, grids of kept images.
 
     Args:
       rows: one per cell and seed, as comparison/rows.py describes them.
@@ -94,8 +96,10 @@ def write_report(
     cells = list(by_cell(cells_alone(clean)))
     drawn = read_drawn(out, cells)
     out.mkdir(parents=True, exist_ok=True)
-    curves = draw_comparison(out / CURVES_FILE, clean, reference_steps(clean, main_steps))
-    figures = {CURVES_FILE: curves}
+    steps = reference_steps(clean, main_steps)
+    figures = {CURVES_FILE: draw_comparison(out / CURVES_FILE, clean, steps)}
+    if by_budget(clean):
+        figures[BUDGETS_FILE] = draw_budgets(out / BUDGETS_FILE, clean, steps)
     if drawn:
         lacking = [cell for cell in cells if cell not in drawn]
         more = f" No images were kept of {', '.join(lacking)}." if lacking else ""

@@ -84,8 +84,12 @@ class StageBNetworks:
         return pixels // self.vqgan.downsampling
 
     def compress(self, variables: Tree, images: Array) -> Array:
-        """Images in [0, 1] [batch, H, W, 3] -> raw guide [batch, h, w, C]."""
-        return self.compressor.apply(variables, self._preprocess(images))
+        """Images in [0, 1] [batch, H, W, 3] -> raw guide float32 [batch, h, w, C].
+
+        In float32 whatever the precision, as the published script: it is what Stage C learns.
+        """
+        exact = self.compressor.clone(dtype=jnp.float32)
+        return exact.apply(variables, self._preprocess(images))
 
     def to_stage_c(self, latents: Array) -> Array:
         """Raw latents -> Stage C's scale."""

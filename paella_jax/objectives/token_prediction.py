@@ -160,13 +160,15 @@ def has_clip_alone(inputs: ConditionInputs) -> bool:
 def unmasked_padding(inputs: ConditionInputs) -> ConditionInputs:
     """Shows the networks the padding up to the batch's longest text, as the reference does.
 
-    It pads a batch to its longest caption and gives no mask (docs/models/paella.md 3). Samples
-    whose own text was dropped are padded along with the others, since we drop per sample.
+    It pads a batch to its longest caption and gives no mask (docs/models/paella.md 3). An empty
+    text stays its end token alone: the reference drops the texts of a whole batch, which is then
+    not padded, and that is what the sampler's guidance is made of.
     """
     if inputs.text_mask is None:
         return inputs
-    used = inputs.text_mask.any(axis=0)[None, :]
-    return replace(inputs, text_mask=jnp.broadcast_to(used, inputs.text_mask.shape))
+    empty = inputs.text_mask.sum(axis=1, keepdims=True) <= 1
+    used = inputs.text_mask.any(axis=0)[None, :] & ~empty
+    return replace(inputs, text_mask=inputs.text_mask | used)
 
 
 def sample_level(keys: Array, settings: ConfigDict) -> Array:
