@@ -2,9 +2,9 @@
 
     python -m paella_jax.compare --config configs/compare.py:quick --out runs/compare
 
-Presets: `shapes` (the full setting, a night of two idle cores with `--workers 2`), `quick` (an hour and a half with `--workers 2` on
-two idle cores), `tiny` (for continuous integration: no quality to speak of) and `folder`, on a
-user's own captioned images:
+Presets: `shapes` (the full setting, a night on two idle cores with `--workers 2`), `quick` (an hour
+and a half, likewise), `tiny` (for continuous integration: no quality to speak of) and `folder`, on
+a user's own captioned images:
 
     python -m paella_jax.compare --config compare:folder --config.data.folder=IMAGES --out DIR
 """
