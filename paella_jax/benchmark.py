@@ -1,4 +1,4 @@
-"""Measure speed on this machine, with random weights:
+r"""Measure speed on this machine, with random weights:
 
     python -m paella_jax.benchmark --config paella:1b --work sample,encoded --batch 1,4,16
     python -m paella_jax.benchmark --config stage_c:v2 --config stage_b:v2 --work sample \
@@ -17,7 +17,7 @@ TensorBoard, XProf or Perfetto, and prints what took longest.
 
 `--peer FILE` (several times) times others in the same rounds: a Python file with
 make(config, work, images) -> a function that does one call of a row's work, or None
-(launch/peer_paella_torch.py). `--data` measures how fast the config's images are read instead
+(launch/peer_paella_torch.py, peer_diffusers.py). `--data` measures how fast the config's images are read instead
 (`--photos 512x384`: made-up JPEGs of that size).
 """
 
