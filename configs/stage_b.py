@@ -58,6 +58,8 @@ def get_config(preset: str = "shapes") -> ConfigDict:
     config.compressor.scale = 42.0
     config.compressor.train = True  # along with Stage B; False: frozen, from the run below
     config.compressor.run = ""
+    # File of torchvision's EfficientNetV2 that its backbone starts from, as published.
+    config.compressor.weights = ""
 
     common.add_text(config, kind="clip")
     common.add_diffusion(config)

@@ -17,8 +17,8 @@ TensorBoard, XProf or Perfetto, and prints what took longest.
 
 `--peer FILE` (several times) times others in the same rounds: a Python file with
 make(config, work, images) -> a function that does one call of a row's work, or None
-(launch/peer_paella_torch.py, peer_diffusers.py). `--data` measures how fast the config's images are read instead
-(`--photos 512x384`: made-up JPEGs of that size).
+(launch/peer_paella_torch.py, launch/peer_diffusers.py). `--data` measures how fast the config's
+images are read instead (`--photos 512x384`: made-up JPEGs of that size).
 """
 
 from __future__ import annotations

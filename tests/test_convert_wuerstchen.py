@@ -17,9 +17,9 @@ from small_clip import WIDTH, write_clip_folder
 from small_torch import write_torch_file
 
 import paella_jax
-from paella_jax.convert.compressor import NAMES as COMPRESSOR_NAMES
 from paella_jax.convert.recognise import recognise
 from paella_jax.convert.wuerstchen import STAGE_B, STAGE_C, infer_stage_b, infer_stage_c
+from paella_jax.encoders.compressor_names import NAMES as COMPRESSOR_NAMES
 from paella_jax.families.stage_b import make_compressor
 from paella_jax.families.start import settle_config
 from paella_jax.files.tensors import ConversionError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
 from paella_jax.data.sizes import check_sizes
+from paella_jax.encoders.compressor_names import read_backbone
 from paella_jax.encoders.preprocess import compressor_preprocess
 from paella_jax.families.stored import stored_settings, stored_text, text_tokenizers
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
@@ -26,7 +27,7 @@ from paella_jax.models.vqgan import VQGAN
 from paella_jax.noise.gaussian import CosineSchedule
 from paella_jax.objectives.inputs import images_from_batch
 from paella_jax.objectives.wuerstchen import stage_b_objective
-from paella_jax.runs.folder import read_config
+from paella_jax.runs.folder import has_progress, read_config
 from paella_jax.runs.frozen import (
     COMPRESSOR,
     carry,
@@ -214,6 +215,9 @@ def prepare(config: ConfigDict, workdir: Path) -> None:
     Raises:
       ConfigError, CheckpointError: one is not given, of another kind, or unreadable.
     """
+    if config.compressor.get("weights") and (config.init_from or not config.compressor.train):
+        told = "starts a compressor that trains along: it goes with neither init_from nor"
+        raise ConfigError(f"compressor.weights {told} compressor.train=False")
     needed = (
         "Stage B needs a trained Stage A: give --config.tokenizer=RUN, the run folder of "
         "configs/vqgan.py"
@@ -233,12 +237,23 @@ def stage_b_method(config: ConfigDict, workdir: Path) -> Method:
 
     Raises:
       ConfigError: parts that do not belong together.
+      ConversionError: `compressor.weights` is not of the compressor's backbone.
     """
     networks, frozen = make_stage_b(config, workdir)
     if not networks.joint_compressor:
         frozen[COMPRESSOR] = load_carried(COMPRESSOR, workdir)
     source = make_source(config.data, "train", config.seed)
-    return stage_b_networks_method(config, networks, frozen, source)
+    method = stage_b_networks_method(config, networks, frozen, source)
+    if not config.compressor.get("weights") or has_progress(workdir):
+        return method
+    backbone = read_backbone(config.compressor.weights, networks.compressor)
+    return replace(method, init=lambda key: _started(method.init(key), backbone))
+
+
+def _started(fresh: tuple[Tree, Tree], backbone: Tree) -> tuple[Tree, Tree]:
+    """Fresh parameters and model state with all of the compressor but its mapper replaced."""
+    begun = lambda tree, kind: tree | {COMPRESSOR: tree[COMPRESSOR] | backbone[kind]}
+    return begun(fresh[0], "params"), begun(fresh[1], "batch_stats")
 
 
 def stage_b_networks_method(

@@ -112,6 +112,7 @@ NETWORKS: dict[str, Field] = {
     "compressor.scale": number(0, "see shift", above=True),
     "compressor.train": truth("along with Stage B; False: frozen, from compressor.run"),
     "compressor.run": path("run folder of a Stage B with the compressor"),
+    "compressor.weights": path("file of torchvision's EfficientNetV2 to start from"),
 }
 
 OBJECTIVES: dict[str, Field] = {

@@ -55,6 +55,7 @@ HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "
 IF_GIVEN = ("optim.learning_rate", "optim.warmup_steps")
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
+    "compressor.weights": "",
     "data.background": "white",
     "data.caption_field": "",
     "data.caption_lines": False,
@@ -79,7 +80,7 @@ BEFORE = {
 }
 # ... and where the networks it carries once came from.
 SOURCES = ("tokenizer", "low_tokenizer", "stage_b", "text.folder", "clip.folder",
-           "compressor.run", "init_from")  # fmt: skip
+           "compressor.run", "compressor.weights", "init_from")  # fmt: skip
 
 
 def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str] = ()) -> Path:

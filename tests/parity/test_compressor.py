@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paella_jax.convert.compressor import NAMES as COMPRESSOR_NAMES
-from paella_jax.convert.compressor import compressor_entries, infer_compressor
+from paella_jax.convert.compressor import infer_compressor
+from paella_jax.encoders.compressor_names import NAMES as COMPRESSOR_NAMES
+from paella_jax.encoders.compressor_names import compressor_entries
 from paella_jax.encoders.preprocess import compressor_preprocess, normalise, resize_short_side
 from paella_jax.files.tensors import ConversionError
 from paella_jax.models.compressor import (
