@@ -3,8 +3,8 @@
 Trains what the run stands on (two tokenizers, for Stage C a Stage B on each; --tokenizer and
 --stage_b give them instead), the run with every seed, tunes each one's sampler on captions that are
 not scored, and writes seeds.md and seeds.json: mean, spread and minimum over the seeds, with the
-preset's sampler and with the tuned one. The same command goes on where it was stopped, and with
-more --seeds adds them.
+preset's sampler and with the tuned one; with --tasks its image tasks. The same command goes on
+where it was stopped, and with more --seeds or --tasks adds them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ def read_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--direct", action="store_true", help="with stage_c: direct decoders too")
     parser.add_argument("--num_images", type=int, default=256, help="captions per split")
     parser.add_argument("--tuning_images", type=int, default=96, help="captions to tune on")
+    parser.add_argument(
+        "--tasks", action="store_true", help="score the image tasks of each seed's run too"
+    )
     parser.add_argument("--workers", type=workers, default=1, help="processes that share the work")
     return parser.parse_known_args()
 
@@ -54,6 +57,7 @@ def main() -> int:
         arguments.direct,
         arguments.num_images,
         arguments.tuning_images,
+        arguments.tasks,
     )
     setup_jax()
 

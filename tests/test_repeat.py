@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,8 @@ def test_super_resolution_has_a_base_on_the_small_images_tokens():
         (wish("paella:tiny", "cell.sampler=best"), "cell.sampler must be one of"),
         (wish(num_images=0), "at least 1"),
         (wish(direct=True), "for presets of stage_c"),
+        (wish("stage_c:tiny", tasks=True), "token predictors of one scale"),
+        (wish("muse:super_resolution_tiny", tasks=True), "token predictors of one scale"),
         (wish(low_tokenizers=("a",)), "for cell.network=super_resolution"),
         (wish(tokenizers=("a", "a")), "given twice"),
         (wish(seeds=(0,), tokenizers=("a", "b")), "2 of --tokenizer for 1 seeds"),
@@ -200,6 +204,18 @@ def test_the_table_has_mean_spread_and_minimum(tmp_path):
     assert "| drawn | 0.500 ± - |" in page
 
 
+def test_image_tasks_have_their_spread_too(tmp_path):
+    task = lambda met: [{"task": "inpainting", "setting": "half", "kept": 1.0, "met": met},
+                        {"task": "class label", "setting": "no text", "met": 0.5}]  # fmt: skip
+    settings = {"config": load_config("paella:tiny").to_dict(), "captions": COUNTS}
+    rows = [row(seed, 0.8, tasks=task(0.6 + 0.2 * seed)) for seed in (0, 1)]
+    write_report(rows, tmp_path, "repeat it", settings)
+    page = (tmp_path / "seeds.md").read_text()
+    assert "| task | setting | source kept | request met |" in page
+    assert "| inpainting | half | 1.000 ± 0.000 | 0.700 ± 0.141 |" in page
+    assert "| class label | no text |  | 0.500 ± 0.000 |" in page
+
+
 def test_the_command_line_that_repeats_it_has_no_workers():
     words = ["--config", "paella:tiny", "--workers", "2", "--out", "x", "--workers=3"]
     assert command._alone(words) == ["--config", "paella:tiny", "--out", "x"]
@@ -231,10 +247,18 @@ def test_a_whole_repetition_and_its_resumption(tokenizers, tmp_path, monkeypatch
             assert all(0 <= own[sampler][split][metric] <= 1 for metric in METRICS)
     assert is_trained(out / "seed_0_on_0") and read_config(out / "seed_0_on_0").seed == 0
 
-    stamps = {f: f.stat().st_mtime_ns for f in out.rglob("*") if "scores" in str(f)}
+    scores = [file for file in (out / "scores").rglob("*") if file.is_file()]
+    stamps = {file: file.stat().st_mtime_ns for file in scores}
     monkeypatch.setattr("paella_jax.seeds.run.finish", None)  # nothing is trained again
     assert repeat(given, out, "again")["runs"] == result["runs"]
     assert {f: f.stat().st_mtime_ns for f in stamps} == stamps
+
+    monkeypatch.setattr(score, "score_tasks", partial(score.score_tasks, count=1))
+    (more,) = repeat(replace(given, tasks=True), out, "with tasks")["runs"]
+    assert {f: f.stat().st_mtime_ns for f in stamps} == stamps
+    assert more == own | {"tasks": more["tasks"]}
+    assert {"inpainting", "image to image"} <= {row["task"] for row in more["tasks"]}
+    assert "| inpainting |" in (out / "seeds.md").read_text()
     with pytest.raises(ConfigError, match=r"another repetition(.|\n)*num_images: 8 -> 9"):
         repeat(Wish(config, (0,), tokenizers[:1], num_images=9, tuning_images=8), out, "")
 

@@ -101,6 +101,8 @@ def make_plan(wish: Wish, out: Path) -> Plan:
     if min(wish.num_images, wish.tuning_images) < 1:
         raise ConfigError("num_images and tuning_images must be at least 1")
     enlarges = config.method == "tokens" and _enlarges(config)
+    if wish.tasks and (config.method != "tokens" or enlarges):
+        raise ConfigError("--tasks scores the image tasks of token predictors of one scale")
     check_given(wish, enlarges)
     make_source(config.data, "train", 0)
     if config.method == "stage_c":

@@ -10,6 +10,7 @@ from typing import Any
 
 from paella_jax.comparison.rows import estimate
 from paella_jax.files.atomic import write_atomically
+from paella_jax.reports.task_page import COLUMNS, NOTES
 
 SAMPLERS = {"preset": "preset's sampler", "tuned": "tuned for each run"}
 SPLITS = {"seen": "seen", "heldout": "held-out"}
@@ -92,6 +93,7 @@ def page(rows: Sequence[Row], command: str, settings: Mapping[str, Any]) -> str:
         "## Every run",
         _runs_table(rows),
         _decoders_table([row["decoders"] for row in rows if "decoders" in row]),
+        _tasks_table([row["tasks"] for row in rows if "tasks" in row]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -140,6 +142,21 @@ def _decoders_table(decoders: Sequence[Row]) -> str:
     for name in decoders[0]:
         lines.append(_line(name, *(show([own[name][m] for own in decoders]) for m in metrics)))
     return "## Decoders\n\n" + "\n".join(lines)
+
+
+def _tasks_table(runs: Sequence[Sequence[Row]]) -> str:
+    """Every image task over the seeds, in the columns that any of them has; empty without any."""
+    if not runs:
+        return ""
+    names = [name for name in COLUMNS if any(name in row for row in runs[0])]
+    lines = [
+        _line("task", "setting", *(COLUMNS[n] for n in names)),
+        "|---" * (2 + len(names)) + "|",
+    ]
+    for same in zip(*runs, strict=True):
+        cells = [show([own[n] for own in same]) if n in same[0] else "" for n in names]
+        lines.append(_line(same[0]["task"], same[0]["setting"], *cells))
+    return "## Image tasks\n\n" + "\n".join(lines) + f"\n\n{NOTES}"
 
 
 def _line(*cells: str) -> str:

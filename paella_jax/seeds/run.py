@@ -18,7 +18,7 @@ from paella_jax.runs.folder import check_same_run
 from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.seeds.plan import Seed, make_plan
 from paella_jax.seeds.report import write_report
-from paella_jax.seeds.score import Measured, measured, score_seed
+from paella_jax.seeds.score import TASKS, Measured, measured, score_seed, score_seed_tasks
 from paella_jax.seeds.wish import Training, Wish
 from paella_jax.training.finish import finish, is_trained, settle
 
@@ -55,9 +55,14 @@ def repeat(wish: Wish, out: Path, command: str) -> dict[str, Any]:
         for seed in plan.seeds
     ]
     do_together(tasks, out)
+    if wish.tasks:
+        do_together([_tasks_of(seed, out) for seed in plan.seeds], out)
     for training in plan.trainings():
         settle(training.workdir)
     rows = [read_kept(files[seed.name]) for seed in plan.seeds]
+    if wish.tasks:
+        scored = [read_kept(tasks_file(seed, out), TASKS) for seed in plan.seeds]
+        rows = [row | own for row, own in zip(rows, scored, strict=True)]
     settings = {"config": wish.config.to_dict(), "captions": data.counts()}
     return write_report(rows, out, command, settings)
 
@@ -76,6 +81,16 @@ def _train(trainings: Sequence[Training]) -> None:
 def _do_seed(seed: Seed, data: Measured, file: Path) -> None:
     _train(list(seed.trainings.values()))
     score_seed(seed, data, file)
+
+
+def tasks_file(seed: Seed, out: Path) -> Path:
+    """Where the scores of a seed's image tasks are kept."""
+    return out / "scores" / f"{seed.name}_tasks.json"
+
+
+def _tasks_of(seed: Seed, out: Path) -> Task:
+    file = tasks_file(seed, out)
+    return Task(file.stem, file.is_file, partial(score_seed_tasks, seed, file))
 
 
 def _claim(wish: Wish, out: Path) -> None:

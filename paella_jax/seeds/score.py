@@ -27,12 +27,14 @@ from paella_jax.evaluation.tuning import (
 )
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
-from paella_jax.pipelines.load import load
+from paella_jax.pipelines.load import load, load_tokens
 from paella_jax.reports.stages import compare_decoders
+from paella_jax.reports.task_scores import score_tasks
 from paella_jax.seeds.plan import Seed
 from paella_jax.training.finish import TRAINED
 from paella_jax.training.metrics import report
 
+TASKS = "tasks"  # the rows of a seed's image tasks
 BATCH = 32  # of sampling: it divides the default numbers of images, so that programs are few
 GUIDANCE = (1.0, 1.5, 2.0, 3.0, (1.0, 1.5), (1.0, 3.0))  # a pair rises over the steps
 TEMPERATURE = ((1.0, 1.0), (0.7, 0.3), (0.5, 0.5))
@@ -140,6 +142,14 @@ def score_seed(seed: Seed, data: Measured, file: Path) -> None:
         result["decoders"] = decoded
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(result, indent=2))
+
+
+def score_seed_tasks(seed: Seed, file: Path) -> None:
+    """Writes how well a seed's run does the image tasks, with the settings that a user gets."""
+    rows = score_tasks(load_tokens(seed.trainings["run"].workdir))
+    report(f"scored the image tasks of {seed.name}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps({TASKS: rows}, indent=2))
 
 
 def tuning_rounds(config: ConfigDict) -> list[list[Settings]]:

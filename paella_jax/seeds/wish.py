@@ -22,6 +22,7 @@ class Wish:
       direct: whether Stage C's seeds train a direct decoder too.
       num_images: captions scored in each split.
       tuning_images: captions for choosing the sampler's settings.
+      tasks: whether the image tasks are scored too.
     """
 
     config: ConfigDict
@@ -32,6 +33,7 @@ class Wish:
     direct: bool = False
     num_images: int = 256
     tuning_images: int = 96
+    tasks: bool = False
 
 
 class Training(NamedTuple):
