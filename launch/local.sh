@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # N processes of one command on this machine, as parts of one run:
-#   ./launch/local.sh 2 python -m paella_jax.train --config paella:tiny --workdir runs/two
+#   ./launch/local.sh 2 python -m paella_jax.train --config paella:tiny --workdir runs/two --config.tokenizer=RUN
 # The terminal shows rank 0; LOGS=FOLDER keeps rank-0.log, rank-1.log, ... (default: a new folder).
 # DEVICES_PER_PROCESS=4 simulates 4 CPU devices in each process; GPUS_PER_PROCESS=1 gives each
 # process GPUs of its own. PORT=N fixes the coordinator's port, else a free one is taken.

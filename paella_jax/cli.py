@@ -24,13 +24,14 @@ from paella_jax.config import (
     preset_names,
 )
 from paella_jax.fields.table import described
-from paella_jax.files.disk import describe_disk
+from paella_jax.files.disk import describe_disk, is_outage
 from paella_jax.files.library_noise import silence_late_answers
 from paella_jax.outside import escaped
 
 # Mostly mistakes of the user too; PAELLA_JAX_TRACEBACK=1 shows where they come from.
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
 FAILED = 1
+MOST_FILES = 2**16  # that are open at once
 INTERRUPTED = 130
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
 ENDED_BY = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED}  # a training that has saved
@@ -161,6 +162,19 @@ def _keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def _open_more_files() -> None:
+    """Raises the limit on open files: a set of thousands of shards has as many."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 @contextmanager
 def helped_by(command: Sequence[str], count: int) -> Iterator[None]:
     """Runs a command in `count` more processes, which end with the block however it ends.
@@ -212,6 +226,7 @@ def run(main: Callable[[], int]) -> None:
     So does Ctrl-C, with exit code 130; PAELLA_JAX_TRACEBACK=1 shows where that was.
     """
     _keep_freed_memory()
+    _open_more_files()
     for stream in (sys.stdout, sys.stderr):  # a log file shows each line when it is written
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -237,7 +252,7 @@ def run(main: Callable[[], int]) -> None:
         if not isinstance(error, UserError) and os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
         print(escaped(f"error: {error}"), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(FAILED if is_outage(error) else 2)
     except OSError as error:
         line = describe_disk(error)
         if not line or os.environ.get("PAELLA_JAX_TRACEBACK"):

@@ -7,10 +7,12 @@ call is started again; several processes share the work (docs/encode.md).
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paella_jax.cli import Parser, path, run, setup_jax
+from paella_jax.cli import TERMINATED, Parser, path, run, setup_jax
 from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def main() -> int:
     from paella_jax.training.distributed import joined
 
     with joined(cluster):
+        if cluster.num_processes != 1:  # JAX keeps the signal for those that save before they end
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
         encode_together(cluster, config, Path(arguments.out).absolute(), options)
     return 0
 

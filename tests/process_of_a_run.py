@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from dataclasses import replace
@@ -16,11 +18,18 @@ import numpy as np
 import small
 from programs import remember_programs
 
+from paella_jax.config import ConfigError
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir
-from paella_jax.training import sharding
+from paella_jax.training import preview, sharding
 from paella_jax.training.cluster import find_cluster
-from paella_jax.training.distributed import check_same_config, check_shared, first_alone, joined
+from paella_jax.training.distributed import (
+    check_same_config,
+    check_same_start,
+    check_shared,
+    first_alone,
+    joined,
+)
 from paella_jax.training.loop import train
 from paella_jax.training.placing import fetch
 
@@ -65,6 +74,47 @@ def train_cases(folder, cases):
         found = trained(Path(folder) / name, **case)
         if jax.process_index() == 0:
             np.savez(Path(folder) / f"{name}.npz", **found)
+
+
+def prepare_from_runs(folder, tokenizer, base):
+    """A new run on a trained tokenizer, and adapters of a trained run."""
+    for name, fields in (
+        ("plain", {"tokenizer": tokenizer}),
+        ("adapters", {"init_from": base, "lora__rank": 2, "lora__pattern": "query"}),
+    ):
+        config = small.small_paella(**FIELDS, num_steps=1, **fields)
+        workdir = Path(folder) / name
+        first_alone("folder", lambda workdir=workdir, c=config: prepare_workdir(workdir, c))
+        build_method(config, workdir)
+    print("prepared", flush=True)
+
+
+def fail_in_a_preview(folder):
+    """Process 0 alone, before the processes draw together."""
+    if jax.process_index() == 0:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "digests.json")
+
+        preview.noting = full
+    trained(Path(folder) / "run", (2, 1, 1), preview=True)
+
+
+def fail_while_preparing(kind):
+    def work():
+        raise OSError(errno.ESTALE, "stale", "a file") if kind == "disk" else ConfigError("wrong")
+
+    first_alone("work", work)
+
+
+def start_from_another_step(folder):
+    config = small.small_paella(**FIELDS, mesh__data=2, num_steps=1)
+    first_alone("folder", lambda: prepare_workdir(Path(folder) / "run", config))
+    check_same_start(3 - 2 * jax.process_index(), {"samples": 8})
+
+
+def start_on_other_data():
+    check_same_start(None, {"samples": 61 - 23 * jax.process_index()})
 
 
 def wait():

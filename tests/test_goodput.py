@@ -45,7 +45,7 @@ def test_a_clock_says_what_seconds_go_into(monkeypatch):
     passes(1.0)
     assert clock.entry() == {
         "seconds": 10.0, "startup_seconds": 2.0, "compile_seconds": 3.0, "save_seconds": 1.5,
-        "preview_seconds": 0.5, "update_seconds": 3.0,
+        "preview_seconds": 0.5, "data_seconds": 0.0, "update_seconds": 3.0,
     }  # fmt: skip
     assert clock.told() == {"seconds": 10.0, "goodput": (4.0 - 1.0 + 3.0) / 20.0}
 

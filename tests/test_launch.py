@@ -126,12 +126,23 @@ def test_slurm_gives_up_after_some_crashes(slurm):
 def test_slurm_copies_the_data_to_the_nodes(slurm, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.txt").write_text("a red circle")
-    places = {"DATA": str(tmp_path / "images"), "SCRATCH": str(tmp_path / "on node")}
-    done = run_slurm(slurm, "--config", "paella:tiny", **places)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "on node" / "a.txt").read_text() == "a red circle"
+    (tmp_path / "on node").mkdir()
+    (tmp_path / "on node" / "other").write_text("somebody's")
+    places = {"DATA": str(tmp_path / "images"), "PAELLA_SCRATCH": str(tmp_path / "on node")}
+    start = lambda codes: run_slurm(slurm, "--config", "paella:tiny", codes=codes, **places)
+    copy = tmp_path / "on node" / "paella-7"
+    copy.mkdir()
+    (copy / "a.txt").write_text("a r")  # of a start that was cut off, later than the source
+    assert start("143\n143\n").returncode == 143
+    assert (copy / "a.txt").read_text() == "a red circle"
     assert "--ntasks=2 --ntasks-per-node=1" in slurm.note("srun")[0]
-    assert slurm.trained_with()[-1] == f"--config.data.folder={tmp_path}/on node"
+    assert slurm.trained_with()[-1] == f"--config.data.folder={copy}"
+    (tmp_path / "images" / "a.txt").write_text("changed")
+    assert start("143\n143\n").returncode == 143
+    assert (copy / "a.txt").read_text() == "a red circle", "a whole copy stays"
+    done = start("")
+    assert done.returncode == 0, done.stderr
+    assert [file.name for file in (tmp_path / "on node").iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize(

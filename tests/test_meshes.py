@@ -64,8 +64,19 @@ def test_slices_are_joined_along_the_first_axis_that_divides(sizes, joined):
     laid_out = make_mesh(mesh_block(sizes), chips).devices
     halves = np.split(laid_out, 2, axis=joined)
     assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]
-    with pytest.raises(MeshError, match="divides by the 2 slices"):
+    with pytest.raises(MeshError, match="do not divide by the 2 slices"):
         make_mesh(mesh_block((1, 1, -1)), chips)
+
+
+@pytest.mark.parametrize("data, spanned", [(2, 4), (4, 2), (8, 1), (1, 8)])
+def test_what_data_does_not_join_fsdp_does(data, spanned):
+    """Eight slices: gathers over "fsdp" cross no more of them than they must."""
+    chips = [replace(chip, id=8 * n + chip.id, slice_index=n)
+             for n in range(8) for chip in slice_of("v5e", 2, 4)]  # fmt: skip
+    laid_out = make_mesh(mesh_block((data, -1, 1)), chips).devices
+    assert [len({chip.slice_index for chip in group.flat}) for group in laid_out] == [
+        spanned
+    ] * data
 
 
 def test_a_mesh_that_cannot_be_names_those_that_can(monkeypatch):

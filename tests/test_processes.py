@@ -24,11 +24,13 @@ import small
 from PIL import Image
 from process_of_a_run import FIELDS, trained
 
-from paella_jax.runs.folder import read_metrics
+from paella_jax.registry import build_method
+from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.runs.whole_steps import complete_steps
 from paella_jax.training import lifeline, sharding
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import Lifeline
+from paella_jax.training.loop import train
 
 # Meshes over (data, fsdp, tensor), by the number of processes and of each one's devices.
 RUNS = {
@@ -216,6 +218,36 @@ def test_starts_that_do_not_fit_are_refused_by_all(tmp_path, function, words):
     arguments = () if "seed" in function else (tmp_path,)
     assert ended(start_function(tmp_path, 2, 1, function, *arguments)) == [2, 2]
     assert all(words in log for log in logs(tmp_path))
+
+
+def test_process_0_reads_trained_runs_by_itself(tmp_path):
+    """A tokenizer's checkpoint, and the one that adapters are of: orbax must wait for nobody."""
+    tokenizer, base = tmp_path / "tokenizer", tmp_path / "base"
+    config = small.small_vqgan(num_steps=1)
+    prepare_workdir(tokenizer, config)
+    train(config, tokenizer, build_method(config, tokenizer))
+    trained(base, (1, 1, 1), steps=1)
+    assert complete_steps(tokenizer) == complete_steps(base) == [1]
+    arguments = ("prepare_from_runs", tmp_path, tokenizer, base)
+    assert ended(start_function(tmp_path, 2, 1, *arguments), 100) == [0, 0], logs(tmp_path)
+    assert all("prepared" in log for log in logs(tmp_path))
+    assert (tmp_path / "adapters" / "frozen" / "base.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "function, code, words",
+    [(("fail_while_preparing", "disk"), 1, "stale"),
+     pytest.param(("fail_while_preparing", "mistake"), 2, "wrong", marks=pytest.mark.slow),
+     (("start_from_another_step", "FOLDER"), 1, "sees the checkpoint of step 1 as the newest"),
+     pytest.param(("start_on_other_data",), 2, "training data (samples 38, process 0 61)",
+                  marks=pytest.mark.slow),
+     (("fail_in_a_preview", "FOLDER"), 1, "make room on its disk")],
+)  # fmt: skip
+def test_an_error_of_one_process_ends_all_alike(tmp_path, function, code, words):
+    """A launcher tries again after 1, not after 2; and nobody waits for what never comes."""
+    words_of = [str(tmp_path) if word == "FOLDER" else word for word in function]
+    assert ended(start_function(tmp_path, 2, 1, *words_of), 100) == [code] * 2, logs(tmp_path)
+    assert all(words in log for log in logs(tmp_path)), logs(tmp_path)
 
 
 def test_an_error_in_one_process_is_a_crash_of_all(tmp_path):

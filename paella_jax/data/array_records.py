@@ -6,7 +6,6 @@ and one or more texts in `caption`, or fields of other names that the config giv
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from paella_jax.config import ConfigError
 from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields
+from paella_jax.data.open_readers import OpenReaders
 from paella_jax.data.records import Record
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.examples import decode_example, encode_example
@@ -59,8 +59,7 @@ class ArrayRecords:
         self.fields: Fields = choose_fields(owner, first, wanted)
 
     def _forget(self) -> None:
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._readers = OpenReaders(lambda file: _open(self.files[file]))
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -88,18 +87,13 @@ class ArrayRecords:
 
     def _bytes(self, position: int) -> bytes:
         file, record = self._place(position)
-        reader = self._readers.get(file)
-        if reader is None:
-            with self._lock:
-                reader = self._readers.get(file) or _open(self.files[file])
-                self._readers[file] = reader
         try:
-            return reader.read([record])[0]
+            return self._readers[file].read([record])[0]
         except (RuntimeError, IndexError) as error:
             raise OSError(str(error)) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_readers", "_lock")}
+        return {k: v for k, v in self.__dict__.items() if k != "_readers"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 from paella_jax.config import UserError
 from paella_jax.data.cropping import Cropping, cover, covering_size
 from paella_jax.data.records import UNREADABLE, Record, Records
+from paella_jax.files.disk import is_outage, patiently
 from paella_jax.images.decode import shown_size
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb
 from paella_jax.outside import say
 
 MAX_BROKEN_FRACTION = 0.1
+MANY = 8  # broken samples in a row that make one ask whether the data is there at all
 PROBED = 256  # samples whose captions and headers are read before the first step
 ENOUGH = 2  # times the needed size: what a JPEG keeps when it is decoded at a fraction
 
@@ -33,7 +36,8 @@ class CaptionedImages:
 
     An unreadable sample is replaced by the next readable one, counted and reported; when more than
     one in ten is broken, the run stops. A missing image and a missing or empty caption count as
-    broken. Some samples are looked at before the first step.
+    broken. Some samples are looked at before the first step. Where a disk or network fails, reading
+    is tried again, and where samples that were read before cannot be read either, the run stops.
 
     Attributes:
       records: where they are.
@@ -41,9 +45,11 @@ class CaptionedImages:
       lines_are_captions: whether lines of a text are captions already, so that nothing is advised.
       broken: positions of the samples found broken so far.
       some_captions: those of the samples that were looked at.
+      good: position of a sample that could be read.
 
     Raises:
       ValueError: too many missing or unreadable images or captions.
+      OSError: in reading, the data is not there any more.
     """
 
     records: Records
@@ -51,6 +57,7 @@ class CaptionedImages:
     lines_are_captions: bool = False
     broken: set[int] = field(default_factory=set)
     some_captions: list[str] = field(default_factory=list, repr=False)
+    good: int | None = None
 
     def __post_init__(self) -> None:
         self.notes = Notes(self.records.owner)
@@ -115,22 +122,37 @@ class CaptionedImages:
     ) -> dict[str, Any]:
         """The sample at `index`, or the next readable one; `size` (height, width) if not square."""
         size = size or (self.cropping.image_size, self.cropping.image_size)
+        in_a_row = 0
         for offset in range(len(self)):
             position = (index + offset) % len(self)
             if position in self.broken:
                 continue
             try:
-                record = self._read(position)
-                cropped = self._crop(record, size, rng)
+                record = patiently(lambda position=position: self._read(position))
+                cropped = patiently(lambda record=record: self._crop(record, size, rng))
             except UNREADABLE as error:
+                in_a_row += 1
+                if is_outage(error) or in_a_row == MANY:
+                    self._check_there(error)
                 self._skip(position, error)
                 continue
+            self.good = position
             # Only where there is a choice: the chance of other samples stays as it is.
             chance = rng if len(record.captions) > 1 else None
             choice = 0 if chance is None else int(chance.integers(len(record.captions)))
             said = {"caption": record.captions[choice], "index": index}
             return said | ({"group": record.group} if record.group else {}) | cropped
         raise BrokenDataError(f"no readable sample in {self.records.owner}")
+
+    def _check_there(self, error: Exception) -> None:
+        """Raises OSError where a sample that was read before cannot be read any more either."""
+        if self.good is None:
+            return
+        try:
+            shown_size(self._read(self.good).image, self.notes)
+        except UNREADABLE as again:
+            gone = f"its samples cannot be read any more, the last: {error}"
+            raise OSError(errno.EIO, gone, self.records.owner) from again
 
     def _read(self, position: int) -> Record:
         record = self.records.read(position)

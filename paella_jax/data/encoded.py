@@ -19,6 +19,7 @@ from paella_jax.data.encoded_format import (
     tree_digest,
     unpack,
 )
+from paella_jax.data.open_readers import OpenReaders
 from paella_jax.files.safetensors_file import map_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.outside import parse_object, say
@@ -53,7 +54,8 @@ class EncodedSource:
         self.split = self.manifest.splits.get(self.name, Split(0, 1, 1, {}))
         self._find_shards()
         with ThreadPoolExecutor(OPENING_THREADS) as pool:
-            self._readers = list(pool.map(self._open, range(self.split.shards)))
+            list(pool.map(self._check, range(self.split.shards)))
+        self._readers = OpenReaders(self._open)
 
     def _find_shards(self) -> None:
         files = [self._file(shard) for shard in range(self.split.shards)]
@@ -67,8 +69,13 @@ class EncodedSource:
     def _file(self, shard: int) -> Path:
         return self.folder / shard_name(self.name, self.split, shard)
 
+    def _check(self, shard: int) -> None:
+        open_shard(self._file(shard), self.manifest, self.name, shard).close()
+
     def _open(self, shard: int) -> Any:
-        return open_shard(self._file(shard), self.manifest, self.name, shard)
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        return ArrayRecordReader(str(self._file(shard)), READ_OPTIONS)
 
     def __len__(self) -> int:
         return self.split.count

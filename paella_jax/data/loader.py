@@ -73,7 +73,7 @@ def make_iterator(
       start: the step whose batch comes first.
       rows: of the batch, those this process loads (`sharding.local_rows`); default all.
       threads: reading threads.
-      prefetch: batches prepared ahead.
+      prefetch: batches prepared ahead, at least one for each thread.
 
     Returns:
       An iterator of {name: array [rows, ...]}.
@@ -97,7 +97,8 @@ def make_iterator(
     position = lambda i: samples[i // len(rows) * batch_size + rows[i % len(rows)]]
     dataset = grain.MapDataset.range(start * len(rows), ENDLESS).map(position)
     batches = dataset.map(transform).batch(len(rows), drop_remainder=True)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    # grain reads no more batches at once than it may keep.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads))
     return iter(batches.to_iter_dataset(options))
 
 

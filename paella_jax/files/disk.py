@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from paella_jax.config import WriteError
 
@@ -11,8 +14,40 @@ DISK = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ("write", "make room on its disk")),
     **dict.fromkeys((errno.EACCES, errno.EPERM), ("open", "let this user read and write there")),
     **dict.fromkeys((errno.EIO, errno.ESTALE), ("use", "look at its disk")),
+    **dict.fromkeys((errno.ETIMEDOUT, errno.ENOTCONN), ("use", "look at its disk's network")),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), ("open", "allow more open files (ulimit -n)")),
     errno.EROFS: ("write", "let this user write there"),
 }
+
+# Numbers of errors that a given path brings about, or a damaged file (none at all).
+OF_A_PATH = {
+    None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+}  # fmt: skip
+PATIENCE = (0.1, 1.0, 5.0)  # seconds before another try
+
+Read = TypeVar("Read")
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether an error came of a disk or network that fails: another try may go well."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno not in OF_A_PATH:
+            return True
+        error = error.__cause__
+    return False
+
+
+def patiently(read: Callable[[], Read]) -> Read:
+    """What a function reads, tried again some times where a disk or network fails."""
+    for seconds in PATIENCE:
+        try:
+            return read()
+        except OSError as error:
+            if not is_outage(error):
+                raise
+        time.sleep(seconds)
+    return read()
 
 
 def describe_disk(error: BaseException) -> str:

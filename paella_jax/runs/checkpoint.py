@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError, WriteError
+from paella_jax.files.disk import is_outage
 from paella_jax.files.finite import describe_not_finite
 from paella_jax.outside import parse_json
 from paella_jax.runs.digests import check_noted, tell_once
@@ -97,6 +98,8 @@ class Checkpointer:
             check_state_step(folder, state)
             _check_finite(state)
         except Exception as error:
+            if is_outage(error):  # nothing is wrong with the checkpoint
+                raise
             raise CheckpointError(
                 f"checkpoint {folder} cannot be read: {reason(error, folder)}. If it was cut off "
                 "by a full disk or a kill, delete that step's folder to go back to the one before; "
@@ -205,6 +208,8 @@ def restore_variables(workdir: str | Path) -> tuple[int, Tree]:
     try:
         restored = read_arrays(directory, step, averaged=True)
     except Exception as error:
+        if is_outage(error):
+            raise
         raise CheckpointError(
             f"checkpoint {folder} cannot be read: {reason(error, folder)}. Delete that step's "
             "folder to use the one before, or train again"
@@ -243,10 +248,23 @@ def _read(folder: Path, choose: Callable[[Tree], list[str]]) -> dict[str, Tree]:
     item = {name: stored[name] for name in choose(stored) if name in stored}
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     restore = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
-    with ocp.PyTreeCheckpointer() as reader:
+    with _reader() as reader:
         found = dict(reader.restore(path, args=restore))
     _check_finite(found)
     return found
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads in this process alone; orbax's usual reader waits for all of a run's at its end.
+
+    Process 0 prepares a run by itself, and so reads the tokenizer's weights by itself.
+    """
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}_alone"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _check_finite(state: Tree) -> None:

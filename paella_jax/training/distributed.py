@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import UserError, differing_fields, from_json, to_json
 from paella_jax.files.atomic import write_atomically
-from paella_jax.files.disk import describe_disk
+from paella_jax.files.disk import describe_disk, is_outage
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import CRASHED, Lifeline
 
@@ -28,7 +29,8 @@ PREPARE_SECONDS = 3600.0  # copies of frozen networks of tens of gigabytes
 SHARED_SECONDS = START_SECONDS / 10  # network file systems show new files late
 HEARTBEAT_SECONDS = 60  # until jax takes a host that went silent for lost
 MISTAKE, INTERRUPTED = 2, 130
-FAILED = "failed: "  # in front of an error that process 0 tells
+# In front of an error that process 0 tells, by what the others then end with.
+FAILED = {MISTAKE: "mistake: ", CRASHED: "crash: "}
 # How a process reads its data may differ from host to host.
 PER_HOST = (
     "data.folder",
@@ -95,27 +97,36 @@ def _initialize(cluster: Cluster) -> None:
 
 def _end(error: BaseException, cluster: Cluster, lifeline: Lifeline | None) -> NoReturn:
     """Ends this process at once: JAX's orderly end would wait for the others for minutes."""
-    # Only what we name so: a launcher does not try again after a mistake, and a ValueError may come
-    # from anywhere, as from a file system that failed for a moment.
-    mistake = isinstance(error, UserError)
-    code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else CRASHED
-    if mistake and not isinstance(error, LateError):
-        code = MISTAKE
-    of_disk = describe_disk(error)
+    code, of_disk = exit_code(error), describe_disk(error)
     first_line = of_disk or _first_line(error)
     if lifeline is not None:
         lifeline.fail(first_line, code)
-    if not mistake and not of_disk:
+    if not isinstance(error, UserError | SystemExit) and not of_disk:
         traceback.print_exception(error)
     number = jax.process_index() if jax.distributed.is_initialized() else cluster.process_id
     shown = (
-        f"error: {of_disk or error}"
+        f"error: {of_disk or (first_line if isinstance(error, SystemExit) else error)}"
         if number == 0
         else f"error on process {number}: {first_line[:300]}"
     )
     sys.stdout.flush()
     print(shown, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def exit_code(error: BaseException) -> int:
+    """What a process ends with: a launcher does not try again after a mistake (2).
+
+    A mistake is only what we name so, as a ValueError may come from anywhere, and not where a disk,
+    the network or JAX failed first.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, SystemExit) and isinstance(error.code, int):  # by a signal
+        return error.code
+    failed = isinstance(error.__cause__, jax.errors.JaxRuntimeError) or is_outage(error)
+    mistake = isinstance(error, UserError) and not isinstance(error, LateError)
+    return MISTAKE if mistake and not failed else CRASHED
 
 
 def describe_processes(cluster: Cluster, mesh: Mesh) -> str:
@@ -141,7 +152,8 @@ def first_alone(name: str, work: Callable[[], Any]) -> None:
     """Process 0 does some work on files; the others wait until it is done.
 
     Raises:
-      ClusterError: on the others, with the first line of process 0's error.
+      ClusterError: on the others, with the first line of process 0's error; LateError where that
+        is no mistake.
     """
     if jax.process_count() == 1:
         work()
@@ -151,7 +163,7 @@ def first_alone(name: str, work: Callable[[], Any]) -> None:
         try:
             work()
         except Exception as error:
-            _announce(key, FAILED + _first_line(error), 0)
+            _fail(key, error)
             raise
     _announce(key, "", PREPARE_SECONDS)
 
@@ -166,8 +178,43 @@ def check_same_config(config: ConfigDict) -> None:
         changes = differing_fields(config, from_json(text), ignore=PER_HOST)
         if changes:
             message = f"process {number} was started with another config: {', '.join(changes)}"
-            _announce(key, FAILED + message, 0)
-            raise ClusterError(f"{message}; start all with the same command (here -> there)")
+            error = ClusterError(f"{message}; start all with the same command (here -> there)")
+            _fail(key, error)
+            raise error
+    _announce(key, "", 2 * START_SECONDS)
+
+
+def check_same_start(step: int | None, data: Mapping[str, Any]) -> None:
+    """Compares what each process is about to train from and on.
+
+    Args:
+      step: of the checkpoint that it goes on from.
+      data: what its samples are, by names for messages.
+
+    Raises:
+      ClusterError: other data than process 0's.
+      LateError: another checkpoint: a network file system may show new files late.
+    """
+    if jax.process_count() == 1:
+        return
+    key = _key("the start")
+    texts = _gather(key, json.dumps({"step": step} | data), START_SECONDS)
+    for number, text in sorted(texts.items()):
+        theirs = json.loads(text)
+        error: ClusterError | None = None
+        for name in (name for name in data if theirs.get(name) != data[name]):
+            error = ClusterError(
+                f"process {number} has other training data ({name} {theirs.get(name)}, process 0 "
+                f"{data[name]}): give all hosts the same"
+            )
+        if theirs["step"] != step:
+            error = LateError(
+                f"process {number} sees the checkpoint of step {theirs['step']} as the newest, "
+                f"process 0 that of {step}: does the run folder's file system show them late?"
+            )
+        if error is not None:
+            _fail(key, error)
+            raise error
     _announce(key, "", 2 * START_SECONDS)
 
 
@@ -235,9 +282,17 @@ def _announce(key: str, message: str, seconds: float) -> str:
         raise LateError(
             f"process 0 did not finish {_name(key)!r} within {seconds:.0f} s"
         ) from error
-    if told.startswith(FAILED):
-        raise ClusterError(f"process 0: {told.removeprefix(FAILED)}")
+    for code, mark in FAILED.items():
+        if told.startswith(mark):
+            kind = ClusterError if code == MISTAKE else LateError
+            raise kind(f"process 0: {told.removeprefix(mark)}")
     return told
+
+
+def _fail(key: str, error: Exception) -> None:
+    """Process 0 tells the others of an error that they are to end with, too."""
+    mistake = exit_code(error) == MISTAKE
+    _announce(key, FAILED[MISTAKE if mistake else CRASHED] + _first_line(error), 0)
 
 
 def _name(key: str) -> str:
@@ -245,4 +300,6 @@ def _name(key: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"stopped, exit code {error.code}"
     return (str(error).strip() or type(error).__name__).split("\n")[0]

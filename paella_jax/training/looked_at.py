@@ -7,6 +7,7 @@ of so many, and a resumed run must see what it would have seen.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from paella_jax.training.method import Method
 
 REBUILT = 16  # images that a tokenizer is tried on
 ENOUGH = 22.0  # dB
+NAMED = 16  # samples whose names are compared between hosts
 LONGEST = 4096  # ids that are counted of a caption
 
 
@@ -61,6 +63,17 @@ def _noted(file: Path) -> int | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); delete it to go on") from error
+
+
+def describe_data(source: Any) -> dict[str, Any]:
+    """What tells one training source from another: how many samples, and the names of some."""
+    told: dict[str, Any] = {"samples": len(source)}
+    records = getattr(source, "records", None)
+    if records is not None and len(source):
+        places = np.linspace(0, len(source) - 1, NAMED).round().astype(int).tolist()
+        names = [Path(records.name(place)).name for place in places]
+        told["names"] = hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
+    return told
 
 
 def describe_cut(method: Method) -> list[str]:

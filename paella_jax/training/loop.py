@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,8 +28,13 @@ from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.runs.whole_steps import set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
-from paella_jax.training.distributed import first_alone
-from paella_jax.training.looked_at import check_length, describe_cut, describe_rebuilt
+from paella_jax.training.distributed import check_same_start, first_alone
+from paella_jax.training.looked_at import (
+    check_length,
+    describe_cut,
+    describe_data,
+    describe_rebuilt,
+)
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
 from paella_jax.training.optim import make_optimizer, pace_of
@@ -43,6 +49,7 @@ from paella_jax.training.sharding import (
 )
 from paella_jax.training.state import TrainState, create_state
 from paella_jax.training.timing import Clock, read_calls, record_killed
+from paella_jax.training.watchdog import Watchdog
 from paella_jax.typing import Tree
 
 
@@ -107,7 +114,9 @@ def _train(
     abstract, init = abstract_state(config, method, mesh)
     first_alone("checkpoints", lambda: _put_in_order(workdir, config.checkpoint.keep))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
-    resumed = checkpointer.latest_step() is not None
+    newest = checkpointer.latest_step()
+    check_same_start(newest, describe_data(method.source))
+    resumed = newest is not None
     check_length(workdir, len(method.source), resumed)
     for line in [*describe_cut(method), *describe_rebuilt(method)]:
         report(line)
@@ -143,7 +152,8 @@ def _train(
         clock.before = read_calls(workdir)
     with MetricWriter(workdir, config, start) as writer:
         progress = Progress(start, config.num_steps, config.batch_size, method.title)
-        run = _Run(config, workdir, method, checkpointer, data, writer, progress, clock)
+        parts = (config, workdir, method, checkpointer, data, writer, progress, clock)
+        run = _Run(*parts, Watchdog())
         clock.started(step_fn.seconds)
         try:
             state, stopped = run.steps(state, start, step_fn, frozen, base_key, mesh)
@@ -152,10 +162,12 @@ def _train(
             if not isinstance(error, StoppedAtOnce):  # nothing is waited for then
                 with suppress(WriteError):
                     checkpointer.close()
+            run.watchdog.stop()
             raise
         progress.close()
         with clock.spending("save"):
             checkpointer.close()
+        run.watchdog.stop()
     clock.spent["compile"] = step_fn.seconds  # of buckets' other shapes, in the middle, too
     entry = clock.entry()
     return RunResult(state, int(state.step), entry["seconds"], step_fn.seconds, stopped, entry)
@@ -212,6 +224,7 @@ class _Run:
     writer: MetricWriter
     progress: Progress
     clock: Clock
+    watchdog: Watchdog
 
     def steps(
         self, state: TrainState, start: int, step_fn: Any, frozen: Tree, key: jax.Array, mesh: Mesh
@@ -229,9 +242,10 @@ class _Run:
                     signal_name = came[0] if came else "SIGTERM"  # at another process
                     report(f"{signal_name}: saved step {step}, stopping")
                     return state, signal_name
-                batch = shard_batch(next(self.data), config.batch_size, mesh)
+                batch = shard_batch(self._next_batch(pending), config.batch_size, mesh)
                 state, metrics = step_fn(state, frozen, batch, key)
                 self._look_at(pending, step - 1)
+                self.watchdog.beat()
                 pending = metrics
                 self.progress.step()
                 if step + 1 < config.num_steps:
@@ -241,6 +255,14 @@ class _Run:
             if not came:
                 self._preview(state, frozen, config.num_steps)
         return state, came[0] if came else ""
+
+    def _next_batch(self, running: dict[str, jax.Array] | None) -> dict[str, np.ndarray]:
+        """This process's rows; waiting counts as such where the update before was done by then."""
+        began = time.perf_counter()
+        rows = next(self.data)
+        if running is None or running["loss"].is_ready():
+            self.clock.spent["data"] += time.perf_counter() - began
+        return rows
 
     def _save(self, step: int, state: TrainState) -> None:
         with self.clock.spending("save"):

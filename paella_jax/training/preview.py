@@ -24,8 +24,9 @@ def draw_preview(
 ) -> None:
     """Draws and scores samples, then looks at held-back ones, where the method has either.
 
-    One line of metrics has both. Training does not end for what fails here, nor one for the other;
-    without a line for the last step the next call looks again.
+    One line of metrics has both. Training of one process does not end for what fails here, nor one
+    for the other; of several it does, since the others wait for this one's part. Without a line for
+    the last step the next call looks again.
     """
     scores: dict[str, float] | None = None
     try:
@@ -33,13 +34,15 @@ def draw_preview(
             with jax.transfer_guard("allow"):
                 scores = _drawn(method, writer, workdir, state, frozen, step)
     except Exception as error:
+        if jax.process_count() > 1:
+            raise
         report(f"preview of step {step} failed, training goes on: {error}")
     try:
         if method.validation is not None:
             with jax.transfer_guard("allow"):
                 scores = (scores or {}) | method.validation(state, frozen)
     except Exception as error:
-        if jax.process_count() > 1:  # the others wait for this one's part
+        if jax.process_count() > 1:
             raise
         report(f"validation of step {step} failed, training goes on: {error}")
     if scores is not None:

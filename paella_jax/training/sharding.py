@@ -84,13 +84,15 @@ def _laid_out(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _device_mesh(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """Several TPU slices are joined along "data", or "fsdp": the network between them is slow."""
+    """Slices (of TPUs; of GPUs, nodes) are joined along "data", then "fsdp": the network between
+    them is slow."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    between = (slices, 1, 1) if sizes[0] % slices == 0 else (1, slices, 1)
+    over_data = math.gcd(sizes[0], slices)
+    between = (over_data, slices // over_data, 1)
     if sizes[1] % between[1]:
-        raise ValueError(f"neither data nor fsdp divides by the {slices} slices")
+        raise ValueError(f"data and fsdp do not divide by the {slices} slices together")
     within = tuple(size // n for size, n in zip(sizes, between, strict=True))
     return mesh_utils.create_hybrid_device_mesh(
         within, between, devices, allow_split_physical_axes=True

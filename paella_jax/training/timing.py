@@ -1,8 +1,9 @@
 """How long the calls of a run took and what for: `timing.json` in its folder, one entry per call.
 
 Goodput is the share of a run's seconds that went into updates which count. The rest is start-up,
-compiling, saving, previews, and updates that a kill lost and the next call did again. A call that
-was killed cannot write its entry; the next one makes it up from the call's last line of metrics.
+compiling, saving, previews, waiting for data, and updates that a kill lost and the next call did
+again. A call that was killed cannot write its entry; the next one makes it up from the call's last
+line of metrics.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from paella_jax.outside import parse_json
 from paella_jax.runs.digests import check_noted, tell_once, write_noted
 
 FILE = "timing.json"
-SPANS = ("startup", "compile", "save", "preview")
+SPANS = ("startup", "compile", "save", "preview", "data")
 LOST = "lost"
 Call = Mapping[str, Any]
 

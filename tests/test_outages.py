@@ -1,0 +1,160 @@
+"""Disks and networks that fail for a while: nothing is called damaged for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import pytest
+from test_folder import fill
+
+from paella_jax.config import CheckpointError, ConfigError
+from paella_jax.data import open_readers
+from paella_jax.data.captioned import MANY, BrokenDataError
+from paella_jax.data.folder import FolderSource
+from paella_jax.data.open_readers import OpenReaders
+from paella_jax.files import disk
+from paella_jax.files.disk import describe_disk, is_outage, patiently
+from paella_jax.runs import checkpoint
+from paella_jax.training.cluster import ClusterError, LateError
+from paella_jax.training.distributed import CRASHED, INTERRUPTED, MISTAKE, exit_code
+
+
+def failing(number, name="a file"):
+    return OSError(number, os.strerror(number), name)
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ConfigError("wrong"), MISTAKE),
+        (ClusterError("another config"), MISTAKE),
+        (LateError("not there"), CRASHED),
+        (ValueError("anything"), CRASHED),
+        (failing(errno.ESTALE), CRASHED),
+        (caused(CheckpointError("cannot be read"), failing(errno.ESTALE)), CRASHED),
+        (caused(CheckpointError("cannot be read"), failing(errno.ENOENT)), MISTAKE),
+        (caused(ConfigError("cannot be read"), ValueError("damaged")), MISTAKE),
+        (SystemExit(143), 143),
+        (KeyboardInterrupt(), INTERRUPTED),
+    ],
+    ids=repr,
+)
+def test_what_is_no_mistake_is_tried_again(error, code):
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE])
+def test_outages_are_told_in_a_line(number):
+    assert is_outage(failing(number))
+    assert describe_disk(failing(number)).startswith(("cannot use a file", "cannot open a file"))
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    monkeypatch.setattr(disk, "PATIENCE", (0.0, 0.0, 0.0))
+
+
+def test_reading_is_tried_again(patience):
+    tries = []
+
+    def read(until, number):
+        tries.append(number)
+        if len(tries) < until:
+            raise failing(number)
+        return "read"
+
+    assert patiently(lambda: read(4, errno.EIO)) == "read" and len(tries) == 4
+    tries.clear()
+    with pytest.raises(OSError, match="Stale"):
+        patiently(lambda: read(9, errno.ESTALE))
+    assert len(tries) == 4
+    tries.clear()
+    with pytest.raises(FileNotFoundError):
+        patiently(lambda: read(9, errno.ENOENT))
+    assert len(tries) == 1, "what is not there will not be"
+
+
+def test_a_moment_s_failure_changes_no_sample(tmp_path, patience, monkeypatch, capfd):
+    fill(tmp_path, 20)
+    source, calm = (FolderSource(str(tmp_path), 16) for _ in range(2))
+    read, failures = source.records.read, iter([errno.ESTALE, errno.EIO])
+
+    def sometimes(position):
+        if number := next(failures, 0):
+            raise failing(number)
+        return read(position)
+
+    monkeypatch.setattr(source.records, "read", sometimes)
+    assert source[3]["caption"] == calm[3]["caption"] == "caption 3"
+    assert not source.broken and "broken" not in capfd.readouterr().err
+
+
+def test_one_unreadable_file_is_a_broken_sample(tmp_path, patience, monkeypatch):
+    """A disk's error on one file alone, for ever."""
+    fill(tmp_path, 60)
+    source = FolderSource(str(tmp_path), 16)
+    read = source.records.read
+
+    def bad_sector(position):
+        if position == 4:
+            raise failing(errno.EIO)
+        return read(position)
+
+    monkeypatch.setattr(source.records, "read", bad_sector)
+    assert source[3]["caption"] == "caption 3"
+    assert source[4]["caption"] == "caption 5" and source.broken == {4}
+
+
+def test_data_that_is_gone_is_no_broken_data(tmp_path, patience, capfd):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    fill(folder, 400)
+    source = FolderSource(str(folder), 16)
+    assert source[3]["caption"] == "caption 3"
+    shutil.move(folder, tmp_path / "away")
+    with pytest.raises(OSError, match="cannot be read any more") as caught:
+        source[7]
+    assert not isinstance(caught.value, BrokenDataError) and is_outage(caught.value)
+    assert describe_disk(caught.value).startswith(f"cannot use data.folder {folder}")
+    assert len(source.broken) == MANY - 1
+    assert capfd.readouterr().err.count("skipping") <= MANY
+
+
+def test_many_broken_neighbours_are_broken(tmp_path):
+    """A bad folder among good ones: the sample that was read before is still there."""
+    fill(tmp_path, 400, broken=range(100, 120))
+    source = FolderSource(str(tmp_path), 16)
+    assert source[3]["caption"] == "caption 3"
+    place = next(n for n in range(len(source)) if source.files[n].stem == "101")
+    assert source[place]["caption"] == "caption 120"
+    assert len(source.broken) > MANY
+
+
+def test_a_checkpoint_on_a_failing_disk_is_not_called_damaged(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints" / "3"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(checkpoint, "complete_steps", lambda workdir: [3])
+
+    def read(*_, **__):
+        raise failing(errno.ESTALE, str(folder))
+
+    monkeypatch.setattr(checkpoint, "read_arrays", read)
+    with pytest.raises(OSError, match="Stale"):
+        checkpoint.restore_variables(tmp_path)
+
+
+def test_only_so_many_readers_are_open(monkeypatch):
+    monkeypatch.setattr(open_readers, "most_open", lambda: 3)
+    opened = []
+    readers = OpenReaders(lambda number: opened.append(number) or f"reader {number}")
+    assert [readers[n] for n in (0, 1, 0, 2)] == ["reader 0", "reader 1", "reader 0", "reader 2"]
+    assert opened == [0, 1, 2]
+    assert readers[3] == "reader 3" and readers[2] == "reader 2" and readers[0] == "reader 0"
+    assert opened == [0, 1, 2, 3, 0], "the oldest one was given up"
