@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,8 +129,8 @@ class CaptionedImages:
             if position in self.broken:
                 continue
             try:
-                record = patiently(lambda position=position: self._read(position))
-                cropped = patiently(lambda record=record: self._crop(record, size, rng))
+                record = patiently(partial(self._read, position))
+                cropped = patiently(partial(self._crop, record, size, rng))
             except UNREADABLE as error:
                 in_a_row += 1
                 if is_outage(error) or in_a_row == MANY:

@@ -198,7 +198,7 @@ def check_same_start(step: int | None, data: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     key = _key("the start")
-    texts = _gather(key, json.dumps({"step": step} | data), START_SECONDS)
+    texts = _gather(key, json.dumps({"step": step, **data}), START_SECONDS)
     for number, text in sorted(texts.items()):
         theirs = json.loads(text)
         error: ClusterError | None = None

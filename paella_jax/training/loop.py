@@ -256,7 +256,7 @@ class _Run:
                 self._preview(state, frozen, config.num_steps)
         return state, came[0] if came else ""
 
-    def _next_batch(self, running: dict[str, jax.Array] | None) -> dict[str, np.ndarray]:
+    def _next_batch(self, running: dict[str, Any] | None) -> dict[str, np.ndarray]:
         """This process's rows; waiting counts as such where the update before was done by then."""
         began = time.perf_counter()
         rows = next(self.data)
