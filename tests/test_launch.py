@@ -123,6 +123,17 @@ def test_slurm_gives_up_after_some_crashes(slurm):
     assert slurm.note("requeued") == ["7", "7"]
 
 
+def test_slurm_counts_crashes_between_checkpoints(slurm, tmp_path):
+    run = tmp_path / "run"
+    for step in ("100", "1000.orbax-tmp", "90", "900", "900", "900"):
+        (run / "checkpoints" / step).mkdir(parents=True, exist_ok=True)
+        arguments = ["--config", "paella:tiny", "--workdir", str(run)]
+        run_slurm(slurm, *arguments, codes="137\n143\n", CRASHES="2")
+    # 100 twice and once more in vain, as 90 is older; 900 twice, then no more.
+    assert slurm.note("requeued") == ["7"] * 4
+    assert (slurm.folder / "logs" / "crashes").read_text() == "3 900\n"
+
+
 def test_slurm_copies_the_data_to_the_nodes(slurm, tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.txt").write_text("a red circle")
