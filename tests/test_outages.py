@@ -6,11 +6,12 @@ import errno
 import os
 import shutil
 
+import jax
 import pytest
 from test_folder import fill
 
 from paella_jax.config import CheckpointError, ConfigError
-from paella_jax.data import open_readers
+from paella_jax.data import open_readers, webdataset
 from paella_jax.data.captioned import MANY, BrokenDataError
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.open_readers import OpenReaders
@@ -148,6 +149,17 @@ def test_a_checkpoint_on_a_failing_disk_is_not_called_damaged(tmp_path, monkeypa
     monkeypatch.setattr(checkpoint, "read_arrays", read)
     with pytest.raises(OSError, match="Stale"):
         checkpoint.restore_variables(tmp_path)
+
+
+def test_processes_index_other_shards_first(monkeypatch):
+    assert webdataset._order(5) == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    orders = []
+    for number in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        orders.append(webdataset._order(5))
+    assert orders == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 0], [3, 4, 0, 1, 2]]
 
 
 def test_only_so_many_readers_are_open(monkeypatch):

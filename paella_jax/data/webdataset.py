@@ -14,6 +14,7 @@ from paella_jax.data.captions import CAPTION_COLUMNS
 from paella_jax.data.fields import Wanted, find, group_of, texts_of
 from paella_jax.data.records import Record
 from paella_jax.data.shard_index import ShardIndex, index_of
+from paella_jax.files.disk import is_outage
 from paella_jax.files.ranges import FileRanges
 from paella_jax.files.tar import TarError
 from paella_jax.images.decode import Encoded
@@ -122,15 +123,18 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _indices(owner: str, shards: Sequence[Path]) -> list[ShardIndex]:
-    indices, damaged = [], []
+    indices: dict[int, ShardIndex] = {}
+    damaged = []
     told = time.monotonic()
-    for number, shard in enumerate(shards):
+    for done, number in enumerate(_order(len(shards))):
         if time.monotonic() > told + EVERY:
             told = time.monotonic()
-            say(f"{owner}: {number} of {len(shards)} shards are indexed")
+            say(f"{owner}: {done} of {len(shards)} shards are indexed")
         try:
-            indices.append(index_of(shard))
+            indices[number] = index_of(shards[number])
         except (TarError, OSError) as error:
+            if is_outage(error):
+                raise
             damaged.append(str(error))
     if damaged:
         more = f" and {len(damaged) - TOLD} more" if len(damaged) > TOLD else ""
@@ -138,4 +142,17 @@ def _indices(owner: str, shards: Sequence[Path]) -> list[ShardIndex]:
             f"{owner}: {len(damaged)} of {len(shards)} shards cannot be used: "
             f"{'; '.join(damaged[:TOLD])}{more}; copy them again or leave them out"
         )
-    return indices
+    return [indices[number] for number in range(len(shards))]
+
+
+def _order(count: int) -> list[int]:
+    """Shards in the order to look at: each process of a run begins elsewhere.
+
+    So they share the work: when one comes to the others' shards, their indices are kept.
+    """
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return list(range(count))
+    first = count * jax.process_index() // jax.process_count()
+    return [*range(first, count), *range(first)]
