@@ -158,6 +158,7 @@ def _amused_256(config: ConfigDict) -> None:
     config.cell.network = "uvit"
     config.data.source = "folder"
     config.data.image_size = 256
+    config.data.threads = 16
     config.data.crop = "random"  # the script's, which tells the network where it cropped
     config.log.validation_images = 2048
     config.num_steps = 10_000
