@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -18,6 +19,7 @@ from paella_jax.data.open_readers import OpenReaders
 from paella_jax.files import disk
 from paella_jax.files.disk import describe_disk, is_outage, patiently
 from paella_jax.runs import checkpoint
+from paella_jax.runs.durable import check_renames
 from paella_jax.training.cluster import ClusterError, LateError
 from paella_jax.training.distributed import CRASHED, INTERRUPTED, MISTAKE, exit_code
 
@@ -160,6 +162,19 @@ def test_processes_index_other_shards_first(monkeypatch):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
         orders.append(webdataset._order(5))
     assert orders == [[0, 1, 2, 3, 4], [1, 2, 3, 4, 0], [3, 4, 0, 1, 2]]
+
+
+def test_a_run_folder_whose_folders_cannot_be_renamed_is_refused(tmp_path, monkeypatch):
+    check_renames(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+    def rename(self, target):
+        raise failing(errno.ENOSYS)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(ConfigError, match="cannot rename folders .*hierarchical namespace"):
+        check_renames(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_so_many_readers_are_open(monkeypatch):

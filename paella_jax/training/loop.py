@@ -25,6 +25,7 @@ from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer
 from paella_jax.runs.digests import note_files
+from paella_jax.runs.durable import check_renames
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.runs.whole_steps import set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
@@ -174,6 +175,7 @@ def _train(
 
 
 def _put_in_order(workdir: Path, keep: int | None) -> None:
+    check_renames(workdir)
     note_files(workdir)  # frozen networks of this call, and what a kill left unnoted
     moved = set_aside_incomplete(workdir, keep)
     if moved:
