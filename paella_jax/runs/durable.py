@@ -13,7 +13,7 @@ from paella_jax.files.atomic import sync, sync_tree
 from paella_jax.files.disk import is_outage
 
 # What file systems say that have no such operation; EMFILE is Cloud Storage FUSE's.
-CANNOT = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTEMPTY, errno.EMFILE)
+CANNOT = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMFILE)
 
 
 def check_renames(directory: Path) -> None:
@@ -23,8 +23,10 @@ def check_renames(directory: Path) -> None:
       ConfigError: it cannot, as a mounted bucket without folders of its own.
     """
     before, after = (directory / f".renamed_{word}" for word in ("before", "after"))
+    remove = lambda: [shutil.rmtree(left, ignore_errors=True) for left in (before, after)]
+    remove()  # what a kill left
     try:
-        (before / "inside").mkdir(parents=True, exist_ok=True)
+        (before / "inside").mkdir(parents=True)
         before.rename(after)
     except OSError as error:
         if is_outage(error) and error.errno not in CANNOT:
@@ -35,8 +37,7 @@ def check_renames(directory: Path) -> None:
             "namespace"
         ) from error
     finally:
-        for left in (before, after):
-            shutil.rmtree(left, ignore_errors=True)
+        remove()
 
 
 class DurablePath(ocp.path.atomicity.AtomicRenameTemporaryPath):

@@ -26,7 +26,7 @@ from paella_jax.files.compile_cache import keep_programs
 from paella_jax.runs.checkpoint import Checkpointer
 from paella_jax.runs.digests import note_files
 from paella_jax.runs.durable import check_renames
-from paella_jax.runs.folder import METRICS_FILE, read_metrics
+from paella_jax.runs.folder import METRICS_FILE, has_progress, read_metrics
 from paella_jax.runs.whole_steps import set_aside_incomplete
 from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import check_same_start, first_alone
@@ -175,7 +175,8 @@ def _train(
 
 
 def _put_in_order(workdir: Path, keep: int | None) -> None:
-    check_renames(workdir)
+    if not has_progress(workdir):
+        check_renames(workdir)
     note_files(workdir)  # frozen networks of this call, and what a kill left unnoted
     moved = set_aside_incomplete(workdir, keep)
     if moved:
