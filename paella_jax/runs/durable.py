@@ -23,7 +23,11 @@ def check_renames(directory: Path) -> None:
       ConfigError: it cannot, as a mounted bucket without folders of its own.
     """
     before, after = (directory / f".renamed_{word}" for word in ("before", "after"))
-    remove = lambda: [shutil.rmtree(left, ignore_errors=True) for left in (before, after)]
+
+    def remove() -> None:
+        for left in (before, after):
+            shutil.rmtree(left, ignore_errors=True)
+
     remove()  # what a kill left
     try:
         (before / "inside").mkdir(parents=True)
