@@ -100,6 +100,14 @@ def fail_in_a_preview(folder):
     trained(Path(folder) / "run", (2, 1, 1), preview=True)
 
 
+def fail_in_all_previews(folder):
+    def broken(*_):
+        raise ValueError("no picture")
+
+    preview._drawn = broken
+    trained(Path(folder) / "run", (2, 1, 1), preview=True)
+
+
 def fail_while_preparing(kind):
     def work():
         raise OSError(errno.ESTALE, "stale", "a file") if kind == "disk" else ConfigError("wrong")

@@ -15,7 +15,7 @@ from paella_jax.registry import FAMILIES, build_method
 from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import METRICS_FILE, prepare_workdir, read_metrics
-from paella_jax.training.loop import train
+from paella_jax.training.loop import _Run, train
 from paella_jax.training.timing import (
     FILE,
     Clock,
@@ -48,6 +48,31 @@ def test_a_clock_says_what_seconds_go_into(monkeypatch):
         "preview_seconds": 0.5, "data_seconds": 0.0, "update_seconds": 3.0,
     }  # fmt: skip
     assert clock.told() == {"seconds": 10.0, "goodput": (4.0 - 1.0 + 3.0) / 20.0}
+
+
+class Running:
+    """An update that is done after some seconds."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def block_until_ready(self):
+        time.sleep(self.seconds)
+        return self
+
+
+@pytest.mark.parametrize(
+    "update, loader, waited", [(0.0, 0.6, 0.6), (0.5, 0.7, 0.2), (0.9, 0.3, 0.0)]
+)
+def test_waiting_for_data_counts_from_the_end_of_the_update(update, loader, waited):
+    def rows():
+        time.sleep(loader)
+        yield {"image": 1}
+
+    clock = Clock()
+    run = _Run(*[None] * 4, data=rows(), writer=None, progress=None, clock=clock, watchdog=None)
+    assert run._next_batch({"loss": Running(update)} if update else None) == {"image": 1}
+    assert clock.spent["data"] == pytest.approx(waited, abs=0.19)
 
 
 def test_older_entries_and_none():

@@ -12,12 +12,15 @@ import pytest
 from test_folder import fill
 
 from paella_jax.config import CheckpointError, ConfigError
-from paella_jax.data import open_readers, webdataset
+from paella_jax.data import array_records, open_readers, webdataset
+from paella_jax.data.array_records import ArrayRecords, write_array_record
 from paella_jax.data.captioned import MANY, BrokenDataError
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.open_readers import OpenReaders
+from paella_jax.data.records import Record
 from paella_jax.files import disk
-from paella_jax.files.disk import describe_disk, is_outage, patiently
+from paella_jax.files.disk import as_outage, describe_disk, is_outage, patiently
+from paella_jax.images.decode import Encoded
 from paella_jax.runs import checkpoint
 from paella_jax.runs.durable import check_renames
 from paella_jax.training.cluster import ClusterError, LateError
@@ -128,6 +131,44 @@ def test_data_that_is_gone_is_no_broken_data(tmp_path, patience, capfd):
     assert describe_disk(caught.value).startswith(f"cannot use data.folder {folder}")
     assert len(source.broken) == MANY - 1
     assert capfd.readouterr().err.count("skipping") <= MANY
+
+
+def test_small_data_that_is_gone_is_no_broken_data_either(tmp_path):
+    """Where a tenth is less than what one asks after."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    fill(folder, 40)
+    source = FolderSource(str(folder), 16)
+    shutil.move(folder, tmp_path / "away")
+    with pytest.raises(OSError, match="cannot be read any more"):
+        source[7]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE])
+def test_outages_that_a_library_tells_in_words(number):
+    told = RuntimeError(f"open() failed: {os.strerror(number)}; reading a.array_record")
+    error = as_outage(told, "a.array_record")
+    assert error is not None and error.errno == number and error.filename == "a.array_record"
+    assert as_outage(RuntimeError("open() failed: No such file or directory; x"), "x") is None
+    assert as_outage(ValueError("Invalid header"), "x") is None
+
+
+def test_a_shard_that_cannot_be_opened_for_a_moment_is_read(tmp_path, patience, monkeypatch):
+    record = Record(Encoded("a", b"png"), ["a caption"])
+    write_array_record(tmp_path / "a.array_record", [record])
+    records = ArrayRecords("data", [tmp_path / "a.array_record"])
+    records._forget()
+    opens, words = [], f"open() failed: {os.strerror(errno.EMFILE)}; reading"
+    really = array_records._open
+
+    def sometimes(file):
+        opens.append(file)
+        if len(opens) < 3:
+            raise RuntimeError(words)
+        return really(file)
+
+    monkeypatch.setattr(array_records, "_open", sometimes)
+    assert patiently(lambda: records.read(0)).captions == ["a caption"] and len(opens) == 3
 
 
 def test_many_broken_neighbours_are_broken(tmp_path):

@@ -250,6 +250,15 @@ def test_an_error_of_one_process_ends_all_alike(tmp_path, function, code, words)
     assert all(words in log for log in logs(tmp_path)), logs(tmp_path)
 
 
+@pytest.mark.slow
+def test_a_preview_that_fails_on_all_does_not_end_training(tmp_path):
+    command = ("fail_in_all_previews", tmp_path)
+    assert ended(start_function(tmp_path, 2, 1, *command), 100) == [0, 0], logs(tmp_path)
+    assert "preview of step 3 failed, training goes on: no picture" in logs(tmp_path)[0]
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert sum("validation_loss" in row for row in rows) == 1
+
+
 def test_an_error_in_one_process_is_a_crash_of_all(tmp_path):
     """With its traceback where it is, and exit code 1, so that a launcher tries again."""
     assert ended(start_function(tmp_path, 2, 1, "fail_in_the_second")) == [1, 1]

@@ -16,6 +16,7 @@ from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields
 from paella_jax.data.open_readers import OpenReaders
 from paella_jax.data.records import Record
 from paella_jax.files.atomic import atomic_path
+from paella_jax.files.disk import as_outage
 from paella_jax.files.examples import decode_example, encode_example
 from paella_jax.outside import listed
 
@@ -90,7 +91,7 @@ class ArrayRecords:
         try:
             return self._readers[file].read([record])[0]
         except (RuntimeError, IndexError) as error:
-            raise OSError(str(error)) from error
+            raise as_outage(error, self.files[file]) or OSError(str(error)) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_readers"}

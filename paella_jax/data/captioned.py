@@ -86,6 +86,7 @@ class CaptionedImages:
             try:
                 record = self._read(position)
                 shown_size(record.image, self.notes)
+                self.good = position
             except UNREADABLE as error:
                 failed += 1
                 self._skip(position, error)
@@ -181,6 +182,7 @@ class CaptionedImages:
         reason = str(error).removeprefix(f"{name} ")  # which image errors begin with
         say(f"skipping broken sample {name}: {reason}")
         if self._too_many():
+            self._check_there(error)
             raise self._broken(len(self.broken), len(self), f"{name} ({reason})") from error
 
     def _broken(self, count: int, of: int, last: str) -> BrokenDataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from paella_jax.data.encoded_format import (
     unpack,
 )
 from paella_jax.data.open_readers import OpenReaders
+from paella_jax.files.disk import as_outage, patiently
 from paella_jax.files.safetensors_file import map_safetensors
 from paella_jax.files.tensors import ConversionError
 from paella_jax.outside import parse_object, say
@@ -87,10 +89,18 @@ class EncodedSource:
     def of_epoch(self, index: int, epoch: int) -> dict[str, Any]:
         """The sample as an epoch sees it: the variants take turns."""
         shard, record = self.split.place(int(index), int(epoch) % self.split.variants)
+        stored = patiently(partial(self._read, shard, record))
         try:
-            return unpack(self._readers[shard].read([record])[0], self.split.fields)
-        except (RuntimeError, ValueError, IndexError) as error:
+            return unpack(stored, self.split.fields)
+        except (ValueError, IndexError) as error:
             raise _damaged(self._file(shard), error) from error
+
+    def _read(self, shard: int, record: int) -> bytes:
+        try:
+            return self._readers[shard].read([record])[0]
+        except (RuntimeError, ValueError, IndexError) as error:
+            file = self._file(shard)
+            raise as_outage(error, file) or _damaged(file, error) from error
 
 
 def open_shard(file: Path, manifest: Manifest, name: str, shard: int) -> Any:
@@ -109,7 +119,7 @@ def open_shard(file: Path, manifest: Manifest, name: str, shard: int) -> Any:
             raise ValueError(f"it has {count} records of {wanted['records'] + 1}")
         found = parse_object(reader.read([count - 1])[0])
     except (RuntimeError, ValueError, IndexError) as error:
-        raise _damaged(file, error) from error
+        raise as_outage(error, file) or _damaged(file, error) from error
     if {key: found.get(key) for key in wanted} != wanted:
         raise EncodedDataError(
             f"{file} is a shard of another data set than {file.parent}'s manifest describes; "

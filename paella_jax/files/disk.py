@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from paella_jax.config import WriteError
@@ -22,7 +24,7 @@ DISK = {
 # Numbers of errors that a given path brings about, or a damaged file (none at all).
 OF_A_PATH = {
     None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EPERM,
-    errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+    errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.EROFS,
 }  # fmt: skip
 PATIENCE = (0.1, 1.0, 5.0)  # seconds before another try
 
@@ -36,6 +38,16 @@ def is_outage(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def as_outage(error: Exception, file: str | Path) -> OSError | None:
+    """The error of a disk or network that a library tells in words alone; None for another."""
+    told = str(error)
+    for number in DISK:
+        words = os.strerror(number)
+        if number not in OF_A_PATH and words in told:
+            return OSError(number, words, str(file))
+    return None
 
 
 def patiently(read: Callable[[], Read]) -> Read:

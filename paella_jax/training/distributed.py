@@ -218,6 +218,22 @@ def check_same_start(step: int | None, data: Mapping[str, Any]) -> None:
     _announce(key, "", 2 * START_SECONDS)
 
 
+def failed_alike(name: str, failed: bool) -> bool:
+    """Whether some work failed, or went well, on all processes alike.
+
+    A process on which it failed does not wait for long: others may stand in that work for ever.
+
+    Raises:
+      LateError: others did not come in time.
+    """
+    if jax.process_count() == 1:
+        return True
+    key = _key(name)
+    found = set(_gather(key, str(failed), SHARED_SECONDS).values())
+    seconds = 2 * SHARED_SECONDS if failed else PREPARE_SECONDS
+    return _announce(key, "alike" if len(found) == 1 else "unlike", seconds) == "alike"
+
+
 def check_shared(workdir: Path) -> None:
     """Raises ClusterError where a process does not see the run folder of process 0."""
     if jax.process_count() == 1:

@@ -68,10 +68,10 @@ def _noted(file: Path) -> int | None:
 def describe_data(source: Any) -> dict[str, Any]:
     """What tells one training source from another: how many samples, and the names of some."""
     told: dict[str, Any] = {"samples": len(source)}
-    records = getattr(source, "records", None)
-    if records is not None and len(source):
+    name = getattr(getattr(source, "records", None), "name", None)
+    if callable(name) and len(source):
         places = np.linspace(0, len(source) - 1, NAMED).round().astype(int).tolist()
-        names = [Path(records.name(place)).name for place in places]
+        names = [Path(name(place)).name for place in places]
         told["names"] = hashlib.blake2b(json.dumps(names).encode(), digest_size=8).hexdigest()
     return told
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -260,23 +261,34 @@ class _Run:
         return state, came[0] if came else ""
 
     def _next_batch(self, running: dict[str, Any] | None) -> dict[str, np.ndarray]:
-        """This process's rows; waiting counts as such where the update before was done by then."""
+        """This process's rows; waiting counts from when the update that runs meanwhile is done."""
+        done: list[float] = [] if running is not None else [time.perf_counter()]
+
+        def note_done() -> None:
+            with suppress(Exception):  # which the loop meets by itself
+                jax.block_until_ready(running)
+                done.append(time.perf_counter())
+
+        if running is not None:
+            threading.Thread(target=note_done, daemon=True).start()
         began = time.perf_counter()
         rows = next(self.data)
-        if running is None or running["loss"].is_ready():
-            self.clock.spent["data"] += time.perf_counter() - began
+        if done:
+            self.clock.spent["data"] += time.perf_counter() - max(began, done[0])
         return rows
 
     def _save(self, step: int, state: TrainState) -> None:
         with self.clock.spending("save"):
             self.writer.sync()  # a finished save has the metrics before it
             self.checkpointer.save(step, state)
+        self.watchdog.beat()
 
     def _preview(self, state: TrainState, frozen: Tree, step: int) -> None:
         every = self.config.log.preview_every
         if step == self.config.num_steps or (every and step % every == 0):
             with self.clock.spending("preview"):
                 draw_preview(self.method, self.writer, self.workdir, state, frozen, step)
+            self.watchdog.beat()
 
     def _should_stop(self, terminated: bool, step: int) -> bool:
         if jax.process_count() == 1:

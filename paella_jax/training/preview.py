@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
@@ -11,6 +12,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.runs.digests import is_noted, noting
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
+from paella_jax.training.cluster import ClusterError
+from paella_jax.training.distributed import failed_alike
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, report
 from paella_jax.training.placing import place
@@ -24,29 +27,39 @@ def draw_preview(
 ) -> None:
     """Draws and scores samples, then looks at held-back ones, where the method has either.
 
-    One line of metrics has both. Training of one process does not end for what fails here, nor one
-    for the other; of several it does, since the others wait for this one's part. Without a line for
-    the last step the next call looks again.
+    One line of metrics has both. Training does not end for what fails here, nor one for the other;
+    without a line for the last step the next call looks again. Of several processes all have to
+    fail alike: where one alone does, the others may wait for its part, and training ends.
     """
     scores: dict[str, float] | None = None
-    try:
-        if method.preview is not None:
-            with jax.transfer_guard("allow"):
-                scores = _drawn(method, writer, workdir, state, frozen, step)
-    except Exception as error:
-        if jax.process_count() > 1:
-            raise
-        report(f"preview of step {step} failed, training goes on: {error}")
-    try:
-        if method.validation is not None:
-            with jax.transfer_guard("allow"):
-                scores = (scores or {}) | method.validation(state, frozen)
-    except Exception as error:
-        if jax.process_count() > 1:
-            raise
-        report(f"validation of step {step} failed, training goes on: {error}")
+    if method.preview is not None:
+        with _survived(f"preview of step {step}"), jax.transfer_guard("allow"):
+            scores = _drawn(method, writer, workdir, state, frozen, step)
+    if method.validation is not None:
+        with _survived(f"validation of step {step}"), jax.transfer_guard("allow"):
+            scores = (scores or {}) | method.validation(state, frozen)
     if scores is not None:
         writer.write(step, scores)
+
+
+@contextmanager
+def _survived(name: str) -> Iterator[None]:
+    """Reports an error of the block, and raises it where other processes did not have one."""
+    caught: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        caught = error
+    try:
+        alike = failed_alike(name, caught is not None)
+    except ClusterError:
+        if caught is None:
+            raise
+        alike = False
+    if caught is not None:
+        if not alike:
+            raise caught
+        report(f"{name} failed, training goes on: {caught}")
 
 
 def _drawn(
