@@ -278,7 +278,8 @@ class _Run:
         return rows
 
     def _save(self, step: int, state: TrainState) -> None:
-        with self.clock.spending("save"):
+        # Older versions of orbax let processes wait for each other by way of their devices.
+        with self.clock.spending("save"), jax.transfer_guard("allow"):
             self.writer.sync()  # a finished save has the metrics before it
             self.checkpointer.save(step, state)
         self.watchdog.beat()
