@@ -91,6 +91,15 @@ def test_preset_builds_and_survives_json(name):
         assert count(NETWORKS[config.method](config)) > 0
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_preset_reaches_its_rate_and_its_average(name):
+    """A later phase of a recipe is short: neither may take as long as it."""
+    config = small.config_of(name)
+    if config.num_steps is not None and config.optim.warmup_steps is not None:
+        assert config.optim.warmup_steps <= 0.5 * config.num_steps
+        assert config.optim.ema_start <= 0.2 * config.num_steps
+
+
 def _make_shallow(config):
     """Equal layers once: the presets' own depths are counted in tests/test_full_size.py."""
     for block in ("model", "transformer", "uvit", "super_resolution"):

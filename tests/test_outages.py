@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from test_folder import fill
 
@@ -16,6 +18,7 @@ from paella_jax.data import array_records, open_readers, webdataset
 from paella_jax.data.array_records import ArrayRecords, write_array_record
 from paella_jax.data.captioned import MANY, BrokenDataError
 from paella_jax.data.folder import FolderSource
+from paella_jax.data.loader import image_transform, make_iterator
 from paella_jax.data.open_readers import OpenReaders
 from paella_jax.data.records import Record
 from paella_jax.files import disk
@@ -217,6 +220,23 @@ def test_a_run_folder_whose_folders_cannot_be_renamed_is_refused(tmp_path, monke
     with pytest.raises(ConfigError, match=r"cannot rename folders .*hierarchical namespace"):
         check_renames(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_as_many_samples_are_read_at_once_as_there_are_threads():
+    """More than the batches that are prepared ahead."""
+    together = threading.Barrier(12)
+
+    class Slow:
+        def __len__(self):
+            return 24
+
+        def __getitem__(self, index):
+            together.wait(timeout=20)
+            return {"image": np.zeros((2, 2, 3), np.uint8)}
+
+    options = {"batch_size": 1, "seed": 0, "threads": 12, "prefetch": 8}
+    batch = next(make_iterator(Slow(), image_transform, **options))
+    assert batch["image"].shape == (1, 2, 2, 3)
 
 
 def test_only_so_many_readers_are_open(monkeypatch):

@@ -18,6 +18,7 @@ import paella_jax
 from paella_jax.config import ConfigError
 from paella_jax.data.sources import ShapesSource
 from paella_jax.encoders.byte_tokenizer import PromptError
+from paella_jax.families import abstract
 from paella_jax.families.direct_decoder import load_direct_decoder
 from paella_jax.families.stage_b import StageBNetworks, load_stage_b
 from paella_jax.families.text_side import TextSide
@@ -144,6 +145,20 @@ def test_a_joint_compressor_is_only_looked_at_without_a_key(stage_b, picture):
     np.testing.assert_array_equal(guide, networks.compress(variables, images))
     trained, updated = joint.compress_in_training(params, frozen, state, images, jax.random.key(0))
     assert np.abs(trained - guide).max() > 0 and updated is not state
+
+
+def test_guides_are_float32_whatever_the_precision(picture):
+    """As published: what the compressor gives is what Stage C learns."""
+    variables, guides = None, []
+    for precision in ("float32", "bfloat16"):
+        config = small_stage_b(precision=precision)
+        networks, _ = abstract.stage_b_networks(config)
+        if variables is None:
+            image = jnp.zeros((1, 32, 32, 3))
+            variables = small.random_variables(networks.compressor, image)
+        guides.append(networks.compress(variables, picture[None]))
+    assert guides[1].dtype == jnp.float32
+    np.testing.assert_array_equal(guides[0], guides[1])
 
 
 def test_a_stage_c_run_is_complete(stage_c, pipe):
