@@ -181,6 +181,7 @@ def styles_of(rows: Sequence[Row]) -> dict[str, Style]:
 
 
 def style_of(row: Row, styles: Mapping[str, Style]) -> Style:
+    """What a row is drawn with: the looks of its three factors."""
     style: Style = {}
     for factor in FACTORS:
         style |= styles[f"{factor}={row[factor]}"]

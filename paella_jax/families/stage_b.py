@@ -89,8 +89,7 @@ class StageBNetworks:
 
         In float32 whatever the precision, as the published script: it is what Stage C learns.
         """
-        exact = self.compressor.clone(dtype=jnp.float32)
-        return exact.apply(variables, self._preprocess(images))
+        return self.compressor.clone(dtype=jnp.float32).apply(variables, self._preprocess(images))
 
     def to_stage_c(self, latents: Array) -> Array:
         """Raw latents -> Stage C's scale."""
@@ -252,8 +251,8 @@ def stage_b_method(config: ConfigDict, workdir: Path) -> Method:
 
 def _started(fresh: tuple[Tree, Tree], backbone: Tree) -> tuple[Tree, Tree]:
     """Fresh parameters and model state with all of the compressor but its mapper replaced."""
-    begun = lambda tree, kind: tree | {COMPRESSOR: tree[COMPRESSOR] | backbone[kind]}
-    return begun(fresh[0], "params"), begun(fresh[1], "batch_stats")
+    begun = lambda tree, own: tree | {COMPRESSOR: tree[COMPRESSOR] | own}
+    return begun(fresh[0], backbone["params"]), begun(fresh[1], backbone["batch_stats"])
 
 
 def stage_b_networks_method(

@@ -65,7 +65,7 @@ def _noted(file: Path) -> int | None:
         raise ConfigError(f"{file} cannot be read ({error}); delete it to go on") from error
 
 
-def describe_data(source: Any) -> dict[str, Any]:
+def marks_of_data(source: Any) -> dict[str, Any]:
     """What tells one training source from another: how many samples, and the names of some."""
     told: dict[str, Any] = {"samples": len(source)}
     name = getattr(getattr(source, "records", None), "name", None)

@@ -34,7 +34,7 @@ from paella_jax.training.distributed import check_same_start, first_alone
 from paella_jax.training.looked_at import (
     check_length,
     describe_cut,
-    describe_data,
+    marks_of_data,
     describe_rebuilt,
 )
 from paella_jax.training.method import Method
@@ -117,7 +117,7 @@ def _train(
     first_alone("checkpoints", lambda: _put_in_order(workdir, config.checkpoint.keep))
     checkpointer = Checkpointer(workdir, config.checkpoint.keep)
     newest = checkpointer.latest_step()
-    check_same_start(newest, describe_data(method.source))
+    check_same_start(newest, marks_of_data(method.source))
     resumed = newest is not None
     check_length(workdir, len(method.source), resumed)
     for line in [*describe_cut(method), *describe_rebuilt(method)]:
@@ -269,7 +269,7 @@ class _Run:
                 jax.block_until_ready(running)
                 done.append(time.perf_counter())
 
-        if running is not None:
+        if running is not None:  # a thread costs some tens of microseconds an update
             threading.Thread(target=note_done, daemon=True).start()
         began = time.perf_counter()
         rows = next(self.data)
