@@ -34,8 +34,8 @@ from paella_jax.training.distributed import check_same_start, first_alone
 from paella_jax.training.looked_at import (
     check_length,
     describe_cut,
-    marks_of_data,
     describe_rebuilt,
+    marks_of_data,
 )
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
