@@ -83,13 +83,19 @@ def _devices_of(node):
     return small.devices_shown(marker.args[0] if marker else 1)
 
 
-# One test each that runs for a minute or more: begun first, so that no process waits for it at the
-# end.
-LONG_FILES = ("test_processes.py", "test_end_to_end.py", "test_compare.py", "test_compile.py")
+# The longest of the suite and of the slow lane, begun first and in this order: no process waits for
+# one of them at the end.
+LONG_FILES = (
+    "test_icons.py", "test_notebooks.py", "test_repeat.py", "test_end_to_end.py",
+    "test_processes.py", "test_serve_browser.py", "test_slurm.py", "test_compare.py",
+    "test_long_runs.py", "test_faults.py", "test_full_size.py", "test_wuerstchen.py",
+    "test_training.py", "test_compile.py",
+)  # fmt: skip
+TURNS = {name: turn for turn, name in enumerate(LONG_FILES)}
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    items.sort(key=lambda item: TURNS.get(item.path.name, len(TURNS)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,7 @@ import numpy as np
 import small
 from programs import remember_programs
 
-from paella_jax.config import ConfigError
+from paella_jax.config import ConfigError, UserError
 from paella_jax.registry import build_method
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.training import preview, sharding
@@ -89,40 +89,35 @@ def prepare_from_runs(folder, tokenizer, base):
     print("prepared", flush=True)
 
 
-def fail_in_a_preview(folder):
-    """Process 0 alone, before the processes draw together."""
-    if jax.process_index() == 0:
+def fail_in_previews(folder):
+    """All alike; then process 0 alone, before the processes draw together."""
+    remember_programs()
 
-        def full(*_):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "digests.json")
-
-        preview.noting = full
-    trained(Path(folder) / "run", (2, 1, 1), preview=True)
-
-
-def fail_in_all_previews(folder):
     def broken(*_):
         raise ValueError("no picture")
 
-    preview._drawn = broken
-    trained(Path(folder) / "run", (2, 1, 1), preview=True)
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "digests.json")
+
+    drawn, preview._drawn = preview._drawn, broken
+    trained(Path(folder) / "all", (2, 1, 1), preview=True)
+    preview._drawn = drawn
+    if jax.process_index() == 0:
+        preview.noting = full
+    trained(Path(folder) / "one", (2, 1, 1), preview=True)
 
 
-def fail_while_preparing(kind):
-    def work():
-        raise OSError(errno.ESTALE, "stale", "a file") if kind == "disk" else ConfigError("wrong")
+def fail_while_preparing():
+    def stale():
+        raise OSError(errno.ESTALE, "stale", "a file")
 
-    first_alone("work", work)
+    first_alone("work", stale)
 
 
 def start_from_another_step(folder):
     config = small.small_paella(**FIELDS, mesh__data=2, num_steps=1)
     first_alone("folder", lambda: prepare_workdir(Path(folder) / "run", config))
     check_same_start(3 - 2 * jax.process_index(), {"samples": 8})
-
-
-def start_on_other_data():
-    check_same_start(None, {"samples": 61 - 23 * jax.process_index()})
 
 
 def wait():
@@ -137,13 +132,24 @@ def fail_in_the_second():
     time.sleep(300)
 
 
-def start_with_own_seed():
-    check_same_config(small.small_paella(seed=jax.process_index()))
-
-
-def start_in_own_folder(folder):
-    own = Path(folder) / str(jax.process_index())
+def start_with_what_does_not_fit(folder):
+    """Tells each refusal; the last one ends the process."""
+    number = jax.process_index()
+    own = Path(folder) / str(number)
     own.mkdir()
+
+    def mistake():
+        raise ConfigError("wrong")
+
+    for start in (
+        lambda: check_same_config(small.small_paella(seed=number)),
+        lambda: first_alone("work", mistake),
+        lambda: check_same_start(None, {"samples": 61 - 23 * number}),
+    ):
+        try:
+            start()
+        except UserError as error:
+            print(error, flush=True)
     check_shared(own)
 
 

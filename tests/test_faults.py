@@ -49,7 +49,7 @@ def stopped(count, seed):
     return result.stdout
 
 
-@pytest.mark.parametrize("count, seed", [(12, 0), small.slow(60, 1)])
+@pytest.mark.parametrize("count, seed", [(12, 0), small.slow(40, 1)])
 def test_what_is_stopped_anywhere_ends_as_if_it_was_not(count, seed):
     """Trainings, encodings, comparisons, votes; two starters too. More of them by command."""
     told = stopped(count, seed)

@@ -24,6 +24,6 @@ def test_what_counts_as_growing():
 def test_short_runs_hold_what_they_held(tmp_path, monkeypatch):
     """Programs of 9 sizes and several numbers of images, of which few are kept."""
     monkeypatch.setattr(pulse, "MOST", 4)
-    seen = train_long(tmp_path / "updates", 1000), call_long(tmp_path / "calls", 60)
+    seen = train_long(tmp_path / "updates", 400), call_long(tmp_path / "calls", 40)
     assert all(len(one) == 10 for one in seen)
     assert [grown(one) for one in seen] == ["", ""]

@@ -272,6 +272,8 @@ def test_stage_c_with_direct_decoders(tmp_path, monkeypatch):
     overrides = {"model__widths": "(16,)", "model__depths": "(1,)", "model__cond_width": 16,
                  "compressor__head_channels": 16, "sampler__num_steps": 2}  # fmt: skip
     stage_b = small.untrained(tmp_path / "b", small.config_of("stage_b:tiny", **overrides))
+    short = partial(load_config, overrides=["--config.num_steps=2"])
+    monkeypatch.setattr("paella_jax.seeds.plan.load_config", short)  # of the direct decoder
     given = wish(
         "stage_c:tiny", "num_steps=1", "sampler.segments=(2,1)",
         seeds=(0,), stage_bs=(str(stage_b),), direct=True, num_images=8, tuning_images=8,
