@@ -55,6 +55,10 @@ def _add_variants(config: ConfigDict) -> None:
     config.variants.uniform_density = (*muse, ("objective.density=uniform",))
     config.variants.corrupted_loss = (*paella, ("objective.loss_positions=corrupted",))
     config.variants.full_loss = (*masked, ("objective.loss_positions=all",))
+    # Masks instead of Paella's random tokens, and nothing else.
+    config.variants.masks_alone = (
+        *masked, ("objective.density=uniform", "objective.loss_positions=all")
+    )  # fmt: skip
     config.variants.no_level = (*muse, ("transformer.time_width=0",))
     config.variants.without_level = (*paella, ("model.patterns=('CA',)",))
 
@@ -94,11 +98,11 @@ def _add_measure(config: ConfigDict) -> None:
     config.measure.temperature = ((1.0, 1.0), (0.7, 0.3))  # first and last step's
     # Noise on the confidences of masked cells: none to MaskGIT's 4.5 (for 256 tokens).
     config.measure.choice_temperature = ((0.0, 0.0), (0.5, 0.0), (2.0, 0.0), (4.5, 0.0))
-    config.measure.tuning_images = 256  # validation captions apart from the measured ones
+    config.measure.tuning_images = 256  # captions of each split apart from the measured ones
     config.measure.diversity_prompts = 64
     config.measure.diversity_images = 4  # of each prompt
     config.measure.token_images = 512  # for the cross-entropy of corrupted tokens
-    config.measure.real_images = 2048  # for the Fréchet distance
+    config.measure.real_images = 1024  # for the Fréchet distance; of other captions
     # Of own images: the network whose features mark them, and its weights where a file is needed.
     config.measure.features = "efficientnet"
     config.measure.features_file = ""

@@ -28,7 +28,7 @@ def whole_comparison() -> Work:
 
     def found(folder: Path) -> Any:
         runs = {str(f.relative_to(folder)): run_folder(f) for f in _run_folders(folder)}
-        rows = {f.name: untimed(json.loads(f.read_text())) for f in folder.glob("cells/*.json")}
+        rows = {f.name: untimed(json.loads(f.read_text())) for f in folder.glob("measured/*.json")}
         pictures = {f.name: sha256(f) for f in folder.glob("comparison_s*.png")}
         files = (f for f in folder.rglob("*") if f.is_file())
         names = {f.relative_to(folder).as_posix() for f in files if "checkpoints" not in f.parts}
@@ -36,7 +36,7 @@ def whole_comparison() -> Work:
                 "search": json.loads((folder / "search.json").read_text())}  # fmt: skip
 
     def saved(folder: Path) -> int:
-        return len([*folder.glob("cells/*.json"), *filter(_is_saved, _run_folders(folder))])
+        return len([*folder.glob("measured/*.json"), *filter(_is_saved, _run_folders(folder))])
 
     return Work("whole comparison", Path.mkdir, run, found, saved)
 

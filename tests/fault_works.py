@@ -224,8 +224,8 @@ def comparing(config: str) -> Work:
     def measure(folder: Path, name: str) -> None:
         step = complete_steps(folder / "runs" / name)[-1]
         row = {"cell": name, "score": arrays_of(folder / "runs" / name, step)}
-        (folder / "cells").mkdir(exist_ok=True)
-        write_atomically(folder / "cells" / f"{name}.json", json.dumps(row))
+        (folder / "measured").mkdir(exist_ok=True)
+        write_atomically(folder / "measured" / f"{name}.json", json.dumps(row))
 
     def run(folder: Path) -> int:
         def main() -> int:
@@ -233,7 +233,7 @@ def comparing(config: str) -> Work:
             for seed in (0, 1):
                 settings = load_config(config, [f"--config.seed={seed}"])
                 name, place = f"seed_{seed}", folder / "runs" / f"seed_{seed}"
-                row = folder / "cells" / f"{name}.json"
+                row = folder / "measured" / f"{name}.json"
                 tasks.append(
                     Task(name, partial(is_trained, place),
                          partial(finish, settings, place, build_method))
@@ -252,12 +252,12 @@ def comparing(config: str) -> Work:
 
     def found(folder: Path) -> Any:
         trained = {f.name: run_folder(f) for f in (folder / "runs").glob("*")}
-        return trained | {"records": {f.name: f.read_text() for f in folder.glob("cells/*")},
+        return trained | {"records": {f.name: f.read_text() for f in folder.glob("measured/*")},
                           "files": sorted(f.name for f in folder.glob("**/claims/*"))}  # fmt: skip
 
     def saved(folder: Path) -> int:
         steps = [newest_step(place) for place in (folder / "runs").glob("*")]
-        return -1 if -1 in steps else sum(steps) + len(list(folder.glob("cells/*.json")))
+        return -1 if -1 in steps else sum(steps) + len(list(folder.glob("measured/*.json")))
 
     return Work("comparison", Path.mkdir, run, found, saved)
 

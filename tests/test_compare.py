@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 import small
 
-from paella_jax.comparison import plan
+from paella_jax.comparison import plan, search
 from paella_jax.comparison import train as train_cells
 from paella_jax.comparison.claims import Task, claim, do_together
 from paella_jax.comparison.embedded import EmbeddedShapes
@@ -41,13 +42,14 @@ from paella_jax.comparison.train import (
     read_trained,
     train_network,
 )
-from paella_jax.comparison.variants import samplers_of
+from paella_jax.comparison.variants import left_out, samplers_of, variants_of
 from paella_jax.config import ConfigError, differing_fields, load_config
+from paella_jax.evaluation.captions import scored_samples
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import read_config
 from paella_jax.training.finish import TRAINED, Stopped
-from paella_jax.training.loop import RunResult
+from paella_jax.training.loop import RunResult, TrainingDiverged
 
 RECIPE = str(small.ROOT / "configs/paella.py:tiny")
 TINY = (
@@ -107,7 +109,7 @@ def test_variants_differ_in_what_they_say():
     assert differing_fields(base, changed) == ["objective.density: 'cosine' -> 'uniform'"]
     assert samplers_of(config, Training("mask", "transformer", 1, "no_level")) == ("confidence",)
     config.variants.no_level = ("gan", "mask", "confidence", ("transformer.time_width=0",))
-    with pytest.raises(ConfigError, match="no_level is of 'gan', which is not compared"):
+    with pytest.raises(ConfigError, match=r"no_level is of 'gan': cells\.networks can have"):
         trainings(config)
 
 
@@ -233,7 +235,7 @@ def test_equal_parameters():
             "search.fraction must be at least 0 and at most 1, got 1.5",
         ),
         ({"budget__images": -5}, "budget.images must be .*at least 1 .*got -5"),
-        ({"measure__images": 1}, "measure.images must be at least 2"),
+        ({"measure__images": 1}, "measure.images must be at least 8"),
         ({"measure__speed_rounds": 0}, "at least 1"),
         ({"measure__temperature": "(1.0,)"}, "give pairs"),
         ({"measure__steps": "(0, 4)"}, "measure.steps must be .*at least 1"),
@@ -274,9 +276,59 @@ def test_guidance_is_tuned_on_captions_that_are_not_measured():
         config.measure.images, config.measure.tuning_images = 40, 20
         samples = EmbeddedShapes(spec, config.measure, Path("none")).samples()
         seen, heldout, tuning = (own[1] for own in samples[:3])
-        assert [len(seen), len(heldout), len(tuning)] == [40, 40, 20]
+        assert [len(seen), len(heldout), len(tuning)] == [40, 40, 2 * 20]
         assert not set(tuning) & (set(seen) | set(heldout)) and not set(seen) & set(heldout)
         assert len(set(tuning)) >= 8 and len(set(seen)) >= 15, preset
+
+
+def test_real_images_are_of_other_captions_of_the_same_kind():
+    """Else the true images are among them, and a mix that differs makes mistakes look better."""
+    measure = comparison("quick").measure
+    measure.images, measure.real_images = 64, 64
+    subject = EmbeddedShapes("shapes", measure, Path("none"))
+    real, (images, seen) = subject.real_images(), subject.samples().seen
+    pixels = lambda images: {image.tobytes() for image in images}
+    assert len(real) == 64 and not pixels(real) & pixels(images)
+    two = lambda captions: sum(" and " in text for text in captions)
+    others = scored_samples("shapes", "validation", 128, False, True)[1]
+    assert others[:64] == seen and abs(two(others[64:]) - two(seen)) < 20
+
+
+def test_a_rate_that_diverges_counts_against_itself(tmp_path, monkeypatch):
+    def diverge(run, workdir):
+        raise TrainingDiverged("the loss of step 3 is nan")
+
+    monkeypatch.setattr(search, "train_run", diverge)
+    monkeypatch.setattr(search, "go_on_from", lambda *_: None)
+    config = comparison(search__rates="(1e-3, 1e-2)")
+    trial = search._Trial(config, None, "", tmp_path, Training("mask", "unet", 0), 1e-2, 0.5)
+    trial.file.parent.mkdir()
+    trial.run()
+    scores = search._scored([trial], tmp_path)
+    assert scores == {"unet_mask": {"0.01": [math.inf]}} and trial.file.is_file()
+    assert best_rate({"0.01": [math.inf], "0.001": [2.0]}) == 0.001
+    assert search._finite(scores) == {"unet_mask": {"0.01": [None]}}
+
+
+def test_variants_of_cells_that_are_not_compared_are_left_out():
+    config = comparison("quick", cells__networks="('unet',)", cells__samplers="('random',)")
+    names = {name for _, _, name in variants_of(config)}
+    assert names == {"masks_alone", "corrupted_loss", "full_loss", "without_level"}
+    assert left_out(config) == ["no_level", "uniform_density"]
+    config.variants.full_loss = ("unet", "mask", "random", ("data.spec=single",))
+    with pytest.raises(ConfigError, match=r"full_loss changes data\.spec=single, which all cells"):
+        variants_of(config)
+
+
+def test_a_variant_of_masks_alone_differs_from_random_tokens_in_them_alone():
+    config = comparison("quick")
+    masks = training_config(config, Training("mask", "unet", 0, "masks_alone"), "")
+    cell = training_config(config, Training("uniform", "unet", 0), "")
+    differing = differing_fields(cell, masks)
+    assert {text.split(":")[0] for text in differing} == {
+        "cell.corruption", "cell.sampler", "objective.loss_positions"
+    }  # fmt: skip
+    assert "objective.loss_positions: None -> 'all'" in differing, "None is all for random tokens"
 
 
 def test_a_cell_is_timed_once_whatever_its_seeds():
@@ -356,7 +408,7 @@ def test_a_comparison_keeps_its_search_and_pictures(compared):
     written = {f"comparison.{ending}" for ending in ("md", "html", "json", "png")}
     written |= {"comparison_samples.png", "comparison_steps.png"}
     assert written <= {f.name for f in out.iterdir()}
-    assert sorted(f.name for f in (out / "cells").glob("*.npz")) == [
+    assert sorted(f.name for f in (out / "measured").glob("*.npz")) == [
         "transformer_mask_0_confidence.npz", "transformer_mask_0_random.npz",
     ]  # fmt: skip
 
@@ -364,8 +416,8 @@ def test_a_comparison_keeps_its_search_and_pictures(compared):
 @pytest.mark.slow
 def test_a_comparison_makes_up_for_what_is_lost(compared):
     config, out, report = compared
-    lost = out / "cells" / "transformer_mask_0_random.json"
-    kept = out / "cells" / "transformer_mask_0_confidence.json"
+    lost = out / "measured" / "transformer_mask_0_random.json"
+    kept = out / "measured" / "transformer_mask_0_confidence.json"
     before, stamp = json.loads(lost.read_text()), kept.stat().st_mtime_ns
     runs = {f: f.stat().st_mtime_ns for f in out.glob("runs/*/trained.json")}
     lost.unlink()

@@ -55,9 +55,9 @@ def drawn():
 
 
 def keep(folder, drawn):
-    (folder / "cells").mkdir()
+    (folder / "measured").mkdir()
     for number, one in enumerate(drawn):
-        write_drawn(folder / "cells" / f"{number}.npz", one)
+        write_drawn(folder / "measured" / f"{number}.npz", one)
 
 
 class Reader(HTMLParser):
@@ -182,7 +182,7 @@ def test_different_captions_are_drawn_with_the_seeds_they_were_measured_with(tmp
     seen, heldout = captions_of("validation"), captions_of("heldout", 2)
     seen.insert(1, seen[0])  # a caption may come twice
     row = make_row() | {"guidance_scale": [1.0, 3.0], "temperature": [0.7, 0.3]}
-    pipeline, file = FakePipeline(), tmp_path / "cells" / "one.npz"
+    pipeline, file = FakePipeline(), tmp_path / "measured" / "one.npz"
     file.parent.mkdir()
     keep_drawn(file, pipeline, row, {"seen": seen, "heldout": heldout}, SUBJECT, 3)
     assert pipeline.options == {
@@ -204,14 +204,14 @@ def test_only_the_same_prompts_are_set_side_by_side(tmp_path, drawn):
     keep(tmp_path, [first, second._replace(captions=[*second.captions[:4], "another"])])
     cells = [second.cell, first.cell]
     assert list(read_drawn(tmp_path, [first.cell, "unknown", second.cell])) == [first.cell]
-    keep_again = tmp_path / "cells" / "1.npz"
+    keep_again = tmp_path / "measured" / "1.npz"
     write_drawn(keep_again, second)
     assert list(read_drawn(tmp_path, cells)) == cells
 
 
 def test_damaged_images_are_named(tmp_path, drawn):
     keep(tmp_path, drawn)
-    file = tmp_path / "cells" / "1.npz"
+    file = tmp_path / "measured" / "1.npz"
     file.write_bytes(file.read_bytes()[:400])
     with pytest.raises(ValueError, match=r"1\.npz is damaged .*; delete it and 1\.json"):
         write_report([make_row(), make_row(MASK)], tmp_path)

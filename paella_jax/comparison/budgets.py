@@ -59,6 +59,6 @@ def draw_budgets(file: str | Path, rows: Sequence[Row], main_steps: str) -> str:
     save_figure(file, figure)
     return (
         f"Each network with the sampler that larger budgets were drawn with, {main_steps} steps, "
-        "each point with its own tuned settings. Bars: 95 % interval by resampling captions and "
-        "seeds, or one standard deviation over seeds where images were not scored one by one."
+        "each point with its own tuned settings. Bars: 95 % interval over captions and seeds, "
+        "or one standard deviation over seeds where images were not scored one by one."
     )

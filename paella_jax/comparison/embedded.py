@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task
-from paella_jax.comparison.subject import Clean, Marks, Samples
+from paella_jax.comparison.subject import Clean, Marks, Samples, together
 from paella_jax.data.shapes import get_spec
 from paella_jax.data.shapes_captions import parse_caption
 from paella_jax.data.shapes_render import render
@@ -40,6 +40,7 @@ class EmbeddedShapes:
     def check(self, text: ConfigDict) -> None:
         """Raises ConfigError for captions that are too few, or too long for a run's `text`."""
         found = self.samples()
+        self.real_images()
         check_lengths([*found.seen[1], *found.heldout[1], *found.tuning[1]], text)
 
     def prepare(self) -> list[Task]:
@@ -47,10 +48,11 @@ class EmbeddedShapes:
 
     def samples(self) -> Samples:
         draw = partial(scored_samples, self.spec, distinct=self.measure.distinct)
+        tuned = self.measure.tuning_images
         return Samples(
             draw("validation", self.measure.images, for_tuning=False),
-            draw("heldout", self.measure.images),
-            draw("validation", self.measure.tuning_images, for_tuning=True),
+            draw("heldout", self.measure.images, for_tuning=False),
+            together(*(draw(s, tuned, for_tuning=True) for s in ("validation", "heldout"))),
             scored_samples(self.spec, "validation", self.measure.token_images, for_tuning=False),
         )
 
@@ -58,7 +60,11 @@ class EmbeddedShapes:
         return scored_samples(self.spec, "validation", self.measure.token_images, for_tuning=True)
 
     def real_images(self) -> np.ndarray:
-        return scored_samples(self.spec, "validation", self.measure.real_images, False)[0]
+        # Of captions like the measured ones, but others: an image that is among the real ones would
+        # be at no distance, and a mix of scenes that differs would reward mistakes.
+        count, real = self.measure.images, self.measure.real_images
+        draw = partial(scored_samples, self.spec, "validation", for_tuning=False)
+        return draw(count + real, distinct=self.measure.distinct)[0][count:]
 
     def features(self, images: np.ndarray) -> np.ndarray:
         return self._classifier.features(images)

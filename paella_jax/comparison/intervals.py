@@ -1,10 +1,12 @@
-"""How sure an exact match is: intervals by resampling captions and seeds (a bootstrap).
+"""How sure a measurement is: 95 % intervals over captions and seeds.
 
 A row's `exact_of` has, at the main number of steps, for each split: caption -> whether each of its
-images is exact. All cells draw the same captions, so a difference is resampled on the same ones.
-Seeds are resampled for each cell by itself, but together where two rows are of one training. Two or
-three of them say little: then the intervals are mostly the captions'.
-`exact_by_steps`, optional, has the same for every number of steps, as `packed`.
+images is exact. Captions are resampled (a bootstrap); all cells draw the same ones, so a difference
+is resampled on the same ones. Seeds are too few for that: intervals of three that are resampled
+hold the truth three times in four, not 95 times in 100. So around the mean of resampled captions
+the seeds' part is drawn from Student's t distribution, of which one seed has none. Where two rows
+are of one training, what changes between them is one number per seed.
+`exact_by_steps`, optional, has the same as `exact_of` for every number of steps, as `packed`.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
-from paella_jax.comparison.rows import Row
+from paella_jax.comparison.rows import Estimate, Row, estimate
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -23,7 +26,7 @@ Pair = tuple[Row, Row]  # of one training: before, after
 
 
 class Interval(NamedTuple):
-    """The middle 95 % of the resampled values."""
+    """What holds the true value in 95 of 100 comparisons."""
 
     low: float
     high: float
@@ -31,6 +34,10 @@ class Interval(NamedTuple):
     def show(self, digits: int = 3) -> str:
         """As "[0.912, 0.958]"."""
         return f"[{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+    def decides(self) -> bool:
+        """Whether a difference is not zero."""
+        return self.low > 0 or self.high < 0
 
 
 def interval(rows: Sequence[Row], metric: str, less: Sequence[Row] = ()) -> Interval | None:
@@ -53,14 +60,14 @@ def interval(rows: Sequence[Row], metric: str, less: Sequence[Row] = ()) -> Inte
     values = _resampled(_hits(rows, split), _counts(rows[0], split), chosen, draw)
     if less:
         values -= _resampled(_hits(less, split), _counts(less[0], split), chosen, draw)
-    return middle(values)
+    return middle(np.clip(values, -1.0 if less else 0.0, 1.0))
 
 
 def paired_interval(groups: Sequence[Sequence[Pair]], metric: str) -> Interval | None:
     """Of what the pairs' second rows have more than their first, averaged over the groups.
 
     Args:
-      groups: pairs of one training each; trainings are resampled within a group.
+      groups: pairs, one for each seed, of what has a spread of its own, such as a network.
       metric: "seen_exact" or "heldout_exact".
 
     Returns:
@@ -78,6 +85,27 @@ def paired_interval(groups: Sequence[Sequence[Pair]], metric: str) -> Interval |
         before, after = (_hits([pair[i] for pair in group], split) for i in range(2))
         values += _resampled(after - before, counts, chosen, draw) / len(groups)
     return middle(values)
+
+
+def interval_of_means(first: Estimate, second: Estimate) -> Interval | None:
+    """Of the difference of two means over seeds, by Welch's test; None of one seed."""
+    if min(first.seeds, second.seeds) < 2:
+        return None
+    parts = [one.spread**2 / one.seeds for one in (first, second)]
+    freedom = [part**2 / (one.seeds - 1) for part, one in zip(parts, (first, second), strict=True)]
+    error = np.sqrt(sum(parts))
+    half = error * stdtrit(sum(parts) ** 2 / sum(freedom), (1 + LEVEL) / 2) if error else 0.0
+    change = first.mean - second.mean
+    return Interval(float(change - half), float(change + half))
+
+
+def interval_of_changes(changes: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Of the mean of one change per training; None of one training."""
+    mean, spread, count = estimate(changes)
+    if count < 2:
+        return None
+    half = float(spread / np.sqrt(count) * stdtrit(count - 1, (1 + level) / 2))
+    return Interval(mean - half, mean + half)
 
 
 def middle(values: np.ndarray, level: float = LEVEL) -> Interval:
@@ -127,7 +155,10 @@ def _counts(row: Row, split: str) -> np.ndarray:
 def _resampled(
     hits: np.ndarray, counts: np.ndarray, captions: np.ndarray, draw: np.random.Generator
 ) -> np.ndarray:
-    """The mean over chosen captions and seeds, float [resamples]; images weigh alike."""
-    seeds = draw.integers(0, len(hits), (len(captions), len(hits)))
-    of_captions = hits[seeds[:, :, None], captions[:, None, :]].sum(-1)  # [resamples, seeds]
-    return of_captions.mean(1) / counts[captions].sum(1)
+    """The mean over chosen captions and drawn seeds, float [resamples]; images weigh alike."""
+    of_seeds = hits[:, captions].sum(-1) / counts[captions].sum(1)  # [seeds, resamples]
+    seeds, mean = len(hits), of_seeds.mean(0)
+    if seeds < 2:
+        return mean
+    error = of_seeds.std(0, ddof=1) / np.sqrt(seeds)
+    return mean + error * draw.standard_t(seeds - 1, len(mean))

@@ -2,11 +2,14 @@
 
 A claim is decided from trainings with at least `SEEDS` different seeds; of a network that draws
 hardly anything right, nothing follows (`LEARNED`). A difference of exact matches up to `NOTHING`
-counts as none, so that "no worse" and "no help" can hold at all.
+counts as none, so that "no worse" and "no help" can hold at all. Where all seen captions are about
+right whatever is done, which says nothing, held-out ones decide. The networks together decide,
+unless two of them alone say the opposite.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +17,10 @@ import numpy as np
 
 from paella_jax.comparison.intervals import (
     LEVEL,
-    RESAMPLES,
     Interval,
     Pair,
     at_steps,
-    middle,
+    interval_of_changes,
     paired_interval,
 )
 from paella_jax.comparison.rows import (
@@ -35,11 +37,10 @@ SEEDS = 3
 NOTHING = 0.02  # of exact matches
 LEARNED = 0.1  # exact matches of a cell that its papers' claims can be asked of
 FEW = 8  # steps; MUSE draws 256 tokens in 24
-MOST, LEAST = 0.75, 0.25  # fractions of searches that decide
-FEWEST_TRAININGS = 5  # where seeds alone are resampled: fewer agree by chance too often
+FEWEST_TRAININGS = 5  # where nothing but trainings differ
 
 HOLDS, FAILS, OPEN = "holds here", "does not hold here", "undecided"
-METRIC = "seen_exact"
+METRIC, HARDER = "seen_exact", "heldout_exact"
 
 
 class Finding(NamedTuple):
@@ -86,62 +87,65 @@ def few_steps_suffice(rows: Sequence[Row], steps: str) -> Finding:
 
 
 def steps_are_best_for_frechet(rows: Sequence[Row], steps: str) -> Finding:
-    """Paella's sampler at the main steps against every other count, trainings resampled."""
+    """Paella's sampler at the main steps against every other count, over trainings."""
     own = [row for row in _cells(rows, "uniform", "random") if _has_learned([row])]
     others = [count for count in rows[0]["by_steps"] if count != steps]
     changes = {
-        count: np.array([read(r, "frechet", count) - read(r, "frechet", steps) for r in own])
+        count: [read(r, "frechet", count) - read(r, "frechet", steps) for r in own]
         for count in others
     }
-    if not others or not own or any(np.isnan(values).any() for values in changes.values()):
+    if not others or not own or any(any(map(math.isnan, values)) for values in changes.values()):
         return Finding(OPEN, "no learned cell with the distance at several step counts")
     if len(own) < FEWEST_TRAININGS or len({row["seed"] for row in own}) < SEEDS:
         return Finding(OPEN, f"needs {FEWEST_TRAININGS} trainings and {SEEDS} seeds")
     level = 1 - (1 - LEVEL) / len(others)  # several are looked at
-    found = {count: _of_trainings(values, level) for count, values in changes.items()}
-    shown = "; ".join(f"{count} steps {one.show(2)}" for count, one in found.items())
+    found = {count: interval_of_changes(values, level) for count, values in changes.items()}
+    known = {count: one for count, one in found.items() if one is not None}
+    shown = "; ".join(f"{count} steps {one.show(2)}" for count, one in known.items())
     reason = f"change of the distance from {steps} to {shown}, {len(own)} trainings"
-    if all(one.low > 0 for one in found.values()):
+    if all(one.low > 0 for one in known.values()):
         return Finding(HOLDS, reason)
-    return Finding(FAILS if any(one.high < 0 for one in found.values()) else OPEN, reason)
+    return Finding(FAILS if any(one.high < 0 for one in known.values()) else OPEN, reason)
 
 
 def random_is_not_worse(rows: Sequence[Row], steps: str) -> Finding:
     """On random tokens: renoising random positions against the least confident ones."""
     pairs = _between_samplers(rows, "uniform", "confidence", "random")
-    found, reason = _difference(pairs, "random instead of lowest-confidence positions")
-    if found is None:
-        return Finding(OPEN, reason)
-    if found.low >= -NOTHING:
-        return Finding(HOLDS, f"{reason}; {'better' if found.low > 0 else 'not better either'}")
-    return Finding(FAILS if found.high < 0 else OPEN, reason)
+    what = "random instead of lowest-confidence positions"
+    return _decided(pairs, what, lambda own: own.low >= -NOTHING, lambda own: own.high < 0)
 
 
 def confidence_beats_random(rows: Sequence[Row], steps: str) -> Finding:
     """On masks: keeping the most confident tokens against keeping random ones."""
     pairs = _between_samplers(rows, "mask", "random", "confidence")
-    found, reason = _difference(pairs, "confidence instead of random positions")
-    if found is None:
-        return Finding(OPEN, reason)
-    if found.low > 0:
-        return Finding(HOLDS, reason)
-    return Finding(FAILS if found.high <= NOTHING else OPEN, reason)
+    what = "confidence instead of random positions"
+    return _decided(pairs, what, lambda own: own.low > 0, lambda own: own.high <= NOTHING)
 
 
 def rising_guidance_is_chosen(rows: Sequence[Row], steps: str) -> Finding:
-    """How often the search of MUSE's cells chose a guidance that rises over the steps."""
+    """How often a guidance that rises over the steps drew more than any constant one.
+
+    Against how often chance would have it: its share of what was tried. Searches that tie do not
+    count.
+    """
     own = [row for row in _cells(rows, "mask", "confidence") if _has_learned([row], steps)]
-    chosen = [_rises(row["guidance_scale"]) for row in own if "guidance_scale" in row]
-    tried = {_rises(pair) for row in own for pair in row.get("guidance_tried", [])} | set(chosen)
-    if len(tried) < 2:
+    tried = [row["tried"] for row in own if row.get("tried")]
+    rising = [[_rises(one["settings"]["guidance_scale"]) for one in search] for search in tried]
+    if not tried or not 0 < sum(rising[0]) < len(rising[0]):
         return Finding(OPEN, "no learned cell whose search tried both")
-    offered = [_rises(pair) for pair in own[0].get("guidance_tried", [])]
-    among = f", which had {sum(offered)} that rise among {len(offered)}" if offered else ""
-    count = f"chosen by {sum(chosen)} of {len(chosen)} searches{among}"
     if len({row["seed"] for row in own}) < SEEDS:
-        return Finding(OPEN, f"{count}, with fewer than {SEEDS} seeds")
-    share = sum(chosen) / len(chosen)
-    return Finding(HOLDS if share >= MOST else FAILS if share <= LEAST else OPEN, count)
+        return Finding(OPEN, f"fewer than {SEEDS} seeds")
+    wins = [_ahead(search, marks) for search, marks in zip(tried, rising, strict=True)]
+    decided = [win for win in wins if win is not None]
+    share = sum(rising[0]) / len(rising[0])
+    count = (
+        f"ahead in {sum(decided)} of {len(tried)} searches, {len(wins) - len(decided)} tied; by "
+        f"chance in {100 * share:.0f} %"
+    )
+    if not decided:
+        return Finding(OPEN, count)
+    low, high = _share_interval(sum(decided), len(decided))
+    return Finding(HOLDS if low > share else FAILS if high < share else OPEN, count)
 
 
 CLAIMS = (
@@ -154,7 +158,7 @@ CLAIMS = (
     Claim("MUSE: few steps suffice", few_steps_suffice),
     Claim("MUSE, MaskGIT: confidence decoding beats random positions", confidence_beats_random),
     Claim(
-        "MUSE: guidance that rises over the steps is chosen over constant guidance",
+        "MUSE: guidance that rises over the steps is better than constant guidance",
         rising_guidance_is_chosen,
     ),
 )
@@ -162,46 +166,79 @@ CLAIMS = (
 
 def _no_help(pairs: Sequence[Pair], what: str) -> Finding:
     """Holds where the second rows gain nothing, fails where they surely gain."""
-    found, reason = _difference(pairs, what)
-    if found is None:
-        return Finding(OPEN, reason)
-    if found.high <= NOTHING:
-        return Finding(HOLDS, reason)
-    return Finding(FAILS if found.low > 0 else OPEN, reason)
+    what += ", with settings tuned at the main number of steps"
+    return _decided(pairs, what, lambda own: own.high <= NOTHING, lambda own: own.low > 0)
 
 
-def _difference(pairs: Sequence[Pair], what: str) -> tuple[Interval | None, str]:
-    """The interval of a mean gain over networks, and its numbers; None and why not."""
+def _decided(
+    pairs: Sequence[Pair],
+    what: str,
+    holds: Callable[[Interval], bool],
+    fails: Callable[[Interval], bool],
+) -> Finding:
+    """By the interval of the mean gain over networks; open where two networks say the opposite."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair[0]["network"], []).append(pair)
     learned = [own for own in groups.values() if _is_right_sometimes(own)]
     if not learned:
-        return None, "no cell has learned, or images were not scored one by one at these steps"
+        return Finding(
+            OPEN, "no cell has learned, or images were not scored one by one at these steps"
+        )
     if any(len({pair[0]["seed"] for pair in own}) < SEEDS for own in learned):
-        return None, f"fewer than {SEEDS} seeds"
-    found = paired_interval(learned, METRIC)
+        return Finding(OPEN, f"fewer than {SEEDS} seeds")
+    name = HARDER if min(min(_means(own)) for own in learned) > 1 - 2 * NOTHING else METRIC
+    found = paired_interval(learned, name)
+    alone = {own[0][0]["network"]: paired_interval([own], name) for own in learned}
     if found is None:
-        return None, "the trainings were scored on different captions"
-    names = ", ".join(own[0][0]["network"] for own in learned)
-    count = sum(map(len, learned))
-    interval = f"[{found.low:+.3f}, {found.high:+.3f}]"
-    title = metric(METRIC, learned[0][0]).title
-    return found, (
-        f"{what}: {title} changes by {interval}, 95 %, {count} trainings of {names}; "
-        f"up to {NOTHING:g} counts as nothing"
+        return Finding(OPEN, "the trainings were scored on different captions")
+    known = [one for one in alone.values() if one is not None]
+    shown = "; ".join(f"{network} {_signed(one)}" for network, one in alone.items() if one)
+    title = metric(name, learned[0][0]).title
+    reason = (
+        f"{what}: {title} changes by {_signed(found)}, 95 %, {sum(map(len, learned))} trainings "
+        f"({shown}); up to {NOTHING:g} counts as nothing"
     )
+    opposite = any(map(holds, known)) and any(map(fails, known))
+    if opposite or not (holds(found) or fails(found)):
+        return Finding(OPEN, reason)
+    return Finding(HOLDS if holds(found) else FAILS, reason)
+
+
+def _signed(found: Interval) -> str:
+    return f"[{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _is_right_sometimes(pairs: Sequence[Pair]) -> bool:
-    means = [np.mean([_mean_exact(pair[i]) for pair in pairs]) for i in range(2)]
-    return float(max(means)) >= LEARNED
+    return max(_means(pairs)) >= LEARNED
+
+
+def _means(pairs: Sequence[Pair]) -> list[float]:
+    """Exact images of seen captions, of the first rows and of the second."""
+    return [float(np.mean([_mean_exact(pair[i]) for pair in pairs])) for i in range(2)]
 
 
 def _mean_exact(row: Row) -> float:
     """Exact images of `exact_of`; 0 where there are none."""
     images = [right for own in row.get("exact_of", {}).get("seen", {}).values() for right in own]
     return float(np.mean(images)) if images else 0.0
+
+
+def _ahead(search: Sequence[Mapping[str, Any]], marks: Sequence[bool]) -> bool | None:
+    """Whether the best of the marked settings drew more than the best of the others."""
+    score = lambda mark: max(
+        (one["exact"], one["attributes"])
+        for one, own in zip(search, marks, strict=True) if own == mark
+    )  # fmt: skip
+    marked, others = score(True), score(False)
+    return None if marked == others else marked > others
+
+
+def _share_interval(count: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    z = 1.96
+    center, half = count + z**2 / 2, z * np.sqrt(count * (of - count) / of + z**2 / 4)
+    return float((center - half) / (of + z**2)), float((center + half) / (of + z**2))
 
 
 def _has_learned(rows: Sequence[Row], steps: str | None = None) -> bool:
@@ -227,12 +264,6 @@ def _between_samplers(rows: Sequence[Row], corruption: str, before: str, after: 
     partner = {(r["network"], r["seed"]): r for r in _cells(rows, corruption, after)}
     own = [(row, (row["network"], row["seed"])) for row in _cells(rows, corruption, before)]
     return [(row, partner[key]) for row, key in own if key in partner]
-
-
-def _of_trainings(values: np.ndarray, level: float) -> Interval:
-    """The mean over resampled trainings."""
-    chosen = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    return middle(values[chosen].mean(1), level)
 
 
 def _rises(pair: Sequence[float]) -> bool:

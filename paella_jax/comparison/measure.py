@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.intervals import packed
-from paella_jax.comparison.pictures import keep_drawn
+from paella_jax.comparison.pictures import MEASURED, keep_drawn
 from paella_jax.comparison.rows import Row
 from paella_jax.comparison.subject import Clean, Marks, Samples, Subject, marker
 from paella_jax.comparison.train import Trained
@@ -26,12 +26,12 @@ from paella_jax.evaluation.frechet import FeatureStatistics, feature_statistics,
 from paella_jax.evaluation.kernel_distance import kernel_distance
 from paella_jax.evaluation.timing import interleaved
 from paella_jax.evaluation.token_cross_entropy import LEVELS, corrupted_token_scores
-from paella_jax.evaluation.tuning import best, tried_settings, try_all
+from paella_jax.evaluation.tuning import Tried, tried_settings, try_all
+from paella_jax.evaluation.tuning import best as best_of
 from paella_jax.files.atomic import write_atomically
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.load import load_tokens
 from paella_jax.pipelines.tokens import TokenPipeline
-from paella_jax.sampling.schedule import first_and_last
 from paella_jax.training.metrics import report
 
 TOKEN_BATCH = 64
@@ -104,14 +104,15 @@ def measure_network(config: ConfigDict, judge: Judge, group: Sequence[Trained], 
 
 def row_file(out: Path, trained: Trained, sampler: str) -> Path:
     """The file that a cell's row is kept in."""
-    return out / "cells" / f"{trained.training.name}_{sampler}.json"
+    return out / MEASURED / f"{trained.training.name}_{sampler}.json"
 
 
 def _row(
     config: ConfigDict, judge: Judge, pipeline: TokenPipeline, trained: Trained, sampler: str
 ) -> Row:
     training, measure = trained.training, config.measure
-    best = _tune(config, judge, pipeline, sampler)
+    tried = _tune(config, judge, pipeline, sampler)
+    best = best_of(tried).settings
     shared: dict[str, Any] = {"sampler": sampler, "batch_size": measure.batch_size, **best}
     by_steps, exact_of, exact_by_steps = {}, {}, {}
     for steps in steps_of(measure, training):
@@ -152,7 +153,7 @@ def _row(
         "by_steps": by_steps,
         "exact_of": exact_of,
         "exact_by_steps": exact_by_steps,
-        "guidance_tried": [list(first_and_last("guidance", w)) for w in measure.guidance],
+        "tried": [one._asdict() for one in tried],
     }
 
 
@@ -161,15 +162,13 @@ def steps_of(measure: ConfigDict, training: Training) -> tuple[int, ...]:
     return (measure.main_steps,) if training.variant else tuple(measure.steps)
 
 
-def _tune(
-    config: ConfigDict, judge: Judge, pipeline: TokenPipeline, sampler: str
-) -> dict[str, Any]:
-    """The sampler's settings with the most exact matches on the tuning captions."""
+def _tune(config: ConfigDict, judge: Judge, pipeline: TokenPipeline, sampler: str) -> list[Tried]:
+    """What every setting of the sampler draws of the tuning captions."""
     shared = {"num_steps": config.measure.main_steps, "batch_size": config.measure.batch_size}
     captions = judge.samples.tuning[1]
     draw = partial(_draw, pipeline, captions, sampler=sampler, **shared)
     settings = tried_settings(config.measure, pipeline.config.cell.corruption, sampler)
-    return best(try_all(settings, draw, marker(judge.subject, captions))).settings
+    return try_all(settings, draw, marker(judge.subject, captions))
 
 
 def _draw(pipeline: TokenPipeline, captions: Sequence[str], **options: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.comparison.claims import Task
-from paella_jax.comparison.subject import Clean, Marks, Samples
+from paella_jax.comparison.subject import Clean, Marks, Samples, together
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
@@ -75,7 +75,8 @@ class OwnImages:
         return self._take("validation", self.measure.token_images, for_tuning=True)
 
     def real_images(self) -> np.ndarray:
-        return self._take("train", self.measure.real_images, None, distinct=False)[0]
+        seen = self._samples.seen[1]
+        return self._take("train", self.measure.real_images, None, distinct=False, skip=seen)[0]
 
     def features(self, images: np.ndarray) -> np.ndarray:
         return self._network.extract(_as_uint8(images)).vectors
@@ -112,10 +113,13 @@ class OwnImages:
         # A caption has one true image here, so that no two parts have one in common.
         seen = self._take("train", self.measure.images, for_tuning=False)
         heldout = self._take("validation", self.measure.images, for_tuning=False, skip=seen[1])
+        tuned = self.measure.tuning_images
+        first = self._take("train", tuned, for_tuning=True, skip=heldout[1])
+        taken = [*seen[1], *first[1]]
         return Samples(
             seen,
             heldout,
-            self._take("train", self.measure.tuning_images, for_tuning=True, skip=heldout[1]),
+            together(first, self._take("validation", tuned, for_tuning=True, skip=taken)),
             self._take("validation", self.measure.token_images, for_tuning=False),
         )
 
@@ -146,8 +150,9 @@ class OwnImages:
             sample = source[place]
             text = sample["caption"]
             own_part = zlib.crc32(text.encode()) % TUNING_PARTS == 0
-            if for_tuning in (None, own_part) and not (distinct and text in known):
-                known.add(text)
+            if for_tuning in (None, own_part) and text not in known:
+                if distinct:
+                    known.add(text)
                 captions.append(text)
                 images.append(sample["image"])
         if len(images) < count:

@@ -1,6 +1,6 @@
 """What a comparison keeps of its images: the same captions and seeds of every cell, and steps.
 
-The first seed of a cell has a file `cells/NAME.npz` beside its row. `grids.py` draws from them.
+The first seed of a cell has a file `measured/NAME.npz` beside its row. `grids.py` draws from them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.sampling.token_sampler import PAIRS
 
 SHOWN = 8  # captions of each split
+# The folder of rows and images. Where there is a `cells` too, its rows are of before tuning had
+# held-out captions.
+MEASURED = "measured"
 
 
 class Drawn(NamedTuple):
@@ -114,7 +117,7 @@ def read_drawn(out: Path, cells: Sequence[str]) -> dict[str, Drawn]:
     Raises:
       ValueError: a damaged file; the message says how to draw it again.
     """
-    found = [_read(file) for file in sorted((out / "cells").glob("*.npz"))]
+    found = [_read(file) for file in sorted((out / MEASURED).glob("*.npz"))]
     by_cell = {one.cell: one for one in reversed(found)}  # the first of several seeds
     ordered = [by_cell[cell] for cell in cells if cell in by_cell]
     return {one.cell: one for one in ordered if one.captions == ordered[0].captions}

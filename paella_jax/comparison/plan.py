@@ -236,7 +236,7 @@ def check_measure(config: ConfigDict) -> None:
             f"measure.main_steps {measure.main_steps} must be one of measure.steps {measure.steps}"
         )
     least = {
-        "images": 2, "real_images": 2, "diversity_images": 2,  # a covariance, pairs
+        "images": 8, "real_images": 2, "diversity_images": 2,  # intervals, a covariance, pairs
         "tuning_images": 1, "diversity_prompts": 1, "token_images": 1, "batch_size": 1,
         "classifier_steps": 1, "speed_rounds": 1, "speed_images": 1,
     }  # fmt: skip

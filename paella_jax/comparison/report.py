@@ -48,10 +48,12 @@ MARKS = {
 }
 READING = (
     "Every number is a mean over seeds ± the standard deviation over seeds; without ± there was "
-    "one seed. {marks} Guidance is chosen for each cell by itself. Diversity is the mean feature "
-    "distance between samples of one caption: where a caption determines the image it comes from "
-    "mistakes. The cross-entropy is on corrupted tokens only; it does not compare across "
-    "corruptions, because a mask shows which tokens are missing and a random code does not."
+    "one seed. {marks} Guidance is chosen for each cell by itself. In 95 % intervals captions are "
+    "resampled and seeds follow Student's t distribution, so that three seeds decide little. "
+    "Diversity is the mean feature distance between samples of one caption: where a caption "
+    "determines the image it comes from mistakes. The cross-entropy is on corrupted tokens only; "
+    "it does not compare across corruptions, because a mask shows which tokens are missing and a "
+    "random code does not."
 )
 
 
@@ -76,7 +78,7 @@ def write_report(
     Args:
       rows: one per cell and seed, as comparison/rows.py describes them.
       out: folder, created where missing; each file appears whole or not at all. What cells drew is
-        read from `cells/` in it (pictures.py); older comparisons kept nothing and get no grids.
+        read from `measured/` in it (pictures.py).
       notes: lines for the top of the page, such as the budget all cells had.
       main_steps: step count at which cells are compared; None leaves it to `reference_steps`.
 
@@ -165,7 +167,7 @@ def _tables(rows: Sequence[Row], steps: str) -> list[Block]:
         Table(_score_columns(rows), {n: _scores(own, steps) for n, own in cells.items()}),
         *_intervals(cells, steps),
         *changed,
-        Heading(f"Every cell at its best number of steps (by {best_by})", 3),
+        Heading(f"Every cell at its best number of steps (by the measured {best_by}: lucky)", 3),
         Table(["steps", *_score_columns(rows)], best),
         Heading("What each cell cost", 3),
         Table([*costs, "guidance"], {n: _costs(own) for n, own in by_cell(rows).items()}),
@@ -180,7 +182,7 @@ def _intervals(cells: Mapping[str, Sequence[Row]], steps: str) -> list[Block]:
     if any(None in own for own in found.values()):
         return []
     shown = {name: [one.show() for one in own if one is not None] for name, own in found.items()}
-    title = f"95 % intervals at {steps} steps, resampling captions and seeds"
+    title = f"95 % intervals at {steps} steps, over captions and seeds"
     return [
         Heading(title, 3),
         Table([metric(n, next(iter(cells.values()))).title for n in SPLITS], shown),
@@ -197,15 +199,21 @@ def _scores(rows: Sequence[Row], steps: str) -> list[str]:
 
 def _costs(rows: Sequence[Row]) -> list[str]:
     mean = {name: over_seeds(rows, name).mean for name in ("parameters", "flops", "images_trained")}
-    weights = sorted({row["guidance"] for row in rows if row["guidance"] is not None})
+    weights = dict.fromkeys(_guidance(row) for row in rows if row["guidance"] is not None)
     return [
         str(len(rows)),
         f"{mean['parameters']:,.0f}",
         f"{mean['flops'] / 1e6:,.1f}",
         f"{mean['images_trained']:,.0f}",
         over_seeds(rows, "train_seconds").show(0),
-        ", ".join(f"{weight:g}" for weight in weights) or "-",  # one per seed where they differ
+        ", ".join(sorted(weights)) or "-",  # one per seed where they differ
     ]
+
+
+def _guidance(row: Row) -> str:
+    """As "3", or "1 to 3" where it rises over the steps."""
+    first, last = row.get("guidance_scale", (row["guidance"],) * 2)
+    return f"{last:g}" if first == last else f"{first:g} to {last:g}"
 
 
 def _predictions(rows: Sequence[Row]) -> list[str]:

@@ -45,7 +45,7 @@ from paella_jax.comparison.train import (
     train_network,
     train_tokenizer,
 )
-from paella_jax.comparison.variants import samplers_of
+from paella_jax.comparison.variants import left_out, samplers_of
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
 from paella_jax.files.atomic import write_atomically
@@ -76,6 +76,8 @@ def compare(config: ConfigDict, out: Path) -> dict[str, Any]:
     check_measure(config)
     check_search(config)
     todo = trainings(config)
+    if lacking := left_out(config):
+        report(f"not compared, as their cells are not: variants {', '.join(lacking)}")
     subject = _check_all(config, todo, out)
     claim_folder(config, out)
     do_together([*_tokenizer_task(config, out), *subject.prepare()], out)
@@ -147,8 +149,8 @@ def _all_there(files: list[Path]) -> bool:
 
 def _check_all(config: ConfigDict, todo: list[Training], out: Path) -> Subject:
     """Builds every training's config once, so that a wrong cell ends here; returns the data."""
-    for training in todo:
-        run = training_config(config, training, "unknown yet")
+    runs = [training_config(config, training, "unknown yet") for training in todo]
+    run = runs[0]  # a cell's: variants may not change the data
     make_source(run.data, "train", 0)
     check_tokenizer(config, run)
     if run.data.source == "shapes":
@@ -180,7 +182,9 @@ def _search_notes(config: ConfigDict, out: Path) -> list[str]:
         f"Learning rates: {tried} for each network and corruption, {len(search.seeds)} seeds, the "
         f"first {search.fraction:.0%} of each training, then the best one, the next lower one, and "
         "lower ones until one is clearly worse trained whole, by cross-entropy on images that are "
-        f"not measured (search.json); of rates within {CLEAR:.0%} the lowest. Chosen: {found}."
+        f"not measured (search.json); of rates within {CLEAR:.0%} the lowest. Chosen: {found}. "
+        f"The chosen whole training is the comparison's own of seed {search.seeds[0]}, if that is "
+        "one of its seeds. Variants and larger budgets have their cell's rate."
     ]
 
 
@@ -198,9 +202,11 @@ def _notes(config: ConfigDict, judge: Judge) -> list[str]:
         f"Budget: {budget}.",
         f"Seeds: {', '.join(str(seed) for seed in config.seeds)}. Scores are on "
         f"{count(own.seen)} seen and {count(own.heldout)} held-out captions; temperature and "
-        f"guidance were chosen on {count(own.tuning)} others.",
-        f"{judge.subject.note()} From {config.measure.real_images} others the true images of the "
-        f"seen captions are at a Fréchet distance of {real['frechet']:.2f} and a kernel distance "
-        f"of {real['kernel']:.2f}: what a perfect network would get.",
+        f"guidance were chosen for each cell on {count(own.tuning)} others, half of each kind, at "
+        f"{config.measure.main_steps} steps, and are the same at other numbers of steps. Masked "
+        "cells with the confidence sampler have choice temperatures to choose from besides.",
+        f"{judge.subject.note()} From {config.measure.real_images} images of other captions the "
+        f"true images of the seen captions are at a Fréchet distance of {real['frechet']:.2f} and "
+        f"a kernel distance of {real['kernel']:.2f}: what a perfect network would get.",
         f"Seconds per image are at guidance {config.measure.speed_guidance:g} for every cell.",
     ]

@@ -12,6 +12,7 @@ was begun is not trained again: whole trainings go on from there. `search.json` 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
 from paella_jax.pipelines.load import load_tokens
+from paella_jax.training.loop import TrainingDiverged
 from paella_jax.training.metrics import report
 
 FILE = "search.json"
@@ -138,11 +140,19 @@ class _Trial:
             run.checkpoint.every = run.num_steps
         workdir = self.workdir
         go_on_from(beginning(self.out, self.training, self.rate), workdir)
-        train_run(run, workdir)
+        found = {"cross_entropy": self._trained(run, workdir), "steps": run.num_steps}
+        write_atomically(self.file, json.dumps(found))
+
+    def _trained(self, run: ConfigDict, workdir: Path) -> float | None:
+        """Its cross-entropy; None of what diverged, which a rate that is too high may do."""
+        try:
+            train_run(run, workdir)
+        except TrainingDiverged as error:
+            report(f"warning: {workdir} diverged, which counts against its rate: {error}")
+            return None
         pipeline = load_tokens(workdir)
         levels = token_scores(pipeline, self.subject.search_tokens())["cross_entropy"]
-        mean = float(np.mean(list(levels.values())))
-        write_atomically(self.file, json.dumps({"cross_entropy": mean, "steps": run.num_steps}))
+        return float(np.mean(list(levels.values())))
 
     def adopt(self) -> None:
         """Makes a whole training the comparison's own, which then need not train it again."""
@@ -156,7 +166,8 @@ def _scored(trials: Sequence[_Trial], out: Path) -> Scores:
     scores: Scores = {}
     for trial in trials:
         own = scores.setdefault(pair_name(trial.training), {}).setdefault(f"{trial.rate:g}", [])
-        own.append(read_kept(trial.file, "cross_entropy")["cross_entropy"])
+        found = read_kept(trial.file, "cross_entropy")["cross_entropy"]
+        own.append(math.inf if found is None else found)
     return scores
 
 
@@ -178,13 +189,19 @@ def _settle(
     own = [t for t in best if t.training.seed in config.seeds]
     there = lambda trial: run_folder(trial.training, out).is_dir
     do_together([Task(f"adopt_{t.file.stem}", there(t), t.adopt) for t in own], out)
-    found = {"tried": scores, "whole": whole, "chosen": chosen}
+    found = {"tried": _finite(scores), "whole": _finite(whole), "chosen": chosen}
     write_atomically(out / FILE, json.dumps(found, indent=2))
     config = config.copy_and_resolve_references()
     with config.unlocked():
         for pair, rate in chosen.items():
             config.learning_rate[pair] = rate
     return config
+
+
+def _finite(scores: Scores) -> dict[str, dict[str, list[float | None]]]:
+    """None for what diverged: JSON has no infinity."""
+    known = lambda values: [value if math.isfinite(value) else None for value in values]
+    return {pair: {rate: known(own) for rate, own in some.items()} for pair, some in scores.items()}
 
 
 def to_train_whole(

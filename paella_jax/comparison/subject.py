@@ -33,7 +33,7 @@ class Samples(NamedTuple):
     Attributes:
       seen: of the kind that is trained on; scored.
       heldout: of the kind that is never trained on; scored.
-      tuning: as seen; for choosing the sampler's settings.
+      tuning: as seen and held-out, half each; for choosing the sampler's settings.
       tokens: not trained on; their corrupted tokens are scored.
     """
 
@@ -57,10 +57,13 @@ class Subject(Protocol):
         """Raises ConfigError where the data has too few."""
 
     def search_tokens(self) -> Clean:
-        """Images and captions for choosing learning rates; in none of the others but `tuning`."""
+        """Images and captions for choosing learning rates; none is measured."""
 
     def real_images(self) -> np.ndarray:
-        """uint8 [measure.real_images, H, W, 3], that distances are measured from."""
+        """uint8 [measure.real_images, H, W, 3], that distances are measured from.
+
+        Of the kind of the seen captions' images, and none of those.
+        """
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """uint8 or float images [count, H, W, 3] -> float [count, features]."""
@@ -73,6 +76,11 @@ class Subject(Protocol):
 
     def note(self) -> str:
         """What is behind the features."""
+
+
+def together(*parts: Clean) -> Clean:
+    """Several parts as one."""
+    return np.concatenate([images for images, _ in parts]), [c for _, own in parts for c in own]
 
 
 def marker(subject: Subject, captions: Sequence[str]) -> Mark:
