@@ -55,11 +55,8 @@ def interval(rows: Sequence[Row], metric: str, less: Sequence[Row] = ()) -> Inte
     captions = None if split is None else _captions((*rows, *less), split)
     if split is None or captions is None:
         return None
-    draw = np.random.default_rng(0)
-    chosen = draw.integers(0, captions, (RESAMPLES, captions))
-    values = _resampled(_hits(rows, split), _counts(rows[0], split), chosen, draw)
-    if less:
-        values -= _resampled(_hits(less, split), _counts(less[0], split), chosen, draw)
+    parts = [(1.0, _hits(rows, split))] + ([(-1.0, _hits(less, split))] if less else [])
+    values = _drawn(parts, _counts(rows[0], split))
     return middle(np.clip(values, -1.0 if less else 0.0, 1.0))
 
 
@@ -78,13 +75,11 @@ def paired_interval(groups: Sequence[Sequence[Pair]], metric: str) -> Interval |
     captions = None if split is None else _captions(every, split)
     if split is None or captions is None:
         return None
-    draw = np.random.default_rng(0)
-    chosen = draw.integers(0, captions, (RESAMPLES, captions))
-    counts, values = _counts(every[0], split), np.zeros(RESAMPLES)
+    parts = []
     for group in groups:
         before, after = (_hits([pair[i] for pair in group], split) for i in range(2))
-        values += _resampled(after - before, counts, chosen, draw) / len(groups)
-    return middle(values)
+        parts.append((1 / len(groups), after - before))
+    return middle(_drawn(parts, _counts(every[0], split)))
 
 
 def interval_of_means(first: Estimate, second: Estimate) -> Interval | None:
@@ -152,13 +147,31 @@ def _counts(row: Row, split: str) -> np.ndarray:
     return np.array([len(own) for own in row["exact_of"][split].values()], float)
 
 
-def _resampled(
-    hits: np.ndarray, counts: np.ndarray, captions: np.ndarray, draw: np.random.Generator
-) -> np.ndarray:
-    """The mean over chosen captions and drawn seeds, float [resamples]; images weigh alike."""
-    of_seeds = hits[:, captions].sum(-1) / counts[captions].sum(1)  # [seeds, resamples]
-    seeds, mean = len(hits), of_seeds.mean(0)
-    if seeds < 2:
-        return mean
-    error = of_seeds.std(0, ddof=1) / np.sqrt(seeds)
-    return mean + error * draw.standard_t(seeds - 1, len(mean))
+def _drawn(parts: Sequence[tuple[float, np.ndarray]], counts: np.ndarray) -> np.ndarray:
+    """A weighted sum of means over captions and seeds, as it may be, float [resamples].
+
+    Args:
+      parts: weight and hits [seeds, captions] of each, which have seeds of their own.
+      counts: images of every caption, which weigh alike.
+    """
+    draw = np.random.default_rng(0)
+    chosen = draw.integers(0, len(counts), (RESAMPLES, len(counts)))
+    hits = sum(weight * own.mean(0) for weight, own in parts)
+    mean = hits.sum() / counts.sum()
+    captions = hits[chosen].sum(1) / counts[chosen].sum(1) - mean
+    # The luck of single images is in what seeds differ by; captions are not to have it again.
+    luck = sum(weight**2 * _luck(own) / len(own) for weight, own in parts)
+    values = mean + captions * np.sqrt(max(1 - luck / max(hits.var(ddof=1), 1e-12), 0.0))
+    for weight, own in parts:
+        if (seeds := len(own)) > 1:
+            error = (own.sum(1) / counts.sum()).std(ddof=1) / np.sqrt(seeds)
+            values += weight * error * draw.standard_t(seeds - 1, RESAMPLES)
+    return values
+
+
+def _luck(hits: np.ndarray) -> float:
+    """Variance of hits [seeds, captions] that neither captions nor seeds explain."""
+    if len(hits) < 2:
+        return 0.0
+    left = hits - hits.mean(0) - hits.mean(1, keepdims=True) + hits.mean()
+    return float((left**2).sum() / ((len(hits) - 1) * (hits.shape[1] - 1)))

@@ -101,8 +101,10 @@ def _winner(
         tied = [group for group, e in ranked if e.mean == best.mean]
         names = "all" if len(tied) == len(ranked) else f"{', '.join(tied[:-1])} and {tied[-1]}"
         return f"{title} {where}: {names} tie at {shown[0]}."
-    sure = _sure(_ahead(groups[first], groups[second], name, steps, (best, next_best)),
-                 min(best.seeds, next_best.seeds), metric.digits)  # fmt: skip
+    ahead = _ahead(groups[first], groups[second], name, steps, (best, next_best))
+    sure = _sure(ahead, min(best.seeds, next_best.seeds), metric.digits)
+    if name == "seconds_per_image":
+        sure = "timed once"
     return (
         f"{title} {where}: {first} is {word} with {shown[0]}, {margin:.{metric.digits}f} ahead of "
         f"{second} ({shown[1]}); {sure}."
