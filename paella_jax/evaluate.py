@@ -23,56 +23,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paella_jax.cli import Parser, path, run, setup_jax
+from paella_jax.reports.flags import (
+    CHANGED,
+    DRAWN,
+    EMBEDDED,
+    IMAGES,
+    REBUILT,
+    RUNS,
+    check_flags,
+    given_of,
+)
 
 if TYPE_CHECKING:
     from paella_jax.reports.gathered import Judges
 
 SUBJECTS = ("checkpoint", "images", "manipulations")
-OF_RUNS = ("data", "overrides", "groups", "curve", "super_resolution", "direct",
-           "sweep", "tasks")  # fmt: skip
 OF_SHAPES = ("sweep", "direct", "tasks", "seconds")  # which look at what was read of an image
 # What makes a run on the embedded data be scored by features too.
 OF_FEATURES = ("data", "overrides", "groups", "features", "weights", "prompts", "clip", "pick",
                "perceptual", "curve")  # fmt: skip
+# What flags are that were not given; that they were is what `check_flags` asks.
+DEFAULTS = {"steps": "4,8,12,16,24", "sweep_images": 64, "task_pairs": 32, "training_images": 2000,
+            "guidance": "1,2,4,8"}  # fmt: skip
 EPILOG = """other fields of the run's data can be given as --config.data.FIELD=VALUE, for example
   --config.data.tfds=coco_captions --config.data.caption_field=captions/text"""
 
 
-def check_method(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where a flag does not belong to this kind of run, before any work."""
+def check_run(arguments: argparse.Namespace) -> bool:
+    """Raises ValueError where a flag does not belong to this kind of run, before any work.
+
+    Returns:
+      Whether the run is scored by features.
+    """
+    from paella_jax.reports.run_scores import REBUILDING
     from paella_jax.runs.folder import read_config
 
     method = read_config(arguments.checkpoint).method
     for flag, needed in (("sweep", "tokens"), ("tasks", "tokens"), ("direct", "stage_c")):
         if getattr(arguments, flag) and method != needed:
             raise ValueError(f"--{flag} is for runs of method {needed!r}, this is a {method!r}")
+    by_features = scores_real_images(arguments)
+    kind = REBUILT if method in REBUILDING else DRAWN
+    check_flags(arguments.given, kind if by_features else EMBEDDED)
+    return by_features
 
 
 def check_subject(arguments: argparse.Namespace) -> None:
     """Raises ValueError unless one thing is to be scored, with the flags that belong to it."""
-    given = [name for name in SUBJECTS if getattr(arguments, name)]
-    if len(given) != 1:
+    subjects = [name for name in SUBJECTS if getattr(arguments, name)]
+    if len(subjects) != 1:
         raise ValueError(
             "give one of --checkpoint RUN, --images PLACE or --manipulations PLACE"
-            + (f", not {' and '.join(f'--{name}' for name in given)}" if given else "")
+            + (f", not {' and '.join(f'--{name}' for name in subjects)}" if subjects else "")
         )
     if bool(arguments.images) != bool(arguments.reference):
         raise ValueError("--images A and --reference B belong together")
-    for flag in OF_RUNS:
-        if getattr(arguments, flag) and given != ["checkpoint"]:
-            name = "config.data.FIELD" if flag == "overrides" else flag
-            raise ValueError(f"--{name} belongs to --checkpoint RUN; leave it out")
-    if arguments.perceptual and given != ["checkpoint"] and not arguments.paired:
-        raise ValueError(
-            "--perceptual compares pairs: give it with --images A --reference B --paired, or with "
-            "a tokenizer's --checkpoint"
-        )
-    if arguments.task_pairs < 1:
-        raise ValueError(f"--task_pairs must be at least 1, got {arguments.task_pairs}")
     if arguments.num_images is not None and arguments.images:
         raise ValueError("--images A --reference B are scored whole; leave --num_images out")
-    if arguments.paired and not arguments.images:
-        raise ValueError("--paired belongs to --images A --reference B; leave it out")
+    kinds = {"checkpoint": RUNS, "images": (IMAGES,), "manipulations": (CHANGED,)}
+    check_flags(arguments.given, *kinds[subjects[0]])
 
 
 def find_runs(arguments: argparse.Namespace) -> None:
@@ -106,7 +115,7 @@ def load_judges(arguments: argparse.Namespace) -> Judges:
 
 
 def parse() -> argparse.Namespace:
-    """Reads the command line."""
+    """Reads the command line; `given` has what it says, without the defaults."""
     parser = Parser(description=__doc__, overrides=True, epilog=EPILOG)
     parser.add_argument("--checkpoint", type=path, help="run folder, or OWNER/NAME on the hub")
     parser.add_argument(
@@ -117,14 +126,18 @@ def parse() -> argparse.Namespace:
         "--super_resolution", type=path, default="", help="run that enlarges the images"
     )
     shapes = parser.add_argument_group("runs on the embedded data")
-    shapes.add_argument("--steps", default="4,8,12,16,24", help="step counts to compare")
+    shapes.add_argument("--steps", help=f"step counts to compare ({DEFAULTS['steps']})")
     shapes.add_argument("--sweep", action="store_true", help="compare sampling settings (minutes)")
-    shapes.add_argument("--sweep_images", type=int, default=64, help="captions per split")
+    shapes.add_argument(
+        "--sweep_images", type=int, help=f"captions per split ({DEFAULTS['sweep_images']})"
+    )
     shapes.add_argument(
         "--direct", type=path, help="direct decoder run: score a Würstchen's stages apart"
     )
     shapes.add_argument("--tasks", action="store_true", help="draw and score each image task")
-    shapes.add_argument("--task_pairs", type=int, default=32, help="images per task's score")
+    shapes.add_argument(
+        "--task_pairs", type=int, help=f"images per task's score ({DEFAULTS['task_pairs']})"
+    )
     shapes.add_argument(
         "--seconds", default=[], nargs="*", metavar="STAGE=SECONDS", help="copied into the report"
     )
@@ -154,10 +167,16 @@ def parse() -> argparse.Namespace:
     real.add_argument(
         "--perceptual", type=path, default="", metavar="FILE", help="VGG weights, for LPIPS"
     )
-    real.add_argument("--training_images", type=int, default=2000, help="searched for copies")
+    real.add_argument(
+        "--training_images", type=int, help=f"searched for copies ({DEFAULTS['training_images']})"
+    )
     real.add_argument("--curve", default="", metavar="steps,guidance", help="scores against these")
-    real.add_argument("--guidance", default="1,2,4,8", help="guidance scales of --curve")
+    real.add_argument("--guidance", help=f"guidance scales of --curve ({DEFAULTS['guidance']})")
     arguments, arguments.overrides = parser.parse_known_args()
+    arguments.given = given_of(vars(arguments))
+    for name, value in DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     return arguments
 
 
@@ -167,8 +186,7 @@ def main() -> int:
     check_subject(arguments)
     find_runs(arguments)
     setup_jax()
-    if arguments.checkpoint:
-        check_method(arguments)
+    by_features = bool(arguments.checkpoint) and check_run(arguments)
     if arguments.images:
         from paella_jax.reports.folder_scores import score_folders
 
@@ -187,7 +205,7 @@ def main() -> int:
 
         network, out = load_judges(arguments).network, Path(arguments.out or "scores")
         print(measure_manipulations(arguments.manipulations, network, out, arguments.num_images))
-    elif scores_real_images(arguments):
+    elif by_features:
         print(evaluate_on_real_images(arguments))
     else:
         evaluate_on_shapes(arguments)

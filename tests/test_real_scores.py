@@ -72,6 +72,32 @@ def test_precision_and_recall_tell_collapse_from_noise():
     assert equal.precision.value == equal.recall.value == 1.0
 
 
+@pytest.mark.parametrize("counts", [(15, 20), (15, 700), (600, 30)])
+def test_equal_images_lie_in_each_other_s_place(counts):
+    """Blank ones have balls without a radius, and are as far away as rounding says."""
+    drawn, real = (normal(1, 1280).astype(np.float32).repeat(count, 0) for count in counts)
+    shares = precision_recall(drawn, real)
+    assert shares.precision.value == shares.recall.value == 1.0
+    moved = precision_recall(drawn * np.float32(1.001), real)
+    assert moved.precision.value == moved.recall.value == 0.0
+    # Of unseen images as near to the training ones, none is nearer.
+    assert copying(drawn, real[:10], np.repeat(real[:1], 64, 0)).share.value == 0.0
+
+
+def on_a_line(seed, *steps):
+    """Points at so many equal steps from one."""
+    return normal(1, 640, seed) + normal(1, 640, 100 + seed) * np.array(steps)[:, None]
+
+
+def test_points_on_a_ball_s_surface_are_inside():
+    """Ahead of a line of equal steps a point is as far from its end as the third one behind."""
+    for seed in range(20):
+        line, surface = on_a_line(seed, *range(8)), on_a_line(seed, -3, -3, 10, 10, 10)
+        assert precision_recall(surface, line).precision.value == 1.0
+        beyond = on_a_line(seed, -3.000001, -4, -5, 10.000001, 11)
+        assert precision_recall(beyond, line).precision.value == 0.0
+
+
 def test_copies_are_found():
     training, unseen = normal(300, 6), normal(200, 6, 1)
     honest, copied = normal(200, 6, 2), training[:200] + 1e-4
@@ -102,8 +128,16 @@ def test_what_all_images_share_is_taken_off():
 
 def test_inception_score_of_certain_and_of_blank_answers():
     certain = np.where(np.eye(5)[np.arange(100) % 5] > 0, 50.0, 0.0)
-    assert inception_score(certain).mean == pytest.approx(5.0, rel=1e-6)
+    assert inception_score(certain, splits=1).mean == pytest.approx(5.0, rel=1e-6)
     assert inception_score(np.zeros((100, 5))).mean == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turn"])
+def test_inception_score_does_not_hang_on_the_order_of_the_classes(order):
+    """Cut in their order, or one in ten, images of ten classes give parts of one class."""
+    classes = np.repeat(np.arange(10), 50) if order == "sorted" else np.arange(500) % 10
+    score = inception_score(np.eye(10)[classes] * 30.0)
+    assert score.mean > 8.0 and score.deviation < 1.0 and score.splits == 10
 
 
 def test_blank_images():

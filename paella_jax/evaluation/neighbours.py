@@ -13,6 +13,9 @@ NEIGHBOURS = 3
 CHUNK = 512
 AMONG = 64
 SAME = 1e-9  # cosines of equal vectors differ by less
+# Squared distances of equal vectors are less than this share of their squared lengths: what is left
+# by rounding, also by that of a network's features.
+ROUNDING = 1e-11
 TYPICAL = 0.01  # the share of real images that lie as near to the training images as a copy
 
 
@@ -47,20 +50,31 @@ def precision_recall(
 
 
 def _inside(points: np.ndarray, members: np.ndarray, neighbours: int) -> np.ndarray:
-    """Whether each point lies in a ball around any member, bool [points]."""
+    """Whether each point lies in a ball around any member, bool [points].
+
+    A point on a ball's surface is inside, whatever rounding makes of it: the balls of equal images,
+    as of blank ones, are surface alone.
+    """
     radii = np.concatenate(
         [np.partition(d, neighbours, axis=1)[:, neighbours] for d in squared(members, members)]
     )  # the nearest of a member is itself
-    return np.concatenate([(d <= radii[None]).any(1) for d in squared(points, members)])
+    lengths = np.square(np.asarray(members, np.float64)).sum(1)
+    limits = radii + ROUNDING * (radii + lengths)
+    return np.concatenate([(d <= limits[None]).any(1) for d in squared(points, members)])
 
 
 def squared(first: np.ndarray, second: np.ndarray) -> Iterator[np.ndarray]:
-    """Squared Euclidean distances, stripes of [up to CHUNK, len(second)] in float64."""
+    """Squared Euclidean distances, stripes of [up to CHUNK, len(second)] in float64.
+
+    Those of vectors that differ by rounding alone are 0.
+    """
     y = np.asarray(second, np.float64)
     length = np.square(y).sum(1)
     for start in range(0, len(first), CHUNK):
         x = np.asarray(first[start : start + CHUNK], np.float64)
-        yield np.maximum(np.square(x).sum(1)[:, None] + length[None] - 2.0 * x @ y.T, 0.0)
+        lengths = np.square(x).sum(1)[:, None] + length[None]
+        distances = lengths - 2.0 * x @ y.T
+        yield np.where(distances > ROUNDING * lengths, distances, 0.0)
 
 
 class Copying(NamedTuple):

@@ -47,11 +47,13 @@ def score_folders(
       The report's table as Markdown.
 
     Raises:
-      ValueError: folders without images, too few or too many unreadable ones, missing namesakes.
+      ValueError: folders without images, too few or too many unreadable ones, missing namesakes,
+        or images without captions where those are judged.
     """
     captions = judges.clip is not None or judges.pick is not None
     drawn = open_images("--images", images, prompts, captions)
     real = open_images("--reference", reference, captions=captions)
+    unscored = _check_captions(drawn, real) if captions else []
     if paired:
         _pair(drawn, real)
     check_counts(len(drawn), len(real))
@@ -67,10 +69,29 @@ def score_folders(
         pairs.add_all(_pairs(drawn, real))
         row |= of_the_pairs(ours, theirs) | pairs.row()
     skipped = {"unreadable": {"images": drawn.unreadable, "reference": real.unreadable}}
-    notes = notes_on(len(ours), len(theirs), judges)
+    notes = notes_on(len(ours), len(theirs), judges) + unscored
     if not paired and drawn.names == real.names:
         notes.append("Both have the same file names; --paired compares them one by one as well.")
     return write_report(out, [row, floor], notes, **skipped)
+
+
+def _check_captions(drawn: ImageSet, real: ImageSet) -> list[str]:
+    """Whether there is a caption for each image, before all are looked at.
+
+    Returns:
+      A note where real images have none, which is usual.
+
+    Raises:
+      ScoreError: an image to score has none.
+    """
+    if name := drawn.uncaptioned():
+        raise ScoreError(
+            f"--clip and --pick score how an image fits its caption, {name} of --images "
+            f"{drawn.place} has none: put a text of its name beside each, or give --prompts FILE"
+        )
+    if name := real.uncaptioned():
+        return [f"{name} of the reference has no caption: its row is without scores of captions."]
+    return []
 
 
 def _pair(drawn: ImageSet, real: ImageSet) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from paella_jax.data.captioned import most_broken
 from paella_jax.data.captions import (
+    CAPTION_COLUMNS,
+    CAPTION_SUFFIXES,
     CaptionedFile,
     find_table,
     list_captioned,
@@ -19,6 +21,7 @@ from paella_jax.data.captions import (
 )
 from paella_jax.data.places import field_at, records_at
 from paella_jax.data.records import UNREADABLE, Record, Records
+from paella_jax.data.tables import read_rows
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb
 from paella_jax.reports.gathered import ScoreError, first
@@ -72,6 +75,19 @@ class ImageSet:
             )
         self._captions = dict(enumerate(captions))
 
+    def uncaptioned(self) -> str:
+        """The name of the first image without a caption, as far as one knows before reading them.
+
+        Empty where there is none, and of records other than a folder's, which are only taken with
+        captions where those were asked for.
+        """
+        if not isinstance(self.records, _Folder):
+            return ""
+        for number, position in enumerate(self.positions):
+            if not (self._captions.get(number) or self.records.caption(position)):
+                return self.records.name(position)
+        return ""
+
     def images(self) -> Iterator[np.ndarray]:
         """Images as uint8 [H, W, 3]. Unreadable ones are told and skipped.
 
@@ -100,7 +116,7 @@ class ImageSet:
     def read_captions(self) -> list[str]:
         """Captions of the images that could be read, after `images` has gone through.
 
-        None where the images have none.
+        None where any of the images has none.
         """
         skipped = set(self.unreadable)
         texts = [self._captions[n] for n in range(len(self)) if n not in skipped]
@@ -114,17 +130,19 @@ def open_images(flag: str, place: str, prompts: str = "", captions: bool = False
       flag: that named it, for messages.
       place: a folder of images; shards, ArrayRecord or parquet files, a data set of TFDS.
       prompts: a text file with a caption per line, for the images in their order.
-      captions: whether other sources than folders are asked for captions, and must have them.
+      captions: whether captions are read where there are no prompts. Of other sources than folders
+        they must be there then.
 
     Raises:
       ValueError: nothing of the kind is there, or another number of prompts than images.
     """
+    captions = captions and not prompts
     try:
         field = field_at(flag, place)
         if field == "folder":
-            records: _Readable = _Folder(Path(place).expanduser())
+            records: _Readable = _Folder(Path(place).expanduser(), captions)
         else:
-            records = records_at(flag, field, place, captions and not prompts)
+            records = records_at(flag, field, place, captions)
     except ScoreError:
         raise
     except ValueError as error:
@@ -136,17 +154,13 @@ def open_images(flag: str, place: str, prompts: str = "", captions: bool = False
 
 
 class _Folder:
-    """All images below a folder, with their captions where every one has any."""
+    """All images below a folder, and their captions where they were asked for."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, captions: bool) -> None:
         """Lists them; captions lie beside them as training reads them."""
         self.root = root
         self.files = [sample.image for sample in list_images(root, Counter())]
-        captioned: dict[Path, CaptionedFile] = {}
-        if find_table(root) or any(root.rglob("*.txt")) or any(root.rglob("*.caption")):
-            captioned = {s.image: s for s in list_captioned(root, Counter())}
-        complete = all(f in captioned and captioned[f].caption for f in self.files)
-        self._captioned = captioned if complete else {}
+        self._captioned = _captioned(root, self.files) if captions else {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -155,11 +169,34 @@ class _Folder:
         """The image's path below the folder."""
         return str(self.files[position].relative_to(self.root))
 
+    def caption(self, position: int) -> str:
+        """An image's first caption; empty where none can be read, which harms no image."""
+        sample = self._captioned.get(self.files[position])
+        if sample is None or sample.caption is None:
+            return ""
+        try:
+            return sample.read_caption()
+        except UNREADABLE:
+            return ""
+
     def read(self, position: int) -> Record:
-        """An image's file and its first caption, an empty one where there are none."""
-        file = self.files[position]
-        text = self._captioned[file].read_caption() if self._captioned else ""
-        return Record(file, [text])
+        """An image's file and its first caption, an empty one where there is none."""
+        return Record(self.files[position], [self.caption(position)])
+
+
+def _captioned(root: Path, files: Sequence[Path]) -> dict[Path, CaptionedFile]:
+    """Where the captions of a folder's images are; a text beside no image is none.
+
+    Raises:
+      ValueError: a damaged table.
+    """
+    table = find_table(root)
+    if table:
+        there = any(row.get(column) for _, row in read_rows(table) for column in CAPTION_COLUMNS)
+    else:
+        beside = (file.with_suffix(suffix) for file in files for suffix in CAPTION_SUFFIXES)
+        there = any(text.is_file() for text in beside)
+    return {s.image: s for s in list_captioned(root, Counter())} if there else {}
 
 
 def read_prompts(file: str) -> list[str]:

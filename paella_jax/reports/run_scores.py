@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
-from paella_jax.evaluation.distances import check_counts
+from paella_jax.evaluation.distances import LEAST, check_counts
 from paella_jax.images.write import save_table
+from paella_jax.outside import say
 from paella_jax.pipelines.load import load
 from paella_jax.reports.gathered import (
     Gathered,
@@ -25,7 +26,7 @@ from paella_jax.reports.gathered import (
 from paella_jax.reports.group_scores import Grouping, Said, grouping, learn_groups
 from paella_jax.reports.image_sets import read_prompts
 from paella_jax.reports.score_curves import draw_curves
-from paella_jax.reports.scored_data import scored_data
+from paella_jax.reports.scored_data import is_own, note_on_other_data, scored_data
 from paella_jax.reports.scored_run import (
     AXES,
     Asked,
@@ -88,12 +89,49 @@ def _check(asked: Asked, method: str) -> None:
 def _subject(asked: Asked, config: ConfigDict) -> Subject:
     own = config.get("evaluation", ConfigDict())
     grouped = _grouping(asked, own.get("groups", ""), config.method)
+    prompts = _prompts(asked)
     data = scored_data(config, asked.data, asked.overrides, grouped.by)
+    data.buckets = ()  # held-back images are squares; training images beside them have to be too
     held, training = (make_source(data, split, config.seed) for split in ("validation", "train"))
-    count = asked.num_images or own.get("num_images", USUAL)
-    batch = min(own.get("batch_size", 64), count)
-    check_counts(count := min(count, len(held)))
-    return Subject(config, held, training, count, batch, grouped)
+    wanted = asked.num_images or own.get("num_images", USUAL)
+    batch = min(own.get("batch_size", 64), wanted)
+    check_counts(count := min(wanted, len(held)))
+    notes = _notes_on_data(asked, len(held), len(training))
+    return Subject(config, held, training, count, batch, grouped, notes, prompts)
+
+
+def _prompts(asked: Asked) -> list[str]:
+    """The prompts to draw instead of the held-back captions, evenly spaced where fewer are asked.
+
+    Raises:
+      ScoreError: too few for a score, which is better known before they are drawn.
+    """
+    if not asked.prompts:
+        return []
+    prompts = read_prompts(asked.prompts)
+    chosen = first(prompts, asked.num_images or len(prompts))
+    cut = len(chosen) < len(prompts)
+    if cut:
+        say(f"{len(chosen)} of the {len(prompts)} prompts of {asked.prompts} are drawn")
+    if len(chosen) < LEAST:
+        raise ScoreError(
+            f"--prompts {asked.prompts}: FID and KID need at least {LEAST} prompts, there are "
+            f"{len(chosen)} to draw; give more lines" + " or a larger --num_images" * cut
+        )
+    return list(chosen)
+
+
+def _notes_on_data(asked: Asked, held: int, training: int) -> list[str]:
+    """What a reader has to know of the data; told at once too, before hours of drawing."""
+    notes = []
+    if asked.num_images and asked.num_images > held:
+        notes.append(f"{asked.num_images} images were asked for; the data holds {held} back.")
+    if is_own(asked.data, asked.overrides):
+        notes.append(note_on_other_data(asked.checkpoint, training))
+    notes = [note for note in notes if note]
+    for note in notes:
+        say(f"warning: {note}")
+    return notes
 
 
 def _grouping(asked: Asked, usual: str, method: str) -> Grouping:
@@ -134,7 +172,7 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     wanted = [Said(cut(one.caption), one.group) for one in real.said]
     own_captions = [one.caption for one in wanted]
     if asked.prompts:
-        wanted = [Said(cut(text)) for text in read_prompts(asked.prompts)]
+        wanted = [Said(cut(text)) for text in subject.prompts]
     captions = [one.caption for one in wanted]
     if blank := [n for n, text in enumerate(captions) if not text.strip()]:
         raise ScoreError(f"{len(blank)} captions are empty, the first is number {blank[0]}")
@@ -175,17 +213,11 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     more: dict[str, Any] = {}
     if asked.axes:
         more["curves"] = draw_curves(asked, subject, pipe, captions, real.images, judges)
-    notes = [*notes_on(len(ours), len(real.said), judges), _shortage(asked, subject)]
+    notes = [*notes_on(len(ours), len(real.said), judges), *subject.notes]
     if marks is not None:
         more["groups"] = marks.report
         notes.append(marks.note())
-    return write_report(asked.out, rows, [note for note in notes if note], **more)
-
-
-def _shortage(asked: Asked, subject: Subject) -> str:
-    if asked.num_images and asked.num_images > subject.count:
-        return f"{asked.num_images} images were asked for; the data holds {subject.count} back."
-    return ""
+    return write_report(asked.out, rows, notes, **more)
 
 
 def _settings(config: ConfigDict) -> Row:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from paella_jax.config import IMPLIED, with_overrides
 from paella_jax.data.places import field_at
+from paella_jax.outside import parse_object
 from paella_jax.reports.gathered import ScoreError
-from paella_jax.runs.folder import BEFORE
+from paella_jax.runs.folder import BEFORE, DATA_FILE
 
 PLACES = tuple(name.removeprefix("data.") for name in IMPLIED)
 # What a run says of its own images alone ...
@@ -62,6 +64,38 @@ def scored_data(
             data.update({**OF_THE_PLACE, "source": IMPLIED[f"data.{named[0]}"]})
     fields = [override.removeprefix("--config.") for override in overrides]
     return with_overrides(ConfigDict({"data": data}), fields).data
+
+
+def is_own(place: str, overrides: Sequence[str]) -> bool:
+    """Whether the arguments of `scored_data` leave a run its own images."""
+    return not place and not any(map(_place_of, overrides))
+
+
+def note_on_other_data(workdir: Path, length: int) -> str:
+    """What to tell where a run's own data is not what it was trained on; empty where it is.
+
+    Which samples are held back depends on all of them: one more image or another split, and some
+    that were trained on are scored as if they were new.
+
+    Args:
+      workdir: of the run, whose `data.json` says how many samples it was trained on; one without
+        that file passes.
+      length: of the training samples that its data has now.
+    """
+    file = workdir / DATA_FILE
+    try:
+        before = int(parse_object(file.read_bytes())["samples"])
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{file} cannot be read ({error}): the held-back images may have been trained on."
+    if before == length:
+        return ""
+    return (
+        f"The run was trained on {before} samples, its data has {length} for training now: the "
+        "held-back images may have been trained on. Give the data as it was, or images that the "
+        "run never saw (--data PLACE)."
+    )
 
 
 def _place_of(override: str) -> str:

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from paella_jax.data.loader import Source
 from paella_jax.images.write import to_uint8
-from paella_jax.reports.gathered import first
+from paella_jax.reports.flags import LEAST
+from paella_jax.reports.gathered import ScoreError, first
 from paella_jax.reports.group_scores import Grouping, Said
 
 SHOWN = 12  # images in scores.png
@@ -31,7 +32,8 @@ class Asked:
       out: folder of the report.
       data: place of captioned images of any form; empty is the run's own data.
       prompts: file of captions to draw instead of the held-back ones.
-      num_images: None is the config's number.
+      num_images: at most so many, of the prompts as well; None is the config's number, and all
+        prompts.
       training_images: searched for copies; 0 leaves them out.
       super_resolution: run that enlarges what the checkpoint draws.
       perceptual: file of VGG weights, for LPIPS.
@@ -56,6 +58,12 @@ class Asked:
     overrides: Sequence[str] = ()
     groups: str = ""
 
+    def __post_init__(self) -> None:
+        for name in ("num_images", "training_images"):
+            value, least = getattr(self, name), LEAST[name]
+            if value is not None and value < least:
+                raise ScoreError(f"--{name} must be at least {least}, got {value}")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -68,6 +76,8 @@ class Subject:
       count: of images to score.
       batch: images drawn at a time.
       grouping: what drawn images are marked by.
+      notes: what the report has to say of the data.
+      prompts: to draw instead of the held-back captions; none where those are drawn.
     """
 
     config: ConfigDict
@@ -76,6 +86,8 @@ class Subject:
     count: int
     batch: int
     grouping: Grouping
+    notes: Sequence[str] = ()
+    prompts: Sequence[str] = ()
 
     def samples(self) -> list[int]:
         """Which of the held-back samples are scored, evenly spaced."""

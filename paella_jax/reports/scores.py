@@ -22,7 +22,7 @@ from paella_jax.evaluation.neighbours import (
     retrieval,
 )
 from paella_jax.files.atomic import write_atomically
-from paella_jax.reports.gathered import Gathered, Judges, as_json
+from paella_jax.reports.gathered import Gathered, Judges, as_json, first
 
 Row = dict[str, Any]
 
@@ -124,13 +124,15 @@ def real_against_real(real: Gathered, others: Gathered | None, count: int) -> Ro
 
     Args:
       real: images that a set is compared with.
-      others: other real images, of which as many are taken as the set has. Without any, the two
-        halves of `real` are compared, and few images make FID larger. Too few give no distances.
+      others: other real images, of which as many are taken as the set has, evenly spaced: data in
+        the order of its classes begins with one of them. Without any, the two halves of `real` are
+        compared, and few images make FID larger. Too few give no distances.
       count: of the set.
     """
     if others is not None and len(others) >= min(count, len(real)):
-        name = f"real images ({min(count, len(others))} of the training against {len(real)})"
-        return {"name": name} | distances(part(others, slice(0, count)), real)
+        spread = part(others, first(np.arange(len(others)), count))
+        name = f"real images ({len(spread)} of the training against {len(real)})"
+        return {"name": name} | distances(spread, real)
     if len(real) < 2 * LEAST:
         return {"name": "real images"}
     halves = part(real, slice(0, None, 2)), part(real, slice(1, None, 2))

@@ -61,7 +61,7 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
     table = np.stack([np.stack(true), np.stack(shown)], axis=1).astype(np.float32) / 255.0
     titles = [f"{value:.1f} dB" for value in np.asarray(pairs.psnr)[seen]]
     save_table(asked.out / "scores.png", table, ["true", "rebuilt"], titles)
-    notes = notes_on(len(ours), len(real), judges)
+    notes = [*notes_on(len(ours), len(real), judges), *subject.notes]
     return write_report(asked.out, [row, floor], notes)
 
 
