@@ -67,6 +67,31 @@ def test_samples_are_files_of_one_name(tmp_path):
     }  # fmt: skip
 
 
+def test_a_sample_that_comes_again_is_a_new_one(tmp_path):
+    """No image gets the caption of another; a text alone may be renewed."""
+    members = [
+        ("a.png", png(1)), ("a.txt", b"first"), ("a.png", png(2)), ("a.json", b'{"text":"second"}'),
+        ("b.png", png(1)), ("b.txt", b"first"), ("c.png", png(1)), ("c.txt", b"first"),
+        ("d.seg.png", png(9)), ("d.png", png(3)), ("d.txt", b"old"), ("e.png", png(1)),
+        ("e.txt", b"first"), ("b.jpg", png(2)), ("b.txt", b"second"), ("c.png", png(2)),
+        ("d.txt", b"new"), ("e.txt", b"second"), ("e.webp", png(2)),
+    ]  # fmt: skip
+    left_out = Counter()
+    records = records_of(pack(tmp_path / "a.tar", members), left_out=left_out)
+    blue = lambda record: np.asarray(Image.open(record.image.open()))[0, 0, 2]
+    found = {}
+    for position in range(len(records)):
+        name = records.name(position).rpartition(":")[2]
+        try:
+            record = records.read(position)
+            found[name] = blue(record), *record.captions
+        except ValueError as error:
+            found[name] = str(error)
+    assert found.pop("c").startswith("no caption")
+    assert found == {"a": (2, "second"), "b": (2, "second"), "d": (3, "new"), "e": (2, "second")}
+    assert left_out == {"files of a name that comes again": 10}
+
+
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 def test_long_and_foreign_names_in_every_kind_of_archive(tmp_path, format):
     long = "folder/" * 12 + ("x" * 90 if format == tarfile.USTAR_FORMAT else "ü" * 120)

@@ -95,25 +95,26 @@ def make_records(data: ConfigDict, training: bool) -> Records:
         raise ValueError(f"data.source {data.source!r} has no records of captioned images")
     left_out: Counter[str] = Counter()
     read = _tfds if data.source == "tfds" else _files
-    records, how = read(data, training, left_out)
+    records, how, note = read(data, training, left_out)
     if not how:
         records, how = hold_back(records, held, training)
-    tell(records.owner, len(records), training, how, left_out)
+    tell(records.owner, len(records), training, how + note, left_out)
     return records
 
 
-def _files(data: ConfigDict, training: bool, left_out: Counter[str]) -> tuple[Records, str]:
-    """The records of the files that are for a split, and in words how they were chosen."""
+def _files(data: ConfigDict, training: bool, left_out: Counter[str]) -> tuple[Records, str, str]:
+    """The records of the files that are for a split, how they were chosen, and what to add."""
     field, pattern = FILES[data.source]
     given, owner = data[field], f"data.{field} {data[field]}"
     if not given:
         raise ValueError(f"data.{field} is empty; give the files of data.source={data.source}")
-    files = find_files(f"data.{field}", given, pattern)
+    files = find_files(f"data.{field}", given, pattern, left_out)
     held: list[Path] = []
     if data.validation_files:
         held = find_files("data.validation_files", data.validation_files, pattern)
     chosen = choose_files(files, held, training, left_out)
-    return open_files(data.source, owner, chosen.files, _wanted(data), left_out), chosen.how
+    records = open_files(data.source, owner, chosen.files, _wanted(data), left_out)
+    return records, chosen.how, chosen.note
 
 
 def open_files(
@@ -137,7 +138,7 @@ def open_files(
     return kind(owner, files, wanted)
 
 
-def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, str]:
+def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, str, str]:
     """The same of a data set of TFDS."""
     if not data.tfds:
         raise ValueError("data.tfds is empty; give a data set's name, or its folder")
@@ -145,7 +146,7 @@ def _tfds(data: ConfigDict, training: bool, _: Counter[str]) -> tuple[Records, s
     other = data.validation_split or validation_split(builder)
     split = data.training_split if training or not other else other
     how = f"split {split}" if other else ""
-    return TfdsRecords(owner, builder, split, _wanted(data)), how
+    return TfdsRecords(owner, builder, split, _wanted(data)), how, ""
 
 
 def _wanted(data: ConfigDict) -> Wanted:

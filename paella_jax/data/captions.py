@@ -8,8 +8,10 @@ its text is a list, or, with `lines`, where its text file has several lines.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from paella_jax.data.listing import count_others, is_image, list_files
@@ -19,6 +21,7 @@ from paella_jax.outside import shortened
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "texts")
 CAPTION_SUFFIXES = (".txt", ".caption")
+LONGEST_TEXT = 2**20  # bytes of a caption's file
 
 
 class CaptionedFile(NamedTuple):
@@ -72,11 +75,16 @@ class CaptionedFile(NamedTuple):
 
 
 def read_text(file: Path) -> str:
-    """A text file in UTF-8, without its byte order mark.
+    """A caption's text file in UTF-8, without its byte order mark.
 
     Raises:
-      ValueError: another encoding; OSError: it cannot be read.
+      ValueError: another encoding, too long or no file; OSError: it cannot be read.
     """
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise ValueError(f"{file} is a folder, pipe or device")
+    if status.st_size > LONGEST_TEXT:
+        raise ValueError(f"{file} has {status.st_size} bytes; a caption has {LONGEST_TEXT} at most")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,7 +112,9 @@ def list_captioned(
     """
     table = find_table(folder)
     if table:
-        return _from_table(table, split_column, group_column=group_column)
+        samples = _from_table(table, split_column, group_column=group_column)
+        _count_unnamed(table, samples, left_out)
+        return samples
     if group_column:
         raise ValueError(
             f"data.folder {folder} has no {' or '.join(TABLES)} with a column {group_column!r}"
@@ -175,6 +185,7 @@ def _from_table(
                 f"{where}: file_name {shortened(name)!r} is no file below {table.parent}; give "
                 "names relative to that folder"
             )
+        name = PurePosixPath(name).as_posix()  # "./a.png" is the image "a.png" is
         split = str(row.get(split_column) or "").strip().lower() if split_column else ""
         before = samples.get(name)
         texts = _captions_of(row)
@@ -193,6 +204,17 @@ def _from_table(
     if group_column and not any(sample.group for sample in samples.values()):
         raise ValueError(f"{table} says nothing in a column {group_column!r}")
     return list(samples.values())
+
+
+def _count_unnamed(table: Path, samples: list[CaptionedFile], left_out: Counter[str]) -> None:
+    """Counts what is in a table's folder and not in the table, by kind."""
+    files = list_files(table.parent, left_out)
+    count_others(files, lambda file: file == table, left_out)
+    named = {sample.image for sample in samples}
+    others = [file for file in files if is_image(file) and file not in named]
+    if others:  # the table may name them through other links than the lister goes
+        targets = set(map(os.path.realpath, named))
+        left_out[f"not in {table.name}"] += sum(os.path.realpath(f) not in targets for f in others)
 
 
 def _captions_of(row: dict[str, Any]) -> tuple[str, ...]:

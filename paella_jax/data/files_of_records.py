@@ -7,6 +7,7 @@ several are joined by "::".
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paella_jax.data.listing import list_files
-from paella_jax.data.split import TEST, TRAIN, VALIDATION
+from paella_jax.data.split_names import TEST, TRAIN, VALIDATION, split_of_file
 
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -29,19 +30,24 @@ class ChosenFiles:
     Attributes:
       files: in their order.
       how: how they were chosen, in words; empty where nothing says which records are held back.
+      note: what else is to be told of the choice; empty for nothing.
     """
 
     files: list[Path]
     how: str
+    note: str = ""
 
 
-def find_files(field: str, given: str, pattern: str) -> list[Path]:
+def find_files(
+    field: str, given: str, pattern: str, left_out: Counter[str] | None = None
+) -> list[Path]:
     """The files that a setting names, in the order of their paths, each once.
 
     Args:
       field: the setting's name, for errors.
       given: its value.
       pattern: regex on the names of such files in a folder.
+      left_out: gets the number of links to files that are named too.
 
     Raises:
       ValueError: no such file or folder, none of the kind in it, or an address.
@@ -63,6 +69,9 @@ def find_files(field: str, given: str, pattern: str) -> list[Path]:
     if missing:
         more = f" and {len(missing) - TOLD} more" if len(missing) > TOLD else ""
         raise ValueError(f"{field}: there is no {', '.join(missing[:TOLD])}{more}")
+    special = next((file for file in found if file.exists() and not file.is_file()), None)
+    if special is not None:  # opening a pipe would wait for ever
+        raise ValueError(f"{field}: {special} is a folder, pipe or device; leave it out")
     if not found:
         raise ValueError(f"{field} {given!r} names no files of its kind")
     wrong = [file for file in found if not re.search(pattern, file.name)]
@@ -72,7 +81,17 @@ def find_files(field: str, given: str, pattern: str) -> list[Path]:
             f"{field}: {wrong[0]} has not the suffix of its kind"
             + (advice if wrong[0].suffix in (".gz", ".zst", ".bz2", ".xz", ".tgz") else "")
         )
-    return sorted(set(found), key=lambda file: file.parts)
+    return _each_once(found, Counter() if left_out is None else left_out)
+
+
+def _each_once(files: Sequence[Path], left_out: Counter[str]) -> list[Path]:
+    """Every file of the disk once, by its own name rather than by a link's."""
+    of_target: dict[str, Path] = {}
+    is_own = lambda file: os.path.realpath(file) == os.path.abspath(file)
+    for file in sorted(set(files), key=lambda f: (f.is_symlink(), not is_own(f), f.parts)):
+        first = of_target.setdefault(os.path.realpath(file), file)
+        left_out["links to files that are there already"] += first is not file
+    return sorted(of_target.values(), key=lambda file: file.parts)
 
 
 def expand_braces(text: str) -> list[str]:
@@ -104,8 +123,8 @@ def choose_files(
 
     Args:
       files: all that were given.
-      held: those given for validation; none: their names say which, train and validation (valid,
-        val, dev, heldout, test), or nothing does.
+      held: those given for validation; none: their names or those of their folders say which,
+        train and validation (split_names.py), or nothing does.
       training: which of the two is asked for.
       left_out: gets the number of files that are in neither.
 
@@ -118,21 +137,15 @@ def choose_files(
         if not rest:
             raise ValueError("data.validation_files names all files of the training")
         return ChosenFiles(rest if training else list(held), "data.validation_files")
-    labels = [_label(file) for file in files]
+    below = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    labels = [split_of_file(file, below) for file in files]
     known = next((k for k in (VALIDATION, TEST) if any(label in k for label in labels)), ())
     if not known or not any(label in TRAIN for label in labels):
-        return ChosenFiles(list(files), "")
+        found = sorted({label for label in labels if label})
+        note = f"; files of {' and '.join(found)} alone: not used as splits" if found else ""
+        return ChosenFiles(list(files), "", note)
     wanted = TRAIN if training else known
     chosen = [file for file, label in zip(files, labels, strict=True) if label in wanted]
     others = sum(label not in (*TRAIN, *known) for label in labels)
     left_out["files of another split"] += others
-    return ChosenFiles(chosen, f"{len(chosen)} files named {_label(chosen[0])}")
-
-
-def _label(file: Path) -> str:
-    """The first split that a file's name tells, else its folder's name; empty for none."""
-    for name in (file.name, file.parent.name):
-        for word in re.split(r"[-_. ]+", name.lower()):
-            if word in (*TRAIN, *VALIDATION, *TEST):
-                return word
-    return ""
+    return ChosenFiles(chosen, f"{len(chosen)} files named {split_of_file(chosen[0], below)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,14 +114,22 @@ def _missing(sample: CaptionedFile) -> str | None:
     if sample.caption is None:
         return "no caption"
     text = sample.text_file
-    if text is not None and _is_empty(text):
-        return f"no caption: {text.name} is empty"
+    wrong = "" if text is None else _wrong_text(text)
+    if text is not None and wrong:
+        return f"no caption: {text.name} {wrong}"
     return None if sample.image.is_file() else "no such file"
 
 
-def _is_empty(file: Path) -> bool:
-    """Whether a text file is empty but for line ends; longer ones are found when they are read."""
+def _wrong_text(file: Path) -> str:
+    """What is wrong with a text file that has only line ends, or is none; empty for nothing.
+
+    Longer ones of that kind are found when they are read.
+    """
     try:
-        return file.stat().st_size <= 4 and not file.read_bytes().strip(b"\xef\xbb\xbf \r\n\t")
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            return "is a folder, pipe or device"
+        is_empty = status.st_size <= 4 and not file.read_bytes().strip(b"\xef\xbb\xbf \r\n\t")
     except OSError:
-        return False  # reading it says why
+        return ""  # reading it says why
+    return "is empty" if is_empty else ""

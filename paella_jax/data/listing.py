@@ -57,6 +57,23 @@ def list_files(folder: Path, left_out: Counter[str]) -> list[Path]:
     return [folder / name for name in sorted(names, key=lambda name: name.split("/"))]
 
 
+def has_images(folder: Path) -> bool:
+    """Whether `list_files` finds an image in a folder; ends at the first."""
+    walk = _Walk(str(folder), Counter())
+    rest = [""]
+    while rest:
+        rest += walk.read(rest.pop())
+        if any(map(is_image, walk.files)):
+            return True
+        for link in walk.links:
+            if os.path.isdir(walk.path(link)):
+                rest.append(link)
+            elif is_image(link):
+                return True
+        walk.files, walk.links = [], []
+    return False
+
+
 class _Walk:
     """Files and links found so far, as paths below the root with slashes."""
 
@@ -72,17 +89,21 @@ class _Walk:
     def through(self, folders: list[str]) -> None:
         """Adds what lies in these folders and below, each folder of the disk once."""
         while folders:
-            folder = folders.pop()
-            status = os.stat(self.path(folder))
-            if (status.st_dev, status.st_ino) in self.seen:
-                self.left_out["links to folders that are read already"] += 1
-                continue
-            self.seen.add((status.st_dev, status.st_ino))
-            try:
-                with os.scandir(self.path(folder)) as entries:
-                    folders += self._sort_out(folder, entries)
-            except PermissionError:
-                self.left_out["folders that may not be read"] += 1
+            folders += self.read(folders.pop())
+
+    def read(self, folder: str) -> list[str]:
+        """Adds what lies in a folder, if it is new; returns the folders in it."""
+        status = os.stat(self.path(folder))
+        if (status.st_dev, status.st_ino) in self.seen:
+            self.left_out["links to folders that are read already"] += 1
+            return []
+        self.seen.add((status.st_dev, status.st_ino))
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return self._sort_out(folder, entries)
+        except PermissionError:
+            self.left_out["folders that may not be read"] += 1
+            return []
 
     def _sort_out(self, folder: str, entries: Iterable[os.DirEntry[str]]) -> list[str]:
         """Keeps a folder's files and links; returns its own folders."""

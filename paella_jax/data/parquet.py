@@ -21,6 +21,10 @@ from paella_jax.data.records import Record
 from paella_jax.outside import listed, shortened
 
 MOST_CACHED = 2**29  # bytes of groups of rows in memory
+# A group of rows has at most so many bytes in memory, and so many for each of its file's: columns
+# that say where a value comes again make many rows of few bytes.
+LARGEST_GROUP, GROWTH = 2**29, 32
+MOST_ROWS = 256  # at once
 
 
 class TableRecords:
@@ -186,7 +190,26 @@ def _read(file: Path, group: int, names: list[str]) -> Any:
     with _pyarrow().parquet.ParquetFile(file) as opened:
         places = _places(opened.schema_arrow)
         columns = sorted({".".join(places[name]) for name in names})
-        return opened.read_row_group(group, columns, use_threads=False)
+        return _read_in_slices(opened, group, columns, LARGEST_GROUP + GROWTH * file.stat().st_size)
+
+
+def _read_in_slices(opened: Any, group: int, columns: list[str], most: int) -> Any:
+    """A group of rows of at most so many bytes, as few bytes in a file may stand for many rows.
+
+    A slice has as many rows as fit into memory, should each hold all that the group says it has.
+    """
+    size = max(opened.metadata.row_group(group).total_byte_size, 1)
+    rows = min(max(LARGEST_GROUP // size, 1), MOST_ROWS)
+    slices, total = [], 0
+    for part in opened.iter_batches(rows, [group], columns, use_threads=False):
+        slices.append(part)
+        total += part.nbytes
+        if total > most:
+            raise ValueError(
+                f"its group of rows {group} becomes more than {most} bytes, far more than the file "
+                "has; write it anew in smaller groups of rows"
+            )
+    return _pyarrow().Table.from_batches(slices)
 
 
 def _mapped(file: Path) -> Any:

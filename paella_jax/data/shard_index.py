@@ -24,11 +24,12 @@ from paella_jax.files.atomic import atomic_path
 from paella_jax.files.tar import Member, list_members
 from paella_jax.outside import parse_object
 
-VERSION = 2
+VERSION = 3
 SUFFIX = ".index.npz"
 # Bytes of a part of a sample: where it begins, and how many. It begins at 0 where there is none.
 PARTS = ("image", "text", "json")
 ROW = np.dtype([(f"{part}_{what}", np.int64) for part in PARTS for what in ("offset", "size")])
+AGAIN = "files of a name that comes again"
 NO_END = "archives without an end mark (cut off?)"
 
 
@@ -75,9 +76,15 @@ def index_of(shard: Path) -> ShardIndex:
 
 
 def make_index(members: Iterable[Member]) -> ShardIndex:
-    """Groups the files of a shard to samples; of two files of one name the later counts."""
+    """Groups the files of a shard to samples; of two files of one name the later counts.
+
+    With it a sample begins anew, lest one have the image of the first and the caption of the
+    second. Only an image stays where no other follows: texts alone may be renewed.
+    """
     left_out: Counter[str] = Counter()
     samples: dict[str, dict[str, Member]] = {}
+    before: dict[str, Member] = {}  # images of samples that began anew
+    last, run = "", set[str]()  # the suffixes of the name that is being read
     for member in members:
         folder, slash, file = member.name.rpartition("/")
         stem, dot, suffix = file.partition(".")
@@ -85,15 +92,24 @@ def make_index(members: Iterable[Member]) -> ShardIndex:
         if why:
             left_out[why] += 1
             continue
-        parts = samples.setdefault(folder + slash + stem, {})
-        if suffix.lower() in parts:
-            left_out["files of a name that comes again"] += 1
-        parts[suffix.lower()] = member
-    return _packed(samples, left_out)
+        name, suffix = folder + slash + stem, suffix.lower()
+        last, run = name, run if name == last else set()
+        parts = samples.setdefault(name, {})
+        if suffix in parts:
+            run = set() if suffix in run else run
+            dropped = {kind: parts.pop(kind) for kind in parts.keys() - run}
+            left_out[AGAIN] += len(dropped)
+            image = _first(dropped, _kinds_of_images())
+            before |= {} if image is None else {name: image}
+        parts[suffix] = member
+        run.add(suffix)
+    return _packed(samples, before, left_out)
 
 
-def _packed(samples: dict[str, dict[str, Member]], left_out: Counter[str]) -> ShardIndex:
-    images = [suffix[1:] for suffix in sorted(suffixes())]
+def _packed(
+    samples: dict[str, dict[str, Member]], before: dict[str, Member], left_out: Counter[str]
+) -> ShardIndex:
+    images = _kinds_of_images()
     texts = [suffix[1:] for suffix in CAPTION_SUFFIXES]
     rows, names, ends, length = [], [], [], 0
     for name, parts in samples.items():
@@ -103,6 +119,9 @@ def _packed(samples: dict[str, dict[str, Member]], left_out: Counter[str]) -> Sh
             if member not in used:
                 advice = " (not read; convert to PNG or JPEG)"
                 left_out[f".{suffix}" + advice * (f".{suffix}" in UNREAD_IMAGES)] += 1
+        if of_sample[0] is None and name in before:
+            of_sample[0] = before[name]
+            left_out[AGAIN] -= 1
         if of_sample[0] is None:
             left_out["samples without an image"] += 1
             continue
@@ -112,6 +131,10 @@ def _packed(samples: dict[str, dict[str, Member]], left_out: Counter[str]) -> Sh
         ends.append(length)
     text = np.frombuffer(b"".join(names), np.uint8)
     return ShardIndex(np.array(rows, ROW), text, np.array(ends, np.int64), dict(left_out))
+
+
+def _kinds_of_images() -> list[str]:
+    return [suffix[1:] for suffix in sorted(suffixes())]
 
 
 def _first(parts: dict[str, Member], kinds: list[str]) -> Member | None:

@@ -1,13 +1,14 @@
 """Which images of a folder are for training and which are held back for validation.
 
 The first of these that there is: `data.validation_folder`; subfolders named train and validation
-(or valid, val, dev, test), also as the first part of a table's file names; a split column of the
+(or valid, val, dev, test; split_names.py), also in a table's file names; a split column of the
 table; else a fraction of the images.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,8 @@ from pathlib import Path
 
 from paella_jax.data.captions import CaptionedFile, find_table
 from paella_jax.data.listing import is_image, list_files
+from paella_jax.data.split_names import TEST, TRAIN, VALIDATION, find_pair, split_of, tell_unused
 
-TRAIN = ("train", "training")
-VALIDATION = ("validation", "valid", "val", "dev", "heldout")
-TEST = ("test",)  # validates where nothing else is there to do so
 USUAL_COLUMN = "split"
 
 Samples = list[CaptionedFile]
@@ -79,7 +78,8 @@ def choose(
       left_out: gets the number of images that are in neither.
 
     Raises:
-      ValueError: folders that contain each other, a column that is not there, or as `read`.
+      ValueError: folders that contain each other or hold the same images, a column that is not
+        there, or as `read`.
     """
     pair = None if find_table(folder) else find_pair(folder)
     trained = folder / pair[0] if pair else folder
@@ -98,19 +98,11 @@ def choose(
         samples, other = _by_label(samples, labels, left_out)
         if other or held.folder:
             return Chosen(samples if training else other, "by the table's splits")
+    unused = tell_unused(folder, (sample.image for sample in samples))
     if held.folder:
-        return Chosen(samples, "validation has its own folder")
-    return _by_fraction(samples, folder, held, training)
-
-
-def find_pair(folder: Path) -> tuple[str, str] | None:
-    """The names of its subfolders for training and validation, where it has both, with images."""
-    train = next((name for name in TRAIN if (folder / name).is_dir()), None)
-    other = next((name for name in (*VALIDATION, *TEST) if (folder / name).is_dir()), None)
-    if train is None or other is None:
-        return None
-    filled = all(any(map(is_image, (folder / n).rglob("*"))) for n in (train, other))
-    return (train, other) if filled else None
+        return Chosen(samples, f"validation has its own folder{unused}")
+    part = _by_fraction(samples, folder, held, training)
+    return Chosen(part.samples, part.how + unused)
 
 
 def _check_apart(inner: str, folder: Path) -> None:
@@ -123,35 +115,47 @@ def _check_apart(inner: str, folder: Path) -> None:
 
 
 def _outside(samples: Samples, place: Path, left_out: Counter[str]) -> Samples:
-    """Those that do not lie in the validation folder, which links may lead to as well."""
-    place = place.resolve()
-    is_in = cache(lambda folder: folder.resolve().is_relative_to(place))
-    rest = [sample for sample in samples if not is_in(sample.image.parent)]
+    """Those that are not in the validation folder, whichever of the two is made of links."""
+    real = cache(lambda folder: Path(os.path.realpath(folder)))
+    place = real(place)
+    is_in = cache(lambda folder: real(folder).is_relative_to(place))
+
+    def target(image: Path) -> Path:
+        return real(image) if image.is_symlink() else real(image.parent) / image.name
+
+    theirs = {target(file) for file in list_files(place, Counter()) if is_image(file)}
+    rest = [s for s in samples if not is_in(s.image.parent) and target(s.image) not in theirs]
     left_out["in data.validation_folder"] += len(samples) - len(rest)
+    if samples and not rest:
+        raise ValueError(
+            f"data.validation_folder {place} holds all images of the training; give a folder of "
+            "other images"
+        )
     return rest
 
 
 def _count_outside(folder: Path, pair: tuple[str, str], left_out: Counter[str]) -> None:
     counts: Counter[str] = Counter()
+    inside = tuple(f"{name}/" for name in pair)
     for file in list_files(folder, Counter()):
-        top = file.relative_to(folder).parts[0]
-        if is_image(file) and top not in pair:
+        if is_image(file) and not file.relative_to(folder).as_posix().startswith(inside):
             counts[f"outside of {pair[0]}/ and {pair[1]}/"] += 1
     left_out.update(counts)
 
 
 def _labels(samples: Samples, folder: Path, held: Held) -> list[str]:
-    """A split's name for every sample, by column or first folder; empty where there are none."""
+    """A split's name for every sample, by column or by its folders; empty where there are none."""
     if any(sample.split for sample in samples):
-        return [sample.split for sample in samples]
+        return [split_of(sample.split) or sample.split for sample in samples]
     if held.column not in ("", USUAL_COLUMN):
         raise ValueError(f"the table of {folder} has no split in a column {held.column!r}")
     if not find_table(folder):
         return []
-    first = lambda image: image.relative_to(folder).parts[0] if image.is_relative_to(folder) else ""
-    tops = [first(sample.image) for sample in samples]
-    both = any(t in TRAIN for t in tops) and any(t in (*VALIDATION, *TEST) for t in tops)
-    return tops if both else []
+    parts = [s.image.relative_to(folder).parts if s.image.is_relative_to(folder) else ("",)
+             for s in samples]  # fmt: skip
+    labels = [next(filter(None, map(split_of, p[:-1])), p[0]) for p in parts]
+    both = any(t in TRAIN for t in labels) and any(t in (*VALIDATION, *TEST) for t in labels)
+    return labels if both else []
 
 
 def _by_label(

@@ -34,13 +34,41 @@ def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     usual = csv.field_size_limit(LONGEST_FIELD)
     try:
         with table.open(encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened, delimiter=DELIMITERS[table.suffix.lower()])
-            try:
-                yield from enumerate(reader, 1)
-            except csv.Error as error:
-                raise ValueError(f"{table}, line {reader.reader.line_num}: {error}") from error
+            # Strict, or a quote that is not closed would take the rows after it for its text.
+            delimiter = DELIMITERS[table.suffix.lower()]
+            reader = csv.DictReader(opened, delimiter=delimiter, strict=True)
+            yield from _checked(table, reader)
     finally:
         csv.field_size_limit(usual)
+
+
+def _checked(table: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows and their numbers; raises ValueError for damaged ones and for too many fields."""
+    number, began = 0, 1
+    try:
+        columns = reader.fieldnames or ()
+        while True:
+            began = reader.reader.line_num + 1
+            row = next(reader, None)
+            if row is None:
+                return
+            number += 1
+            if None in row:  # where `csv` puts fields without a column
+                kind = "tabs" if table.suffix.lower() == ".tsv" else "commas"
+                raise ValueError(
+                    f"{table}, row {number} has more fields than the header's "
+                    f'{len(columns)} (line {began}); put texts with {kind} in quotes: "a text"'
+                )
+            yield number, row
+    except csv.Error as error:
+        where, reason = f"{table}, line {began}", str(error)
+        if "field limit" in reason:
+            raise ValueError(f"{where}: {reason}") from error
+        reason = reason.replace("unexpected end of data", "a quote does not end")
+        raise ValueError(
+            f"{where}: row {number + 1} is damaged: {reason}; put its text in quotes and double "
+            "each quote that is in it"
+        ) from error
 
 
 def _json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -5,6 +5,8 @@ They must be prepared in a format of random access: ArrayRecord or parquet.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 from paella_jax.config import ConfigError
 from paella_jax.data.fields import ALL, Fields, Wanted, choose_fields, names_of
 from paella_jax.data.records import Record
-from paella_jax.data.split import TEST, VALIDATION
+from paella_jax.data.split_names import TEST, VALIDATION
+from paella_jax.data.tfds_features import check_features
 from paella_jax.outside import shortened
 
 
@@ -80,12 +83,16 @@ def find_builder(name: str, folder: str) -> Any:
 
     Raises:
       ConfigError: without tensorflow-datasets.
-      ValueError: there is no such data set.
+      ValueError: there is no such data set, or it would run code of its own.
     """
     tfds = _tfds()
+    place = Path(name).expanduser()
+    is_folder = (place / "dataset_info.json").is_file()
+    for found in [place] if is_folder else _folders_of(name, folder):
+        check_features(found)
     try:
-        if (Path(name).expanduser() / "dataset_info.json").is_file():
-            return tfds.builder_from_directory(str(Path(name).expanduser()))
+        if is_folder:
+            return tfds.builder_from_directory(str(place))
         return tfds.builder(name, data_dir=str(Path(folder).expanduser()) if folder else None)
     except Exception as error:  # of a damaged folder, TFDS raises nearly anything
         reason = shortened(str(error).split("\n")[0]) or type(error).__name__
@@ -93,6 +100,16 @@ def find_builder(name: str, folder: str) -> Any:
             f"data.tfds {name!r} cannot be read: {reason}; give the folder that holds its "
             "dataset_info.json, or its name and data.tfds_folder"
         ) from error
+
+
+def _folders_of(name: str, folder: str) -> list[Path]:
+    """Where TFDS looks for the versions of a data set, as it may write the name in two ways."""
+    places = Path(folder or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    plain = re.split("[/:]", name)[0].replace("_", "").lower()
+    try:
+        return [p for p in places.iterdir() if p.name.replace("_", "").lower() == plain]
+    except OSError:
+        return []  # TFDS says so
 
 
 def validation_split(builder: Any) -> str:

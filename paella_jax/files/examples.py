@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 # Protocol buffers' kinds of fields.
 VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
+LAST_SHIFT = 63  # of a number's last byte: they have 64 bits at most, in sevens
 Value = bytes | str | Sequence[bytes | str]
 
 
@@ -72,6 +73,8 @@ def _fields(message: bytes, *wanted: int) -> Iterator[tuple[int, bytes]]:
 def _varint(message: bytes, place: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        if shift > LAST_SHIFT:
+            raise IndexError("a number of too many bytes")
         byte = message[place]
         value |= (byte & 0x7F) << shift
         place, shift = place + 1, shift + 7

@@ -16,6 +16,7 @@ NAME, SIZE, CHECKSUM, KIND, PREFIX = (
 FILES = (b"0", b"\0", b"7")
 LONG_NAME, LONG_LINK, PAX, PAX_FOR_ALL, SPARSE = b"L", b"K", b"x", b"g", b"S"
 LONGEST_HEADER = 2**20  # bytes of a long name or of pax records
+MOST_DIGITS = 20  # of sizes in pax records
 ZEROS = bytes(BLOCK)
 
 
@@ -112,15 +113,18 @@ class _Walk:
 
     def _pax(self, content: bytes) -> dict[str, str]:
         """Records "LENGTH NAME=VALUE\\n"."""
-        found = {}
-        while content:
-            length, space, _ = content.partition(b" ")
-            if not space or not length.isdigit() or not 0 < int(length) <= len(content):
+        found, place = {}, 0
+        while place < len(content):
+            space = content.find(b" ", place, place + MOST_DIGITS + 1)
+            length = content[place : max(space, place)]
+            end = place + int(length) if length.isdigit() else 0
+            if not place < space < end <= len(content):
                 raise self._error("is damaged")
-            key, _, value = content[len(length) + 1 : int(length) - 1].partition(b"=")
+            key, _, value = content[space + 1 : end - 1].partition(b"=")
             found[_text(key)] = _text(value)
-            content = content[int(length) :]
-        if not found.get("size", "0").isdigit():
+            place = end
+        size = found.get("size", "0")
+        if not (size.isascii() and size.isdigit() and len(size) <= MOST_DIGITS):
             raise self._error("is damaged")
         return found
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from paella_jax.config import UserError
 from paella_jax.images.modes import to_eight_bits
@@ -35,6 +37,11 @@ DECODED_FIRST = ("PNG", "TIFF")
 # Deflate makes 1032 bytes of one, each of 8 pixels at most, and no other format makes more; but for
 # those that predict whole images from a few bytes.
 PIXELS_PER_BYTE, UNBOUNDED = 10_000, ("WEBP", "AVIF")
+# What is read, where this PIL can. Of its others some run programs (EPS), and none is usual.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM", "ICO")
+# How PIL stores PNGs of other depths than 8: which bits of a transparent colour count, and the
+# factor that its pixels then have and the colour has not.
+SCALES = {"L;2": (0x3, 85.0), "L;4": (0xF, 17.0), "RGB;16B": (0xFF00, 1 / 256)}
 DRAFTED = ("JPEG", "MPO")  # can be decoded at a fraction of their size
 
 
@@ -62,7 +69,7 @@ def decode(
     """The first image of a file, decoded and turned as its camera says.
 
     Args:
-      file: in any format that PIL reads.
+      file: in one of `FORMATS`.
       notes: is told of files of several images and of unreadable EXIF.
       deep: keep grey of 16 and 32 bits as it is; else it becomes 8 bits (modes.py).
       at_least: width and height that are needed: a larger JPEG is decoded at a half, a quarter or
@@ -77,6 +84,7 @@ def decode(
         if at_least is not None and opened.format in DRAFTED:
             lying = _orientation(opened, file, notes) in LYING
             opened.draft(None, at_least[::-1] if lying else at_least)
+        _scale_transparent_colour(opened)
         opened.load()
         image = opened if deep else to_eight_bits(opened, file, notes)
         turn = TURNS.get(_orientation(opened, file, notes))
@@ -99,10 +107,33 @@ def shown_size(file: Path | Encoded, notes: Notes) -> tuple[int, int]:
 @contextmanager
 def _opened(file: Path | Encoded) -> Iterator[Image.Image]:
     """The open image; every error while it is open is an `ImageError`."""
-    # Not by its path: PIL maps uncompressed files, and gets the sides of turned TIFFs wrong then.
-    with readable(file), file.open("rb") as data, Image.open(data) as opened:
-        _check_size(opened, data)
-        yield opened
+    with readable(file):
+        if isinstance(file, Path) and file.exists() and not file.is_file():
+            raise OSError("it is a folder, pipe or device")  # opening a pipe would wait for ever
+        # Not by its path: PIL maps uncompressed files, and gets the sides of turned TIFFs wrong.
+        with file.open("rb") as data, Image.open(data, formats=_formats()) as opened:
+            _check_size(opened, data)
+            yield opened
+
+
+@cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this PIL reads."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _scale_transparent_colour(opened: Image.Image) -> None:
+    """Gives a PNG's transparent colour the depth that its pixels will have, which PIL does not."""
+    key = opened.info.get("transparency")
+    stored = opened.tile[0][3] if isinstance(opened, ImageFile) and opened.tile else None
+    if opened.format != "PNG" or not isinstance(stored, str) or stored not in SCALES:
+        return
+    mask, factor = SCALES[stored]
+    if isinstance(key, int):
+        opened.info["transparency"] = int((key & mask) * factor)
+    elif isinstance(key, tuple):
+        opened.info["transparency"] = tuple(int((value & mask) * factor) for value in key)
 
 
 def _check_size(opened: Image.Image, data: BinaryIO) -> None:
@@ -132,7 +163,9 @@ def readable(name: object) -> Iterator[None]:
         size = str(error).partition(", could be")[0]
         raise ImageError(f"{name} is too large: {size}; make it smaller") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a readable image; convert it to PNG") from error
+        raise ImageError(
+            f"{name} is not a readable image (of {', '.join(_formats())}); convert it to PNG"
+        ) from error
     except Exception as error:  # decoders raise nearly anything at damaged files
         reason = str(error) or type(error).__name__
         raise ImageError(f"{name} is not a readable image: {reason}; convert it to PNG") from error

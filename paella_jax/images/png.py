@@ -29,6 +29,8 @@ def save_png(file: str | Path, image: np.ndarray, texts: Mapping[str, str] | Non
 
 def read_png_texts(file: str | Path) -> dict[str, str]:
     """The texts in a PNG file by their keywords; empty for a file that is no whole PNG."""
+    if not Path(file).is_file():
+        return {}  # opening a pipe would wait for ever
     try:
         with Image.open(file, formats=["PNG"]) as image:
             image.load()  # texts may come behind the pixels

@@ -139,6 +139,8 @@ def read_classes(file: str | Path) -> np.ndarray:
 
 def _starts_as_array(file: Path) -> bool:
     try:
+        if not file.is_file():
+            return False  # opening a pipe would wait for ever
         with file.open("rb") as opened:
             return opened.read(6) == b"\x93NUMPY"
     except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 from paella_jax.config import ConfigError, flatten_config
 from paella_jax.data.build import make_source
+from paella_jax.data.captioned import CaptionedImages
 from paella_jax.data.encoded import HOW_READ
 from paella_jax.data.encoded_format import (
     EMPTY,
@@ -47,6 +49,7 @@ from paella_jax.training.from_encoded import (
 from paella_jax.training.method import Encoding, Method
 
 TEXT_DTYPES = ("float32", "float16", "bfloat16")
+NAMES = "names_of_samples"  # in a manifest's data, beside the fields of the config's
 TRIES = 16  # draws that show whether variants differ
 
 
@@ -197,11 +200,28 @@ def _manifest(
         networks=network_digests(encoding),
         tokenizers=tokenizer_digests(encoding),
         settings=dict(encoding.settings),
-        data=_data_block(config),
+        data=_data_block(config) | _names_of_samples(sources, splits),
         seed=config.seed,
         empty="",
         splits=splits,
     )
+
+
+def _names_of_samples(
+    sources: Mapping[str, Source], splits: Mapping[str, Split]
+) -> dict[str, dict[str, str]]:
+    """A digest of the names of each split's samples; nothing of data that is made up.
+
+    A stopped call that goes on would else mix samples, where others came and as many went.
+    """
+    digests = {}
+    for split, source in sources.items():
+        if isinstance(source, CaptionedImages):
+            total = hashlib.sha256()
+            for position in range(splits[split].count):
+                total.update(source.records.name(position).encode("utf-8", "surrogatepass") + b"\0")
+            digests[split] = total.hexdigest()[:16]
+    return {NAMES: digests} if digests else {}
 
 
 def _data_block(config: ConfigDict, names: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -234,7 +254,12 @@ def _begin(out: Path, wanted: Manifest, encoder: Encoder, method: Method) -> Non
 
 
 def _all_changes(found: Manifest, wanted: Manifest) -> list[str]:
-    """What a folder's manifest has otherwise than this call's, but for its empty text."""
+    """What a folder's manifest has otherwise than this call's, but for its empty text.
+
+    One that was written before the samples' names were has to go without them.
+    """
+    if NAMES not in found.data:
+        wanted = replace(wanted, data={n: v for n, v in wanted.data.items() if n != NAMES})
     flat = [flatten_config(asdict(replace(manifest, empty=""))) for manifest in (found, wanted)]
     return _changes(*flat)
 
