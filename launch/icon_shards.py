@@ -134,7 +134,7 @@ def _draw(key: str, below: int) -> int:
 
 def on_white(encoded: bytes) -> bytes:
     """An icon of any mode and shape -> PNG, square, on white."""
-    image = read_rgb(Image.open(io.BytesIO(encoded)))
+    image = read_rgb(Image.open(io.BytesIO(encoded), formats=["PNG", "WEBP"]))
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

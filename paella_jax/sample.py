@@ -35,7 +35,10 @@ from typing import Any
 from paella_jax.cli import Parser, path, run, setup_jax
 
 OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
-           "temperature", "seed")  # fmt: skip
+           "temperature", "seed", "batch_size")  # fmt: skip
+# Flags that hold paths, of which a file's texts have the last names alone.
+PATHS = ("checkpoint", "prompts", "out", "score_with", "super_resolution", "decoder", "image",
+         "mask", "like", "between", "prior", "segmentation")  # fmt: skip
 
 
 def parse() -> argparse.Namespace:
@@ -185,17 +188,40 @@ def draw_task_to_files(pipe: Any, arguments: argparse.Namespace) -> int:
 
     out, captions = Path(arguments.out), arguments.captions
     result, titles = draw(pipe, arguments)
-    texts = {
-        "prompt": "\n".join(arguments.prompt),
-        "negative_prompt": arguments.negative_prompt,
-        "seed": str(arguments.seed),
-        "record": json.dumps({n: x for n, x in vars(arguments).items() if _is_given(x)}),
-    }
+    texts = texts_of_task(arguments)
     if arguments.strip:
-        save_strip(out, pipe.strip(result), titles, captions, texts)
+        shown = pipe.strip(result, batch_size=arguments.batch_size)
+        save_strip(out, shown, titles, captions, texts)
     else:
         save_images(out, result.images, titles, captions=captions, texts=texts)
     return len(result.images)
+
+
+def texts_of_task(arguments: argparse.Namespace) -> dict[str, str]:
+    """What a PNG of an image task or of steps says of itself: prompts, seeds and the flags."""
+    from paella_jax.pipelines.rows_by_flags import rows_of
+
+    rows = list(rows_of(arguments)) if arguments.prompts else []
+    given = {name: x for name, x in vars(arguments).items() if _is_given(x)}
+    record = given | {name: last_names(given[name]) for name in PATHS if name in given}
+    if rows:
+        own = ("prompt", "negative_prompt", "seed")
+        record["images"] = [{name: getattr(row, name) for name in own} for row in rows]
+    asked = record.get("images") or [
+        {"negative_prompt": arguments.negative_prompt, "seed": arguments.seed}
+    ]
+    each = lambda name: dict.fromkeys(str(one[name]) for one in asked)
+    return {
+        "prompt": "\n".join([row.prompt for row in rows] or arguments.prompt),
+        "negative_prompt": "\n".join(each("negative_prompt")),
+        "seed": ", ".join(each("seed")),
+        "record": json.dumps(record),
+    }
+
+
+def last_names(paths: Any) -> Any:
+    """A path's last name, or those of several: nobody need know where the files lay."""
+    return [Path(path).name for path in paths] if isinstance(paths, list) else Path(paths).name
 
 
 def _is_given(value: Any) -> bool:

@@ -142,6 +142,7 @@ def main() -> int:
     check(flags)
     from paella_jax.serving.address import LOCAL, address_of, listen
     from paella_jax.serving.limits import Limits
+    from paella_jax.serving.sources import bound_decoding
     from paella_jax.serving.store import Store
     from paella_jax.serving.studio import Studio, defaults_of
 
@@ -153,7 +154,9 @@ def main() -> int:
         find_runs(flags)
         prompts = read_prompts(flags) if flags.prompts else []
         store = Store(flags.study) if prompts else None
-        studio = Studio(load_runs(flags), Limits(*most, waiting=flags.most_waiting))
+        limits = Limits(*most, waiting=flags.most_waiting)
+        bound_decoding(limits)
+        studio = Studio(load_runs(flags), limits)
         study = make_study(flags, studio, store, prompts) if store else None
         # Read when gradio is imported: its files go where they are cleaned up, and it calls nobody.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from huggingface_hub import constants, errors
 import paella_jax
 from paella_jax import evaluate, serve
 from paella_jax.config import UserError
+from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.manifest import MANIFEST
 from paella_jax.sharing.folder import of_run, write_shared
@@ -242,3 +244,54 @@ def test_what_cannot_be_pushed(hub, shared, tmp_path):
         with pytest.raises(HubError, match=words):
             push_to_hub(shared, NAME)
     assert not hub.calls
+
+
+BIG = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+       "model.safetensors.index.json", "tokenizer.json"]  # fmt: skip
+PARTS = {name: ["diffusers", "X"] for name in ("transformer", "vqvae", "text_encoder", "tokenizer")}
+
+
+def repository(hub, tmp_path, files):
+    """A repository with these files: texts, or "" for what would be large."""
+    hub.folder, hub.files = tmp_path / "repository", sorted(files)
+    for name, content in files.items():
+        file = hub.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content or "large")
+
+
+@pytest.mark.parametrize(
+    "files, words, taken",
+    [
+        ({"README.md": "", "weights.bin.gz": ""}, "holds no run", []),
+        ({"paella_v3.pt": ""}, r"holds paella_v3\.pt alone", []),
+        ({"config.json": '{"model_type": "llama"}'} | dict.fromkeys(BIG, ""),
+         r"config\.json that is no run's of this library", ["config.json"]),
+        ({"model_index.json": '{"_class_name": "StableDiffusionXLPipeline", "unet": ["a", "b"]}',
+          "unet/config.json": "{}", "unet/diffusion_pytorch_model.safetensors": "",
+          "sd_xl_base_1.0.safetensors": ""},
+         "holds a StableDiffusionXLPipeline, which is not supported", ["model_index.json"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_run_is_refused_before_it_is_downloaded(hub, tmp_path, files, words, taken):
+    repository(hub, tmp_path, files)
+    with pytest.raises((HubError, ConversionError), match=words):
+        paella_jax.load(NAME)
+    assert hub.taken == taken
+
+
+def test_of_a_published_repository_its_own_parts_are_downloaded(hub, tmp_path):
+    index = json.dumps({"_class_name": "AmusedPipeline"} | PARTS)
+    needed = ["model_index.json", "tokenizer/vocab.json", "transformer/config.json",
+              "transformer/diffusion_pytorch_model.safetensors"]  # fmt: skip
+    others = ["data/huge_annotations.json", "training_state.json", "other.safetensors",
+              "transformer/diffusion_pytorch_model.fp16.safetensors"]  # fmt: skip
+    repository(hub, tmp_path, dict.fromkeys([*needed, *others], "") | {needed[0]: index})
+    with pytest.raises((UserError, ValueError, OSError)):  # it is not whole
+        paella_jax.load(NAME)
+    assert sorted(hub.taken) == needed
+
+
+def test_a_revision_is_a_text(hub):
+    with pytest.raises(ValueError, match="revision=3 must be a text"):
+        paella_jax.load(NAME, revision=3)

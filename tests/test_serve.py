@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import warnings
 
 import pytest
 import small
+from PIL import Image
 
 from paella_jax import serve
 from paella_jax.config import UserError, to_json
@@ -66,3 +68,15 @@ def test_a_study_s_file_is_checked_before_a_run_is_loaded(run, monkeypatch):
     two = "--checkpoint first --checkpoint second --prompts prompts.txt --port 0"
     with pytest.raises((UserError, ValueError), match="no study, or a damaged one"):
         call(monkeypatch, f"{two} --study votes.sqlite")
+
+
+def test_images_are_bounded_before_a_page_is_built(run, monkeypatch):
+    """The page's library decodes what visitors send before any check of ours."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
+
+    def load_runs(_):
+        raise UserError(f"loading with {Image.MAX_IMAGE_PIXELS}")
+
+    monkeypatch.setattr(serve, "load_runs", load_runs)
+    with warnings.catch_warnings(), pytest.raises(UserError, match=f"with {4096 * 4096 // 2}"):
+        call(monkeypatch, "--checkpoint first --port 0")

@@ -202,7 +202,10 @@ def test_no_path_of_the_machine_is_shared(shared):
     config.update({"tokenizer": "/home/me/vqgan", "init_from": "/home/me/x"})
     config.text.folder = "/home/me/byt5"
     config.data.update({"folder": "/home/me/icons", "shards": "/data/{00..09}.tar"})
+    with config.unlocked():
+        config.objective.perceptual_file = "/home/me/secret/vgg.safetensors"
     told = to_json(portable(config.lock()))
+    assert '"vgg.safetensors"' in told
     assert "/home" not in told and '"icons"' in told and '"{00..09}.tar"' in told
     assert json.loads(told)["tokenizer"] == json.loads(told)["text"]["folder"] == ""
 

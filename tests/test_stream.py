@@ -389,3 +389,30 @@ def test_a_run_is_known_by_its_weights(pipeline, monkeypatch):
     other = dict(params) | {name: jax.tree.map(change, params[name])}
     monkeypatch.setattr(pipeline, "params", other)
     assert run_digest(pipeline.parts()) != digest
+
+
+class TwoPainters(Painter):
+    """Draws as two runs do: the part without a name enlarges what the base drew."""
+
+    defaults = {"num_steps": 12, "guidance_scale": (2.0, 2.0), "super_resolution_steps": 3}
+
+    def parts(self):
+        base = ConfigDict({"sampler": {"num_steps": 12, "guidance_scale": (2.0, 2.0)}})
+        return super().parts() | {"base": (base, {"w": np.zeros(2)})}
+
+
+def test_of_two_runs_a_record_says_whose_steps_a_flag_set(monkeypatch, tmp_path):
+    out = tmp_path / "out"
+    flags = ("--prompt", "a cat", "--out", out, "--num_steps", 5)
+    run(monkeypatch, TwoPainters(), *flags)
+    settings = {"num_steps": 5, "guidance_scale": [2.0, 2.0], "super_resolution_steps": 3}
+    assert manifest(out)[0]["settings"] == settings
+    run(monkeypatch, pipe := TwoPainters(), *flags)
+    assert not pipe.calls
+    # Before, the base's steps were recorded as the enlarger's: nobody can tell what was asked for.
+    line = manifest(out)[0]
+    line["settings"] = {"num_steps": 5, "base.num_steps": 12, "guidance_scale": [2.0, 2.0]}
+    (out / MANIFEST).write_text(json.dumps(line) + "\n")
+    with pytest.raises(GalleryError, match="drawn by two runs with an older paella_jax"):
+        run(monkeypatch, pipe, *flags)
+    assert not pipe.calls

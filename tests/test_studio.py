@@ -7,7 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from paella_jax.config import UserError
@@ -268,6 +267,8 @@ def test_runs_say_what_they_can_do():
     networks = SimpleNamespace(low_vqgan=None, image_encoder=None)
     token = SimpleNamespace(networks=networks)
     assert drawing.tasks_of(token) == [TEXT, IMAGE, INPAINT, OUTPAINT]
+    without = SimpleNamespace(stage_b=object(), stage_c=object(), can_encode=False)
+    assert drawing.tasks_of(without) == [TEXT], "no image can be read without a compressor"
     networks.image_encoder = object()
     assert drawing.tasks_of(token)[-1] == VARIATIONS
     networks.low_vqgan = object()
@@ -327,10 +328,7 @@ def test_runs_have_names_that_differ():
 
 def test_empty_fields_are_told_where_all_runs_agree():
     def run(**sampler):
-        data = {"image_size": 32}
-        config = ConfigDict({"sampler": sampler, "data": data})
-        pipe = SimpleNamespace(config=config, parts=lambda: {"": (config, None)})
-        return Run("run", pipe, [TEXT])
+        return Run("run", SimpleNamespace(defaults={"height": 32, "width": 32} | sampler), [TEXT])
 
     first = run(num_steps=12, guidance_scale=(1.0, 2.5))
     assert defaults_of([first]) == {
@@ -349,3 +347,17 @@ def test_fields_are_numbers_or_empty(text, kind, value):
 def test_fields_that_are_no_numbers():
     with pytest.raises(ValueError, match="steps must be a whole number, or empty"):
         as_number("steps", "2.5", int)
+
+
+def test_a_canvas_with_its_margins_is_held_to_the_limit():
+    """The margins ask for sizes as height and width do; a run's own size is always drawn."""
+    sizes = SimpleNamespace(divisor=4, only_side=0)
+    pipe = SimpleNamespace(sizes=sizes, size_of=lambda *_: (32, 32))
+    studio = Studio([Run("run", pipe, TASKS)], Limits(side=48), slow_pipe)
+    ask = Ask("a cat", OUTPAINT, image=WHITE, margins=(0.0, 0.5, 0.0, 0.0))
+    studio.check(ask, [0])
+    for margins, said in (((1.0, 1.0, 0.0, 0.0), "96x32"), ((0.0, 0.0, 0.25, 0.5), "32x56")):
+        with pytest.raises(ValueError, match=f"make {said} pixels, the most is 48 a side"):
+            studio.check(replace(ask, margins=margins), [0])
+    sizes.only_side = 32  # the canvas is drawn smaller, in the one size
+    studio.check(replace(ask, margins=(1.0, 1.0, 1.0, 1.0)), [0])

@@ -12,6 +12,7 @@ from paella_jax.families.tokens import load_networks
 from paella_jax.pipelines import editing
 from paella_jax.pipelines.geometry import touched
 from paella_jax.pipelines.prompts import Condition
+from paella_jax.pipelines.run_digests import run_digest
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.pipelines.two_scale import TwoScalePipeline
 from paella_jax.runs.weights import load_tree, save_tree
@@ -125,6 +126,17 @@ def test_the_call_takes_images_and_embeddings_and_stops(pipe, picture):
     np.testing.assert_array_equal(strip[:SIDE, SIDE:], np.asarray(plain[0]))
     assert pipe.defaults["height"] == SIDE and pipe.defaults["super_resolution_steps"] > 0
     assert f"{SIDE}x{SIDE} pixels" in repr(pipe)
+
+
+def test_a_record_has_the_settings_of_both_scales(pipe, base, tmp_path):
+    images = pipe(RED, num_steps=np.int64(3), super_resolution_guidance=[9.0, 1.0])
+    settings, used = images.settings, pipe.defaults
+    assert settings["num_steps"] == 3 and settings["super_resolution_steps"] == 2
+    assert settings["super_resolution_guidance"] == (9.0, 1.0)
+    assert settings["guidance_scale"] == used["guidance_scale"] == (3.0, 3.0)
+    assert (settings["height"], used["height"]) == (SIDE, SIDE)
+    assert images.records()[0]["run"] == run_digest(pipe.parts()) != base.run_name()
+    images.save(tmp_path)
 
 
 def test_the_small_picture_is_the_base_s_own(pipe, base):

@@ -20,12 +20,12 @@ Prompt to image is nine files, in reading order, with the functions to read in e
 
 Around the path: base.py (the call that all share) with call.py (its checks, seeds and result),
 given_image.py (image and mask), watch.py (steps in groups, progress, stopping), drawn_images.py
-(the result), prompt_embeds.py. Beside it: prompts.py (what a user may ask for) and token_inputs.py
-(as arrays), token_coder.py (images to tokens and back), geometry.py (sizes, and what of an image
-stays), editing.py and variations.py (image tasks) with presets.py (their defaults) and windows.py
-(larger canvases), tasks.py (the same by flags), narrow.py with held_tokens.py and held_stage.py
-(weights in the types that are used), two_scale.py with
-pairs.py (MUSE's two runs), wuerstchen.py with wuerstchen_stages.py, wuerstchen_programs.py and
+(the result) with records.py (what it was drawn from), prompt_embeds.py. Beside it: prompts.py (what
+a user may ask for) and token_inputs.py (as arrays), token_coder.py (images to tokens and back),
+geometry.py (sizes, and what of an image stays), editing.py and variations.py (image tasks) with
+presets.py (their defaults) and windows.py (larger canvases), tasks.py (the same by flags),
+narrow.py with held_tokens.py and held_stage.py (weights in the types that are used), two_scale.py
+with pairs.py (MUSE's two runs), wuerstchen.py with wuerstchen_stages.py, wuerstchen_programs.py and
 wuerstchen_texts.py (three stages). Many prompts: prompt_file.py (rows), stream.py (batches of
 them), best_of.py (by a score), gallery.py (the folder they go to), rows_by_flags.py (the command),
 flag_checks.py (what is told before loading).

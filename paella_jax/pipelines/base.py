@@ -21,6 +21,7 @@ from paella_jax.pipelines.call import DEFAULTS, answer
 from paella_jax.pipelines.drawn_images import Images
 from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
+from paella_jax.pipelines.run_digests import run_digest
 from paella_jax.pipelines.watch import Callback, Watch
 from paella_jax.sharing.pipeline import Origin, save_pipeline
 from paella_jax.typing import Tree
@@ -110,6 +111,7 @@ class Pipeline(ABC):
 
     config: ConfigDict
     origin: Origin | None = None  # what `paella_jax.load` made it from
+    _run: str | None = None  # what `run_name` found
     beside = "tokens"  # what a result has beside its images; Würstchen's are "latents"
 
     def save(self, folder: str | Path, **options: Any) -> Path:
@@ -167,13 +169,25 @@ class Pipeline(ABC):
         """What a result has beside its images: tokens or latents, as `beside` says."""
 
     @abstractmethod
-    def steps_of(self, generation: Any, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def steps_of(self, generation: Any, prompt: Any, options: Mapping[str, Any]) -> np.ndarray:
         """The images after every step of a call with a trace, float32 [steps, count, H, W, 3].
 
         Args:
-          generation: what the call drew.
-          records: what each image was drawn from.
+          generation: what `generate` drew.
+          prompt: what it was given to draw.
+          options: its other arguments.
         """
+
+    def drawn_with(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The size and the settings that `generate` uses where it is given these arguments."""
+        own = self.defaults
+        return own | {name: options[name] for name in own if options.get(name) is not None}
+
+    def run_name(self) -> str:
+        """A digest of its configs and weights: what records call the run."""
+        if self._run is None:
+            self._run = run_digest(self.parts())
+        return self._run
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Padded lengths of texts, each alone: those of equal lengths can be drawn together.
@@ -293,18 +307,20 @@ class Pipeline(ABC):
         Args:
           num_images: images of a call; a list compiles for each of them.
           **options: of a call, as far as they will not be its defaults: other steps, strengths,
-            temperatures and guidance share a program, other sizes do not.
+            temperatures and guidance share a program, other sizes and samplers do not.
 
         Returns:
-          Seconds it took.
+          Seconds it took. What a call would refuse is refused likewise.
 
         Example:
           >>> pipe.warm_up(num_images=[1, 8])
         """
         began, counts = time.perf_counter(), num_images
         for count in counts if isinstance(counts, list | tuple) else [counts]:
-            given = {"prompt": "a", "num_images_per_prompt": count} | options
-            answer(self, DEFAULTS | given, {}, rehearse=True)
+            text = None if options.get("prompt_embeds") is not None else "a"
+            given = {"prompt": text, "num_images_per_prompt": count} | options
+            named = {name: given.pop(name) for name in DEFAULTS if name in given}
+            answer(self, DEFAULTS | named, given, rehearse=True)
         return time.perf_counter() - began
 
 

@@ -14,6 +14,7 @@ from paella_jax.pipelines.drawn_images import Images
 from paella_jax.pipelines.given_image import read_given
 from paella_jax.pipelines.presets import STRENGTH
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
+from paella_jax.pipelines.records import is_whole, records
 from paella_jax.pipelines.watch import Watch
 
 # What other libraries call an argument -> ours.
@@ -33,7 +34,6 @@ OUTPUT_TYPES = ("pil", "np", "tokens", "latents")
 MOST_IMAGES = 65_536
 MOST_STEPS = 10_000
 LARGEST_SIDE = 16_384
-_PLAIN = (str, int, float, tuple)  # options that a record can hold
 DEFAULTS: dict[str, Any] = {
     "prompt": None,
     "negative_prompt": "",
@@ -75,14 +75,18 @@ def answer(
     size = pipe.size_of(asked["height"], asked["width"])
     if asked["seed"] is None:
         asked["seed"] = secrets.randbits(32)
+    elif getattr(asked["seed"], "ndim", None) == 0:  # of numpy, or of jax
+        asked["seed"] = asked["seed"].item()
     shared = ("num_steps", "guidance_scale", "temperature", "seed", "num_images_per_prompt")
     drawing = {name: asked[name] for name in (*shared, "height", "width")} | options
     prompt = asked["prompt_embeds"]
     if prompt is None:
-        prompt = asked["prompt"]
+        prompt = asked["prompt"] = _own(asked["prompt"])
         drawing["negative_prompt"] = asked["negative_prompt"]
     given = None
     if asked["image"] is not None:
+        if options.get("t_start") is not None:
+            raise ValueError("with an image give strength, not t_start")
         pipe.check_prompt(prompt)
         given = read_given(pipe, asked["image"], asked["mask"], size)
         strength = asked["strength"] or (STRENGTH if given.marked is None else 1.0)
@@ -102,52 +106,16 @@ def answer(
     if kind in ("np", "array"):
         return images
     pictures = [Image.fromarray(image) for image in to_uint8(images)]
-    records = _records(pipe, asked, options)
+    drawn_from = records(pipe, asked, options, drawing)
 
     def steps() -> np.ndarray:
         """The images after every step; drawn again where the result has no trace."""
         again = {**drawing, "trace": True}
         traced = result if result.trace is not None else pipe.generate(prompt, **again)
-        shown = pipe.steps_of(traced, records)
+        shown = pipe.steps_of(traced, prompt, drawing)
         return shown if given is None else np.stack([given.keep(images) for images in shown])
 
-    return Images(pictures, records, result, watch.stopped, steps)
-
-
-def _records(
-    pipe: Any, asked: Mapping[str, Any], options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """What each image is drawn from, in words and numbers."""
-    embeds = asked["prompt_embeds"]
-    prompts = texts_of(asked["prompt"]) if embeds is None else list(embeds.prompts)
-    negatives = asked["negative_prompt"] if embeds is None else list(embeds.negative_prompts)
-    each = lambda x: list(x) if isinstance(x, list | tuple | np.ndarray) else [x]
-    spread = lambda x: each(x) * len(prompts) if len(each(x)) == 1 else each(x)
-    named = ("num_steps", "guidance_scale", "temperature", "height", "width", "strength")
-    settings = {name: asked[name] for name in named if asked[name] is not None}
-    plain = {name: x for name, x in options.items() if isinstance(x, _PLAIN)}
-    settings = pipe.defaults | settings | plain
-    if asked["mask"] is not None:
-        settings["mask"] = True
-    rows = zip(prompts, spread(negatives or ""), spread(asked["seed"]), strict=True)
-    return [
-        {
-            "prompt": prompt,
-            "negative_prompt": negative or "",
-            "seed": int(seed),
-            "number": number,
-            "settings": settings,
-        }
-        for prompt, negative, seed in rows
-        for number in range(asked["num_images_per_prompt"])
-    ]
-
-
-def texts_of(prompt: Any) -> list[str]:
-    """A call's prompts as texts: of what is mixed, all of them."""
-    text = lambda one: one if isinstance(one, str) else getattr(one, "prompt", str(one))
-    listed = prompt if isinstance(prompt, list | tuple) else [prompt]
-    return [" + ".join(map(text, p)) if isinstance(p, list | tuple) else text(p) for p in listed]
+    return Images(pictures, drawn_from, result, watch.stopped, steps)
 
 
 def rename(
@@ -158,7 +126,8 @@ def rename(
     asked, left = dict(asked), dict(options)
     for theirs, ours in OTHER_NAMES.items():
         if theirs in left:
-            if asked[ours] != DEFAULTS[ours]:
+            own, usual = asked[ours], DEFAULTS[ours]
+            if own is not usual and (isinstance(own, np.ndarray) or own != usual):
                 raise ValueError(f"{theirs} and {ours} are the same; give one of them")
             asked[ours] = left.pop(theirs)
     for name, instead in NOT_HERE.items():
@@ -169,6 +138,10 @@ def rename(
 
 def check(asked: Mapping[str, Any]) -> None:
     """Raises ValueError for an argument of a wrong type or range, or that lacks another."""
+    negative = asked["negative_prompt"]
+    if not isinstance(negative, str | list | tuple | None):
+        kind = type(negative).__name__
+        raise ValueError(f"negative_prompt is of type {kind}; give a text or a list of texts")
     if (asked["prompt"] is None) == (asked["prompt_embeds"] is None):
         raise ValueError("give a prompt or prompt_embeds (one of them); pipe('a red circle')")
     if asked["prompt_embeds"] is not None and asked["negative_prompt"]:
@@ -213,9 +186,13 @@ def _whole(
     value = asked[name]
     if optional and value is None:
         return
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not least <= value <= most:
+    if not is_whole(value) or not least <= value <= most:
         raise ValueError(f"{name}={value!r} must be a whole number from {least} to {most}")
+
+
+def _own(prompt: Any) -> Any:
+    """The prompts as they are now: steps may be drawn again after a caller has changed a list."""
+    return list(prompt) if isinstance(prompt, list) else prompt
 
 
 def _count(prompt: Any) -> int:

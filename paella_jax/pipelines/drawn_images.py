@@ -15,6 +15,7 @@ from PIL import Image
 from paella_jax.images.png import save_png, tiled
 from paella_jax.images.write import to_uint8
 from paella_jax.pipelines.gallery import png_texts
+from paella_jax.pipelines.records import is_whole
 
 MOST_SHOWN = 64  # images in a notebook
 LEAST_SIDE = 128  # of an image in a notebook; smaller ones are enlarged
@@ -126,8 +127,8 @@ class Images(list[Image.Image]):
         """
         if not self:
             raise ValueError("there are no images to put side by side")
-        if columns is not None and columns < 1:
-            raise ValueError(f"columns must be at least 1, got {columns}")
+        if columns is not None and not (is_whole(columns) and columns >= 1):
+            raise ValueError(f"columns {columns!r} must be a whole number of at least 1")
         return Image.fromarray(tiled([np.asarray(image) for image in self], columns))
 
     def strip(self, steps: int | Sequence[int] | None = None) -> Image.Image:
@@ -145,13 +146,17 @@ class Images(list[Image.Image]):
         Example:
           >>> pipe("a red circle", num_steps=12).strip([1, 2, 4, 12])
         """
+        asked: Any = steps
+        several = isinstance(asked, list | tuple | range | np.ndarray)
+        if asked is not None and not all(map(is_whole, asked if several else [asked])):
+            raise ValueError(f"steps={steps!r} must be a whole number, or a list of them")
         shown = self._all_steps()
         count = len(shown)
-        if isinstance(steps, int) and not 1 <= steps <= count:
-            raise ValueError(f"steps={steps} must be from 1 to {count}, the steps there are")
-        numbers: Any = range(1, count + 1) if steps is None else steps
-        if isinstance(steps, int):
-            numbers = np.round(count / steps * np.arange(1, steps + 1)).astype(int).tolist()
+        numbers: Any = range(1, count + 1) if asked is None else asked
+        if asked is not None and not several:
+            if not 1 <= asked <= count:
+                raise ValueError(f"steps={steps} must be from 1 to {count}, the steps there are")
+            numbers = np.round(count / asked * np.arange(1, asked + 1)).astype(int).tolist()
         wrong = [n for n in numbers if not (1 <= n <= count or -count <= n <= -1)]
         if wrong or not len(numbers):
             raise ValueError(f"there is no step {wrong}; there are 1 to {count}")

@@ -16,7 +16,7 @@ from paella_jax.images.read import ImageLike
 from paella_jax.pipelines.base import Generation
 from paella_jax.pipelines.batches import numbered
 from paella_jax.pipelines.geometry import keep_unmasked
-from paella_jax.pipelines.presets import STRENGTH, edit_settings, start_options
+from paella_jax.pipelines.presets import STRENGTH, edit_settings, needs_tokens, start_options
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 from paella_jax.pipelines.two_scale import TwoScalePipeline
@@ -75,6 +75,7 @@ def image_to_image(
     Raises:
       ImageError, ValueError: unusable image, strength outside [0, 1].
     """
+    needs_tokens(pipe, "image_to_image")
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"strength must be in [0, 1], got {strength}")
     tokens, size = encode_image(pipe, image)
@@ -105,6 +106,7 @@ def inpaint(
     Raises:
       ImageError: unusable image, a mask of another size, one that marks nothing or everything.
     """
+    needs_tokens(pipe, "inpaint", two_scales=True)
     return pipe.generate([prompt], **keep_unmasked(pipe, image, mask), **options)
 
 
@@ -145,6 +147,7 @@ def outpaint(
     Raises:
       ImageError, ValueError: unusable image or sizes.
     """
+    needs_tokens(pipe, "outpaint", two_scales=True)
     token = pipe.sizes.token
     rule = "" if token == 1 else f"a multiple of {token} of "
     for name, margin in {"top": top, "bottom": bottom, "left": left, "right": right}.items():
@@ -195,6 +198,7 @@ def edit(
     Raises:
       ImageError, ValueError: unusable image, mask or setting.
     """
+    needs_tokens(pipe, "edit", two_scales=True)
     own = {name: options.pop(name) for name in ROUNDS if name in options}
     own |= {name: first_and_last(name, own[name]) for name in RAMPS if name in own}
     settings = edit_settings(pipe, **own, frames=frames or None)
@@ -241,6 +245,7 @@ def morph(
       ImageError, ValueError: unusable image, a start outside the run, or a network trained with
         masks, whose noise has no structure.
     """
+    needs_tokens(pipe, "morph")
     if pipe.networks.predictor.mask_token is not None:
         raise ValueError(
             "morphing renoises with the tokens of the step before, which only a network trained "

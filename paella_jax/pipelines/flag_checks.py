@@ -19,6 +19,7 @@ from paella_jax.pipelines.tasks import (
 )
 from paella_jax.pipelines.variations import PARTS
 from paella_jax.runs.folder import read_config
+from paella_jax.sampling.diffusion_settings import STEPPERS
 
 IMAGE_FILES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MOST_IN_ONE_FILE = 1024  # images of a grid or a movie, which are all in memory
@@ -40,6 +41,7 @@ WHOLE = {
 }
 SHARES = ("strength", "share")
 NUMBERS = ("guidance_scale", "temperature")
+REDRAWING = ("strength", "num_steps", "guidance_scale", "stepper", "height", "width")
 STREAM = ("prompts", "best_of")  # flags of text-to-image alone
 
 
@@ -89,8 +91,10 @@ def check_numbers(flags: Any) -> None:
         value = getattr(flags, name)
         if value is not None and not 0.0 <= value <= 1.0:
             raise ValueError(f"--{name} must be from 0 to 1, got {value}")
-    if flags.temperature is not None and flags.temperature < 0.0:
-        raise ValueError(f"--temperature must be at least 0, got {flags.temperature}")
+    if flags.temperature is not None and flags.temperature <= 0.0:
+        raise ValueError(f"--temperature must be above 0, got {flags.temperature}")
+    if flags.stepper is not None and flags.stepper not in STEPPERS:
+        raise ValueError(f"--stepper must be one of {', '.join(STEPPERS)}, got {flags.stepper!r}")
     if flags.weights and flags.weights not in PARTS:
         numbers(flags.weights, "weights", words=PARTS)
     if flags.outpaint and len(numbers(flags.outpaint, "outpaint", int)) != 4:
@@ -145,6 +149,19 @@ def check_kind(flags: Any, method: str) -> None:
         own = [name for task in TASKS.values() for name in task.own]
         unused = (*others, *CONDITIONS, *own, "sampler", "temperature", "strip")
         refuse(flags, unused, "is of token predictors; this is a Würstchen run")
+        if flags.image and not flags.prompt:
+            check_reconstruction(flags)
+
+
+def check_reconstruction(flags: Any) -> None:
+    """Raises ValueError for flags of drawing where an image goes through the stages and back."""
+    needs = (
+        "needs a --prompt: without one the --image is rebuilt as it is; add one, or leave it out"
+    )
+    refuse(flags, REDRAWING, needs)
+    for name in ("negative_prompt", "num_images_per_prompt"):
+        if getattr(flags, name) not in ("", 1):
+            raise ValueError(f"--{name} {needs}")
 
 
 def draws_rows(flags: Any) -> bool:

@@ -23,6 +23,7 @@ from paella_jax.outside import parse_json
 
 MANIFEST = "manifest.jsonl"
 RECORD = "record"  # keyword of a PNG's text with all of its record as JSON
+MISNAMED = "base."  # what names of settings in older records of two runs begin with
 MEASURED = ("score", "number")  # what drawing finds out: no part of what is asked for
 
 
@@ -144,6 +145,12 @@ class Gallery:
     def _refuse_another(self, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         before, now = _asked(found), _asked(asked)
         changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+        if any(name.startswith(MISNAMED) for name in before):
+            raise GalleryError(
+                f"{self.folder / asked['file']} was drawn by two runs with an older paella_jax, "
+                "which recorded the settings of one under the other's names, so that nobody can "
+                "tell whether this call asks for the same; choose another --out"
+            )
         if changed:
             name = changed[0]
             raise GalleryError(

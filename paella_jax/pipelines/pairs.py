@@ -1,9 +1,12 @@
-"""Which two runs draw together: a base, and what was trained to enlarge its tokens."""
+"""Which two runs draw together, a base and what was trained to enlarge its tokens; and results."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from paella_jax.pipelines.base import Generation
 from paella_jax.pipelines.tokens import TokenPipeline
 
 
@@ -41,3 +44,18 @@ def check_pair(base: TokenPipeline, super_resolution: TokenPipeline) -> None:
 
 def _codebook(pipe: TokenPipeline, name: str) -> np.ndarray:
     return np.asarray(pipe.frozen[name]["params"]["codebook"])
+
+
+def first_of(low: Generation, count: int) -> dict[str, Any]:
+    """The small images that were enlarged, of a call that was stopped before all were."""
+    trace = None if low.trace is None else low.trace[:, :count]
+    return {"images": low.images[:count], "tokens": low.tokens[:count], "trace": trace}
+
+
+def unfinished(low: Generation, side: int) -> Generation:
+    """Small images whose pixels are repeated, of a call that was stopped before the second scale.
+
+    The tokens are the small images' own.
+    """
+    places = np.arange(side) * low.images.shape[1] // side
+    return Generation(low.images[:, places][:, :, places], low.tokens, None, low)

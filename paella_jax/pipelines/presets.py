@@ -12,6 +12,24 @@ from paella_jax.sampling.token_sampler import TokenSettings, start_from_image
 STRENGTH = 0.6  # of an image without a mask
 
 
+def needs_tokens(pipe: Any, task: str, two_scales: bool = False) -> None:
+    """Raises ValueError where an image task is asked of a kind of pipeline that lacks it.
+
+    Args:
+      pipe: from `paella_jax.load`.
+      task: its function's name.
+      two_scales: whether a base with its super-resolution can do it as well.
+    """
+    of_tokens = getattr(pipe, "beside", "tokens") == "tokens"
+    if of_tokens and (two_scales or not hasattr(pipe, "base")):
+        return
+    kinds = "TokenPipeline or TwoScalePipeline" if two_scales else "TokenPipeline"
+    raise ValueError(
+        f"{task} is a task of a {kinds}, not of a {type(pipe).__name__}; call the pipeline itself "
+        "with image, mask and strength"
+    )
+
+
 def start_options(config: ConfigDict, settings: TokenSettings, strength: float) -> dict[str, Any]:
     """Sampler settings that start from an image of which a fraction is corrupted.
 
@@ -42,6 +60,7 @@ def between_options(pipe: Any) -> dict[str, Any]:
     A run with `sampler.image_guidance` goes from its guidance to the lower of the two numbers: what
     is left undecided between the two is decided by the network alone, the same everywhere.
     """
+    pipe = getattr(pipe, "base", pipe)  # of two scales the one that draws
     ends = pipe.config.sampler.get("image_guidance")
     return {} if ends is None else {"guidance_scale": (pipe.settings().guidance_scale[0], ends[0])}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -33,10 +34,10 @@ class PromptEmbeds:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, index: int | slice) -> PromptEmbeds:
+    def __getitem__(self, index: SupportsIndex | slice) -> PromptEmbeds:
         """Some of them; of a number the one alone."""
-        if isinstance(index, int):
-            place = range(len(self))[index]
+        if not isinstance(index, slice):
+            place = range(len(self))[operator.index(index)]
             index = slice(place, place + 1)
         return PromptEmbeds(
             self.prompts[index],
@@ -81,11 +82,24 @@ class PromptEmbeds:
             return other if fraction else self
         way = lambda a, b: (_between(a[0], b[0], fraction), _between(a[1], b[1], fraction))
         parts = {name: way(both, other.parts[name]) for name, both in self.parts.items()}
-        return replace(self, parts=parts)
+        told = lambda a, b: tuple(_told(x, y, fraction) for x, y in zip(a, b, strict=True))
+        prompts = told(self.prompts, other.prompts)
+        negatives = told(self.negative_prompts, other.negative_prompts)
+        return PromptEmbeds(prompts, negatives, parts, self.made_for)
 
     def and_then(self, *others: PromptEmbeds) -> PromptEmbeds:
-        """These and further ones of the same form, one behind the other."""
+        """These and further ones of the same form, one behind the other.
+
+        Raises:
+          ValueError: others of another padded length or encoder.
+        """
         every = (self, *others)
+        inner = lambda one: jax.tree.map(lambda x: np.shape(x)[1:], dict(one.parts))
+        if any(x.made_for != self.made_for or inner(x) != inner(self) for x in others):
+            raise ValueError(
+                "prompt embeddings of another padded length or of another encoder cannot be put "
+                "one behind the other"
+            )
         join = lambda *arrays: np.concatenate(arrays)
         return PromptEmbeds(
             tuple(text for one in every for text in one.prompts),
@@ -118,8 +132,17 @@ def _between(first: Conditioning, second: Conditioning, fraction: float) -> Cond
     return replace(mixed, **own)
 
 
+def _told(first: str, second: str, fraction: float) -> str:
+    """The text of a prompt on the way from one to another, for records."""
+    if first == second:
+        return first
+    return f"{first} ({1 - fraction:.4g}) + {second} ({fraction:.4g})"
+
+
 def check_embeds(embeds: PromptEmbeds, made_for: str, name: str = "") -> PromptEmbeds:
     """Raises ValueError for embeddings of another kind of run, not finite, or without a part."""
+    if not len(embeds):
+        raise ValueError("prompt_embeds hold no prompts; give at least one")
     if embeds.made_for.get(name) != made_for:
         raise ValueError(
             "prompt_embeds come from another run's text encoders; make them with this pipeline's "

@@ -18,9 +18,11 @@ from paella_jax.encoders.byte_tokenizer import (
 )
 from paella_jax.encoders.text import refusing
 from paella_jax.families.token_networks import TokenNetworks
+from paella_jax.files.finite import is_finite
 from paella_jax.images.read import ImageLike, read_image
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import background_of
+from paella_jax.pipelines.records import is_whole
 
 EmbedImages = Callable[[np.ndarray], np.ndarray]
 EmbedImage = Callable[[ImageLike], np.ndarray]
@@ -80,11 +82,26 @@ def as_conditions(prompt: Any, max_length: int) -> list[list[Condition]]:
 
 def _checked(part: Any, number: int, max_length: int) -> Condition:
     condition = part if isinstance(part, Condition) else Condition(prompt=part)
+    _check_types(condition)
     try:
         check_prompts([condition.prompt], max_length, allow_empty=not condition.has_text_only)
     except PromptError as error:
         raise PromptError(str(error).replace("prompt 0", f"prompt {number}")) from None
     return condition
+
+
+def _check_types(condition: Condition) -> None:
+    """Raises PromptError for fields of other types than a `Condition` has."""
+    images, label, emphasis = condition.images, condition.label, condition.emphasis
+    kind = type(images).__name__
+    one = isinstance(images, np.ndarray) and images.ndim not in (2, 4)  # a vector, or one image
+    if one or not isinstance(images, list | tuple | np.ndarray):
+        raise PromptError(f"images of a Condition are of type {kind}; give a list of images")
+    if label is not None and not is_whole(label):
+        raise PromptError(f"label {label!r} must be a whole number, or None")
+    if not isinstance(emphasis, Mapping):
+        kind = type(emphasis).__name__
+        raise PromptError(f"emphasis is of type {kind}; give a mapping, {{'red circle': 1.5}}")
 
 
 def build_inputs(
@@ -205,6 +222,8 @@ def _embedding(image: ImageLike, width: int, embed: EmbedImage) -> np.ndarray:
             raise ValueError(
                 f"an image embedding has shape {image.shape}, this run needs [{width}]"
             )
+        if not is_finite(image):
+            raise ValueError("an image embedding holds NaN or infinity; make it anew")
         return image.astype(np.float32)
     return embed(image)
 

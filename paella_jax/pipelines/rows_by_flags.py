@@ -6,8 +6,9 @@ A folder gets one image per file and can be gone on with; a grid or a movie hold
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -103,7 +104,7 @@ def draw_by_flags(pipe: Any, flags: Any, count: int, conditions: Conditions) -> 
         options=options,
         conditions=lambda rows: conditions(pipe, rows),
     )
-    check_rows_of(pipe, rows_of(flags), flags.cut_long_prompts)
+    check_rows_of(pipe, rows_of(flags), flags.cut_long_prompts, options)
     cut = (lambda row: cut_row(pipe, row)) if flags.cut_long_prompts else (lambda row: row)
     rows = lambda: map(cut, rows_of(flags))
     record = Recorder(pipe, flags)
@@ -113,10 +114,18 @@ def draw_by_flags(pipe: Any, flags: Any, count: int, conditions: Conditions) -> 
         return fill_gallery(pipe, gallery, rows, count, drawing, record)
 
 
-def check_rows_of(pipe: Any, rows: Iterator[Row], cut: bool) -> None:
+def check_rows_of(
+    pipe: Any, rows: Iterator[Row], cut: bool, options: Mapping[str, Any] = MappingProxyType({})
+) -> None:
     """Looks at all rows, keeping none, before any is drawn.
 
     With `cut` it says how many texts are too long, and raises only where one cannot be cut.
+
+    Args:
+      pipe: what draws.
+      rows: all of them.
+      cut: whether long texts are cut.
+      options: settings of all rows.
 
     Raises:
       PromptError: texts are too long for this run, or it cannot draw a row's size or settings.
@@ -124,7 +133,7 @@ def check_rows_of(pipe: Any, rows: Iterator[Row], cut: bool) -> None:
     first, long = "", 0
     for row in rows:
         try:
-            pipe.check_settings(**dict(row.settings))
+            pipe.check_settings(**dict(row.settings), **options)
         except ValueError as error:
             raise PromptError(f"{row.where}: {error}") from None
         wrong = too_long(pipe, row)

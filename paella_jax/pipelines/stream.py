@@ -18,6 +18,7 @@ from paella_jax.pipelines.base import Pipeline
 from paella_jax.pipelines.best_of import Score, best
 from paella_jax.pipelines.prompt_file import Row
 
+BASE = "base"  # name of a two-scale pipeline's part that draws the small images
 MOST_WAITING = 8  # batches' worth of rows that wait for others like them
 
 
@@ -121,10 +122,14 @@ def batches(
 def sampler_of(pipe: Pipeline) -> dict[str, Any]:
     """The run's own sampler settings, which a call may replace; of several parts with their names.
 
-    `{"num_steps": 12, ...}`, or `{"stage_b.num_steps": 12, ...}`.
+    `{"num_steps": 12, ...}`, or `{"stage_b.num_steps": 12, ...}`. Of two scales they are the
+    pipeline's defaults: a call's num_steps are the base's, the part without a name enlarges.
     """
     own: dict[str, Any] = {}
-    for name, (config, _) in pipe.parts().items():
+    parts = pipe.parts()
+    if BASE in parts:
+        return dict(pipe.defaults)
+    for name, (config, _) in parts.items():
         prefix = f"{name}." if name else ""
         flat = flatten_config(config.get("sampler", {}))
         own |= {f"{prefix}{key}": value for key, value in flat.items()}

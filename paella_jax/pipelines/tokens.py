@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -16,20 +16,14 @@ from paella_jax.families.cells import sampler_fields
 from paella_jax.families.token_networks import TokenNetworks
 from paella_jax.models.conditioning import ConditionInputs
 from paella_jax.pipelines.base import Generation, Job, Pipeline
-from paella_jax.pipelines.batches import (
-    all_devices,
-    in_batches,
-    num_pieces,
-    on_mesh,
-    piece_size,
-)
-from paella_jax.pipelines.call import texts_of
+from paella_jax.pipelines.batches import all_devices, in_batches, num_pieces, on_mesh, piece_size
 from paella_jax.pipelines.geometry import Scale, Sizes, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
 from paella_jax.pipelines.narrow import holds_narrow
 from paella_jax.pipelines.presets import start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, padded_lengths
+from paella_jax.pipelines.records import NOT_OF_THE_SAMPLER, texts_of
 from paella_jax.pipelines.request import (
     Form,
     Request,
@@ -99,6 +93,7 @@ class TokenPipeline(TokenCoder, Pipeline):
         """Replaces the weights; nothing is compiled again."""
         self._whole = (params, frozen) if self._narrows else None
         self._made_for: str | None = None
+        self._run = None
         if self._narrows:
             params, frozen = self._held(params, frozen)
         self.params, self.frozen = on_mesh((params, frozen), self.mesh)
@@ -175,8 +170,7 @@ class TokenPipeline(TokenCoder, Pipeline):
             image_tokens=image_tokens,
             known=known,
         )
-        copies = job.num_images_per_prompt
-        total, repeat = copies * count, lambda x: np.repeat(x, copies, axis=0)
+        total, repeat = len(images.seeds), lambda x: np.repeat(x, len(images.seeds) // count, 0)
         request = jax.tree.map(repeat, request).replace(images=images)
         positions = piece_size(total, job.batch_size, self.mesh) * grid[0] * grid[1]
         asked = self.config.sampler.get("joint_guidance")
@@ -272,8 +266,15 @@ class TokenPipeline(TokenCoder, Pipeline):
     @property
     def defaults(self) -> dict[str, Any]:
         """What a call uses where it says nothing else: size and the sampler's settings."""
-        side = self.sizes.default
-        return {"height": side, "width": side} | asdict(self.settings())
+        return self.drawn_with({})
+
+    def drawn_with(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The size and the settings that `generate` uses where it is given these arguments."""
+        job, left = Job.take(options)
+        own = {name: x for name, x in left.items() if name not in NOT_OF_THE_SAMPLER}
+        settings = left.get("resampling") or self.settings(**own)
+        height, width = self.size_of(job.height, job.width)
+        return {"height": height, "width": width} | asdict(settings)
 
     def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """The size of a call's images in pixels. Raises ValueError for one it does not draw."""

@@ -18,10 +18,12 @@ from paella_jax.pipelines.base import Generation, Job, Pipeline
 from paella_jax.pipelines.batches import child_seeds, num_pieces, numbered
 from paella_jax.pipelines.geometry import OneSize, Scale, keep_unmasked, tokens_of_image
 from paella_jax.pipelines.given_image import GivenImage
-from paella_jax.pipelines.pairs import check_pair
+from paella_jax.pipelines.pairs import check_pair, first_of, unfinished
 from paella_jax.pipelines.presets import start_options
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds, check_embeds
 from paella_jax.pipelines.prompts import Condition, as_conditions, text_limit
+from paella_jax.pipelines.records import NOT_OF_THE_SAMPLER
+from paella_jax.pipelines.run_digests import run_digest
 from paella_jax.pipelines.tokens import Prompt, TokenPipeline
 from paella_jax.sampling.token_loop import Known
 from paella_jax.typing import Tree
@@ -30,7 +32,6 @@ Range = float | tuple[float, float]
 PARTS = ("base", "super_resolution")  # of embedded prompts
 # The second scale's settings, and what a call names them by behind "super_resolution_".
 SECOND = {"num_steps": "steps", "guidance_scale": "guidance", "temperature": "temperature"}
-NOT_OF_THE_SAMPLER = ("image_tokens", "known", "low_tokens", "resampling")  # of `generate`
 SECOND_SCALE = 2**31 - 2  # number of an image key's child; the samplers use no number near it
 
 
@@ -55,6 +56,7 @@ class TwoScalePipeline(Pipeline):
         self.super_resolution = super_resolution
         self.config = super_resolution.config
         self.sizes = OneSize(super_resolution.sizes.only_side)
+        self._named: dict[tuple[str, str], str] = {}
 
     @property
     def side(self) -> int:
@@ -127,7 +129,7 @@ class TwoScalePipeline(Pipeline):
             **base,
         )
         if job.stopped:
-            return _unfinished(low, self.side)
+            return unfinished(low, self.side)
         # From here on every image is a prompt of its own, with its own small image and seed.
         known = super_resolution_known
         high = self.super_resolution.generate(
@@ -140,7 +142,7 @@ class TwoScalePipeline(Pipeline):
             **shared,
             **second,
         )
-        return high._replace(low=low._replace(**_first(low, len(high.tokens))))
+        return high._replace(low=low._replace(**first_of(low, len(high.tokens))))
 
     def _expect(self, job: Job, base: dict[str, Any], second: dict[str, Any], count: int) -> None:
         """Tells the one who looks on how many steps both scales have."""
@@ -182,9 +184,24 @@ class TwoScalePipeline(Pipeline):
     @property
     def defaults(self) -> dict[str, Any]:
         """What a call uses where it says nothing else, of both scales."""
-        second = self.super_resolution.defaults
-        own = {f"super_resolution_{ours}": second[name] for name, ours in SECOND.items()}
-        return self.base.defaults | {"height": self.side, "width": self.side} | own
+        return self.drawn_with({})
+
+    def drawn_with(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The size and both scales' settings, where `generate` is given these arguments."""
+        theirs = {name: f"super_resolution_{ours}" for name, ours in SECOND.items()}
+        second = {name: options.get(ours) for name, ours in theirs.items()}
+        large = self.super_resolution.drawn_with(second)
+        others = ("height", "width", "super_resolution_known", *theirs.values())
+        first = {name: x for name, x in options.items() if name not in others}
+        own = {ours: large[name] for name, ours in theirs.items()}
+        return self.base.drawn_with(first) | {"height": self.side, "width": self.side} | own
+
+    def run_name(self) -> str:
+        """A digest of both configs and weights: what records call the two runs."""
+        both = (self.base.run_name(), self.super_resolution.run_name())
+        if self._named.get(both) is None:
+            self._named = {both: run_digest(self.parts())}
+        return self._named[both]
 
     def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """The size of the images in pixels. Raises ValueError for another."""
@@ -229,7 +246,7 @@ class TwoScalePipeline(Pipeline):
         """The part of a text that is not too long for either run, where they can tell."""
         return self.base.cut_text(self.super_resolution.cut_text(text))
 
-    def strip(self, generation: Generation) -> np.ndarray:
+    def strip(self, generation: Generation, batch_size: int = 64) -> np.ndarray:
         """The images after every step of both scales, of a generation with a trace.
 
         Returns:
@@ -239,13 +256,16 @@ class TwoScalePipeline(Pipeline):
           ValueError: no trace.
         """
         assert generation.low is not None
-        small, large = self.base.strip(generation.low), self.super_resolution.strip(generation)
+        small = self.base.strip(generation.low, batch_size)
+        large = self.super_resolution.strip(generation, batch_size)
         places = np.arange(self.side) * small.shape[2] // self.side
         return np.concatenate([small[:, :, places][:, :, :, places], large])
 
-    def steps_of(self, generation: Generation, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """As `strip`; tokens need no records."""
-        return self.strip(generation)
+    def steps_of(
+        self, generation: Generation, prompt: Any, options: Mapping[str, Any]
+    ) -> np.ndarray:
+        """As `strip`: tokens are decoded as they are."""
+        return self.strip(generation, options.get("batch_size", 64))
 
     def _enlarge(self, weights: np.ndarray, copies: int) -> np.ndarray:
         """The second scale's weights of mixed conditions, which the base has checked."""
@@ -294,21 +314,6 @@ class TwoScalePipeline(Pipeline):
 
 def _count(prompt: Any, limit: int) -> int:
     return len(prompt if isinstance(prompt, PromptEmbeds) else as_conditions(prompt, limit))
-
-
-def _first(low: Generation, count: int) -> dict[str, Any]:
-    """The small images that were enlarged, of a call that was stopped before all were."""
-    trace = None if low.trace is None else low.trace[:, :count]
-    return {"images": low.images[:count], "tokens": low.tokens[:count], "trace": trace}
-
-
-def _unfinished(low: Generation, side: int) -> Generation:
-    """Small images whose pixels are repeated, of a call that was stopped before the second scale.
-
-    The tokens are the small images' own.
-    """
-    places = np.arange(side) * low.images.shape[1] // side
-    return Generation(low.images[:, places][:, :, places], low.tokens, None, low)
 
 
 def _second_seeds(seeds: Sequence[int], copies: int) -> list[int]:

@@ -15,7 +15,7 @@ from paella_jax.families.clip_prior import ClipPriorSampler
 from paella_jax.images.read import ImageLike
 from paella_jax.pipelines.base import Generation
 from paella_jax.pipelines.batches import image_keys, one_per_prompt
-from paella_jax.pipelines.presets import between_options
+from paella_jax.pipelines.presets import between_options, needs_tokens
 from paella_jax.pipelines.prompts import Condition
 from paella_jax.pipelines.tokens import TokenPipeline
 
@@ -33,6 +33,7 @@ def variations(
     Raises:
       ImageError, ValueError: unusable images, or a run without an image encoder.
     """
+    needs_tokens(pipe, "variations", two_scales=True)
     base = prompt if isinstance(prompt, Condition) else Condition(prompt=prompt)
     pixels = [pipe.read(image) for image in images]
     return pipe.generate([replace(base, images=tuple(pixels))], **options)
@@ -99,6 +100,7 @@ def interpolate(
     Raises:
       PromptError, ValueError: fewer frames, another `by`, or what `generate` refuses.
     """
+    needs_tokens(pipe, "interpolate", two_scales=True)
     check_frames(frames)
     fractions = np.linspace(0.0, 1.0, frames, dtype=np.float32)
     options = between_options(pipe) | _given(options)
@@ -146,6 +148,7 @@ def mix_parts(
       PromptError, ValueError: fewer than two conditions, more than there are tokens, or another
         `along`.
     """
+    needs_tokens(pipe, "mix_parts", two_scales=True)
     # Of two scales the base's map has the parts; it has one size.
     grid = getattr(pipe, "base", pipe).sizes.grid(height, width)
     weights = part_weights(len(conditions), grid, along)
@@ -191,6 +194,7 @@ def interpolate_images(
     **options: Any,
 ) -> Generation:
     """A strip between two images by spherical interpolation of their embeddings."""
+    needs_tokens(pipe, "interpolate_images")
     check_frames(frames)
     options = between_options(pipe) | _given(options)
     ends = [pipe.embed_images(pipe.read(image)[None])[0] for image in (first, second)]

@@ -120,7 +120,7 @@ class WuerstchenPipeline(Stages, Pipeline):
             )
         job, of_stage_b = Job.take(options)
         _refuse_temperature(of_stage_b.pop("temperature", None))
-        of_stage_b.pop("sampler", None)
+        _refuse_sampler(of_stage_b.pop("sampler", None))
         count, texts = self._texts_of(prompt, job)
         drawn = job.images(count)
         if image is not None:
@@ -257,19 +257,22 @@ class WuerstchenPipeline(Stages, Pipeline):
         return result.latents_c
 
     def steps_of(
-        self, generation: WuerstchenGeneration, records: Sequence[Mapping[str, Any]]
+        self, generation: WuerstchenGeneration, prompt: Any, options: Mapping[str, Any]
     ) -> np.ndarray:
         """Images of Stage C's latents after every step of a call, by Stage B as in the call."""
         assert generation.trace is not None
-        own = {name: x for name, x in records[0]["settings"].items() if name.startswith("stage_b_")}
-        drawn = {
-            "prompt": [record["prompt"] for record in records],
-            "negative_prompt": [record["negative_prompt"] for record in records],
-            "seed": [record["seed"] for record in records],
-            "number": [record["number"] for record in records],
-        }
-        decode = lambda latents: self.decode(latents, **drawn, **stage_b_options(own))
-        return np.stack([decode(latents) for latents in generation.trace])
+        job, left = Job.take(options)
+        job = replace(job, watch=None)
+        count, texts = self._texts_of(prompt, job)
+        images, copies = job.images(count), job.num_images_per_prompt
+        request = self._requests(images, copies, texts, None, None)[1]
+        own = {name: x for name, x in left.items() if name.startswith("stage_b_")}
+        settings = stage_b_settings(self._sampler("stage_b"), **stage_b_options(own))
+        shape = self._shapes(self._size(None, job.height, job.width))[1]
+        draw = lambda latents: self._through_b(
+            request._replace(guide=latents), shape, settings, job
+        )[0]
+        return np.stack([draw(latents) for latents in generation.trace])
 
     def parts(self) -> dict[str, tuple[ConfigDict, Tree]]:
         """Configs and weights of its stages, as they were given."""
@@ -281,8 +284,10 @@ class WuerstchenPipeline(Stages, Pipeline):
         """Raises ValueError for a size or a setting of Stage C that it cannot draw with."""
         _refuse_temperature(settings.get("temperature"))
         self._size(None, settings.get("height"), settings.get("width"))
-        steps, scale = settings.get("num_steps"), settings.get("guidance_scale")
-        stage_c_settings(self._sampler("stage_c"), steps, scale, None, 1.0)
+        own: dict[str, Any] = {
+            name: settings.get(name) for name in ("num_steps", "guidance_scale", "stepper")
+        }
+        stage_c_settings(self._sampler("stage_c"), **own)
 
     def text_lengths(self, texts: Sequence[str]) -> tuple[int, ...]:
         """Texts of any lengths can be drawn together. Raises PromptError where one is too long."""
@@ -299,12 +304,17 @@ class WuerstchenPipeline(Stages, Pipeline):
         """Height and width in pixels: the image's, or those asked for. Raises ValueError."""
         default = self.config.data.image_size
         own = (default, default) if image is None else np.shape(image)[:2]
-        size = (height or own[0], width or own[1])
+        size = (own[0] if height is None else height, own[1] if width is None else width)
         if image is not None and size != own:
             raise ValueError(f"the image is {own}, the size asked for {(height, width)}")
         for name, side in zip(("height", "width"), size, strict=True):
             check_side(name, side, self.stage_b.size_divisor)
         return size
+
+
+def _refuse_sampler(given: Any) -> None:
+    if given is not None:
+        raise ValueError("diffusion stages have no sampler; use stepper: ddpm, ddim or dpm++")
 
 
 def _refuse_temperature(given: Any) -> None:

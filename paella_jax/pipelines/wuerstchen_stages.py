@@ -88,6 +88,7 @@ class Stages:
     configs: dict[str, ConfigDict]
     _weights: dict[str, Tree]
     _whole: dict[str, Tree]  # as given, of those that are held in narrower types
+    _run: str | None  # a digest of its weights, once it was asked for
     _encoders: dict[str, str]  # names of the encoders of those that were asked for
     _narrows: bool
     _texts: dict[str, TextSide]  # what reads a prompt, by its name in messages
@@ -119,6 +120,7 @@ class Stages:
     def set_weights(self, name: str, tree: Tree) -> None:
         """Replaces the weights of one stage; nothing is compiled again."""
         self._encoders.pop(name, None)
+        self._run = None
         if self._narrows and name in ("stage_b", "stage_c"):
             self._whole[name], tree = tree, self._held(name, tree)
         placed = jax.tree.map(np.asarray, tree) if self.offload else on_mesh(tree, self.mesh)

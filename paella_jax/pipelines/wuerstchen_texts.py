@@ -25,6 +25,10 @@ def checked_texts(
     Raises:
       PromptError: what is no text, or longer than an encoder reads.
     """
+    if not isinstance(texts, str | list | tuple):
+        raise PromptError(
+            f"prompt 0 is of type {type(texts).__name__}; give a text or a list of texts"
+        )
     found = check_prompts(texts, LONGEST_TEXT, allow_empty=allow_empty)
     for name, side in sides.items():
         try:

@@ -38,7 +38,7 @@ class Manipulation(NamedTuple):
 def _jpeg(image: Image.Image, quality: float) -> Image.Image:
     stored = io.BytesIO()
     image.save(stored, "JPEG", quality=int(quality))
-    return Image.open(stored).convert("RGB")
+    return Image.open(stored, formats=["JPEG"]).convert("RGB")
 
 
 def _shift(image: Image.Image, pixels: float) -> Image.Image:

@@ -142,7 +142,7 @@ def _tags(tag: str, texts: Sequence[str]) -> str:
 
 
 def _image(file: Path, caption: str) -> str:
-    with Image.open(file) as image:
+    with Image.open(file, formats=["PNG"]) as image:
         width, height = image.size
     limits = f"max-width:{width}px;min-width:{min(width, NARROWEST)}px"
     data, shown = b64encode(file.read_bytes()).decode("ascii"), escape(caption)

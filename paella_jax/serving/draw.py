@@ -38,7 +38,9 @@ def tasks_of(pipe: Any) -> list[str]:
     if hasattr(pipe, "stage_b") and pipe.stage_c is None:
         raise UserError("it is a Stage B, which draws nothing from text: give its Stage C")
     varies = getattr(networks, "image_encoder", None) is not None
-    return [TEXT, IMAGE, INPAINT, OUTPAINT, *([VARIATIONS] if varies else [])]
+    # Würstchen as diffusers has it brings no compressor, and so reads no images.
+    over_images = [IMAGE, INPAINT, OUTPAINT] if getattr(pipe, "can_encode", True) else []
+    return [TEXT, *over_images, *([VARIATIONS] if varies else [])]
 
 
 def draw(pipe: Any, ask: Ask, on_step: OnStep) -> Drawn:
@@ -89,6 +91,40 @@ def arguments(pipe: Any, ask: Ask) -> dict[str, Any]:
     return own
 
 
+def check_canvas(pipe: Any, ask: Ask, most_side: int) -> None:
+    """Raises ValueError where outpainting's margins make a larger canvas than is drawn here.
+
+    Args:
+      pipe: of the request.
+      ask: checked.
+      most_side: pixels; a run's own size is drawn however large it is.
+    """
+    if ask.task != OUTPAINT or _only_side(pipe):
+        return
+    default = pipe.size_of(None, None)[0]
+    top, bottom, left, right = _margins(pipe, ask)
+    size, most = (default + top + bottom, default + left + right), max(most_side, default)
+    if max(size) > most:
+        raise ValueError(
+            f"the image and its margins make {size[0]}x{size[1]} pixels, the most is {most} a "
+            "side: add less"
+        )
+
+
+def _only_side(pipe: Any) -> int:
+    """Both sides of a run's images where it draws one size; 0 where sizes are free."""
+    sizes = getattr(pipe, "sizes", None)
+    return getattr(sizes, "only_side", getattr(sizes, "side", 0))
+
+
+def _margins(pipe: Any, ask: Ask) -> list[int]:
+    """What is added at the top, bottom, left and right of an image of the run's size, in pixels."""
+    default, sizes = pipe.size_of(None, None)[0], getattr(pipe, "sizes", None)
+    # Würstchen's sizes are Stage B's; of two scales there is one size, with margins of any width.
+    divisor = pipe.stage_b.size_divisor if sizes is None else getattr(sizes, "divisor", 1)
+    return [divisor * round(default * m / divisor) for m in ask.margins]
+
+
 def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
     """The image inside of its margins, and the mask that marks them.
 
@@ -99,13 +135,9 @@ def canvas(pipe: Any, ask: Ask) -> tuple[Image.Image, np.ndarray]:
       The image of the canvas's size, its margins filled with the nearest pixels; bool
       [height, width].
     """
-    default = pipe.size_of(None, None)[0]
-    sizes = getattr(pipe, "sizes", None)
-    # Würstchen's sizes are Stage B's; of two scales there is one size, with margins of any width.
-    divisor = pipe.stage_b.size_divisor if sizes is None else getattr(sizes, "divisor", 1)
-    top, bottom, left, right = (divisor * round(default * m / divisor) for m in ask.margins)
+    default, only = pipe.size_of(None, None)[0], _only_side(pipe)
+    top, bottom, left, right = _margins(pipe, ask)
     height, width = default + top + bottom, default + left + right
-    only = getattr(sizes, "only_side", getattr(sizes, "side", 0))
     if only:
         side = max(height, width)
         top, left = top + (side - height) // 2, left + (side - width) // 2

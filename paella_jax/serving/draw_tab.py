@@ -37,6 +37,8 @@ PAINT = "#e0218a"
 PAINT_OVER = (
     "Upload an image, or take one that was drawn. To inpaint, paint over it with the brush."
 )
+ONE_LAYER = "the editor sent more than one layer of paint; upload the image again and paint anew"
+TOO_LARGE = "the editor sent an image that is too large; upload a smaller one"
 SECONDS_KEPT = 3600  # of a visitor's image after the last event
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden"} | PRIVATE
 
@@ -90,9 +92,11 @@ class DrawTab:
                         views += self._build_view(number, run)
         self.status, outputs = status, [status, *views]
         click: dict[str, Any] = {"inputs": list(self._fields), "outputs": outputs}
-        for listen in (draw.click, self._fields.prompt.submit):
-            listen(None, None, status, js=f"() => '{SENT}'", **PRIVATE)
-            listen(self.draw, show_progress_on=status, **click, **DRAWING)
+        # As one event, of which a browser has one at a time.
+        pressed: list[Any] = [draw.click, self._fields.prompt.submit]
+        gr.on(pressed, None, None, status, js=f"() => '{SENT}'", **PRIVATE)
+        taken = gr.on(pressed, self.press, None, None, **AT_ONCE)
+        taken.then(self.draw, show_progress_on=status, **click, **DRAWING)
         stop.click(self.stop, None, status, **AT_ONCE)
 
     def _build_fields(self, names: list[str], defaults: dict[str, str]) -> Fields:
@@ -143,6 +147,7 @@ class DrawTab:
                 buttons=[],
                 elem_id="editor",
             )
+            refuse_before_decoding(editor)
         with gr.Column(visible=False) as about_strength:
             strength = gr.Slider(0.05, 1.0, 0.6, step=0.05, label="Strength: 1 draws all anew")
         with gr.Row(visible=False) as about_margins:
@@ -206,6 +211,12 @@ class DrawTab:
         editing = [name for name in (INPAINT, IMAGE) if name in self._tasks()]
         return image, shown, editing[0] if task == TEXT and editing else task
 
+    def press(self, request: gr.Request) -> None:
+        """Takes a press of the button, so that Stop can end a drawing that waits in the queue."""
+        event = self._stops.get(str(request.session_hash))
+        if event is None or event.is_set():
+            self._stops[str(request.session_hash)] = threading.Event()
+
     def stop(self, request: gr.Request) -> str:
         """Ends this visitor's drawing at its next step."""
         event = self._stops.get(str(request.session_hash))
@@ -224,8 +235,8 @@ class DrawTab:
         """Draws what the fields ask for and shows what there is meanwhile."""
         runs = self._studio.runs
         nothing = [gr.skip()] * (2 * len(runs))
-        session, event = str(request.session_hash), threading.Event()
-        self._stops[session] = event
+        session = str(request.session_hash)
+        event = self._stops.setdefault(session, threading.Event())
         try:
             ask, chosen = self.ask(Fields(*values))
             before: Views = ()
@@ -267,6 +278,27 @@ class DrawTab:
             margins=(given.top, given.bottom, given.left, given.right),
         )
         return ask, chosen if len(names) > 1 else [0]
+
+
+def refuse_before_decoding(editor: gr.ImageEditor) -> None:
+    """Has an editor refuse what the page never sends, before it takes memory for it.
+
+    Its method is replaced in place: gradio writes a file beside the source of a class that
+    inherits from a component.
+    """
+    decode = editor.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        sent = payload if payload is None or payload.id is None else None
+        sent = sent or (payload and editor.blob_storage.get(payload.id))
+        if sent is not None and len(sent.layers or ()) > 1:
+            raise gr.Error(ONE_LAYER, print_exception=False)
+        try:
+            return decode(payload)
+        except Image.DecompressionBombError:
+            raise gr.Error(TOO_LARGE, print_exception=False) from None
+
+    editor.preprocess = preprocess  # type: ignore[method-assign]
 
 
 def shown_views(views: Views, before: Views, chosen: Sequence[int], count: int) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from paella_jax.serving.limits import Limits
 
 LARGEST = 1536  # pixels of a side that are kept; no run draws more
 LEAST_SHOWN = 448  # small images are enlarged to be painted on
+
+
+def bound_decoding(limits: Limits) -> None:
+    """Has PIL refuse larger images than a visitor may give, by their headers, in this process.
+
+    The page's library decodes what the editor sends before any check of ours is asked. PIL warns
+    above its limit and refuses above twice of it.
+    """
+    Image.MAX_IMAGE_PIXELS = limits.pixels // 2
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_upload(file: str | Path, limits: Limits) -> Image.Image:

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from paella_jax.images.png import tiled
-from paella_jax.pipelines.stream import sampler_of
-from paella_jax.serving.draw import Drawn, OnStep, draw
+from paella_jax.serving.draw import Drawn, OnStep, check_canvas, draw
 from paella_jax.serving.limits import Ask, Limits, check
 
 
@@ -112,6 +111,7 @@ class Studio:
         for number in chosen:
             if ask.task not in self.runs[number].tasks:
                 raise ValueError(f"{self.runs[number].name} cannot do {ask.task}: choose another")
+            check_canvas(self.runs[number].pipe, ask, self.limits.side)
 
     def stream(
         self, ask: Ask, chosen: Sequence[int], stop: threading.Event | None = None
@@ -247,9 +247,9 @@ def defaults_of(runs: Sequence[Run]) -> dict[str, str]:
     """What the fields of the page mean that are left empty, where all runs agree."""
     own = []
     for run in runs:
-        sampler, side = sampler_of(run.pipe), run.pipe.config.data.image_size
-        values = {"steps": sampler.get("num_steps"), "guidance": sampler.get("guidance_scale")}
-        own.append(values | {"height": side, "width": side})
+        used = run.pipe.defaults
+        values = {"steps": used.get("num_steps"), "guidance": used.get("guidance_scale")}
+        own.append(values | {name: used.get(name) for name in ("height", "width")})
     return {
         name: _in_words(value)
         for name, value in own[0].items()

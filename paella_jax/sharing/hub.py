@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paella_jax.config import UserError
 from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
@@ -24,6 +24,18 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 MAIN = "main"
 Choose = Callable[[Sequence[str]], Sequence[str]]  # all files of a repository -> those to download
+
+
+class Stages(NamedTuple):
+    """What to download where some files tell which others are needed.
+
+    Attributes:
+      first: all files -> the small ones to look at.
+      rest: (the folder with those, all files) -> those to download.
+    """
+
+    first: Choose
+    rest: Callable[[Path, Sequence[str]], Sequence[str]]
 
 
 class HubError(UserError, RuntimeError):
@@ -45,7 +57,7 @@ def download(
     name: str,
     revision: str | None = None,
     offline: bool = False,
-    choose: Choose = lambda names: names,
+    choose: Choose | Stages = lambda names: names,
     api: Any = None,
 ) -> Path:
     """The folder of a repository in the hub's cache, with the files that are needed.
@@ -77,16 +89,19 @@ def download(
         return folder
 
 
-def _download(api: Any, name: str, revision: str | None, choose: Choose) -> Path:
+def _download(api: Any, name: str, revision: str | None, choose: Choose | Stages) -> Path:
     info = api.model_info(name, revision=revision)
     names = [file.rfilename for file in info.siblings]
     is_ours = MANIFEST in names
-    wanted = [MANIFEST] if is_ours else choose(names)
+    first = choose.first if isinstance(choose, Stages) else choose
+    wanted = [MANIFEST] if is_ours else first(names)
     take = lambda files, commit: Path(
         api.snapshot_download(name, revision=commit, allow_patterns=[glob.escape(f) for f in files])
     )
     # By the branch's name, so that the cache knows its commit when there is no network.
     folder = take(wanted, revision)
+    if isinstance(choose, Stages) and not is_ours:
+        return take(choose.rest(folder, names), folder.name)
     manifest = read_manifest(folder) if is_ours else None
     return folder if manifest is None else take([MANIFEST, *manifest["files"]], folder.name)
 

@@ -19,6 +19,7 @@ NAMED = (
     "low_tokenizer",
     "data.folder", "data.validation_folder", "data.image_file", "data.shards",
     "data.array_record", "data.parquet", "data.tfds_folder", "data.validation_files",
+    "objective.perceptual_file",
 )  # fmt: skip
 LEFT_OUT = {*SOURCES, "data.encoded"} - {*NAMED}
 
