@@ -6,14 +6,24 @@
 # another program beside the 1B Paella's sampler (launch/peer_paella_torch.py).
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;; esac
+if [ $# -gt 2 ] || [[ "${1:-}" == -* ]]; then
+  echo "error: launch/gpu_day.sh takes FOLDER and MINUTES alone, got '$*'" >&2
+  exit 2
+fi
+minutes="${2:-25}"
+if [[ ! "$minutes" =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: MINUTES must be a whole number of at least 1, not '$minutes'" >&2
+  exit 2
+fi
 out="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/gpu_day}")"
 [ -z "${PEER:-}" ] || PEER="$(realpath -m "$PEER")"
 source "$(realpath "$(dirname "${BASH_SOURCE[0]}")")/setup.sh"
 cd "$ROOT"
-deadline=$(($(date +%s) + 60 * ${2:-25}))
+deadline=$(($(date +%s) + 60 * minutes))
 mkdir -p "$out"
 # Room for what compiling tries out, and for a peer.
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.8}"
+measured=0 tried=0
 measure() { # NAME FLAGS...
   local name="$1" left=$((deadline - $(date +%s)))
   shift
@@ -21,9 +31,11 @@ measure() { # NAME FLAGS...
     echo "no time left for $name" >&2
     return
   fi
+  tried=$((tried + 1))
   echo "== $name" >&2
   timeout "$left" "$PYTHON" -m paella_jax.benchmark --seconds 3 --out "$out/$name.json" "$@" \
-    >"$out/$name.txt" 2>"$out/$name.log" || echo "$name ended early: see $out/$name.log" >&2
+    >"$out/$name.txt" 2>"$out/$name.log" || { echo "$name ended early: see $out/$name.log" >&2; return 0; }
+  measured=$((measured + 1))
 }
 LARGE=(--config paella:1b --config.objective.mask_padding=True)
 FUSED=(--config.model.attention_dropout=output --config.model.remat_keeps=products)
@@ -48,3 +60,7 @@ for file in "$out"/*.txt; do
   echo
 done >"$out/report.md"
 cat "$out/report.md"
+if [ "$tried" -gt 0 ] && [ "$measured" -eq 0 ]; then
+  echo "error: none of $tried measurements came to its end: see $out/*.log" >&2
+  exit 1
+fi

@@ -7,6 +7,10 @@
 # takes a night. What follows WORKDIR is given to every training.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,7s/^# //p' "$0"; exit 0 ;; esac
+if [[ "${1:-}" == -* ]]; then
+  echo "error: launch/icons.sh takes WORKDIR before '$1'" >&2
+  exit 2
+fi
 workdir="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/icons}")"
 preset="${PRESET:-folder32}"
 overrides=("${@:2}")
@@ -82,6 +86,11 @@ stop_beside() { # and what it had begun: a training saves first
 }
 trap stop_beside EXIT
 wuerstchen # not before a `||`, which would let it go on behind a training that was stopped
-wait "$beside" || { tail -n 5 "$workdir/tokens.log" >&2; exit 1; }
+code=0
+wait "$beside" || code=$?
+if [ "$code" -ne 0 ]; then # 143 and 130, of what was stopped and goes on when called again, stay those
+  tail -n 5 "$workdir/tokens.log" >&2
+  exit "$code"
+fi
 stage_seconds
 "$PYTHON" launch/icon_report.py "$workdir" "${seconds[@]}"

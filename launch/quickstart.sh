@@ -6,6 +6,10 @@
 # PRESET=tiny is the short run that continuous integration uses.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,6s/^# //p' "$0"; exit 0 ;; esac
+if [ $# -gt 1 ] || [[ "${1:-}" == -* ]]; then
+  echo "error: launch/quickstart.sh takes one WORKDIR alone, got '$*'" >&2
+  exit 2
+fi
 workdir="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/quickstart}")"
 preset="${PRESET:-shapes}"
 tokenizer_preset="${TOKENIZER_PRESET:-${preset%_long}}"

@@ -5,6 +5,10 @@
 # Stage C and the direct decoder, samples and scores. Calling it again resumes. PRESET=tiny is short.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,5s/^# //p' "$0"; exit 0 ;; esac
+if [ $# -gt 1 ] || [[ "${1:-}" == -* ]]; then
+  echo "error: launch/wuerstchen.sh takes one WORKDIR alone, got '$*'" >&2
+  exit 2
+fi
 workdir="$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../runs/wuerstchen}")"
 tokenizer="$(realpath -m "${TOKENIZER:-$workdir/vqgan}")"
 preset="${PRESET:-shapes}"

@@ -45,6 +45,7 @@ from paella_jax.comparison.train import (
 from paella_jax.comparison.variants import left_out, samplers_of, variants_of
 from paella_jax.config import ConfigError, differing_fields, load_config
 from paella_jax.evaluation.captions import scored_samples
+from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import read_config
@@ -492,7 +493,7 @@ def test_the_time_of_an_update_leaves_compiling_and_saving_out(tokenizer, tmp_pa
     def fake_train(run, folder, method):
         assert method.preview is None
         rows = [{"step": 20, "images_per_second": 0.1}, {"step": 40, "images_per_second": 16.0}]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "metrics.jsonl").write_text("".join(map(metrics_line, rows)))
         return RunResult(None, 40, seconds=900.0, compile_seconds=60.0, stopped=stopped)
 
     monkeypatch.setattr(train_cells, "train", fake_train)

@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 import paella_jax
+from paella_jax.config import to_json
 from paella_jax.convert.paella import CLIP_PRIOR, condition_widths, infer_clip_prior, infer_paella
 from paella_jax.convert.paella import PAELLA as RELEASED
 from paella_jax.convert.recognise import recognise
@@ -476,7 +477,10 @@ def test_export_of_what_the_format_cannot_hold(trained, tmp_path):
     tree = restore_variables(tmp_path / "run")[1]
     tree["params"]["predictor"]["segment_table"] = np.zeros((5, 16), np.float32)
     save_tree(tmp_path / "run" / "weights.safetensors", tree)
-    note_files(tmp_path / "run", ["weights.safetensors"])
+    config = read_config(tmp_path / "run").unlock()
+    config.model.num_segments = 5
+    (tmp_path / "run" / "config.json").write_text(to_json(config))
+    note_files(tmp_path / "run", ["weights.safetensors", "config.json"])
     run("--export", "original", "--checkpoint", tmp_path / "run", "--out",
         tmp_path / "x.safetensors")  # fmt: skip
     run("--family", "paella", "--weights", tmp_path / "x.safetensors", "--out", tmp_path / "again")

@@ -106,3 +106,61 @@ def test_a_file_without_its_header_is_read_by_its_shapes(file, tmp_path):
     with pytest.raises(ConversionError, match="do not tell the number of attention heads"):
         run("--family", "paella", "--weights", tmp_path / "x.safetensors", "--out",
             tmp_path / "out")  # fmt: skip
+
+
+def changed(file, out, tensors=None, **fields):
+    """The file with further tensors, and other values in its header's config."""
+    config = json.loads(read_notes(file)["paella_jax"])
+    for name, value in fields.items():
+        *blocks, last = name.split("__")
+        (config[blocks[0]] if blocks else config)[last] = value
+        if value is None:
+            del (config[blocks[0]] if blocks else config)[last]
+    notes = {"paella_jax": json.dumps(config)}
+    write_safetensors(out, {**load_file(file), **(tensors or {})}, notes=notes)
+    return out
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"model__width": "x"}, "model.width must be"),
+        ({"batch_size": -5}, "batch_size must be"),
+        ({"zzz": 1}, "not known here: zzz"),
+        ({"model": 3}, "not known here: model"),
+        ({"text__width": None}, "makes no network .*width"),
+        ({"method": 3}, "names no method"),
+    ],
+)
+def test_a_config_in_a_header_is_held_against_the_fields(file, fields, words, tmp_path):
+    odd = changed(file, tmp_path / "x.safetensors", **fields)
+    with pytest.raises(ConversionError, match=f"config in its header .*{words}"):
+        run("--family", "paella", "--weights", odd, "--out", tmp_path / "out")
+
+
+def test_a_header_names_no_place_of_this_machine(trained, file, tmp_path):
+    """Else a stranger's file would take along a run of ours, or train on a folder of ours."""
+    named = {"tokenizer": str(trained[1]), "data__folder": "../private/photos"}
+    odd = changed(file, tmp_path / "x.safetensors", **named)
+    run("--family", "paella", "--weights", odd, "--out", tmp_path / "out")
+    config = read_config(tmp_path / "out")
+    assert (config.tokenizer, config.data.folder) == ("", "photos")
+    assert not (tmp_path / "out" / "frozen").exists()
+
+
+@pytest.mark.parametrize(
+    "name, shape, words",
+    [
+        ("junk/x", (3,), r"junk/x \(\(3,\), a run has none\)"),
+        ("text_encoder/x", (3,), "text_encoder/x .*a run has none"),
+        ("text_encoder/final_norm/scale", (3,), r"scale \(\(3,\), a run has \(\d+,\)\)"),
+        ("predictor/more/kernel", (3,), "/more/kernel .*a run has none"),
+        ("predictor", (3,), "predictor.* is no parameter"),
+        ("text_encoder/final_norm", (3,), "scale is no parameter"),
+    ],
+)
+def test_tensors_of_ours_are_those_that_such_a_run_has(file, name, shape, words, tmp_path):
+    tensors = {f"{PREFIX}{name}": np.ones(shape, np.float32)}
+    odd = changed(file, tmp_path / "x.safetensors", tensors)
+    with pytest.raises(ConversionError, match=words):
+        run("--family", "paella", "--weights", odd, "--out", tmp_path / "out")

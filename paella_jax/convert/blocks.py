@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paella_jax.files.tensors import ConversionError, Entry, linear
+from paella_jax.outside import shortened
 from paella_jax.typing import Tensors
 
 KINDS = (  # what a block of each kind is known by: the first tensor below its name
@@ -88,10 +89,11 @@ def _block_kinds(tensors: Tensors, network: str) -> list[str]:
         place = re.match(r"down_blocks\.(\d+)\.(\d+)\.(.+)", name)
         for pattern, kind in KINDS if place else ():
             assert place is not None
-            blocks = found.setdefault(int(place[1]), {})
+            level, block = (index_in(place[i], name, tensors) for i in (1, 2))
+            blocks = found.setdefault(level, {})
             # A C block has a "channelwise" too, so F never replaces what is there.
-            if re.fullmatch(pattern, place[3]) and (kind != "F" or int(place[2]) not in blocks):
-                blocks[int(place[2])] = kind
+            if re.fullmatch(pattern, place[3]) and (kind != "F" or block not in blocks):
+                blocks[block] = kind
     if not found:
         raise ConversionError(f"not a whole {network}: it has no down_blocks")
     levels = [found.get(level, {}) for level in range(max(found) + 1)]
@@ -156,9 +158,28 @@ def block_fields(tensors: Tensors, block: str) -> dict[str, int]:
 
 
 def index_count(tensors: Tensors, pattern: str) -> int:
-    """One more than the largest number `pattern` finds in a tensor's name; 0 without any."""
-    matches = (re.match(pattern, name) for name in tensors)
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+    """One more than the largest number `pattern` finds in a tensor's name; 0 without any.
+
+    Raises:
+      ConversionError: as `index_in`.
+    """
+    matches = filter(None, (re.match(pattern, name) for name in tensors))
+    return 1 + max((index_in(found[1], found.string, tensors) for found in matches), default=-1)
+
+
+def index_in(digits: str, name: str, tensors: Tensors) -> int:
+    """A block's number in the name of one of its tensors.
+
+    Raises:
+      ConversionError: it is so large that a network with that many blocks has more tensors.
+    """
+    most = len(tensors)
+    if len(digits.lstrip("0")) > len(str(most)) or int(digits) >= most:
+        raise ConversionError(
+            f"{shortened(name)} has an index that no network of {most} tensors can have; download "
+            "the file again"
+        )
+    return int(digits)
 
 
 def width_into(tensors: Tensors, name: str) -> int:

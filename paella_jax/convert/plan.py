@@ -72,9 +72,14 @@ def plan_conversion(
       CheckpointError: a run given to take along is no run folder.
       ConfigError: an override names no field, or has another type.
     """
+    with whole.config_named(parts.weights):
+        return _planned(parts, overrides, dtype)
+
+
+def _planned(parts: Parts, overrides: Sequence[str], dtype: np.dtype | None) -> Conversion:
     record, folder, beside = parts.record, parts.folder, parts.record.beside
     weights, unpublished = whole.split(parts.weights)
-    own = _own_config(weights, record)
+    own = whole.config_of(weights, record)
     config = load_config(record.preset) if own is None else own
     block = config[record.block]
     if LOOP in block:
@@ -101,7 +106,11 @@ def plan_conversion(
     _set_all(config, origins, {n: value for n, value in settled.items() if n not in named})
     with weights_file.errors_name(weights.files[0]):
         more = unpublished.pop(record.own, {})
-        loaded = record.names.load(weights, record.make(config, weights), more)
+        module = record.make(config, weights)
+        loaded = record.names.load(weights, module, more)
+        if more or unpublished:
+            possible = whole.parameters_of(record.names, module, weights, config)
+            whole.check_unpublished(more, unpublished, possible)
     plain = {"params": {record.own: whole.joined_trees(loaded, more)}, "model_state": {}}
     tree = plain if record.tree is None else record.tree(loaded)
     tree["params"] |= unpublished
@@ -112,17 +121,6 @@ def plan_conversion(
         tree["params"][beside.name] = variables["params"]
         tree["model_state"][beside.name] = variables["batch_stats"]
     return Conversion(record, config, tree, origins, folder, tokenizer)
-
-
-def _own_config(weights: Weights, record: Released) -> ConfigDict | None:
-    """The config of a run that a file was exported from. Raises ConversionError for another's."""
-    config = whole.config_of(weights)
-    if config is not None and not record.is_of(config):
-        raise ConversionError(
-            f"{weights.files[0]}: its tensors are {article(record.family)}'s, the config in its "
-            f"header is {article(run_family(config))}'s; export it again"
-        )
-    return config
 
 
 def _all_found(parts: Parts, config: ConfigDict, dtype: np.dtype | None) -> Found:

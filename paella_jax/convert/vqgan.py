@@ -183,11 +183,17 @@ def infer_vqmodel(tensors: Tensors) -> dict[str, Any]:
     shape(first.format(0), 4)
     codes, code_channels = shape("quantize.embedding.weight", 2)
     levels = index_count(tensors, r"encoder\.down_blocks\.(\d+)\.")
+    blocks = index_count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\.")
+    if levels * blocks > len(tensors):
+        raise ConversionError(
+            f"{levels} levels of {blocks} blocks have more than {len(tensors)} tensors; download "
+            "the file again"
+        )
     has = lambda name: f"{name}.attentions.0.to_q.weight" in tensors
     has_each = lambda side: tuple(has(f"{side}_blocks.{level}") for level in range(levels))
     return {
         "widths": tuple(shape(first.format(level), 4)[0] for level in range(levels)),
-        "blocks_per_level": index_count(tensors, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "blocks_per_level": blocks,
         "latent_channels": shape("encoder.conv_out.weight", 4)[0],
         "code_channels": code_channels, "codebook_size": codes,
         "middle_attention": has("encoder.mid_block"),

@@ -39,6 +39,7 @@ class Layout:
       shards: of how many files; 0 where it is whole.
       files: their names, by number.
       index: the name of its index; empty for none.
+      numbers: of the files that are shards.
     """
 
     stem: str
@@ -47,11 +48,20 @@ class Layout:
     shards: int = 0
     files: list[str] = field(default_factory=list)
     index: str = ""
+    numbers: list[int] = field(default_factory=list)
 
     @property
     def is_usable(self) -> bool:
         """Whether it is told which files belong to it, and that these are all."""
-        return bool(self.index) or len(self.files) == max(self.shards, 1)
+        if self.index or not self.shards:
+            return bool(self.index) or len(self.files) == 1
+        is_full = len(self.numbers) == self.shards
+        return is_full and sorted(self.numbers) == list(range(1, self.shards + 1))
+
+    @property
+    def form(self) -> tuple[str, str, str]:
+        """What several sets of shards can have in common."""
+        return self.stem, self.variant, self.suffix
 
     @property
     def shown(self) -> str:
@@ -69,29 +79,36 @@ class Layout:
         known = min(known, STEMS.index(STEMS[1])) if self.network == STEMS[1] else known
         precise = self.variant in PRECISIONS
         variant = PRECISIONS.index(self.variant) if precise else len(PRECISIONS)
-        return known, variant, SUFFIXES.index(self.suffix), bool(self.shards)
+        return known, variant, SUFFIXES.index(self.suffix), bool(self.shards or self.index)
 
 
 def layouts_of(names: Iterable[str]) -> list[Layout]:
     """All forms of weights among the files of a folder, the preferred first."""
-    found: dict[tuple[str, str, str, bool], Layout] = {}
+    found: dict[tuple[str, str, str, str | int], Layout] = {}
 
-    def of(match: re.Match[str], is_sharded: bool) -> Layout:
+    def of(match: re.Match[str], kind: str | int) -> Layout:
         parts = match.groupdict()
         variant = parts["variant"] or parts.get("behind") or ""
-        key = (parts["stem"], variant, parts["suffix"], is_sharded)
+        key = (parts["stem"], variant, parts["suffix"], kind)
         return found.setdefault(key, Layout(*key[:3]))
 
     for name in sorted(names):
         if index := INDEX.fullmatch(name):
-            of(index, True).index = name
+            of(index, "index").index = name
         elif shard := SHARD.fullmatch(name):
-            layout = of(shard, True)
-            layout.shards = max(layout.shards, int(shard["count"]))
+            layout = of(shard, int(shard["count"]))  # shards of another count are another set
+            layout.shards = int(shard["count"])
             layout.files.append(name)
+            layout.numbers.append(int(shard["number"]))
         elif whole := WHOLE.fullmatch(name):
-            of(whole, False).files.append(name)
-    return sorted(found.values(), key=Layout.rank)
+            of(whole, "whole").files.append(name)
+    indexed = {layout.form: layout for layout in found.values() if layout.index}
+    apart = [x for x in found.values() if not x.numbers or x.form not in indexed]
+    for layout in found.values():
+        if layout.numbers and layout.form in indexed:  # the index tells which of them are read
+            indexed[layout.form].files += layout.files
+            indexed[layout.form].shards = max(indexed[layout.form].shards, layout.shards)
+    return sorted(apart, key=Layout.rank)
 
 
 def choose(
@@ -117,11 +134,15 @@ def choose(
     if not usable:
         if found:
             raise ConversionError(
-                f"has {len(found[0].files)} of {found[0].shards} shards, as {found[0].files[0]}, "
-                "and no index; download the others"
+                f"has {len(found[0].numbers)} of {found[0].shards} shards, as "
+                f"{listed(found[0].files, 2)}, and no index; download them all again"
             )
         return None
     first, alike = usable[0], [x for x in usable if x.network == usable[0].network]
+    if sets := [x.files[0] for x in alike if x.shards and x.form == first.form][1:]:
+        raise ConversionError(
+            f"has shards of several sets, as {first.files[0]} and {sets[0]}; delete those of one"
+        )
     others = [x for x in usable if x.network != first.network]
     unknown = [x for x in alike if x.variant not in PRECISIONS and x.variant != first.variant]
     if (others and first.stem not in STEMS) or (unknown and first.variant not in PRECISIONS):

@@ -16,13 +16,14 @@ import numpy as np
 
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.torch_pickle import MAX_PICKLE_BYTES, StoredTensor, TorchStorage, unpickle
+from paella_jax.files.wrappers import is_averaged
 from paella_jax.outside import listed
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-# Where training scripts put the weights, the most trusted first.
+# Where training scripts put the weights, the most trusted first; averaged ones come before all.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "ema_state_dict", "ema", "ema_model",
-            "params", "params_ema", "module", "net", "weights")  # fmt: skip
+            "model_ema", "params", "params_ema", "module", "net", "weights")  # fmt: skip
 DEEPEST = 4  # dicts in one another, the weights' own included
 Places = Mapping[str, tuple[int, int]]  # a storage's key -> start and number of its bytes
 
@@ -33,7 +34,8 @@ def read_torch_file(file: str | Path, key: str | None = None) -> Weights:
     Args:
       file: its path; the suffix does not matter.
       key: the entry that holds the weights, when the file is a dict of several things. Default:
-        the first of WRAPPERS that does, also in one another; `Weights.source` tells which.
+        the first of WRAPPERS that does, also in one another, but averaged weights before all
+        others; `Weights.source` tells which.
 
     Returns:
       name -> read-only array, a view of the file where it lies there contiguously or strided.
@@ -167,7 +169,10 @@ def _state_dict(content: Any, key: str | None) -> tuple[dict[str, StoredTensor],
     plain = inside.pop("", {})
     if key is not None and key not in inside:
         raise ConversionError(f"has no weights under the key {key!r}; there are {sorted(inside)}")
-    known = sorted(filter(_is_known, inside), key=_rank)
+    known = list(filter(_is_known, inside))
+    most = max((len(inside[name]) for name in known), default=0)
+    # What is kept beside an average, such as a count of steps, is no network.
+    known.sort(key=lambda name: _rank(name, 2 * len(inside[name]) >= most))
     if key is None and plain and not known:
         return plain, "", []
     if key is None:
@@ -188,8 +193,9 @@ def _is_known(name: str) -> bool:
     return all(part in WRAPPERS for part in name.split("."))
 
 
-def _rank(name: str) -> list[int]:
-    return [WRAPPERS.index(part) for part in name.split(".")]
+def _rank(name: str, is_whole: bool) -> list[int]:
+    places = [WRAPPERS.index(part) for part in name.split(".")]
+    return [not (is_whole and is_averaged(name)), *places]
 
 
 def _is_name(key: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from paella_jax.files.safetensors_file import map_safetensors, read_notes
 from paella_jax.files.tensors import ConversionError, Weights
 from paella_jax.files.torch_file import read_torch_file
 from paella_jax.files.wrappers import without_marks
-from paella_jax.outside import listed, parse_object
+from paella_jax.outside import listed, parse_object, shortened
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's, the preferred form first
@@ -76,14 +76,14 @@ def read_weights(folder: Path, wanted: Wanted, model_class: str) -> dict[str, np
 
     Raises:
       FileNotFoundError: there are no weights, or a shard is missing.
-      ConversionError: a file cannot be read, or an index names one of another folder.
+      ConversionError: a file cannot be read, two have a tensor of one name, or an index names a
+        file of another folder.
     """
-    tensors: dict[str, np.ndarray] = {}
-    for file in weight_files(folder, wanted, model_class):
-        found = _tensors_of(file)
-        is_mapped = file.suffix == ".safetensors"
-        tensors.update({n: np.array(x) if is_mapped else x for n, x in found.items() if wanted(n)})
-    return tensors
+    files = weight_files(folder, wanted, model_class)
+    index = index_file(folder)
+    found = _tensors_of_all(files, _weight_map(index[0]) if index else {}, wanted)
+    is_mapped = any(file.suffix == ".safetensors" for file in files)
+    return {n: np.array(x) for n, x in found.items()} if is_mapped else found
 
 
 def weight_files(folder: Path, wanted: Wanted, model_class: str) -> list[Path]:
@@ -138,6 +138,27 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 def _tensors_of(file: Path) -> dict[str, np.ndarray]:
     return map_safetensors(file) if file.suffix == ".safetensors" else read_torch_file(file)
+
+
+def _tensors_of_all(
+    files: Sequence[Path], shards: Mapping[str, str], wanted: Wanted = lambda name: True
+) -> dict[str, np.ndarray]:
+    """The wanted tensors of several files; of those that an index names, each from its own shard.
+
+    Raises:
+      ConversionError: two files have a tensor of one name.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        for name, tensor in _tensors_of(file).items():
+            if not wanted(name) or shards.get(name, file.name) != file.name:
+                continue
+            if name in tensors:
+                raise ConversionError(
+                    f"{file}: another shard has {shortened(name)} too; download the folder again"
+                )
+            tensors[name] = tensor
+    return tensors
 
 
 def open_weights(path: str | Path, key: str | None = None) -> Weights:
@@ -202,7 +223,7 @@ def _open_folder(folder: Path, key: str | None) -> Weights:
     parts = [folder / name for name in names]
     if absent := [part.name for part in parts if not part.is_file()]:
         raise ConversionError(f"{folder} lacks {listed(absent)}, named in {layout.index}")
-    tensors = {n: tensor for part in parts for n, tensor in _tensors_of(part).items()}
+    tensors = _tensors_of_all(parts, shards)
     if lost := sorted(shards.keys() - tensors.keys()):
         raise ConversionError(
             f"{folder / layout.index} names tensors that no shard has: "

@@ -17,11 +17,13 @@ from paella_jax.outside import listed, shortened
 # Put before any module in a network, not only around the whole.
 MODULE = "module."  # of distributed training
 INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
-# Usual names of the whole; others count where most tensors are behind them.
+# Usual names of the whole, beside what `is_averaged` takes; others count where most tensors are
+# behind them.
 USUAL = frozenset(
-    {"module", "model", "state_dict", "model_state_dict", "ema", "ema_model", "model_ema", "net",
-     "network", "params", "weights", "averaged_model", "generator", "shadow", "checkpoint"}
+    {"module", "model", "state_dict", "model_state_dict", "net", "network", "params", "weights",
+     "averaged_model", "generator", "shadow", "checkpoint"}
 )  # fmt: skip
+DEEPEST = 16  # dots of a name that a prefix may end at; a name may have as many as it has letters
 Value = TypeVar("Value")
 
 
@@ -41,7 +43,9 @@ def unwrapped(tensors: Mapping[str, Value], known: Collection[str]) -> tuple[dic
     """
     plain, inner = without_marks(tensors)
     known = set(known)
-    found = _prefixes(plain, known) if known.isdisjoint(plain) else []
+    found = _prefixes(plain, known)
+    if not known.isdisjoint(plain):  # a network without a prefix, and perhaps its average
+        found = [prefix for prefix in found if is_averaged(prefix)]
     if not found:
         return plain, inner
     prefix, others = _choose(found)
@@ -82,24 +86,32 @@ def _without_inner(tensors: Mapping[str, Value]) -> dict[str, Value]:
 def _prefixes(names: Collection[str], known: Collection[str]) -> list[str]:
     """Beginnings of names that known names follow; most of all names, or with usual words."""
     found: Counter[str] = Counter()
+    begun: Counter[str] = Counter()  # names by each of their beginnings
     for name in names:
         place = name.find(".")
-        while place >= 0:
+        for _ in range(DEEPEST):
+            if place < 0:
+                break
+            begun[name[: place + 1]] += 1
             if name[place + 1 :] in known:
                 found[name[: place + 1]] += 1
             place = name.find(".", place + 1)
-    most = [
-        prefix
-        for prefix in found
-        if USUAL.issuperset(prefix[:-1].split("."))
-        or 2 * sum(name.startswith(prefix) for name in names) > len(names)
-    ]
+    most = [p for p in found if _is_usual(p) or 2 * begun[p] > len(names)]
     return sorted(most, key=lambda prefix: (-found[prefix], len(prefix), prefix))
+
+
+def is_averaged(path: str) -> bool:
+    """Whether parts of a path, with dots between, say that averaged weights lie there."""
+    return any("ema" in part.split("_") for part in path.split("."))
+
+
+def _is_usual(prefix: str) -> bool:
+    return all(part in USUAL or is_averaged(part) for part in prefix[:-1].split("."))
 
 
 def _choose(found: list[str]) -> tuple[str, list[str]]:
     """The averaged network's prefix, else the only one; and the others."""
-    averaged = [prefix for prefix in found if any("ema" in p for p in prefix.split("."))]
+    averaged = [prefix for prefix in found if is_averaged(prefix)]
     usable = averaged or found
     if len(usable) > 1:
         raise ConversionError(

@@ -34,6 +34,7 @@ from paella_jax.files.digests import (
 from paella_jax.files.safetensors_file import DIGESTS as ARRAY_DIGESTS
 from paella_jax.files.safetensors_file import read_notes
 from paella_jax.outside import escaped
+from paella_jax.runs.checked_lines import check_older_lines
 from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
 
 DIGESTS_FILE = "digests.json"
@@ -152,14 +153,14 @@ def forget_files(folder: str | Path, pattern: str) -> None:
 
 def version_of(folder: str | Path) -> str:
     """The version that wrote a folder's config; empty where that is not noted."""
-    content = read_digests(folder)
-    if content is None:
-        return str((read_manifest(folder) or {}).get("version", ""))
+    manifest, content = read_manifest(folder), read_digests(folder)
+    if manifest is not None or content is None:
+        return str((manifest or {}).get("version", ""))
     return str(content["version"]) if CONFIG_FILE in content["files"] else ""
 
 
 def check_noted(folder: str | Path, wanted: Callable[[str], bool]) -> None:
-    """Compares files with what is noted of them, or with the manifest of a shared folder.
+    """Compares files with the manifest of a shared folder, and with what is noted of them.
 
     Args:
       folder: run folder; one of which nothing is noted passes.
@@ -169,9 +170,10 @@ def check_noted(folder: str | Path, wanted: Callable[[str], bool]) -> None:
       CheckpointError: files are missing or not what was written; all are named.
     """
     folder = Path(folder)
+    check_files(folder, wanted)  # of a shared folder, whatever a list beside its manifest says
     content = read_digests(folder)
     if content is None:
-        return check_files(folder, wanted)
+        return
     wrong = differing_files(folder, content, wanted)
     if wrong:
         told = "; ".join(f"{name} {what}" for name, what in wrong.items())
@@ -179,7 +181,6 @@ def check_noted(folder: str | Path, wanted: Callable[[str], bool]) -> None:
             f"{folder} is damaged: {told}. Copy it again; a file that you changed yourself is "
             f"accepted by {ACCEPT} {folder} --accept {next(iter(wrong))}"
         )
-    return None
 
 
 def differing_files(
@@ -221,5 +222,8 @@ def _files(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, files: dict[str, Any]) -> None:
+    if not (folder / DIGESTS_FILE).is_file():  # begun in an older folder, perhaps
+        for name in LINES:
+            check_older_lines(folder / name)
     content = {"format": FORMAT, "version": __version__, "files": dict(sorted(files.items()))}
     write_atomically(folder / DIGESTS_FILE, to_sealed_json(content))

@@ -96,10 +96,11 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str
 
     Raises:
       ConfigError: the folder cannot be written, or holds a run of another config.
+      CheckpointError: it holds a run whose config is missing or damaged.
     """
     workdir = Path(workdir).absolute()
     file = workdir / CONFIG_FILE
-    if file.is_file() and has_progress(workdir):
+    if has_progress(workdir):  # without its config, what was trained cannot be told to be this run
         allowed = tuple(name for name in IF_GIVEN if name in set(given))
         check_same_run(workdir, config, allowed)
         _note_changes(workdir, config, allowed)
@@ -295,13 +296,14 @@ def metrics_are_lost(workdir: Path) -> bool:
     return newest > 0 and newest >= every > 0
 
 
-def logged_every(workdir: Path, now: int) -> int:
+def logged_every(workdir: Path, now: int, field: str = "log.every") -> int:
     """Steps of which each multiple has a line of metrics, whatever `log.every` was meanwhile.
 
     Args:
       workdir: the run folder, whose history tells what resumed runs changed.
       now: what `log.every` is.
+      field: `checkpoint.every` for the steps that were saved.
     """
     history = str(scan_metrics(workdir / HISTORY_FILE)[0])
-    changes = re.findall(r"'log\.every: ([1-9]\d*) -> ([1-9]\d*)'", history)
+    changes = re.findall(rf"'{re.escape(field)}: ([1-9]\d*) -> ([1-9]\d*)'", history)
     return math.lcm(now, *(int(number) for change in changes for number in change))

@@ -22,6 +22,7 @@ from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.digests import check_noted
 from paella_jax.runs.folder import CheckpointError, read_config_of
+from paella_jax.runs.inside import check_inside, check_tree
 from paella_jax.runs.model_files import copy_small_files
 from paella_jax.runs.stored_config import read_stored_config
 from paella_jax.runs.weights import load_tree, save_tree
@@ -109,11 +110,16 @@ def _is_of(row: Carried, name: str) -> bool:
 
 
 def copy_frozen(source: str | Path, workdir: Path, leave_out: Iterable[str] = ()) -> None:
-    """Copies all that another run carries, but for some parts; whole or not at all."""
+    """Copies all that another run carries, but for some parts; whole or not at all.
+
+    Raises:
+      CheckpointError: it is damaged, or has a link to what is no part of it.
+    """
     folder = Path(source) / FROZEN
     check_noted(source, lambda name: name.startswith(f"{FROZEN}/"))
     names = [name for part in leave_out for name in CARRIED[part].files]
     if folder.is_dir():
+        check_tree(folder, Path(source))
         with atomic_path(workdir / FROZEN) as target:
             ignore = lambda inside, _: names if Path(inside) == folder else []
             shutil.copytree(folder, target, ignore=ignore)
@@ -165,6 +171,7 @@ def _copy_t5(folder: Path, place: Path) -> None:
     _, params = load_t5_folder(folder)
     save_tree(place.with_suffix(".safetensors"), params)
     copy_small_files(folder, place.parent, T5_TOKENIZER_FILES)
+    check_inside(folder / "config.json", folder)
     shutil.copy(folder / "config.json", place)
 
 
@@ -182,7 +189,8 @@ def carry_clip(folder: Path, place: Path) -> None:
     """Copies a CLIP folder's config, weights and tokenizer; the copy appears whole or not at all.
 
     Raises:
-      ConfigError: no such folder, or its text tower or tokenizer cannot be read.
+      ConfigError: no such folder, its text tower or tokenizer cannot be read, or a file of it is a
+        link to elsewhere.
     """
     from paella_jax.encoders.text import ClipTokenizer
     from paella_jax.files.weights_file import index_file, weight_files
@@ -196,8 +204,9 @@ def carry_clip(folder: Path, place: Path) -> None:
             target.mkdir(parents=True)
             copy_small_files(folder, target)
             for file in files:
+                check_inside(file, folder)
                 shutil.copy(file, target / file.name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         raise ConfigError(f"{folder} is not a model folder to use: {error}") from error
 
 

@@ -17,12 +17,14 @@ from paella_jax.files.tensors import ConversionError
 from paella_jax.runs.derive import describes_networks, is_free, restore_all, settled
 from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
-from paella_jax.runs.frozen import copy_frozen
+from paella_jax.runs.frozen import CARRIED, COMPRESSOR, copy_frozen, place_of
+from paella_jax.runs.weights import load_tree
 from paella_jax.typing import Tree
 
 # Beside what fine-tuning compares: Stage B's compressor, but for how it trains.
 COMPARED = ("compressor.", "method")
 UNCOMPARED = {"compressor.run", "compressor.stochastic_depth"}
+SPACES = ("tokenizer", "low_tokenizer", COMPRESSOR)  # frozen networks that give tokens and latents
 CARD = """# Interpolated weights of method {method}
 
 Every weight is {rest:g} of `{names[0]}` + {share:g} of `{names[1]}`, written by
@@ -50,8 +52,8 @@ def interpolate_runs(first: str | Path, second: str | Path, share: float, out: P
       The number of arrays.
 
     Raises:
-      ConversionError: a share outside [0, 1], other networks (all differences are listed), or
-        `out` is not empty.
+      ConversionError: a share outside [0, 1], other networks (all differences are listed), other
+        frozen tokenizers or compressors, or `out` is not empty.
       CheckpointError: no run there, or a damaged one.
     """
     if not 0.0 <= share <= 1.0:
@@ -63,6 +65,7 @@ def interpolate_runs(first: str | Path, second: str | Path, share: float, out: P
     a, b = (flatten_dict(dict(zip(parts, tree, strict=True)), sep="/") for tree in trees)
     shapes = lambda arrays: {name: list(x.shape) for name, x in arrays.items()}
     _refuse((first, second), shapes(a), shapes(b), "absent", str)
+    _check_spaces(first, second)
     mixed = {name: _mix(a[name], b[name], share) for name in a}
     names = [Path(run).absolute().name for run in (first, second)]
     with whole_folder(out) as part:
@@ -81,6 +84,25 @@ def _networks(config: ConfigDict) -> dict[str, Any]:
     more = lambda name: name.startswith(COMPARED) and name not in UNCOMPARED
     compared = lambda name: (told(name) or more(name)) and not name.endswith(".folder")
     return {name: value for name, value in flatten_config(config).items() if compared(name)}
+
+
+def _check_spaces(first: str | Path, second: str | Path) -> None:
+    """Raises ConversionError where two runs' tokens or latents do not mean the same images."""
+    for part in SPACES:
+        marks = [place_of(part, run) for run in (first, second)]
+        files = [mark.with_suffix(".safetensors") for mark in marks]
+        if not all(file.is_file() for file in files):
+            continue  # what the first does not carry is given to the result like any other's
+        ours, theirs = (flatten_dict(load_tree(file), sep="/") for file in files)
+        same = ours.keys() == theirs.keys()
+        differing = [n for n in ours if same and not np.array_equal(ours[n], theirs[n])]
+        if differing or not same:
+            named = f" (as in {differing[0]})" if differing else ""
+            raise ConversionError(
+                f"{first} and {second} carry different frozen networks, {files[0].name} has other "
+                f"values{named}: what one draws is read otherwise by the other's; only runs on the "
+                f"same {CARRIED[part].name} can be interpolated"
+            )
 
 
 def _refuse(runs: tuple[Any, Any], a: Tree, b: Tree, absent: str, shown: Callable) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from paella_jax.files.tensors import ConversionError
 from paella_jax.files.weights_file import CONFIG, read_json
+from paella_jax.runs.inside import check_inside
 
 # Of tokenizers, and of configs.
 SMALL_FILES = (
@@ -26,9 +27,11 @@ def copy_small_files(folder: Path, target: Path, names: Iterable[str] = SMALL_FI
 
     Raises:
       ConversionError: a file that is not what its name says; OSError: it cannot be read.
+      CheckpointError: a link to what is no part of the folder.
     """
     for name in names:
         if (folder / name).is_file():
+            check_inside(folder / name, folder)
             _check(folder / name)
             shutil.copy(folder / name, target / name)
 

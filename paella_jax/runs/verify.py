@@ -14,7 +14,7 @@ from paella_jax.config import CheckpointError, flatten_config
 from paella_jax.files.lock import WRITER, holder, read_lock
 from paella_jax.files.safetensors_file import differing_tensors
 from paella_jax.files.tensors import ConversionError
-from paella_jax.outside import parse_object
+from paella_jax.outside import parse_json, parse_object
 from paella_jax.runs.checked_lines import scan_metrics
 from paella_jax.runs.checkpoint import state_step
 from paella_jax.runs.digests import (
@@ -34,11 +34,13 @@ from paella_jax.runs.folder import (
     metrics_are_lost,
     read_config,
 )
+from paella_jax.runs.inside import leaving_links
 from paella_jax.runs.manifest import MANIFEST, differing_listed, files_of, read_manifest
 from paella_jax.runs.step_digests import COMMITTED, note_of, read_step_digests, wrong_parts
 from paella_jax.runs.step_digests import FILE as STEP_DIGESTS
 from paella_jax.runs.whole_steps import complete_steps, is_outdated, lost_files
 
+TIMING = "timing.json"
 MISSING, DAMAGED, FOREIGN, NOTE = "missing", "damaged", "foreign", "note"
 # What evaluation, cards and clusters leave in a run's folder.
 RESULTS = ("*.png", "*.gif", "*.html", "*.md", "report.json", "scores.json", "curves.json",
@@ -67,7 +69,7 @@ def verify_run(folder: str | Path) -> list[Finding]:
     if not any((folder / name).exists() for name in (CONFIG_FILE, "checkpoints", DIGESTS_FILE)):
         raise CheckpointError(f"{folder} is not a run folder (no {CONFIG_FILE})")
     looks: tuple[Callable[[Path], Iterator[Finding]], ...] = (
-        _writer, _files, _arrays, _config, _checkpoints, _metrics, _tokenizer, _foreign,
+        _writer, _files, _arrays, _config, _checkpoints, _newest, _metrics, _tokenizer, _foreign,
     )  # fmt: skip
     return [finding for look in looks for finding in look(folder)]
 
@@ -137,6 +139,40 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
             yield Finding(FOREIGN, name)
         else:
             yield from _checkpoint(place, name)
+
+
+def _newest(folder: Path) -> Iterator[Finding]:
+    """Whether the newest checkpoint, or all of them, are gone that the run's own files tell of."""
+    if (folder / MANIFEST).is_file():
+        return
+    newest = max((int(step.name) for step in _steps(folder)), default=0)
+    for file, saved in ((TIMING, _timed(folder)), (METRICS_FILE, _surely_saved(folder))):
+        if saved > newest:
+            what = f"the newest is of step {newest}, {file} tells that {saved} was saved"
+            yield Finding(MISSING, "checkpoints", what)
+            return
+
+
+def _timed(folder: Path) -> int:
+    """The step that the last call which came to its end saved; 0 where none is known."""
+    try:
+        calls = parse_json((folder / TIMING).read_bytes())
+        return int(calls[-1]["steps"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def _surely_saved(folder: Path) -> int:
+    """The last step that must have been saved by what was measured; 0 for none.
+
+    A save begins behind the metrics of its step, and only once the one before it is finished.
+    """
+    every = flatten_config(_config_or_nothing(folder)).get("checkpoint.every")
+    if not isinstance(every, int) or every < 1:
+        return 0
+    every = logged_every(folder, every, "checkpoint.every")
+    rows = scan_metrics(folder / METRICS_FILE)[0]
+    return max(((int(row["step"]) - 1) // every - 1 for row in rows), default=0) * every
 
 
 def _checkpoint(place: Path, name: str) -> Iterator[Finding]:
@@ -235,10 +271,13 @@ def _tokenizer(folder: Path) -> Iterator[Finding]:
 
 
 def _foreign(folder: Path) -> Iterator[Finding]:
-    """Files that are no part of a run folder."""
+    """Files that are no part of a run folder, and links that lead out of it."""
+    links = leaving_links(folder)
+    for name in links:
+        yield Finding(FOREIGN, name, "is a link out of the folder")
     manifest = _or_nothing(read_manifest, folder)
     listed = {**manifest.get("files", {}), **manifest.get("card", {})}
-    for name in files_of(folder):
+    for name in sorted({*files_of(folder)} - {*links}):
         if name in listed or matches(name, APART) or (not listed and matches(name, OWN)):
             continue
         if not matches(name, RESULTS_BELOW if "/" in name else RESULTS):
