@@ -126,8 +126,6 @@ def _cells(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     keys = {name: key for key, names in COLUMNS.items() for name in names}
     for where, row in read_rows(file):
-        if None in row:
-            raise PromptError(f"{where} has more fields than the header; quote what holds commas")
         cells: dict[str, Any] = {}
         for name, value in row.items():
             key = keys.get(_plain(name))
