@@ -42,6 +42,11 @@ def test_the_width_is_that_of_a_binomial():
     assert found.low < 0.5 < found.high
 
 
+@pytest.mark.parametrize("rate, expected", [(1.0, (0.97, 1.0)), (0.0, (0.0, 0.03))])
+def test_all_that_is_seen_right_need_not_be_all(rate, expected):
+    assert interval(rows_of(draw(rate, 100, seeds=3)), "seen_exact") == pytest.approx(expected)
+
+
 def test_images_of_one_caption_are_one_observation():
     """Sixteen images of 25 captions, which are right or wrong together, are 25, not 400."""
     together = np.repeat(draw(0.5, 25), 16, axis=2)
@@ -83,6 +88,14 @@ def test_they_hold_the_truth_as_often_as_they_say(seeds):
         found = interval(rows_of(chance.random((seeds, 60, 1)) < rates), "seen_exact")
         held += found.low <= 0.5 <= found.high
     assert held / tries >= 0.91
+
+
+def test_the_luck_of_single_images_counts_once():
+    """Seeds of equal means have each its own captions right: captions alone tell nothing."""
+    half = np.arange(400) < 200
+    right = np.stack([np.random.default_rng(key).permutation(half) for key in range(5)])
+    twice = 2 * 1.96 * np.sqrt(0.25 / (5 * 400))  # what it would be with the captions' part whole
+    assert width(interval(rows_of(right[..., None]), "seen_exact")) < 0.6 * twice
 
 
 def test_the_same_for_a_factor_over_networks_and_samplers():

@@ -307,6 +307,11 @@ def test_tables_hold_the_numbers():
     assert widths == {11, 12, 8}
 
 
+def test_guidance_that_rises_is_no_constant_one():
+    rows = [make_row(seed=i) | {"guidance_scale": pair} for i, pair in enumerate(((3, 3), (1, 3)))]
+    assert "| 1 to 3, 3 |" in markdown(rows)
+
+
 def test_one_row_of_few_measurements_is_enough(tmp_path):
     row = make_row(steps=(4,), frechet=None, cross_entropy={}, token_accuracy={})
     result = write_report([row], tmp_path)

@@ -21,6 +21,7 @@ from paella_jax.comparison.rows import Estimate, Row, estimate
 
 RESAMPLES = 2000
 LEVEL = 0.95
+NO_EXCEPTION = 3.0  # of so many in n, none is seen among n in 5 of 100 comparisons
 SPLITS = {"seen_exact": "seen", "heldout_exact": "heldout"}
 Pair = tuple[Row, Row]  # of one training: before, after
 
@@ -57,7 +58,14 @@ def interval(rows: Sequence[Row], metric: str, less: Sequence[Row] = ()) -> Inte
         return None
     parts = [(1.0, _hits(rows, split))] + ([(-1.0, _hits(less, split))] if less else [])
     values = _drawn(parts, _counts(rows[0], split))
-    return middle(np.clip(values, -1.0 if less else 0.0, 1.0))
+    found = middle(np.clip(values, -1.0 if less else 0.0, 1.0))
+    return found if less or found.low < found.high else _of_one_kind(found.low, captions)
+
+
+def _of_one_kind(share: float, captions: int) -> Interval:
+    """Where all are right, or none is, resampling knows no doubt; the rule of three does."""
+    doubt = NO_EXCEPTION / captions
+    return Interval(max(share - doubt, 0.0), min(share + doubt, 1.0))
 
 
 def paired_interval(groups: Sequence[Sequence[Pair]], metric: str) -> Interval | None:
