@@ -194,6 +194,24 @@ def test_a_note_or_a_state_of_another_step_is_told(run):
         restore_variables(run)
 
 
+def test_a_step_of_another_run_of_the_same_config_is_told(run, tmp_path):
+    config = small.small_paella()
+    other = prepare_workdir(tmp_path / "other", config)
+    checkpointer = Checkpointer(other, None)
+    checkpointer.save(6, state_of(6))
+    checkpointer.close()
+    shutil.copytree(other / "checkpoints" / "6", run / "checkpoints" / "6")
+    assert [f.what for f in faults(run) if f.name == "checkpoints/6"] == ["it is of another run"]
+    with pytest.raises(CheckpointError, match="it is of another run; it was copied here"):
+        restore_variables(run)
+    shutil.rmtree(run / "checkpoints" / "6")
+    (run / "digests.json").unlink()  # as an error's advice has it: the next list is of this run
+    prepare_workdir(run, config)
+    assert restore_variables(run)[0] == 4 and faults(run) == []
+    named = read_digests(run)["run"]
+    assert named and named != read_digests(other)["run"]
+
+
 def test_a_step_without_its_list_is_one_that_lost_a_file(run, capsys):
     (run / "checkpoints" / "4" / "digests.json").unlink()
     assert complete_steps(run) == [2] and restore_variables(run)[0] == 2

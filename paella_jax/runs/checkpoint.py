@@ -20,7 +20,7 @@ from paella_jax.config import ConfigError, WriteError
 from paella_jax.files.disk import is_outage
 from paella_jax.files.finite import describe_not_finite
 from paella_jax.outside import parse_json
-from paella_jax.runs.digests import check_noted, tell_once
+from paella_jax.runs.digests import check_noted, is_of_another_run, run_of, tell_once
 from paella_jax.runs.durable import DurablePath
 from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
 from paella_jax.runs.step_digests import check_step, note_of, write_step_digests
@@ -62,7 +62,8 @@ class Checkpointer:
         """
         if step == self.manager.latest_step():
             return
-        note = {"step": step, "processes": jax.process_count(), "digests": True}
+        run = run_of(self.directory.parent)
+        note = {"step": step, "processes": jax.process_count(), "digests": True, "run": run}
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(state), "note": ocp.args.JsonSave(note),
         }  # fmt: skip
@@ -151,6 +152,8 @@ def check_parts(
     note = note_of(folder)
     if note.get("step", int(folder.name)) != int(folder.name):
         raise CheckpointError(f"its note is of step {note['step']}; the folder was renamed")
+    if is_of_another_run(note, folder.parent.parent):
+        raise CheckpointError("it is of another run; it was copied here")
     for file in folder.glob("data/process_*"):  # of older runs
         place = parse_json(file.read_text()).get("next_index", int(folder.name))
         if place != int(folder.name):

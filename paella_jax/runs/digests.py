@@ -7,11 +7,14 @@ have a manifest instead.
 
 A file is marked before it is written and noted behind it: what a kill leaves in between is taken as
 it is found by the next training call. One process writes the list, the one that has the lock.
+
+The list also has the run's own name, drawn when it is begun; each checkpoint's note repeats it.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +39,7 @@ from paella_jax.files.safetensors_file import read_notes
 from paella_jax.outside import escaped
 from paella_jax.runs.checked_lines import check_older_lines
 from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
+from paella_jax.runs.step_digests import run_of_steps
 
 DIGESTS_FILE = "digests.json"
 CONFIG_FILE = "config.json"
@@ -151,6 +155,17 @@ def forget_files(folder: str | Path, pattern: str) -> None:
         _write(Path(folder), kept)
 
 
+def run_of(folder: str | Path) -> str:
+    """The name that tells a folder's run from others of its config; empty where it has none."""
+    return str((read_digests(folder) or {}).get("run", ""))
+
+
+def is_of_another_run(note: dict[str, Any], folder: Path) -> bool:
+    """Whether a checkpoint's note names another run than its folder; older ones name none."""
+    named, run = note.get("run"), run_of(folder)
+    return bool(named and run and named != run)
+
+
 def version_of(folder: str | Path) -> str:
     """The version that wrote a folder's config; empty where that is not noted."""
     manifest, content = read_manifest(folder), read_digests(folder)
@@ -225,5 +240,7 @@ def _write(folder: Path, files: dict[str, Any]) -> None:
     if not (folder / DIGESTS_FILE).is_file():  # begun in an older folder, perhaps
         for name in LINES:
             check_older_lines(folder / name)
-    content = {"format": FORMAT, "version": __version__, "files": dict(sorted(files.items()))}
+    run = run_of(folder) or run_of_steps(folder) or secrets.token_hex(8)
+    content = {"format": FORMAT, "version": __version__, "run": run}
+    content["files"] = dict(sorted(files.items()))
     write_atomically(folder / DIGESTS_FILE, to_sealed_json(content))

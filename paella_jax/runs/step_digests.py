@@ -120,6 +120,14 @@ def note_of(folder: Path) -> dict[str, Any]:
     return note if isinstance(note, dict) else {}
 
 
+def run_of_steps(workdir: Path) -> str:
+    """The run that a folder's newest checkpoint is of that says so; else empty."""
+    steps = [place for place in (workdir / "checkpoints").glob("*") if place.name.isdigit()]
+    newest_first = sorted(steps, key=lambda place: -int(place.name))
+    named = (note_of(place).get("run", "") for place in newest_first)
+    return next((str(run) for run in named if run), "")
+
+
 def check_step(
     folder: Path,
     wanted: Callable[[str], bool] = lambda array: True,

@@ -6,6 +6,7 @@ Nothing is written. Everything is read once, at the speed of SHA-256.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from paella_jax.runs.digests import (
     OWN,
     WRITING,
     differing_files,
+    is_of_another_run,
     matches,
     read_digests,
 )
@@ -223,6 +225,8 @@ def _one_step(place: Path, name: str) -> Iterator[Finding]:
         said["state"] = state_step(place)
     except Exception as error:  # whatever orbax raises for a file that it cannot read
         yield Finding(DAMAGED, f"{name}/state", f"cannot be read ({type(error).__name__})")
+    if _or_nothing(partial(is_of_another_run, note_of(place)), place.parent.parent):
+        yield Finding(DAMAGED, name, "it is of another run")
     for part, step in said.items():
         if step is not None and step != int(place.name):
             yield Finding(DAMAGED, name, f"its {part} is of step {step}")
