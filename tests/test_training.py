@@ -365,6 +365,21 @@ def test_a_second_interrupt_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"optim__schedule": "cosine"}, True),
+        ({"optim__schedule": "cosine", "optim__decay_steps": 10}, False),  # ends where it did
+        ({"optim__schedule": "constant"}, False),
+    ],
+)
+def test_another_end_of_a_cosine_is_told(tmp_path, capsys, changes, told):
+    prepare_workdir(tmp_path, small.small_paella(num_steps=10, **changes))
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    prepare_workdir(tmp_path, small.small_paella(num_steps=20, **changes))
+    assert ("goes on from step 4 with num_steps: 10 -> 20" in capsys.readouterr().out) == told
+
+
 def test_divergence_names_the_step_and_its_advice_works(tmp_path, capsys):
     """The newest checkpoint is from before it; a lower rate that is given goes on from there."""
     wild = {"optim__learning_rate": 1e18, "optim__clip_norm": 0.0} | SHALLOW

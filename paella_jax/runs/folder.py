@@ -157,7 +157,8 @@ def check_same_run(workdir: str | Path, config: ConfigDict, ignore: tuple[str, .
 
 
 def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> None:
-    """Adds a line to the folder's history where a resumed run changes; `told` ones are printed."""
+    """Adds a line to the folder's history where a resumed run changes; what is `told`, or moves its
+    learning rate, is printed."""
     old = read_config(workdir)
     before = flatten_config(old)
     changes = differing_fields(old, config, ignore=[name for name in BEFORE if name not in before])
@@ -168,6 +169,8 @@ def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> N
     file = workdir / HISTORY_FILE
     with naming(file), file.open("a") as stream:
         stream.write(metrics_line(row))
+    if config.optim.get("schedule") == "cosine" and not config.optim.get("decay_steps"):
+        told = (*told, "num_steps:")  # at which the curve's rate is zero
     shown = [change for change in changes if change.startswith(told)] if told else []
     if shown:
         print(f"{workdir} goes on from step {step} with {', '.join(shown)}", flush=True)
