@@ -43,12 +43,19 @@ def accept(folder: Path, names: list[str]) -> None:
     """Notes the digests of files as they are now.
 
     Raises:
-      ValueError: one is no file of the run that has a digest in its list.
+      ValueError: one is no file of the run that has a digest in its list, or the folder is a shared
+        one, whose manifest nobody but its writer changes.
       LockedError: the run is being written.
     """
     from paella_jax.files.lock import WRITER, locked
     from paella_jax.runs.digests import files_to_note, note_files
+    from paella_jax.runs.manifest import MANIFEST
 
+    if (folder / MANIFEST).is_file():
+        raise ValueError(
+            f"--accept: {folder} was shared and is held against its {MANIFEST}; change the run it "
+            "was made of, and share that again"
+        )
     known = files_to_note(folder)
     for name in names:
         if name not in known:
