@@ -88,7 +88,7 @@ def _caption(sure: Mapping[tuple[str, str, str], Interval]) -> str:
         return f"Bars: {spread}. {apart}"
     steps = sorted({count for _, _, count in sure}, key=int)
     return (
-        f"Thick bars (images right or not, at {', '.join(steps)} steps): 95 % interval by "
+        f"Thick bars (images right or not, at {', '.join(steps)} steps): 95 % interval "
         f"over captions and seeds. Thin bars with caps (all else): {spread}. {apart}"
     )
 
