@@ -13,7 +13,7 @@ import difflib
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -305,11 +305,19 @@ def from_json(text: str | bytes) -> ConfigDict:
 
 
 def differing_fields(old: ConfigDict, new: ConfigDict, ignore: Iterable[str] = ()) -> list[str]:
-    """Lines `field: old -> new` for every field that differs, except below `ignore` prefixes."""
+    """Lines `field: old -> new` for every field that differs, except `ignore` and what is below."""
     before, after = flatten_config(old), flatten_config(new)
-    skip = tuple(ignore)
+    skip = {name.removesuffix(".") for name in ignore}
+    ignored = lambda name: any(part in skip for part in _and_above(name))
     return [
         f"{name}: {before.get(name, '(absent)')!r} -> {after.get(name, '(absent)')!r}"
         for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not name.startswith(skip)
+        if before.get(name) != after.get(name) and not ignored(name)
     ]
+
+
+def _and_above(name: str) -> Iterator[str]:
+    """A field's name and those of the blocks that it is in."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]

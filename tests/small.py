@@ -89,9 +89,9 @@ def small_paella(**overrides):
     return config_of("paella:tiny", **values)
 
 
-def brief_paella():
+def brief_paella(**overrides):
     """A run whose images are random, but everything is real; see `SharedRuns.trained`."""
-    return small_paella(sampler__num_steps=3, optim__learning_rate=0.01)
+    return small_paella(**{"sampler__num_steps": 3, "optim__learning_rate": 0.01} | overrides)
 
 
 def random_values(shapes, seed: int = 0):

@@ -194,6 +194,14 @@ def test_a_note_or_a_state_of_another_step_is_told(run):
         restore_variables(run)
 
 
+def test_a_name_that_steers_a_terminal_is_shown_escaped(run, monkeypatch, capsys):
+    (run / "a\033[31mx\nall is what was written").touch()
+    monkeypatch.setattr("sys.argv", ["verify", str(run)])
+    assert verify.main() == verify.WRONG
+    out = capsys.readouterr().out
+    assert "\033" not in out and out.splitlines()[0].startswith("foreign: a\\x1b[31mx\\nall is")
+
+
 def test_a_step_of_another_run_of_the_same_config_is_told(run, tmp_path):
     config = small.small_paella()
     other = prepare_workdir(tmp_path / "other", config)

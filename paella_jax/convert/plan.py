@@ -20,9 +20,8 @@ from paella_jax.files import weights_file
 from paella_jax.files.atomic import CARD_FILE, whole_folder, write_atomically
 from paella_jax.files.safetensors_file import Report, quiet, write_safetensors
 from paella_jax.files.tensors import ConversionError, Weights
-from paella_jax.runs.derive import HOW_COMPUTED
 from paella_jax.runs.digests import note_files
-from paella_jax.runs.folder import CONFIG_FILE, WEIGHTS_FILE, read_config
+from paella_jax.runs.folder import CONFIG_FILE, HOW_COMPUTED, WEIGHTS_FILE, read_config
 from paella_jax.typing import Tree
 
 CHUNK = 8 * 2**20  # bytes read at once

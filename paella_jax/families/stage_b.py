@@ -17,6 +17,7 @@ from paella_jax.data.loader import Source
 from paella_jax.data.sizes import check_sizes
 from paella_jax.encoders.compressor_names import read_backbone
 from paella_jax.encoders.preprocess import compressor_preprocess
+from paella_jax.families.form_of_here import form_of_here
 from paella_jax.families.stored import stored_settings, stored_text, text_tokenizers
 from paella_jax.families.text_side import TextSide, carry_text, load_text, predict_noise
 from paella_jax.families.vqgan import encoder_arrays, load_carried_vqgan
@@ -326,5 +327,6 @@ def load_stage_b(
         config, params, _ = stage_b_run(folder)
         if has_compressor(folder) or not without_compressor:
             compressor = compressor_variables(folder)
+    config = form_of_here(config)
     networks, frozen = make_stage_b(config, folder)
     return config, networks, params, frozen | {COMPRESSOR: compressor}

@@ -105,13 +105,14 @@ def load_tokens(directory: str | Path, *, decoder: str | Path = "") -> TokenPipe
     """
     from dataclasses import replace
 
+    from paella_jax.families.form_of_here import form_of_here
     from paella_jax.families.tokens import load_networks
     from paella_jax.families.vqgan import swap_decoder
     from paella_jax.pipelines.tokens import TokenPipeline
     from paella_jax.runs.derive import restore_trained
 
     workdir = Path(directory)
-    config = read_config(workdir)
+    config = form_of_here(read_config(workdir))
     if config.method != "tokens":
         raise CheckpointError(
             f"{workdir} holds a run of method {config.method!r}, not of a token predictor"
@@ -140,11 +141,12 @@ def load_wuerstchen(directory: str | Path, offload: bool = False) -> WuerstchenP
       CheckpointError: no run there, of another kind, or damaged.
       ConfigError: stages that do not belong together.
     """
+    from paella_jax.families.form_of_here import form_of_here
     from paella_jax.families.stage_b import load_stage_b
     from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 
     workdir = Path(directory)
-    config = read_config(workdir)
+    config = form_of_here(read_config(workdir))
     if config.method not in ("stage_b", "stage_c"):
         raise CheckpointError(f"{workdir} holds a run of method {config.method!r}, not Würstchen's")
     if config.method == "stage_c":

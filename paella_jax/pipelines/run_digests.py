@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paella_jax.config import to_json
+from paella_jax.families.form_of_here import without_form
 from paella_jax.typing import Tree
 
 SEEN = 4096  # values of each array that it is known by
@@ -29,7 +30,7 @@ def run_digest(parts: dict[str, tuple[ConfigDict, Tree]]) -> str:
     """A name of the configs and weights of a pipeline's `parts`."""
     digest = hashlib.blake2b(digest_size=8)
     for name, (config, weights) in sorted(parts.items()):
-        digest.update(f"{name} {to_json(config)}".encode())
+        digest.update(f"{name} {to_json(without_form(config))}".encode())
         _see(digest, weights)
     return digest.hexdigest()
 

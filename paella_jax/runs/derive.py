@@ -12,7 +12,7 @@ from paella_jax.config import ConfigError
 from paella_jax.files.atomic import atomic_path
 from paella_jax.runs.checkpoint import Checkpointer, restore_variables
 from paella_jax.runs.digests import note_files
-from paella_jax.runs.folder import prepare_workdir, read_config
+from paella_jax.runs.folder import HOW_COMPUTED, prepare_workdir, read_config
 from paella_jax.runs.frozen import copy_frozen, load_carried
 from paella_jax.runs.lora import lora_merge
 from paella_jax.typing import Tree
@@ -26,8 +26,7 @@ RECIPE = {
 }  # fmt: skip
 # ... but for these, which only say how the networks train or how text is cut.
 FREE = {"cell.sampler", "text.max_length", "text.pad_to"}
-HOW_COMPUTED = {"loop", "remat_keeps", "attention", "depthwise"}
-FREE_OF_ALL = {"dropout", "attention_dropout", "remat"} | HOW_COMPUTED
+FREE_OF_ALL = {"dropout", "attention_dropout", *HOW_COMPUTED}
 
 
 def describes_networks(name: str) -> bool:

@@ -43,16 +43,19 @@ WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE = "data.json"  # of runs that were trained: training/looked_at.py
 HISTORY_FILE = "history.jsonl"  # a line for every call that changed how the run is carried out
+# Fields of a network's block that say how it is computed, not what it is.
+HOW_COMPUTED = ("attention", "depthwise", "loop", "remat", "remat_keeps")
+BLOCKS = ("model", "transformer", "super_resolution", "uvit", "text")
 # What a resumed run may change (else it would be another run): how it is carried out ...
 HOW = ("num_steps", "mesh.", "checkpoint.", "log.", "evaluation.", "sampler.", "data.threads",
        "data.prefetch", "data.folder", "data.validation_folder", "data.image_file", "data.shards",
        "data.array_record", "data.parquet", "data.tfds", "data.tfds_folder",
        "data.validation_files", "data.encoded", "cell.sampler", "preset",
-       "optim.gradient_reduction", "model.loop", "transformer.loop",
-       "super_resolution.loop")  # fmt: skip
+       "optim.gradient_reduction", "text.buckets",
+       *(f"{block}.{name}" for block in BLOCKS for name in HOW_COMPUTED))  # fmt: skip
 # ... what it may change where the very call gives it, rather than a preset's new value: the state
 # fits whatever they are ...
-IF_GIVEN = ("optim.learning_rate", "optim.warmup_steps")
+IF_GIVEN = ("optim.learning_rate", "optim.warmup_steps", "objective.dropout_generator")
 # ... what it may lack, as it is older than the field: what was done then ...
 BEFORE = {
     "compressor.weights": "",
