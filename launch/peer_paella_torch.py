@@ -1,11 +1,13 @@
 """Paella's architecture in plain torch, for `benchmark --peer`: eager, or PAELLA_PEER=compile.
 
-    PAELLA_PEER=compile python -m paella_jax.benchmark --config paella:1b --work sample \
+    PAELLA_PEER=compile python -m paella_jax.benchmark --config paella:1b --work forward,sample \
         --peer launch/peer_paella_torch.py
 
 The blocks and the sampler are those of docs/models/paella.md 2 and 4, written as torch users write
 them: channels first, `nn.MultiheadAttention`, two calls for guidance, the softmax drawn from by
-`multinomial`. Weights are random. It needs torch, which the package does not.
+`multinomial`. Weights are random: how long a pass takes depends on shapes and types alone, not on
+the numbers. The tokenizer is in launch/peer_vqgan_torch.py. It needs torch, which the package does
+not.
 """
 
 from __future__ import annotations
@@ -182,6 +184,14 @@ def sample(network: Any, text: Tensor, side: int, steps: int, guidance: float) -
     return tokens
 
 
+def one_prediction(network: Any, config: Any, text: Tensor) -> Callable[[], Tensor]:
+    """The forward pass of made tokens at made noise levels."""
+    shape = (len(text), *(config.data.image_size // 4,) * 2)
+    tokens = torch.randint(0, config.model.codebook_size, shape, device=text.device)
+    levels = torch.rand(len(text), device=text.device)
+    return torch.no_grad()(lambda: network(tokens, levels, text))
+
+
 def update(network: Paella, config: Any, images: int, text: Tensor) -> Callable[[], None]:
     """One step of training from encoded data: a network that reads made texts alone."""
     parameters, optim = list(network.parameters()), config.optim
@@ -216,11 +226,11 @@ def compiled(network: Paella) -> Any:
 
 
 def make(config: Any, work: str, images: int) -> Callable[[], Any] | None:
-    """A Paella preset's sampler, or its update on encoded data; nothing else."""
-    found = re.fullmatch(r"(\d+) guided steps|train step, encoded data", work)
+    """A Paella preset's forward pass, sampler, or update on encoded data; nothing else."""
+    found = re.fullmatch(r"forward|(\d+) guided steps|train step, encoded data", work)
     if found is None or config.method != "tokens" or config.cell.network != "unet":
         return None
-    sampling = found[1] is not None
+    sampling = not work.startswith("train")
     # Weights that are trained stay float32, and autocast rounds them where they are used.
     narrow = config.precision == "bfloat16"
     dtype = torch.bfloat16 if narrow and sampling else torch.float32
@@ -229,10 +239,12 @@ def make(config: Any, work: str, images: int) -> Callable[[], Any] | None:
         network = Paella(config.model, config.text.width).to(dtype).eval()
         length = config.text.pad_to + EXTRA_POSITIONS
         text = torch.randn(images, length, config.text.width, dtype=dtype)
-    if sampling:
+    if work == "forward":
+        call = one_prediction(compiled(network), config, text)
+    elif sampling:
         predict, side = compiled(network), config.data.image_size // 4
-        guidance = config.sampler.guidance_scale[0]
-        call = lambda: sample(predict, text, side, int(found[1]), guidance)
+        guidance, steps = config.sampler.guidance_scale[0], int(found[1])
+        call = lambda: sample(predict, text, side, steps, guidance)
     else:
         call = update(network, config, images, text)
 

@@ -159,6 +159,17 @@ def test_what_cannot_be_compiled_is_named():
         compile_preset(small.config_of("stage_c:v2_1024"))
 
 
+def test_a_step_from_encoded_data_has_no_frozen_networks():
+    """Its tokens are in the batch: fewer products, and no tokenizer is held."""
+    config = small.small_paella()
+    whole, encoded = (compile_preset(config, program=name) for name in ("train", "encoded"))
+    assert encoded["program"] == "encoded" and encoded["micro_batches"] == 1
+    assert encoded["teraflops"] < whole["teraflops"]
+    assert "frozen vqgan" in whole["held_mib_of"] and "frozen vqgan" not in encoded["held_mib_of"]
+    with pytest.raises(ConfigError, match="must be one of train, encoded, sample"):
+        compile_preset(config, program="serve")
+
+
 def test_a_sampler_is_planned_by_the_images_of_one_device():
     config = small.config_of("muse:tiny")
     with compiling_for("gpu"):

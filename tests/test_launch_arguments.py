@@ -11,8 +11,20 @@ from test_icons import STOPPABLE
 from test_launch import SCONTROL, SRUN, run_slurm
 
 LAUNCH = small.ROOT / "launch"
-# Every measurement but the one that $GOOD names fails.
-MEASURING = '#!/usr/bin/env bash\ncase "$*" in *"/${GOOD:-none}.json "*) exit 0 ;; esac\nexit 3\n'
+# Every measurement but the one that $GOOD names fails; $SLOW writes a row and never ends.
+MEASURING = """#!/usr/bin/env bash
+set -e
+case "$*" in
+  *"--table"*) shift 3; printf '%s\\n' "$@" >"$FAKE/table"; echo "a table of $#" ;;
+  *"/${GOOD:-none}.json "*) echo "$*" >>"$FAKE/order" ;;
+  *"/${SLOW:-none}.json "*)
+    trap 'echo INT >>"$FAKE/signals"' INT
+    trap 'echo TERM >>"$FAKE/signals"; exit 1' TERM
+    echo row >"$6"
+    while true; do sleep 0.2; done ;;
+  *) exit 3 ;;
+esac
+"""
 
 
 def installed(folder, fakes):
@@ -51,6 +63,24 @@ def test_a_day_without_any_measurement_is_no_success(good, code, tmp_path):
     done = fakes.run(LAUNCH / "gpu_day.sh", tmp_path / "out", "5", GOOD=good, **settings)
     assert done.returncode == code, done.stderr
     assert ("none of 11 measurements" in done.stderr) == bool(code)
+
+
+def test_a_deadline_leaves_a_report(tmp_path):
+    """A benchmark that does not even hear INT, as while XLA compiles, is killed; its rows stay."""
+    fakes = Fakes(tmp_path / "fakes", python=MEASURING)
+    # A deadline that is played: the clock stands, and `timeout` waits for a second.
+    (fakes.bin / "timeout").write_text(
+        '#!/usr/bin/env bash\necho "$1 $2 $3 $4" >>"$FAKE/given"\nshift 5\n'
+        'exec /usr/bin/timeout -s INT -k 1 1 "$@"\n'
+    )
+    (fakes.bin / "timeout").chmod(0o755)
+    settings = installed(tmp_path, fakes)
+    done = fakes.run(LAUNCH / "gpu_day.sh", tmp_path / "out", "5", SLOW="small", **settings)
+    assert done.returncode == 0, done.stderr
+    assert fakes.note("signals") == ["INT"] and fakes.note("given")[0].startswith("-s INT -k 20")
+    assert (tmp_path / "out" / "report.md").read_text() == "a table of 1\n"
+    assert fakes.note("table") == [str(tmp_path / "out" / "small.json")]
+    assert "small ended early" in done.stderr
 
 
 def test_a_stop_beside_stays_a_stop(tmp_path):

@@ -52,7 +52,7 @@ def test_what_is_asked_for_is_every_combination():
 
 @pytest.mark.parametrize(
     ("work", "batch", "sweep", "word"),
-    [("walk", "1", [], "must be of sample, encode, encoded"), ("", "1", [], "must be of sample"),
+    [("walk", "1", [], "must be of forward, sample"), ("", "1", [], "must be of forward"),
      ("sample", "0", [], "whole numbers from 1"), ("sample", "1,x", [], "whole numbers from 1"),
      ("sample", "1", ["seed"], "must be FIELD=A,B"), ("sample", "1", ["sead=1"], "sead"),
      ("sample", "1", ["batch_size=many"], "batch_size"),

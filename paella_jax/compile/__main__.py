@@ -40,8 +40,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--target", help=f"machine to compile for: {EXAMPLES}")
     parser.add_argument("--devices", type=int, help="the same as --target cpu:DEVICES")
     parser.add_argument(
-        "--program", default="train", choices=("train", "sample"),
-        help="the train step, or the preset's sampler as one program",
+        "--program", default="train", choices=("train", "encoded", "sample"),
+        help="the train step, the same from encoded data, or the preset's sampler as one program",
     )  # fmt: skip
     parser.add_argument("--images", type=int, help="drawn by --program sample; 8 per device")
     parser.add_argument("--json", type=file, help="file for the JSON; text goes to stdout then")

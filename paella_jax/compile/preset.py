@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from paella_jax.compile.account import describe, estimate, held_report, too_large, verdict
-from paella_jax.compile.programs import Program, sample_program, train_program
+from paella_jax.compile.programs import PROGRAMS, Program, sample_program, train_program
 from paella_jax.compile.targets import Target, devices_of
+from paella_jax.config import ConfigError
 from paella_jax.evaluation.flops import flops_by_type
 from paella_jax.families.start import settle_config
 from paella_jax.ops.target import compiling_for
@@ -39,12 +40,14 @@ def compile_preset(
     Args:
       config: a preset's.
       target: the machine; None for this one's devices.
-      program: "train" or "sample".
+      program: of `PROGRAMS`.
       images: that the sampler draws at once; 8 per device by default.
 
     Raises:
       MeshError, ConfigError, TargetError: what cannot be compiled, before anything is.
     """
+    if program not in PROGRAMS:
+        raise ConfigError(f"program {program!r} must be one of {', '.join(PROGRAMS)}")
     config = settle_config(config, None)
     if target is None:
         target = Target("this machine", jax.default_backend(), None, "", jax.device_count())
@@ -84,13 +87,15 @@ def _compile(
     config: ConfigDict, target: Target, mesh: Mesh, name: str, images: int
 ) -> dict[str, Any]:
     seconds: dict[str, float] = {}
-    with _timed("trace", seconds):
-        is_train = name == "train"
-        with compiling_for(target.platform):
-            make = train_program if is_train else partial(sample_program, images=images)
-            program = make(config, mesh)
-            with jax.set_mesh(mesh):  # as a train loop and a pipeline do
-                traced = program.function.trace(*program.arguments)
+    with _timed("trace", seconds), compiling_for(target.platform):
+        make: dict[str, Callable[..., Program]] = {
+            "train": train_program,
+            "encoded": partial(train_program, encoded=True),
+            "sample": partial(sample_program, images=images),
+        }
+        program = make[name](config, mesh)
+        with jax.set_mesh(mesh):  # as a train loop and a pipeline do
+            traced = program.function.trace(*program.arguments)
     flops = flops_by_type(traced.jaxpr.jaxpr)
     with _timed("lower", seconds):
         lowered = traced.lower()
@@ -116,7 +121,7 @@ def _compile(
             per_device = sum(flops.values()) / target.count
             moved = report["moved_mib"] * MIB
             report["estimate"] = estimate(target, per_device, moved, exchanges, program.images)
-            if name == "train":
+            if name != "sample":
                 seconds_of_recipe = config.num_steps * report["estimate"]["seconds_estimated"]
                 report["estimate"]["days_of_recipe"] = round(seconds_of_recipe / 86400, 1)
     return report
@@ -139,7 +144,7 @@ def _head(
         "program": name,
         "mesh": dict(mesh.shape),
         "batch_size": program.images,
-        "micro_batches": config.optim.accumulation if name == "train" else 1,
+        "micro_batches": 1 if name == "sample" else config.optim.accumulation,
         "trained_parameters": count(program.trained),
         "frozen_parameters": count(program.frozen),
         "seconds": seconds,

@@ -44,7 +44,7 @@ from paella_jax.training.placing import batch_sharding
 from paella_jax.training.sharding import replicated
 from paella_jax.typing import Tree
 
-PROGRAMS = ("train", "sample")
+PROGRAMS = ("train", "encoded", "sample")  # train steps from images and from encoded data
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ FORM = ("attention", "loop")  # fields of a network's block that change nothing 
 def form_of_here(config: ConfigDict) -> ConfigDict:
     """A run's config with what this machine can compute, and computes well.
 
-    A kernel of attention that is not there becomes one that is, which is told once. Blocks that a CPU
-    ran as one loop would be copied together at every call; they are run one by one.
+    A kernel of attention that is not there becomes one that is, which is told once. Blocks that a
+    CPU ran as one loop would be copied together at every call; they are run one by one.
     """
     config = config.copy_and_resolve_references()
     for name, block in config.items():

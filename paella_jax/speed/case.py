@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ from paella_jax.evaluation.flops import flops_by_type
 from paella_jax.speed.arrays import filled
 
 LEAST_ROUNDS = 3
+CACHE_HIT = "/jax/compilation_cache/cache_hits"  # jax's name of this event
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,46 @@ def measure(
       peers: the same work by others, by name; each is called once in every round.
 
     Returns:
-      Compile seconds, median, least and number of the timed calls, images and FLOPs per second,
-      bytes that the program moves at most, MiB that it needs, and of peers the median and how many
-      times as long they take. With "error" where the device's memory does not suffice.
+      Compile seconds (of reading, with "from_cache", where an earlier process compiled it),
+      median, least and number of the timed calls, images and FLOPs per second, bytes that the
+      program moves at most, MiB that it needs, and of peers the median and how many times as long
+      they take. With "error" where the device's or the host's memory does not suffice.
     """
     row: dict[str, Any] = {"work": case.name, "images": case.images}
     try:
         return row | _measure(case, seconds, peers)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return row | {"error": "out of memory: " + str(error).splitlines()[0][:200]}
+    except NO_ROOM as error:
+        return row | {"error": lack_of_memory(error)}
+
+
+NO_ROOM = (MemoryError, jax.errors.JaxRuntimeError)
+
+
+def lack_of_memory(error: BaseException) -> str:
+    """What a row tells of an error about memory, the host's or a device's; raises any other."""
+    lines = str(error).splitlines() or [""]
+    if isinstance(error, MemoryError):
+        return f"out of the host's memory: {lines[0][:200]}"
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return f"out of memory: {lines[0][:200]}"
+
+
+@cache
+def _read_programs() -> list[str]:
+    """A list that grows with every program that is read from the persistent cache from now on."""
+    read: list[str] = []
+    note = lambda event, **_: read.append(event) if event == CACHE_HIT else None
+    jax.monitoring.register_event_listener(note)
+    return read
 
 
 def _measure(case: Case, seconds: float, peers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    read_before = len(_read_programs())
     began = time.perf_counter()
     compiled = case.function.lower(*case.arguments).compile()
     compile_seconds = time.perf_counter() - began
+    from_cache = len(_read_programs()) > read_before
     given = [filled(x, i) for i, x in enumerate(case.arguments)]
     times = interleaved_for({"": _caller(compiled, given, case.carries), **peers}, seconds)
     median = statistics.median(times[""])
@@ -77,6 +102,7 @@ def _measure(case: Case, seconds: float, peers: Mapping[str, Callable[[], Any]])
     flops = sum(flops_by_type(jax.make_jaxpr(function)(*arguments).jaxpr).values()) - case.skipped
     row = {
         "compile_seconds": round(compile_seconds, 1),
+        **({"from_cache": True} if from_cache else {}),
         "calls": len(times[""]),
         "milliseconds": round(1e3 * median, 3),
         "least_milliseconds": round(1e3 * min(times[""]), 3),

@@ -12,9 +12,17 @@ from paella_jax.config import ConfigError, with_overrides
 from paella_jax.families.start import settle_config
 from paella_jax.ops.attention import check_kernel
 
-WORK = ("sample", "encode", "encoded", "train")
-DRAWN = ("tokens", "stage_b", "stage_c")  # methods with a sampler
-ENCODED = ("tokens", "stage_b", "stage_c")  # methods with something to encode
+CONDITIONED = ("tokens", "stage_b", "stage_c")  # methods with encoders of texts, images or both
+# Work, and the methods that have it; None: all.
+ABLE: dict[str, tuple[str, ...] | None] = {
+    "forward": (*CONDITIONED, "clip_prior"),
+    "sample": (*CONDITIONED, "clip_prior"),
+    "tokenizer": ("vqgan", "tokens", "stage_b"),
+    "encode": CONDITIONED,
+    "encoded": CONDITIONED,
+    "train": None,
+}
+WORK = tuple(ABLE)
 
 
 class Setting(NamedTuple):
@@ -72,7 +80,10 @@ def check_asked(
             batches = tuple(int(number) for number in numbers)
             settings.append(Setting(name, (*fields, *swept), changed, able, batches))
     if not any(setting.work for setting in settings):
-        raise ConfigError(f"--work {work!r}: none of the presets has that")
+        own = [word for word in WORK if any(_has(c.method, word) for c in configs.values())]
+        raise ConfigError(
+            f"--work {work!r}: none of the presets has that; there is {', '.join(own)}"
+        )
     return settings
 
 
@@ -93,4 +104,5 @@ def _axis(sweep: str) -> list[str]:
 
 
 def _has(method: str, word: str) -> bool:
-    return method in {"train": (method,), "sample": DRAWN}.get(word, ENCODED)
+    methods = ABLE[word]
+    return methods is None or method in methods

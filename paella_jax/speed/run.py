@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,30 +17,36 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.kept import read_kept
-from paella_jax.speed.case import Case, filled, measure
+from paella_jax.speed.case import NO_ROOM, Case, filled, lack_of_memory, measure
 from paella_jax.speed.ceilings import matmul_ceiling, memory_ceiling
+from paella_jax.speed.forward import forward_case
 from paella_jax.speed.peers import Peer, call_of
 from paella_jax.speed.plan import Setting
+from paella_jax.speed.prior import prior_sampling_case
 from paella_jax.speed.sampling import decoder_case, stage_sampling_cases, token_sampling_cases
+from paella_jax.speed.table import KEY, as_table
+from paella_jax.speed.tokenizer import tokenizer_cases
 from paella_jax.speed.trace import profiled
 from paella_jax.speed.training import encoding_case, train_case
 from paella_jax.training.sharding import make_mesh
 
-KEY = ("preset", "swept", "work", "images")  # of a row
-COLUMNS = {
-    "preset": "preset",
-    "swept": "with",
-    "work": "work",
-    "images": "images",
-    "milliseconds": "ms",
-    "images_per_second": "images/s",
-    "teraflops": "TFLOP",
-    "share_of_products": "of the products' ceiling",
-    "share_of_memory": "of the memory's",
-    "peak_mib": "MiB",
-    "compile_seconds": "compiled, s",
-    "peer_times_as_long": "peers take",
-}
+NO_MEMORY = ("out of memory", "can't allocate memory")  # torch's words on a GPU and on a CPU
+
+
+class Group(NamedTuple):
+    """Programs that are made together.
+
+    Attributes:
+      work: the word that asked for them.
+      images: of a call.
+      mesh: that they run on; None is the first device.
+      make: gives them.
+    """
+
+    work: str
+    images: int
+    mesh: Mesh | None
+    make: Callable[[], list[Case]]
 
 
 class How(NamedTuple):
@@ -78,17 +86,36 @@ def _measure_into(
     done = {tuple(row[name] for name in KEY): row for row in report["rows"]}
     for setting in settings:
         ceilings = _ceilings(report, setting.config.precision)
-        for mesh, case in _cases(setting):
-            key = (setting.preset, " ".join(setting.swept), case.name, case.images)
-            if key not in done:
-                with nullcontext() if mesh is None else jax.set_mesh(mesh):
-                    row = _row(setting, case, how, ceilings, 1 if mesh is None else mesh.size)
-                report["rows"].append(dict(zip(KEY, key, strict=True)) | row)
-                done[key] = report["rows"][-1]
-                print(json.dumps(done[key]), flush=True)
-                if how.out:
-                    write_atomically(Path(how.out), json.dumps(report, indent=2))
-            rows.append(done[key])
+        for group in _groups(setting):
+            for name, images, measured in _of_group(group, setting, how, ceilings):
+                key = (setting.preset, " ".join(setting.swept), name, images)
+                if key not in done:
+                    report["rows"].append(dict(zip(KEY, key, strict=True)) | measured())
+                    done[key] = report["rows"][-1]
+                    print(json.dumps(done[key]), flush=True)
+                    if how.out:
+                        write_atomically(Path(how.out), json.dumps(report, indent=2))
+                rows.append(done[key])
+
+
+def _of_group(
+    group: Group, setting: Setting, how: How, ceilings: dict[str, float]
+) -> list[tuple[str, int, Callable[[], dict[str, Any]]]]:
+    """Name, images and measurement of programs; of what cannot be made, its word and why."""
+    on_mesh = nullcontext if group.mesh is None else partial(jax.set_mesh, group.mesh)
+    devices = 1 if group.mesh is None else group.mesh.size
+
+    def measured(case: Case) -> dict[str, Any]:
+        with on_mesh():
+            return _row(setting, case, how, ceilings, devices)
+
+    try:
+        with on_mesh():
+            cases = group.make()
+    except NO_ROOM as error:
+        told = {"error": lack_of_memory(error)}
+        return [(group.work, group.images, lambda: told)]
+    return [(case.name, case.images, partial(measured, case)) for case in cases]
 
 
 def _begun(out: str) -> dict[str, Any]:
@@ -128,8 +155,18 @@ def _row(
         row["share_of_products"] = round(teraflops / ceilings["products"], 3)
         row["share_of_memory"] = round(gigabytes / ceilings["memory"], 3)
         if how.trace:
-            row["longest"] = _profile(case, f"{how.trace}/{setting.preset}/{case.name}")
+            row |= _profiled(setting, case, how.trace)
     return row
+
+
+def _profiled(setting: Setting, case: Case, folder: str) -> dict[str, Any]:
+    """A profile in a folder of this preset, its swept fields, the work and its images."""
+    parts = (setting.preset, *setting.swept, f"{case.name} of {case.images}")
+    own = Path(folder, *(re.sub(r"[^\w.,=()-]+", "_", part) for part in parts))
+    try:
+        return {"longest": _profile(case, own)}
+    except NO_ROOM as error:
+        return {"trace_error": lack_of_memory(error)}
 
 
 def _peers_calls(
@@ -143,42 +180,53 @@ def _peers_calls(
             if call := call_of(peer, setting.config, case.name, case.images):
                 call()
                 calls[peer.name] = call
-        except RuntimeError as error:  # torch's too
-            if "out of memory" not in str(error).lower():
+        except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+            told = str(error).lower()
+            if isinstance(error, RuntimeError) and not any(x in told for x in NO_MEMORY):
                 raise
             failed[peer.name] = "out of memory"
     return calls, failed
 
 
-def _profile(case: Case, folder: str) -> list[Any]:
+def _profile(case: Case, folder: Path) -> list[Any]:
     """Profiles one call of a case; prints and returns what took longest."""
     given = [filled(x, i) for i, x in enumerate(case.arguments)]
     call: Callable[[], Any] = lambda: case.function(*given)
     if not case.carries:  # a train state is given away with the call
         jax.block_until_ready(call())
-    shares = profiled(call, folder.replace(" ", "_").replace(":", "_"))
+    shares = profiled(call, folder)
     for share in shares:
         print(f"  {share.share:6.1%} {share.milliseconds:10.3f} ms {share.calls:6d} x {share.name}")
     return [list(share) for share in shares]
 
 
-def _cases(setting: Setting) -> Iterator[tuple[Mesh | None, Case]]:
-    """Programs with the mesh that they are run on, smallest batches first."""
+def _groups(setting: Setting) -> Iterator[Group]:
+    """What is measured of a setting, each work's smallest batches first."""
     config, mesh = setting.config, make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
-    if "sample" in setting.work:
-        for batch in setting.batches:
-            yield from ((None, case) for case in sampling_cases(config, batch))
+    drawn = {
+        "forward": lambda images: [forward_case(config, images)],
+        "sample": lambda images: sampling_cases(config, images),
+        "tokenizer": lambda images: tokenizer_cases(config, images),
+    }
+    for word, make in drawn.items():
+        if word in setting.work:
+            yield from (Group(word, n, None, partial(make, n)) for n in setting.batches)
+    count = config.batch_size
     if "encode" in setting.work:
-        yield None, encoding_case(config)
+        yield Group("encode", count, None, lambda: [encoding_case(config)])
     for word in ("encoded", "train"):
         if word in setting.work:
-            with jax.set_mesh(mesh):
-                case = train_case(config, mesh, word == "encoded")
-            yield mesh, case
+            yield Group(word, count, mesh, partial(_train_cases, config, mesh, word))
+
+
+def _train_cases(config: ConfigDict, mesh: Mesh, word: str) -> list[Case]:
+    return [train_case(config, mesh, word == "encoded")]
 
 
 def sampling_cases(config: ConfigDict, images: int) -> list[Case]:
     """All programs behind a call of a preset's pipeline."""
+    if config.method == "clip_prior":
+        return [prior_sampling_case(config, images)]
     if config.method == "tokens":
         return token_sampling_cases(config, images)
     cases = stage_sampling_cases(config, images)
@@ -188,22 +236,3 @@ def sampling_cases(config: ConfigDict, images: int) -> list[Case]:
 def _device() -> str:
     device = jax.devices()[0]
     return f"{jax.device_count()} x {device.device_kind} ({device.platform})"
-
-
-def as_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows in Markdown; an error stands in place of the numbers."""
-    shown = [{"milliseconds": row.get("error", "")} | row | _of_peers(row) for row in rows]
-    names = [name for name in COLUMNS if name in KEY[2:] or any(row.get(name) for row in shown)]
-    lines = [
-        "| " + " | ".join(COLUMNS[name] for name in names) + " |",
-        "|" + "---|" * len(names),
-    ]
-    for row in shown:
-        lines.append("| " + " | ".join(str(row.get(name, "")) for name in names) + " |")
-    return "\n".join(lines)
-
-
-def _of_peers(row: dict[str, Any]) -> dict[str, str]:
-    ratios = {name: f"{x}x" for name, x in row.get("peer_times_as_long", {}).items()}
-    told = ratios | row.get("peer_errors", {})
-    return {"peer_times_as_long": ", ".join(f"{name} {words}" for name, words in told.items())}

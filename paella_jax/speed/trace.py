@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +40,8 @@ def profiled(call: Any, folder: str | Path) -> list[Share]:
     """
     with jax.profiler.trace(str(folder), create_perfetto_trace=True):
         jax.block_until_ready(call())
-    (newest,) = sorted(glob.glob(f"{folder}/plugins/profile/*/*.xplane.pb"))[-1:]
-    return longest(jax.profiler.ProfileData.from_file(newest))
+    (newest,) = sorted(Path(folder).glob("plugins/profile/*/*.xplane.pb"))[-1:]
+    return longest(jax.profiler.ProfileData.from_file(str(newest)))
 
 
 def longest(profile: Any) -> list[Share]:
