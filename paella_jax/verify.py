@@ -3,7 +3,8 @@
 Compares every file and every array with the digest that was written with it, and the parts with
 each other, and says what is missing, damaged or foreign. Exit code 0 if nothing is, else 2. Nothing
 is changed, but with --accept FILE (repeatable): it notes files that you changed yourself as they
-are now.
+are now. `--accept digests.json` writes that list anew where it is lost or damaged: all files are
+taken as they are now.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def main() -> int:
     folder = Path(arguments.run)
 
     from paella_jax.outside import say
-    from paella_jax.runs.verify import NOTE, verify_run
+    from paella_jax.runs.finding import NOTE
+    from paella_jax.runs.verify import verify_run
 
     if arguments.accept:
         accept(folder, arguments.accept)
@@ -41,15 +43,16 @@ def main() -> int:
 
 
 def accept(folder: Path, names: list[str]) -> None:
-    """Notes the digests of files as they are now.
+    """Notes the digests of files as they are now; of all files where their list is named.
 
     Raises:
       ValueError: one is no file of the run that has a digest in its list, or the folder is a shared
         one, whose manifest nobody but its writer changes.
+      CheckpointError: the list is lost or damaged, and another file was named.
       LockedError: the run is being written.
     """
     from paella_jax.files.lock import WRITER, locked
-    from paella_jax.runs.digests import files_to_note, note_files
+    from paella_jax.runs.digests import DIGESTS_FILE, files_to_note, note_files, renew_list
     from paella_jax.runs.manifest import MANIFEST
 
     if (folder / MANIFEST).is_file():
@@ -57,12 +60,15 @@ def accept(folder: Path, names: list[str]) -> None:
             f"--accept: {folder} was shared and is held against its {MANIFEST}; change the run it "
             "was made of, and share that again"
         )
-    known = files_to_note(folder)
+    known = [*files_to_note(folder), DIGESTS_FILE]
     for name in names:
         if name not in known:
             raise ValueError(f"--accept {name}: {folder} has no such file; it has {known}")
     with locked(folder / WRITER, "an --accept of paella_jax.verify"):
-        note_files(folder, names)
+        if DIGESTS_FILE in names:  # with what it says of all others
+            renew_list(folder)
+        else:
+            note_files(folder, names)
 
 
 if __name__ == "__main__":

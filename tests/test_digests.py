@@ -13,6 +13,7 @@ import pytest
 import small
 import tensorstore
 from damages import try_damages
+from older import without_digests
 
 from paella_jax import verify
 from paella_jax.config import CheckpointError, to_json
@@ -213,8 +214,8 @@ def test_a_step_of_another_run_of_the_same_config_is_told(run, tmp_path):
     with pytest.raises(CheckpointError, match="it is of another run; it was copied here"):
         restore_variables(run)
     shutil.rmtree(run / "checkpoints" / "6")
-    (run / "digests.json").unlink()  # as an error's advice has it: the next list is of this run
-    prepare_workdir(run, config)
+    (run / "digests.json").unlink()
+    verify.accept(run, ["digests.json"])  # as an error's advice has it: the list is of this run
     assert restore_variables(run)[0] == 4 and faults(run) == []
     named = read_digests(run)["run"]
     assert named and named != read_digests(other)["run"]
@@ -228,11 +229,7 @@ def test_a_step_without_its_list_is_one_that_lost_a_file(run, capsys):
 
 
 def test_older_folders_are_read_and_that_is_told_once(run, capsys):
-    (run / "digests.json").unlink()
-    for step in ("2", "4"):
-        folder = run / "checkpoints" / step
-        (folder / "digests.json").unlink()
-        (folder / "note" / "metadata").write_text(json.dumps({"step": int(step)}))
+    without_digests(run)
     for _ in range(2):
         assert restore_variables(run)[0] == 4
     assert capsys.readouterr().err.count("without digests") == 1

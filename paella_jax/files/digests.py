@@ -94,7 +94,10 @@ def is_inside(name: object) -> bool:
         return False
     path = PurePosixPath(name)
     parts = path.parts
-    short = all(len(part.encode("utf-8", "surrogatepass")) <= LONGEST_NAME for part in parts)
+    try:
+        short = all(len(os.fsencode(part)) <= LONGEST_NAME for part in parts)
+    except UnicodeEncodeError:  # half a surrogate pair, which no file system takes
+        return False
     return short and bool(parts) and not path.is_absolute() and ".." not in parts
 
 
@@ -150,7 +153,7 @@ def to_sealed_json(content: dict[str, Any]) -> str:
     return json.dumps({**content, OWN: _own_digest(content)}, indent=1)
 
 
-def from_sealed_json(text: str) -> dict[str, Any]:
+def from_sealed_json(text: str | bytes) -> dict[str, Any]:
     """The inverse.
 
     Raises:

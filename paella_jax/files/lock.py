@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.config import ConfigError, UserError
-from paella_jax.outside import parse_json
+from paella_jax.files.regular import read_regular
+from paella_jax.outside import parse_json, say
 
 WRITER = "writer.lock"  # of a run folder
 BEAT = 10.0  # seconds between touches
@@ -179,11 +180,10 @@ class Lock:
             except OSError:
                 continue  # told where the run itself cannot write
             if there and there.get("token") != self._token and not self._ended.is_set():
-                print(
+                say(
                     f"error: {self.guarded} is written by {holder(there)}, which took over "
                     "from this process while it was silent; it stops without saving",
-                    file=sys.stderr,
-                    flush=True,
+                    sys.stderr,
                 )
                 os._exit(LOST)
 
@@ -265,7 +265,7 @@ def _started(pid: int) -> str:
 def _read(file: Path) -> dict[str, Any] | None:
     """What a lock says; None where there is none, {} where it cannot be read (yet)."""
     try:
-        content = parse_json(file.read_text())
+        content = parse_json(read_regular(file))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -276,10 +276,13 @@ def _read(file: Path) -> dict[str, Any] | None:
 def _touched(file: Path) -> float:
     """When a lock was last touched; opening it makes network file systems ask the server."""
     try:
-        with file.open("rb") as stream:
-            return os.fstat(stream.fileno()).st_mtime
+        opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK)  # a pipe's other end is not waited for
     except OSError:
         return 0.0
+    try:
+        return os.fstat(opened).st_mtime
+    finally:
+        os.close(opened)
 
 
 def _silence(file: Path) -> float:

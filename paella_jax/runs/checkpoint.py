@@ -17,19 +17,21 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 from paella_jax.config import ConfigError, WriteError
+from paella_jax.files.digests import describe
 from paella_jax.files.disk import is_outage
 from paella_jax.files.finite import describe_not_finite
+from paella_jax.files.regular import read_regular
 from paella_jax.outside import parse_json
 from paella_jax.runs.digests import check_noted, is_of_another_run, run_of, tell_once
 from paella_jax.runs.durable import DurablePath
-from paella_jax.runs.folder import WEIGHTS_FILE, CheckpointError
+from paella_jax.runs.folder import METRICS_FILE, WEIGHTS_FILE, CheckpointError
 from paella_jax.runs.step_digests import check_step, note_of, write_step_digests
+from paella_jax.runs.step_folders import step_folders
 from paella_jax.runs.weights import load_tree
 from paella_jax.runs.whole_steps import (
     LISTED,
     complete_steps,
     none_is_whole,
-    step_folders,
     tell_of_lost,
 )
 from paella_jax.typing import Tree
@@ -64,6 +66,9 @@ class Checkpointer:
             return
         run = run_of(self.directory.parent)
         note = {"step": step, "processes": jax.process_count(), "digests": True, "run": run}
+        metrics = self.directory.parent / METRICS_FILE  # lines are only added to it behind a save
+        if jax.process_index() == 0 and metrics.is_file():
+            note["metrics"] = describe(metrics)
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(state), "note": ocp.args.JsonSave(note),
         }  # fmt: skip
@@ -155,7 +160,7 @@ def check_parts(
     if is_of_another_run(note, folder.parent.parent):
         raise CheckpointError("it is of another run; it was copied here")
     for file in folder.glob("data/process_*"):  # of older runs
-        place = parse_json(file.read_text()).get("next_index", int(folder.name))
+        place = parse_json(read_regular(file)).get("next_index", int(folder.name))
         if place != int(folder.name):
             raise CheckpointError(f"{file.name} has the data at step {place}")
 
@@ -292,7 +297,7 @@ def stored_tree(path: Path) -> dict[str, Tree]:
     Args:
       path: its folder `state`.
     """
-    rows = parse_json((path / LISTED).read_text())["tree_metadata"].values()
+    rows = parse_json(read_regular(path / LISTED))["tree_metadata"].values()
     names = [
         tuple(part["key"] for part in row["key_metadata"])
         for row in rows

@@ -34,12 +34,13 @@ from paella_jax.files.digests import (
     problem,
     to_sealed_json,
 )
+from paella_jax.files.regular import read_regular
 from paella_jax.files.safetensors_file import DIGESTS as ARRAY_DIGESTS
 from paella_jax.files.safetensors_file import read_notes
 from paella_jax.outside import escaped
 from paella_jax.runs.checked_lines import check_older_lines
 from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
-from paella_jax.runs.step_digests import run_of_steps
+from paella_jax.runs.step_digests import run_of_steps, steps_have_digests
 
 DIGESTS_FILE = "digests.json"
 CONFIG_FILE = "config.json"
@@ -52,6 +53,7 @@ APART = (DIGESTS_FILE, MANIFEST, *LINES, "writer.lock*", "checkpoints/*",
 # What is noted once it is there; of other files nothing is known.
 OWN = (CONFIG_FILE, "data.json", "timing.json", "trained.json", "weights.safetensors",
        "frozen/*", "samples/*.png")  # fmt: skip
+FROZEN = "frozen/*"  # marked as a whole: what is carried is not known by name before
 ACCEPT = "python -m paella_jax.verify"
 
 _told: set[str] = set()  # what was told once
@@ -72,14 +74,14 @@ def read_digests(folder: str | Path) -> dict[str, Any] | None:
     """
     file = Path(folder) / DIGESTS_FILE
     try:
-        content = from_sealed_json(file.read_text())
+        content = from_sealed_json(read_regular(file))
         if not isinstance(content.get("version"), str) or "files" not in content:
             raise ValueError("it says nothing of files")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} is damaged ({error}); restore it from a copy, or delete it to go on unchecked"
+            f"{file} is damaged ({error}); {how_to_go_on(Path(folder))}"
         ) from error
     check_list(content, file, FORMAT, content["files"])
     return content
@@ -107,9 +109,20 @@ def note_files(folder: str | Path, names: Iterable[str] | None = None) -> None:
         names, known = [*there, *new], {n: was for n, was in known.items() if n not in pending}
         if not names and not pending:
             return
-    names = list(names)
-    found = in_threads(lambda name: _describe(folder / name), names)
-    _write(folder, known | dict(zip(names, found, strict=True)))
+    _write(folder, known | _described(folder, names))
+
+
+def renew_list(folder: str | Path) -> None:
+    """Writes the list of a folder anew where it is lost or damaged: files are taken as they are."""
+    folder = Path(folder)
+    files = _described(folder, files_to_note(folder))
+    (folder / DIGESTS_FILE).unlink(missing_ok=True)
+    _write(folder, files)
+
+
+def mark_frozen(folder: str | Path) -> None:
+    """Marks `frozen/` as being written, until `note_files` notes all that is in it then."""
+    _write(Path(folder), _files(Path(folder)) | {FROZEN: WRITING})
 
 
 @contextmanager
@@ -155,6 +168,20 @@ def forget_files(folder: str | Path, pattern: str) -> None:
         _write(Path(folder), kept)
 
 
+def how_to_go_on(folder: Path) -> str:
+    """What to do about a list that is lost or damaged."""
+    if (folder / MANIFEST).is_file():
+        return f"delete it: a shared folder is held against its {MANIFEST}"
+    command = f"{ACCEPT} {folder} --accept {DIGESTS_FILE}"
+    return f"restore it from a copy, or take all files as they are now by {command}"
+
+
+def is_list_lost(folder: Path) -> bool:
+    """Whether a folder has no list though one was begun before its checkpoints were written."""
+    is_run = not ((folder / DIGESTS_FILE).exists() or (folder / MANIFEST).is_file())
+    return is_run and steps_have_digests(folder)
+
+
 def run_of(folder: str | Path) -> str:
     """The name that tells a folder's run from others of its config; empty where it has none."""
     return str((read_digests(folder) or {}).get("run", ""))
@@ -178,15 +205,16 @@ def check_noted(folder: str | Path, wanted: Callable[[str], bool]) -> None:
     """Compares files with the manifest of a shared folder, and with what is noted of them.
 
     Args:
-      folder: run folder; one of which nothing is noted passes.
+      folder: run folder; one of an older version, of which nothing is noted, passes.
       wanted: which names to look at.
 
     Raises:
-      CheckpointError: files are missing or not what was written; all are named.
+      CheckpointError: files are missing or not what was written, and all are named; or the list
+        is lost that says what was written.
     """
     folder = Path(folder)
     check_files(folder, wanted)  # of a shared folder, whatever a list beside its manifest says
-    content = read_digests(folder)
+    content = _read_or_refuse(folder)
     if content is None:
         return
     wrong = differing_files(folder, content, wanted)
@@ -232,14 +260,30 @@ def _header_digest(file: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, Any]:
-    content = read_digests(folder)
+    content = _read_or_refuse(folder)
     return {} if content is None else content["files"]
+
+
+def _read_or_refuse(folder: Path) -> dict[str, Any] | None:
+    """`read_digests`; CheckpointError too where a folder lost the list that it once had."""
+    content = read_digests(folder)
+    if content is None and is_list_lost(folder):
+        lost = f"{folder} lost its {DIGESTS_FILE}, by which its files are checked"
+        raise CheckpointError(f"{lost}; {how_to_go_on(folder)}")
+    return content
+
+
+def _described(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    names = list(names)
+    found = in_threads(lambda name: _describe(folder / name), names)
+    return dict(zip(names, found, strict=True))
 
 
 def _write(folder: Path, files: dict[str, Any]) -> None:
     if not (folder / DIGESTS_FILE).is_file():  # begun in an older folder, perhaps
         for name in LINES:
             check_older_lines(folder / name)
+        files = dict.fromkeys(files_to_note(folder), WRITING) | files
     run = run_of(folder) or run_of_steps(folder) or secrets.token_hex(8)
     content = {"format": FORMAT, "version": __version__, "run": run}
     content["files"] = dict(sorted(files.items()))

@@ -31,11 +31,13 @@ from paella_jax.runs.checked_lines import metrics_line, scan_metrics
 from paella_jax.runs.digests import (
     check_noted,
     forget_files,
+    mark_frozen,
     remove_parts,
     tell_once,
     version_of,
     write_noted,
 )
+from paella_jax.runs.step_folders import newest_step, step_folders
 from paella_jax.runs.stored_config import read_stored_config
 
 CONFIG_FILE = "config.json"
@@ -115,6 +117,7 @@ def prepare_workdir(workdir: str | Path, config: ConfigDict, given: Iterable[str
         workdir.mkdir(parents=True, exist_ok=True)
         remove_parts(workdir)
         write_noted(workdir, CONFIG_FILE, to_json(config))
+        mark_frozen(workdir)
     except OSError as error:
         raise ConfigError(
             f"cannot write to workdir {workdir}: {error}; choose a folder you may write to"
@@ -167,7 +170,7 @@ def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> N
     changes = differing_fields(old, config, ignore=[name for name in BEFORE if name not in before])
     if not changes:
         return
-    step = max(map(int, _step_names(workdir)), default=0)
+    step = newest_step(workdir)
     row = {"step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "changes": changes}
     file = workdir / HISTORY_FILE
     with naming(file), file.open("a") as stream:
@@ -182,13 +185,7 @@ def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> N
 def has_progress(workdir: str | Path) -> bool:
     """Whether a folder holds a finished checkpoint, or converted weights."""
     workdir = Path(workdir)
-    return (workdir / WEIGHTS_FILE).is_file() or bool(_step_names(workdir))
-
-
-def _step_names(workdir: Path) -> list[str]:
-    """Folders of finished checkpoints; unfinished ones have a suffix behind the step."""
-    names = (folder.name for folder in (workdir / "checkpoints").glob("*"))
-    return [name for name in names if name.isdigit()]
+    return (workdir / WEIGHTS_FILE).is_file() or bool(step_folders(workdir))
 
 
 def _changes(old: ConfigDict, new: ConfigDict, ignore: tuple[str, ...]) -> list[str]:
@@ -297,7 +294,7 @@ def metrics_are_lost(workdir: Path) -> bool:
     """Whether a run was trained for so long that it must have metrics, and has no file of them."""
     if (workdir / METRICS_FILE).is_file() or not (workdir / DATA_FILE).is_file():
         return False
-    newest = max(map(int, _step_names(workdir)), default=0)
+    newest = newest_step(workdir)
     every = logged_every(workdir, read_config(workdir).log.every)
     return newest > 0 and newest >= every > 0
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, to_json
 from paella_jax.files.atomic import atomic_path, write_atomically
 from paella_jax.files.foreign import checked
+from paella_jax.files.regular import read_regular
 from paella_jax.outside import parse_object
 from paella_jax.runs.checkpoint import restore_variables
 from paella_jax.runs.digests import check_noted
@@ -179,7 +180,7 @@ def _load_t5(place: Path) -> tuple[T5Encoder, Tree]:
     from paella_jax.encoders.t5 import t5_from_hf_config
 
     try:
-        encoder = checked(t5_from_hf_config(parse_object(place.read_bytes())))
+        encoder = checked(t5_from_hf_config(parse_object(read_regular(place))))
     except (ValueError, TypeError, OSError) as error:
         raise CheckpointError(f"{place} is damaged ({error}); restore it from a copy") from error
     return encoder, load_tree(place.with_suffix(".safetensors"))

@@ -14,6 +14,7 @@ from typing import Any
 from paella_jax.config import CheckpointError
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.digests import check_list, describe, in_threads, problem
+from paella_jax.files.regular import read_regular
 from paella_jax.outside import parse_object
 
 MANIFEST = "paella_jax.json"
@@ -52,7 +53,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        content = parse_object(file.read_bytes())
+        content = parse_object(read_regular(file))
         if not isinstance(content.get("files"), dict):
             raise ValueError("it lists no files")
         if not isinstance(content.get("card", {}), dict):

@@ -29,7 +29,9 @@ from paella_jax.files.digests import (
     to_sealed_json,
     version,
 )
+from paella_jax.files.regular import read_regular
 from paella_jax.outside import parse_json
+from paella_jax.runs.step_folders import step_folders
 
 if TYPE_CHECKING:
     from paella_jax.runs.array_places import Part
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 FILE = "digests.json"
 FORMAT = 1
 STATE = "state"
+NOTE = "note/metadata"  # every version wrote it
 COMMITTED = "commit_success.txt"  # written last by orbax, never read
 METADATA = "_CHECKPOINT_METADATA"
 LATER = "commit_timestamp_nsecs"  # what orbax adds to it behind us
@@ -74,7 +77,13 @@ def read_step_digests(folder: Path) -> dict[str, Any] | None:
       CheckpointError: the list is damaged or of a newer form.
     """
     try:
-        return _read(version(folder / FILE))
+        key = version(folder / FILE)
+    except FileNotFoundError:
+        return None
+    except (OSError, RuntimeError) as error:  # a link to itself
+        raise CheckpointError(f"{folder / FILE} is damaged ({error})") from error
+    try:
+        return _read(key)
     except FileNotFoundError:
         return None
 
@@ -84,7 +93,7 @@ def _read(key: Version) -> dict[str, Any]:
     """The list in one version of a file."""
     file = Path(key[0])
     try:
-        content = from_sealed_json(file.read_text())
+        content = from_sealed_json(read_regular(file))
         names = set(content["files"])
         for known in content["arrays"].values():
             known["at"] = [(str(name), int(start), int(size)) for name, start, size in known["at"]]
@@ -100,7 +109,8 @@ def _read(key: Version) -> dict[str, Any]:
 def absent_files(folder: Path) -> list[str]:
     """Noted files that are not there, without reading any; none where nothing is noted.
 
-    A list that is gone is one of them: the note beside the state says that there was one.
+    A list that is gone is one of them where the note beside the state says that there was one, or
+    cannot be read: only older versions wrote none, and they say so.
     """
     try:
         content = read_step_digests(folder)
@@ -108,13 +118,14 @@ def absent_files(folder: Path) -> list[str]:
         return []  # told by who reads the checkpoint
     if content is not None:
         return [name for name in content["files"] if not (folder / name).is_file()]
-    return [FILE] if note_of(folder).get("digests") else []
+    note = note_of(folder)
+    return [FILE] if note.get("digests") or not note else []
 
 
 def note_of(folder: Path) -> dict[str, Any]:
     """The small JSON note beside a checkpoint's state; empty where there is none to read."""
     try:
-        note = parse_json((folder / "note" / "metadata").read_text())
+        note = parse_json(read_regular(folder / NOTE))
     except (OSError, ValueError):
         return {}
     return note if isinstance(note, dict) else {}
@@ -122,10 +133,14 @@ def note_of(folder: Path) -> dict[str, Any]:
 
 def run_of_steps(workdir: Path) -> str:
     """The run that a folder's newest checkpoint is of that says so; else empty."""
-    steps = [place for place in (workdir / "checkpoints").glob("*") if place.name.isdigit()]
-    newest_first = sorted(steps, key=lambda place: -int(place.name))
+    newest_first = sorted(step_folders(workdir), key=lambda place: -int(place.name))
     named = (note_of(place).get("run", "") for place in newest_first)
     return next((str(run) for run in named if run), "")
+
+
+def steps_have_digests(workdir: Path) -> bool:
+    """Whether a checkpoint of a folder is of a version that also began the folder's own list."""
+    return any(note_of(place).get("digests") for place in step_folders(workdir))
 
 
 def check_step(
@@ -183,7 +198,8 @@ def wrong_parts(
 
 def _digest_of_array(folder: Path, parts: list[Part]) -> str:
     try:
-        return digest_of_parts(folder, parts)
+        whole = all((folder / name).is_file() for name, _, _ in parts)  # a pipe would never end
+        return digest_of_parts(folder, parts) if whole else ""
     except OSError:
         return ""  # its file is told as missing
 
@@ -210,7 +226,7 @@ def _described(file: Path) -> dict[str, Any]:
     if file.name != METADATA:
         return describe(file)
     try:
-        content = parse_json(file.read_text())
+        content = parse_json(read_regular(file))
         content.pop(LATER, None)
         text = json.dumps(content, sort_keys=True)
     except (ValueError, AttributeError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from paella_jax.config import CheckpointError, ConfigError, check_fields, from_json
+from paella_jax.files.regular import read_regular
 from paella_jax.outside import shortened
 
 CONFIG = "config.json"
@@ -22,7 +23,7 @@ def read_stored_config(file: Path) -> ConfigDict:
       CheckpointError: the file cannot be read, is no JSON object, or has a value that no run has.
     """
     try:
-        config = from_json(file.read_bytes())
+        config = from_json(read_regular(file))
         check_fields(config, left_open=True)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy") from error

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from paella_jax.runs.digests import tell_once
 from paella_jax.runs.folder import CheckpointError
-from paella_jax.runs.step_digests import absent_files
+from paella_jax.runs.step_digests import NOTE, absent_files
+from paella_jax.runs.step_folders import step_folders
 
 # Where one of these is missing a folder was copied in part, or lost files.
 LISTED = "_METADATA"  # by name all arrays of a checkpoint
-NEEDED = ("_CHECKPOINT_METADATA", f"state/{LISTED}", "state/manifest.ocdbt")
+NEEDED = ("_CHECKPOINT_METADATA", f"state/{LISTED}", "state/manifest.ocdbt", NOTE)
 INCOMPLETE = "incomplete"  # beside `checkpoints`
 
 
@@ -68,12 +69,6 @@ def none_is_whole(broken: list[Path]) -> str:
         f"no checkpoint in {broken[0].parent} is whole: {', '.join(f.name for f in broken)} "
         "lack files. Copy them again, or delete them to start over"
     )
-
-
-def step_folders(workdir: str | Path) -> list[Path]:
-    """The folders of a run's finished checkpoints, whole or not."""
-    # Those that were being written have a suffix behind the step.
-    return [f for f in (Path(workdir) / "checkpoints").glob("*") if f.name.isdigit()]
 
 
 def tell_of_lost(workdir: str | Path, after: int = -1) -> None:
