@@ -18,12 +18,22 @@ find_python() {
   return 1
 }
 
+# Whether there is a TPU's chip, by the numbers that JAX knows them by: not every TPU VM has /dev/accel*, and Google's
+# network cards and disks have the same vendor.
+has_tpu() {
+  local vendor
+  for vendor in "${PAELLA_PCI:-/sys/bus/pci/devices}"/*/vendor; do
+    grep -qsx 0x1ae0 "$vendor" && grep -qsxE '0x00(27|56|5e|62|63|6f|76)' "${vendor%vendor}device" && return
+  done
+  return 1
+}
+
 # The extra with JAX for this machine: cuda13 or cuda12 by NVIDIA's driver, tpu, or nothing (CPU).
 find_accelerator() {
   local driver
   if driver="$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1)" && [ -n "$driver" ]; then
     if [ "${driver%%.*}" -ge 580 ]; then echo cuda13; else echo cuda12; fi
-  elif compgen -G "${PAELLA_DEVICES:-/dev}/accel*" >/dev/null || [ -n "${TPU_ACCELERATOR_TYPE:-}" ]; then
+  elif compgen -G "${PAELLA_DEVICES:-/dev}/accel*" >/dev/null || [ -n "${TPU_ACCELERATOR_TYPE:-}" ] || has_tpu; then
     echo tpu
   fi
 }

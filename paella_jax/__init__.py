@@ -7,6 +7,7 @@ Example:
   >>> pipe = paella_jax.load("RUN")
   >>> images = pipe("a red circle", num_images_per_prompt=4, seed=None)
   >>> images.save("circles")
+  >>> pipe(paella_jax.Condition("a red circle", emphasis={"red": 1.5}))
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def load(
       A `Pipeline`: call it with a prompt.
 
     Raises:
-      ValueError: an option that this kind of run does not have.
+      ValueError: an option that this kind of run does not have, or an argument of another type.
       CheckpointError: no run there, of a kind that draws nothing, incomplete or damaged.
       HubError: a repository that does not exist, is gated or cannot be reached.
       ConversionError: a published folder that cannot be converted.
@@ -96,6 +97,9 @@ def push_to_hub(source: Any, name: str, **options: Any) -> str:
       source: folder that `paella_jax.export` or `pipe.save` wrote, or a loaded pipeline.
       name: OWNER/NAME.
       **options: `private`, `message`.
+
+    Example:
+      >>> paella_jax.push_to_hub(paella_jax.load("RUN"), "OWNER/NAME", private=True)
     """
     from paella_jax.sharing.hub import push_to_hub
 

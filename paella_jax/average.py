@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paella_jax.cli import Parser, path, run, setup_jax
+from paella_jax.outside import say
 
 
 def _steps(text: str) -> list[int]:
@@ -52,7 +53,7 @@ def main() -> int:
     steps = _steps(arguments.steps)
     setup_jax()
     out = write_average(arguments.checkpoint, arguments.out, arguments.decay, tuple(steps))
-    print(f"{out}: averaged checkpoints of {arguments.checkpoint}")
+    say(f"{out}: averaged checkpoints of {arguments.checkpoint}")
     return 0
 
 

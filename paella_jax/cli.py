@@ -14,6 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from paella_jax.files import interrupts
+
+if interrupts.is_command():  # before all other imports, which take their time
+    interrupts.end_while_importing()
+
 from paella_jax.config import (
     CONFIGS,
     StoppedAtOnce,
@@ -32,7 +37,7 @@ from paella_jax.outside import escaped
 LIKELY_USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
 FAILED = 1
 MOST_FILES = (2**16, 10240)  # that are open at once, as far as the system lets us
-INTERRUPTED = 130
+INTERRUPTED = interrupts.INTERRUPTED
 TERMINATED = 143  # exit code after a save on SIGTERM, so that a launcher knows to start again
 ENDED_BY = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED}  # a training that has saved
 
@@ -241,7 +246,8 @@ def run(main: Callable[[], int]) -> None:
     logging.use_absl_handler()
     silence_late_answers()
     try:
-        sys.exit(main())
+        with interrupts.remembered():
+            sys.exit(main())
     except StoppedAtOnce:
         print("stopped at once", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -249,6 +255,7 @@ def run(main: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         if os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
+        interrupts.forget_signal()
         print("stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (UserError, *LIKELY_USER_ERRORS) as error:
@@ -260,5 +267,5 @@ def run(main: Callable[[], int]) -> None:
         line = describe_disk(error)
         if not line or os.environ.get("PAELLA_JAX_TRACEBACK"):
             raise
-        print(f"error: {line}", file=sys.stderr)
+        print(escaped(f"error: {line}"), file=sys.stderr)
         sys.exit(FAILED)

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax, workers
+from paella_jax.outside import escaped_lines, say
 
 
 def main() -> int:
@@ -44,10 +45,10 @@ def main() -> int:
         with helped_by(command, arguments.workers - 1):
             report = compare(config, out)
     except Stopped as stop:
-        print(stop)
+        say(stop)
         return ENDED_BY[stop.by]
-    print("\n".join(report["verdict"]))
-    print(f"wrote {out / 'comparison.html'}")
+    print(escaped_lines("\n".join(report["verdict"])))
+    say(f"wrote {out / 'comparison.html'}")
     return 0
 
 

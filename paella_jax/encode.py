@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paella_jax.cli import TERMINATED, Parser, path, run, setup_jax
+from paella_jax.outside import say
 from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
@@ -69,29 +71,31 @@ def encode_together(
 
     from paella_jax.files.lock import WRITER, Lock
     from paella_jax.registry import method_alone
-    from paella_jax.runs.folder import prepare_workdir
+    from paella_jax.runs.folder import prepare_workdir, taken_back_if_refused
     from paella_jax.training.distributed import (
         barrier,
         check_same_config,
         check_shared,
         first_alone,
     )
-    from paella_jax.training.encoding_plan import check_folder, encode_data
+    from paella_jax.training.encoding_plan import check_folder, plan_data
 
     check_same_config(config)
     first_alone("checks", lambda: check_folder(config, out, options))
     lock = Lock(out / WRITER, "an encoding")
     first_alone("lock", lock.acquire)
     try:
-        first_alone("folder", lambda: prepare_workdir(out, config))
-        check_shared(out)
-        share = jax.process_index(), jax.process_count()
-        manifest = encode_data(config, out, method_alone(config, out), options, share)
+        # Shards that are there stay whatever comes: only what is refused before them is taken back.
+        with taken_back_if_refused(out) if jax.process_index() == 0 else nullcontext():
+            first_alone("folder", lambda: prepare_workdir(out, config))
+            check_shared(out)
+            planned = plan_data(config, out, method_alone(config, out), options)
+        manifest = planned.write((jax.process_index(), jax.process_count()))
         barrier("shards", 1e6)
     finally:
         lock.release()
     if jax.process_index() == 0:
-        print(f"{out}: {manifest.describe()}; train with --config.data.encoded={out}")
+        say(f"{out}: {manifest.describe()}; train with --config.data.encoded={out}")
 
 
 if __name__ == "__main__":

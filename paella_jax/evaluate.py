@@ -8,12 +8,12 @@ sheet.png, and their scores to tasks.md and tasks.json.
 With --direct RUN (configs/direct_decoder.py) it decodes a Würstchen's latents by Stage B and
 directly: stages.json, stages.png.
 
-Real images: `--checkpoint RUN --data PLACE`, or a run that was trained on own images, draws the
-captions that were held back and scores the images against the true ones; of a tokenizer's run,
-its reconstructions. `--images A --reference B` scores what anything drew. Both write scores.json
-and scores.md (docs/scores.md says what each score is). `--manipulations PLACE` tells how far small
-changes of the same images move FID. A place is a folder of images, tar shards, ArrayRecord or
-parquet files, or a data set of TFDS (docs/data.md).
+Real images: `--checkpoint RUN --data PLACE` draws the captions of a place that the run never saw
+(without `--data` those that were held back of its own images) and scores the images against the
+true ones; of a tokenizer's run, its reconstructions. `--images A --reference B` scores what
+anything drew. Both write scores.json and scores.md (docs/scores.md says what each score is).
+`--manipulations PLACE` tells how far small changes of the same images move FID. A place is a
+folder of images, tar shards, ArrayRecord or parquet files, or a data set of TFDS (docs/data.md).
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ def check_run(arguments: argparse.Namespace) -> bool:
     Returns:
       Whether the run is scored by features.
     """
-    from paella_jax.reports.run_scores import REBUILDING
+    from paella_jax.reports.run_scores import check_method
+    from paella_jax.reports.scored_subject import REBUILDING
     from paella_jax.runs.folder import read_config
 
     method = read_config(arguments.checkpoint).method
+    check_method(arguments.checkpoint, method)
     for flag, needed in (("sweep", "tokens"), ("tasks", "tokens"), ("direct", "stage_c")):
         if getattr(arguments, flag) and method != needed:
             raise ValueError(f"--{flag} is for runs of method {needed!r}, this is a {method!r}")

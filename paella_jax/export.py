@@ -11,9 +11,9 @@ With --push OWNER/NAME it goes to the Hugging Face hub too (log in first: `hf au
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from paella_jax.cli import Parser, path, run
+from paella_jax.outside import say
 
 
 def parse() -> argparse.Namespace:
@@ -46,11 +46,9 @@ def main() -> int:
     from paella_jax.sharing.folder import SUPER_RESOLUTION, check_out, of_run, write_shared
     from paella_jax.sharing.hub import check_name, push_to_hub
 
-    check_out(arguments.out, arguments.dtype)
+    check_out(arguments.out, arguments.dtype, arguments.report)
     if arguments.push:
         check_name(arguments.push)
-    if arguments.report and not Path(arguments.report).is_dir():
-        raise ValueError(f"--report {arguments.report} is not a folder")
     second, decoder = arguments.super_resolution, arguments.decoder
     if second and read_config(second).get("cell", {}).get("network") != SUPER_RESOLUTION:
         raise ValueError(f"--super_resolution {second} enlarges nothing; leave it out")
@@ -61,9 +59,9 @@ def main() -> int:
     with locked(beside(arguments.out), "an export"):
         out = write_shared(arguments.out, runs, *told)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {arguments.checkpoint} without optimiser state, {size / 1e6:.1f} MB")
+    say(f"{out}: {arguments.checkpoint} without optimiser state, {size / 1e6:.1f} MB")
     if arguments.push:
-        print(push_to_hub(out, arguments.push, private=arguments.private))
+        say(push_to_hub(out, arguments.push, private=arguments.private))
     return 0
 
 

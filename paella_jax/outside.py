@@ -1,11 +1,13 @@
-"""What comes from outside: JSON of any depth and size, and texts as a terminal may show them."""
+"""What comes from outside: JSON of any depth, paths, and texts as a terminal may show them."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 # Control characters (of the terminal too), half surrogate pairs, line and paragraph separators, and
 # those that turn the direction of reading. A message's own further lines begin with two blanks.
@@ -26,9 +28,19 @@ def _escape(found: re.Match[str]) -> str:
     return SHORT.get(found[0]) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
-def say(text: object) -> None:
-    """Prints one line at once, with names from outside in it."""
-    print(escaped(text), flush=True)
+def escaped_lines(text: object) -> str:
+    """As `escaped`, of a text that has lines of its own."""
+    return "\n".join(map(escaped, str(text).split("\n")))
+
+
+def say(text: object, to: TextIO | None = None) -> None:
+    """Prints one line at once, with names from outside in it; to stdout unless said."""
+    print(escaped(text), file=to, flush=True)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a caller gives: `~` is the home folder, as a shell would have it."""
+    return Path(os.path.expanduser(path))
 
 
 def listed(names: Iterable[object], most: int = SHOWN) -> str:

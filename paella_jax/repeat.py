@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from paella_jax.cli import ENDED_BY, TERMINATED, Parser, helped_by, path, run, setup_jax, workers
+from paella_jax.outside import escaped_lines, say
 
 
 def read_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -72,10 +73,10 @@ def main() -> int:
         with helped_by([sys.executable, *command[1:]], arguments.workers - 1):
             repeat(wish, out, shlex.join(command))
     except Stopped as stop:
-        print(stop)
+        say(stop)
         return ENDED_BY[stop.by]
-    print((out / "seeds.md").read_text())
-    print(f"wrote {out / 'seeds.md'} and seeds.json")
+    print(escaped_lines((out / "seeds.md").read_text()))
+    say(f"wrote {out / 'seeds.md'} and seeds.json")
     return 0
 
 

@@ -13,6 +13,10 @@ Without further flags this is text-to-image. One of these flags chooses an image
   --prior RUN                              add the image embedding a CLIP prior draws for the prompt
 and --emphasis "PHRASE=1.5", --label N, --segmentation FILE add conditions to the prompt.
 
+An --image of any size is scaled to cover the size that is drawn (--height and --width, else that of
+the training images) and cut to its middle, its mask with it. --outpaint adds to an image of that
+size. Pixels outside of a mask or of the margins stay the scaled image's own.
+
 --out FILE.png holds the image itself, or several side by side; with --captions in frames, enlarged
 and with their prompts. The prompt, the seed and all settings are in the file's texts.
 --prompts FILE --out FOLDER draws one image per line of text, or per row of a .jsonl, .csv or .tsv
@@ -33,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.cli import Parser, path, run, setup_jax
+from paella_jax.outside import say
 
 OPTIONS = ("negative_prompt", "num_images_per_prompt", "num_steps", "guidance_scale",
            "temperature", "seed", "batch_size")  # fmt: skip
@@ -170,27 +175,37 @@ def draw(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
 
 def draw_wuerstchen(pipe: Any, arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """Text-to-image, image-to-image; without a prompt, an image through the stages and back."""
+    from paella_jax.pipelines.given_image import read_given
+
     prompts, options = arguments.prompt, {n: getattr(arguments, n) for n in OPTIONS}
-    image = None if arguments.image is None else pipe.read(arguments.image)
-    if image is not None and not prompts:
-        return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
-    if image is not None:
-        strength = 0.6 if arguments.strength is None else arguments.strength
-        options |= {"image": image, "strength": strength}
     size = {"height": arguments.height, "width": arguments.width, "stepper": arguments.stepper}
+    if arguments.image is not None and not prompts:
+        image = pipe.read(arguments.image)
+        return pipe.reconstruct(image[None], seed=arguments.seed), [Path(arguments.image).name]
+    if arguments.image is not None:
+        strength = 0.6 if arguments.strength is None else arguments.strength
+        fitted = read_given(
+            pipe, arguments.image, None, pipe.size_of(size["height"], size["width"])
+        )
+        options |= {"image": fitted.pixels, "strength": strength}
     titles = [prompt for prompt in prompts for _ in range(arguments.num_images_per_prompt)]
     return pipe.generate(prompts, **size, **options), titles
 
 
 def draw_task_to_files(pipe: Any, arguments: argparse.Namespace) -> int:
     """Runs an image task, or draws the steps, and writes; returns the number of images."""
+    import numpy as np
+
     from paella_jax.images.write import save_images, save_strip
+    from paella_jax.pipelines.tasks import given_image
 
     out, captions = Path(arguments.out), arguments.captions
     result, titles = draw(pipe, arguments)
     texts = texts_of_task(arguments)
     if arguments.strip:
         shown = pipe.strip(result, batch_size=arguments.batch_size)
+        given = given_image(pipe, arguments)
+        shown = shown if given is None else np.stack([given.keep(images) for images in shown])
         save_strip(out, shown, titles, captions, texts)
     else:
         save_images(out, result.images, titles, captions=captions, texts=texts)
@@ -235,13 +250,14 @@ def main() -> int:
     setup_jax()
 
     from paella_jax.convert.found import run_folder
-    from paella_jax.pipelines.flag_checks import check_flags, draws_rows
+    from paella_jax.pipelines.flag_checks import check_flags, check_run, draws_rows
     from paella_jax.pipelines.rows_by_flags import check_rows, draw_by_flags
 
-    arguments.checkpoint = str(run_folder(arguments.checkpoint)[0])
     check_flags(arguments)
     read_emphasis(arguments)
     count = check_rows(arguments)
+    arguments.checkpoint = str(run_folder(arguments.checkpoint)[0])  # may be a long download
+    check_run(arguments)
 
     from paella_jax.pipelines.load import load
 
@@ -253,7 +269,7 @@ def main() -> int:
     else:
         drawn = draw_task_to_files(pipe, arguments)
     new = "new " if arguments.prompts else ""
-    print(f"wrote {arguments.out} ({drawn} {new}{'image' if drawn == 1 else 'images'})")
+    say(f"wrote {arguments.out} ({drawn} {new}{'image' if drawn == 1 else 'images'})")
     return 0
 
 

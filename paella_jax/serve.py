@@ -21,6 +21,7 @@ from typing import Any
 
 from paella_jax.cli import Parser, path, run, setup_jax
 from paella_jax.config import UserError
+from paella_jax.outside import say
 
 MOST_RUNS = 2
 LARGEST = {"most_images": 256, "most_steps": 10_000, "most_side": 8192, "most_waiting": 10_000}
@@ -107,7 +108,7 @@ def load_runs(flags: argparse.Namespace) -> list[Any]:
 
     runs = []
     for name, folder, larger in zip_longest(flags.names, flags.checkpoint, flags.super_resolution):
-        print(f"loading {folder}")
+        say(f"loading {folder}")
         pipe = load(folder, **({"super_resolution": larger} if larger else {}))
         try:
             runs.append(Run(name, pipe, tasks_of(pipe)))
@@ -151,9 +152,9 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="paella_jax_page_") as folder,
         listen(flags.host, flags.port) as listening,
     ):
-        find_runs(flags)
         prompts = read_prompts(flags) if flags.prompts else []
         store = Store(flags.study) if prompts else None
+        find_runs(flags)  # may be a long download, so it comes after all that can be told without
         limits = Limits(*most, waiting=flags.most_waiting)
         bound_decoding(limits)
         studio = Studio(load_runs(flags), limits)
@@ -166,7 +167,7 @@ def main() -> int:
         secret = store.secret if store else ""
         blocks = page.build(studio, defaults, study, secret, Path(folder))
         told = "" if flags.host == LOCAL else "; whoever reaches this machine can draw"
-        print(f"serving at {address_of(listening)} (Ctrl-C ends it{told})", flush=True)
+        say(f"serving at {address_of(listening)} (Ctrl-C ends it{told})")
         # The study draws its images one by one.
         counts = [studio.limits.usual, *([1] if study else [])]
         threading.Thread(target=studio.warm_up, args=(counts,), daemon=True).start()

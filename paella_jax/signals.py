@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from paella_jax.cli import Parser, run, setup_jax
 from paella_jax.config import ConfigError, load_config
+from paella_jax.outside import escaped_lines, say
 
 if TYPE_CHECKING:
     from paella_jax.evaluation.signals import Sum
@@ -93,9 +94,10 @@ def main() -> int:
         found = sums_at_start(net.init, net.apply, net.inputs, key, arguments.first)
         shown = [one for one in found if one.far_apart or not arguments.far]
         if shown:
-            print(f"{name}, {net.name}\n\n{table(HEAD, rows(shown))}\n", flush=True)
+            say(f"{name}, {net.name}")
+            print(escaped_lines(f"\n{table(HEAD, rows(shown))}\n"), flush=True)
         summaries.append(summary(f"{name}, {net.name}", net.reads, found))
-    print(table(SUMMARY, summaries))
+    print(escaped_lines(table(SUMMARY, summaries)))
     return 0
 
 

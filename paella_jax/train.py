@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paella_jax.cli import ENDED_BY, Parser, path, run, setup_jax
+from paella_jax.outside import say
 from paella_jax.training.cluster import FLAGS, Cluster, find_cluster
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def train_together(
     from paella_jax.training.sharding import make_mesh
     from paella_jax.training.timing import record_seconds
 
-    print(describe_processes(cluster, make_mesh(config.mesh)), flush=True)
+    say(describe_processes(cluster, make_mesh(config.mesh)))
     check_same_config(config)
     lock = Lock(workdir / WRITER, "a training")
     first_alone("lock", lock.acquire)
@@ -110,7 +111,7 @@ def train_together(
             result = train(config, workdir, build_method(config, workdir))
         if jax.process_index() == 0:
             note, by = json.dumps(record_seconds(workdir, result)), result.stopped
-            print(f"{workdir}: {note}" + (f" (stopped by {by})" if by else ""))
+            say(f"{workdir}: {note}" + (f" (stopped by {by})" if by else ""))
     finally:
         lock.release()
     return ENDED_BY[result.stopped] if result.stopped else 0

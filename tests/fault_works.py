@@ -46,6 +46,7 @@ from paella_jax.training.method import Encoding, Method
 STEPS, EVERY, KEEP = 6, 2, 1
 TIMED = ("images_per_second", "seconds", "goodput")  # of a metrics line: another one in every run
 VISITORS, PROMPTS = 3, 4
+LIST = "digests.json"
 CONFIG = f"""
 from ml_collections import ConfigDict
 from paella_jax.config import CONFIGS, load_module
@@ -64,18 +65,28 @@ on_change: list[Callable[[str, str], None]] = []  # told what SQLite does, an ev
 
 
 class ToldStore(Store):
-    """Tells of every few steps of SQLite, whose writes Python does not see."""
+    """Tells of every few steps of SQLite, whose writes Python does not see.
+
+    No exception can be told to SQLite in the middle of its work: a disk that becomes read-only
+    then is so from the next transaction on.
+    """
+
+    is_read_only = False
 
     def _connect(self) -> sqlite3.Connection:
         connection = super()._connect()
+        if self.is_read_only:
+            connection.execute("PRAGMA query_only = ON")  # answers as a read-only disk does
+        connection.set_progress_handler(self._tell, 10)
+        return connection
 
-        def tell() -> int:
+    def _tell(self) -> int:
+        try:
             for told in on_change:
                 told("open", str(self.file))
-            return 0
-
-        connection.set_progress_handler(tell, 10)
-        return connection
+        except OSError:
+            self.is_read_only = True
+        return 0
 
 
 class Work(NamedTuple):
@@ -292,13 +303,20 @@ def voting() -> Work:
     def found(folder: Path) -> Any:
         return votes(folder), sorted(f.name for f in folder.iterdir())
 
-    # No exception can be told to SQLite in the middle of its work.
-    return Work("votes", Path.mkdir, run, found, saved, ("kill", "kill later", "SIGTERM", "full"))
+    stops = ("kill", "kill later", "SIGTERM", "full", "EROFS")
+    return Work("votes", Path.mkdir, run, found, saved, stops)
 
 
 def all_files(folder: Path) -> dict[str, str]:
-    """Every file by the digest of what is in it."""
-    return {f.relative_to(folder).as_posix(): sha256(f) for f in folder.rglob("*") if f.is_file()}
+    """Every file by the digest of what is in it; of the list what it says."""
+    told = lambda file: _unnamed(file) if file.name == LIST else sha256(file)
+    return {f.relative_to(folder).as_posix(): told(f) for f in folder.rglob("*") if f.is_file()}
+
+
+def _unnamed(file: Path) -> str:
+    """What a list of digests says, without the name that was drawn, and the seal over it."""
+    content = json.loads(file.read_text())
+    return json.dumps({name: x for name, x in content.items() if name not in ("run", "sha256")})
 
 
 def sha256(file: Path) -> str:

@@ -5,7 +5,9 @@ COUNT times (default 100) at places that are drawn by SEED: by SIGKILL at a file
 some milliseconds behind it, by SIGTERM and SIGINT, by a disk that is full or read-only from then
 on. Every second time the clock is set back. In the end each folder must be what one call that
 nobody stopped leaves, bit for bit. Prints what it did and every deviation; exit code 1 if there is
-one. With `whole` it is `paella_jax.compare` from its tokenizer to its page.
+one. With `whole` it is `paella_jax.compare` from its tokenizer to its page. `python tests/faults.py
+disks WORK ...` draws nothing: the disk of each work is full, then read-only, from the first event
+at each of its places on.
 
 The works run in processes that are forked from this one, which has imported all and started
 nothing, so that a start takes a second.
@@ -180,21 +182,61 @@ def two_starters(
     return wrong
 
 
+def failing_disks(
+    work: Work, base: Path, expected: End, found: Any, kinds: Sequence[str] = (FULL, READ_ONLY)
+) -> tuple[int, list[str]]:
+    """A disk that fails at the first event of each place; how many, and every deviation."""
+    faults = [Fault(kind, place, 1) for place in sorted({*expected.places}) for kind in kinds]
+    wrong = []
+    for number, fault in enumerate(faults):
+        folder = base / f"{work.name}_{number}"
+        asked(work.begin, folder)
+        end = start(work.run, folder, fault)
+        told = problem_of(fault, end) or ("" if end.code else "it was not told")
+        again = start(work.run, folder, None)
+        if told or again.code:
+            wrong.append(f"{work.name}, {fault}: {told}, then {again.code}: "
+                         f"{end.output[-2000:]}{again.output[-2000:]}")  # fmt: skip
+        elif (left := asked(work.found, folder)) != found:
+            wrong.append(f"{work.name}, {fault}: {difference(left, found)}")
+    return len(faults), wrong
+
+
+def disks(names: Sequence[str]) -> int:
+    """Lets the disk of some works fail at each of their places."""
+    with tempfile.TemporaryDirectory() as place:
+        base, count, wrong = Path(place), 0, []
+        for work in (work for work in works(base) if work.name in names):
+            expected = uninterrupted(work, base / work.name)
+            tried, deviations = failing_disks(work, base, *expected)
+            count, wrong = count + tried, wrong + deviations
+    print("\n\n".join(wrong))
+    print(f"{count} failing disks, {len(wrong)} deviations")
+    return 1 if wrong or not count else 0
+
+
+def uninterrupted(work: Work, folder: Path) -> tuple[End, Any]:
+    """How a work ends that nobody stops, and what it leaves."""
+    asked(work.begin, folder)
+    end = start(work.run, folder, None)
+    assert end.code == 0, end.output
+    return end, asked(work.found, folder)
+
+
 def main() -> int:
     """Stops works as often as asked."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # jax's of forks: nothing was started yet
+    if sys.argv[1:2] == ["disks"]:
+        return disks(sys.argv[2:])
     words = [*sys.argv[1:], *("100", "0", "")[len(sys.argv[1:]) :]]
     count, seed, is_whole = int(words[0]), int(words[1]), words[2] == "whole"
-    warnings.simplefilter("ignore", RuntimeWarning)  # jax's of forks: nothing was started yet
     chance, stops, places = np.random.default_rng(seed), Counter(), Counter()
     lost, wrong, seconds = 0, [], time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         base, references = Path(place), {}
         todo = [whole_comparison()] if is_whole else works(base)
         for work in todo:
-            asked(work.begin, base / work.name)
-            end = start(work.run, base / work.name, None)
-            assert end.code == 0, end.output
-            references[work.name] = end, asked(work.found, base / work.name)
+            references[work.name] = uninterrupted(work, base / work.name)
         number = 0
         while stops.total() < count:
             work = todo[number % len(todo)]

@@ -145,6 +145,7 @@ def sample_by_flags(monkeypatch, pipe, *flags):
     monkeypatch.setattr(flag_checks, "read_config", lambda _: pipe.config)
     arguments = sample.parse()
     flag_checks.check_flags(arguments)
+    flag_checks.check_run(arguments)
     return sample.draw(pipe, arguments)
 
 

@@ -186,8 +186,9 @@ def test_outpainting_goes_on_in_windows(pipe, picture):
         draw([RED] * 3, right=32)
     with pytest.raises(ValueError, match="2 prompts for a canvas that is drawn whole"):
         draw([RED] * 2, right=32, windows=False)
-    with pytest.raises(ValueError, match="keeps no steps"):
-        draw(RED, right=32, trace=True)
+    trace = draw(RED, right=32, trace=True).trace
+    assert trace.shape == (2 * pipe.settings().num_steps, 1, 8, 16)
+    np.testing.assert_array_equal(trace[-1], result.tokens[:1])
     with pytest.raises(ValueError, match="make 28x48; both must be multiples of 8"):
         editing.outpaint(pipe, picture[:28], RED, right=16)
 
@@ -445,7 +446,14 @@ WRONG_COMMANDS = {
     "need --image FILE": ["--mask", "MASK"],
     "give one of --image, --like, not several": ["--image", "IMAGE", "--like", "IMAGE"],
     "--weights belongs to --mix": ["--weights", "1"],
-    "--width has no effect with --image": ["--image", "IMAGE", "--width", "64"],
+    "--width has no effect with --between": [
+        "--between",
+        "IMAGE",
+        "--between",
+        "OTHER",
+        "--width",
+        "64",
+    ],
     "--strength and --edit need --image": ["--strength", "0.5"],
     "give one of --mask, --outpaint, not several": [
         "--image",

@@ -27,7 +27,7 @@ from paella_jax.runs.folder import prepare_workdir, read_metrics
 from paella_jax.runs.weights import save_tree
 from paella_jax.training import encode_shards, sharding
 from paella_jax.training.cluster import Cluster
-from paella_jax.training.encoding_plan import EncodeOptions, check_folder, encode_data
+from paella_jax.training.encoding_plan import EncodeOptions, check_folder, plan_data
 from paella_jax.training.loop import train
 from paella_jax.training.method import Encoding
 from paella_jax.training.optim import make_optimizer, pace_of
@@ -252,7 +252,7 @@ def test_processes_share_the_shards(data, tmp_path):
     config = joint()
     method = method_alone(config, put(tmp_path, config))
     for process in (1, 0):
-        encode_data(config, tmp_path, method, EncodeOptions(**OPTIONS), (process, 2))
+        plan_data(config, tmp_path, method, EncodeOptions(**OPTIONS)).write((process, 2))
         found = {file.name[:11] for file in tmp_path.glob("*.array_record")}
         assert found == {"train-00001", "validation-"} or process == 0
     assert contents(tmp_path) == contents(data)

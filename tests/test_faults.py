@@ -38,9 +38,9 @@ from paella_jax.runs.whole_steps import complete_steps, set_aside_incomplete
 from paella_jax.training.finish import TRAINED, settle
 
 
-def stopped(count, seed):
+def stopped(*words):
     """The last lines of the command; it must find nothing."""
-    command = [sys.executable, "-W", "ignore", "tests/faults.py", str(count), str(seed)]
+    command = [sys.executable, "-W", "ignore", "tests/faults.py", *map(str, words)]
     environment = os.environ | small.COMPILE_CHEAPLY | {"PYTHONPATH": str(small.ROOT)}
     result = subprocess.run(
         command, cwd=small.ROOT, env=environment, capture_output=True, text=True, check=False

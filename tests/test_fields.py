@@ -22,8 +22,20 @@ from paella_jax.config import (
     with_overrides,
 )
 from paella_jax.fields.comparison import VARIANTS
-from paella_jax.fields.kinds import number, text, whole, wrong
+from paella_jax.fields.kinds import (
+    ONE_OR_PAIR,
+    ONES_OR_PAIRS,
+    PAIRS,
+    SEVERAL,
+    STAGES,
+    Field,
+    number,
+    text,
+    whole,
+    wrong,
+)
 from paella_jax.fields.table import FIELDS, described, problem
+from paella_jax.registry import abstract_method
 from paella_jax.runs.folder import read_config
 
 PRESETS = [f"{name}:{preset}" for name, presets in preset_names().items() for preset in presets]
@@ -56,7 +68,7 @@ def test_every_preset_is_within_its_ranges(values):
 def test_every_entry_says_what_it_means():
     for name, field in FIELDS.items():
         assert field.meaning and field.range, name
-        assert field.kind in ("text", "any", "True or False") or field.least < field.most, name
+        assert field.kind in ("text", STAGES, "True or False") or field.least < field.most, name
 
 
 @pytest.mark.parametrize(
@@ -76,6 +88,11 @@ def test_every_entry_says_what_it_means():
         ("optim.decay_pattern=(kernel", r"optim\.decay_pattern must be a regular expression"),
         ("num_steps=None", r"num_steps must be a whole number"),
         ("seed=True", r"seed must be"),
+        ("data.buckets=(1,)", r"data\.buckets must be .*in pairs as .*got \(1,\)"),
+        ("data.buckets=((32,),)", r"data\.buckets must be .*got \(\(32,\),\)"),
+        ("data.buckets=((32,32,32),)", r"data\.buckets must be"),
+        ("model.widths=()", r"model\.widths must be"),
+        ("sampler.temperature=(1.0,)", r"sampler\.temperature must be .*or a pair"),
     ],
 )
 def test_values_outside_of_their_range_are_refused(override, words):
@@ -83,6 +100,16 @@ def test_values_outside_of_their_range_are_refused(override, words):
         load_config("paella:tiny", [override])
     with pytest.raises(ConfigError, match=words):
         with_overrides(load_config("paella:tiny"), [override])
+
+
+def test_levels_that_halve_a_width_to_nothing_are_refused():
+    with pytest.raises(ConfigError, match=r"model\.width must be at least 2, got 1: it is halved"):
+        abstract_method(load_config("vqgan:tiny", ["model.width=1"]))
+
+
+def test_an_unknown_network_is_refused_where_only_shapes_are_known():
+    with pytest.raises(ConfigError, match=r"cell\.network must be one of unet, .*got 'gan'"):
+        abstract_method(load_config("paella:tiny", ["cell.network=gan"]))
 
 
 def test_none_is_for_fields_that_have_a_meaning_for_it():
@@ -141,7 +168,15 @@ def test_help_shows_the_fields_of_a_preset():
     [
         (whole(1, ""), [1, 2**20], [0, 1.0, True, "1", None, (1,), float("nan")]),
         (number(0, "", 1.0, above=True), [1, 0.5], [0, -0.1, 1.1, float("nan"), "0.5", False]),
-        (number(0, "", rows=True), [1.0, (1.0, 2), ((0.0, 1.0), 2.0), ()], [(1.0, -1.0), [None]]),
+        (number(0, "", rows=SEVERAL), [(1.0, 2), (3,)], [1.0, (), (1.0, -1.0), [None], ((1, 2),)]),
+        (number(0, "", rows=ONE_OR_PAIR), [1.0, (1, 2)], [(), (1,), (1, 2, 3), ((1, 2), (1, 2))]),
+        (whole(0, "", rows=PAIRS), [(), ((1, 2), (3, 4))], [1, (1,), ((1,),), ((1, 2), 3)]),
+        (whole(0, "", rows=ONES_OR_PAIRS), [(1, (2, 3)), ()], [1, (1, ()), (1, (2, 3, 4))]),
+        (
+            Field(STAGES, ""),
+            [(), (("fused", 1, 3, 1, 8, 8, 1),)],
+            ["a", (1,), ((32,),), ((1, 1, 3, 1, 8, 8, 1),), (("mb", 1, 3, 1, 8, "8", 1),)],
+        ),
         (text("", ("a", "b")), ["a"], ["c", 1, ""]),
         (text(""), ["", "x y"], ["\0", 3]),
     ],

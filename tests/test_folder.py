@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from PIL import Image
 
 from paella_jax.config import ConfigError
 from paella_jax.data.build import make_source
+from paella_jax.data.captions import list_captioned
 from paella_jax.data.folder import FolderSource
 from paella_jax.data.loader import make_iterator
 from paella_jax.data.transform import ConditionedImageTransform
+from paella_jax.reports.image_sets import open_images
 
 
 def fill(folder, count, broken=()):
@@ -187,6 +190,33 @@ def test_images_alone_need_no_captions(tmp_path):
     assert FolderSource(str(tmp_path), 16, captions=False)[2]["caption"] == ""
     with pytest.raises(ValueError, match=r"5 images without captions.*data\.captions=False"):
         FolderSource(str(tmp_path), 16)
+
+
+def test_captions_of_any_case_are_found(tmp_path):
+    """Cameras and old systems write IMAGE.PNG and IMAGE.TXT."""
+    fill(tmp_path, 5)
+    for place, suffix in enumerate((".TXT", ".Txt", ".CAPTION", ".caption")):
+        (tmp_path / f"00{place}.txt").rename(tmp_path / f"00{place}{suffix}")
+        (tmp_path / f"00{place}{suffix}").write_text(suffix)
+    (tmp_path / "003.TXT").write_text("before .caption")
+    (tmp_path / "004.TXT").write_text("after .txt")
+    left_out = Counter()
+    samples = list_captioned(tmp_path, left_out)
+    said = [sample.read_caption() for sample in samples]
+    assert said[:4] == [".TXT", ".Txt", ".CAPTION", "before .caption"]
+    assert samples[4].text_file == tmp_path / "004.txt"
+    assert left_out == {".caption": 1, ".txt": 1}
+    images = open_images("--images", str(tmp_path), captions=True)
+    assert images.uncaptioned() == "" and len(list(images.images())) == 5
+    assert images.read_captions()[0] == ".TXT"
+
+
+def test_icons_in_a_folder_are_left_out(tmp_path, capsys):
+    """As docs/data.md says; records of them are read."""
+    fill(tmp_path, 3)
+    Image.new("RGB", (16, 16)).save(tmp_path / "favicon.ico")
+    assert len(FolderSource(str(tmp_path), 16)) == 3
+    assert "1 .ico (not read; convert" in capsys.readouterr().out
 
 
 def test_errors_name_the_folder(tmp_path):

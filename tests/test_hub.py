@@ -231,6 +231,14 @@ def test_what_cannot_be_pushed(hub, shared, tmp_path):
     ):
         with pytest.raises(HubError, match=words):
             push_to_hub(source, name)
+    for source, name, options, words in (
+        (3, NAME, {}, "source=3 must be a path, as a text or a Path, or a loaded pipeline"),
+        (shared, 3, {}, "3 is no name of a repository on the hub; give OWNER/NAME"),
+        (shared, NAME, {"private": "yes"}, "private='yes' must be True or False"),
+        (shared, NAME, {"message": 3}, "message=3 must be a text"),
+    ):
+        with pytest.raises((ValueError, HubError), match=words):
+            paella_jax.push_to_hub(source, name, **options)
     damaged = shutil.copytree(shared, tmp_path / "damaged")
     (damaged / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config\.json is cut short"):
@@ -292,6 +300,17 @@ def test_of_a_published_repository_its_own_parts_are_downloaded(hub, tmp_path):
     assert sorted(hub.taken) == needed
 
 
-def test_a_revision_is_a_text(hub):
-    with pytest.raises(ValueError, match="revision=3 must be a text"):
-        paella_jax.load(NAME, revision=3)
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ((NAME, {"revision": 3}), "revision=3 must be a text"),
+        ((NAME, {"offline": "yes"}), "offline='yes' must be True or False"),
+        ((3, {}), "directory=3 must be a path, as a text or a Path: a run folder, or OWNER/NAME"),
+        ((None, {}), "directory=None must be a path"),
+    ],
+)
+def test_what_load_is_given_has_its_types(hub, given, words):
+    directory, options = given
+    with pytest.raises(ValueError, match=words):
+        paella_jax.load(directory, **options)
+    assert not hub.taken

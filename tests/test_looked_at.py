@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from paella_jax.evaluation.image_measures import psnr
 from paella_jax.training.looked_at import ENOUGH, describe_rebuilt
 
 
@@ -29,9 +30,21 @@ def test_how_well_a_frozen_tokenizer_fits_is_told(error):
     rebuild = lambda frozen, images: images + frozen["error"]
     method = SimpleNamespace(source=Images(40), rebuild=rebuild, frozen={"error": error})
     (line,) = describe_rebuilt(method)
-    psnr = -20 * np.log10(error)
-    assert f"gives 16 of these images back at {psnr:.1f} dB" in line
-    assert ("vqgan:folder32" in line) == (psnr < ENOUGH)
+    wanted = -20 * np.log10(error)
+    assert f"gives 16 of these images back at {wanted:.1f} dB" in line
+    assert ("vqgan:folder32" in line) == (wanted < ENOUGH)
+
+
+def test_what_is_told_is_the_mean_of_the_images_own():
+    """As a table of scores has it. Half of these are at 34 dB, half at 14; their mean error is at
+    17, which would ask for another tokenizer."""
+    wrong = np.where(np.arange(16) % 2, 0.02, 0.2).astype(np.float32)[:, None, None, None]
+    rebuild = lambda frozen, images: images + wrong
+    (line,) = describe_rebuilt(SimpleNamespace(source=Images(16), rebuild=rebuild, frozen={}))
+    true = np.stack(Images(16).images) / np.float32(255)
+    mean = psnr(true + wrong, true).mean()
+    assert f"back at {mean:.1f} dB (the mean of their PSNRs)" in line
+    assert mean > ENOUGH and "vqgan:folder32" not in line
 
 
 def test_nothing_is_said_where_there_is_no_tokenizer_or_no_image():

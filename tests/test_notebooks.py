@@ -14,7 +14,7 @@ from small_amused import write_amused
 # In this order: the first one trains what the others load.
 PICTURES = {
     "quickstart": 3,
-    "image_tasks": 4,
+    "image_tasks": 9,
     "finetune_your_images": 2,
     "wuerstchen": 2,
     "muse_vs_paella": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import re
@@ -19,11 +20,15 @@ from paella_jax import pipelines
 from paella_jax.config import ConfigError
 from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.images.png import read_png_texts
+from paella_jax.pipelines import editing, variations
+from paella_jax.pipelines.base import Pipeline
+from paella_jax.pipelines.wuerstchen import WuerstchenPipeline
 from paella_jax.registry import build_method
 from paella_jax.reports.report import evaluate_run
 from paella_jax.runs.checkpoint import CheckpointError
 from paella_jax.runs.folder import prepare_workdir
 from paella_jax.sampling.token_loop import Known
+from paella_jax.sharing.hub import push_to_hub
 
 pytestmark = pytest.mark.devices(8)
 RED, BLUE = "a large red circle at the top left", "a large blue circle at the bottom right"
@@ -130,13 +135,32 @@ print(*(name for name in ("grain", "optax", "transformers", "matplotlib") if nam
 
 
 def test_loading_imports_what_the_run_needs(run_folder):
-    """At most 138 of the package's files, its `__init__`s included, and to draw by command none of
+    """At most 142 of the package's files, its `__init__`s included, and to draw by command none of
     what only trains, reads published tokenizers or plots: importing that took longer than drawing.
     """
     command = [sys.executable, "-c", LOADED, str(run_folder)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=small.ROOT, check=True)
     files, heavy = result.stdout.split("\n")[:2]
-    assert int(files) <= 138 and heavy == ""
+    assert int(files) <= 142 and heavy == ""
+
+
+SHOWN = (paella_jax.load, paella_jax.push_to_hub, push_to_hub, Pipeline.embed, Pipeline.warm_up,
+         WuerstchenPipeline.embed, editing.image_to_image, editing.inpaint, editing.outpaint,
+         editing.edit, editing.morph, variations.variations, variations.with_prior,
+         variations.interpolate, variations.mix_parts, variations.interpolate_images)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", SHOWN, ids=lambda function: function.__qualname__)
+def test_what_users_call_has_an_example(function):
+    """Of the call itself, in Python that can be copied."""
+    example = inspect.getdoc(function).partition("Example:\n")[2]
+    code = "\n".join(line[6:] for line in example.splitlines() if line.startswith("  >>> "))
+    called = [node.func for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert function.__name__ in {getattr(f, "attr", getattr(f, "id", "")) for f in called}
+
+
+def test_the_package_shows_a_condition():
+    assert "pipe(paella_jax.Condition(" in paella_jax.__doc__
 
 
 def code_lines(file, names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from paella_jax.data.folder import FolderSource
 from paella_jax.data.records import Record
 from paella_jax.files.examples import decode_example, encode_example
 from paella_jax.images.decode import Encoded
+from paella_jax.reports.reading_speed import reading_cost
 
 
 def test_examples_are_those_of_protocol_buffers():
@@ -223,6 +225,24 @@ def test_large_jpegs_may_be_decoded_in_part(tmp_path):
         assert far.max() <= (6 if index in (0, 2) else 0) and far.mean() < 1
         assert (far.max() > 0) == (index in (0, 2))
     assert list(whole[0]["micro_conds"][:2]) == [1200, 800]
+
+
+def test_nothing_is_read_any_more_once_reading_was_measured(tmp_path, monkeypatch):
+    """The folder of made-up photos is gone then."""
+    running, draw = [], CaptionedImages.draw
+
+    def slow(self, index, rng):
+        running.append(index)
+        time.sleep(0.02)
+        sample = draw(self, index, rng)
+        running.remove(index)
+        return sample
+
+    monkeypatch.setattr(CaptionedImages, "draw", slow)
+    folder = small_records.write("webdataset", tmp_path / "w", 24)
+    config = small.config_of("vqgan:tiny", data__shards=folder, batch_size=4)
+    reading_cost(config, 0.01)
+    assert running == []
 
 
 @pytest.mark.parametrize("given", ["", "20x10"])

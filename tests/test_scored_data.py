@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from paella_jax.data.places import field_at
 from paella_jax.reports.folder_scores import score_folders
 from paella_jax.reports.gathered import ScoreError
 from paella_jax.reports.image_sets import open_images
-from paella_jax.reports.scored_data import scored_data
+from paella_jax.reports.scored_data import check_enough, is_own, scored_data
 
 COUNT = 24
 KINDS = list(small_records.FIELD)
@@ -44,20 +45,26 @@ def test_the_kind_of_a_place_is_found(written, kind):
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_a_run_is_scored_on_any_source(written, kind):
-    """The place alone says what it is, and what belonged to the run's own images is forgotten."""
+    """The place alone says what it is, and what belonged to the run's own images is forgotten.
+
+    No image of it has to be held back; but a split that is asked for is made.
+    """
     config = small.config_of(
         "paella:folder32", data__folder="elsewhere", data__validation_folder="", data__split=0.25,
         data__encoded="arrays", data__caption_field="alt", data__image_field="img",
     )  # fmt: skip
-    data = scored_data(config, written(kind))
-    own = scored_data(config, written("folder"))
+    assert len(make_source(scored_data(config, written(kind)), "validation", 0)) == COUNT
+    split = ["--config.data.split=0.25"]
+    data = scored_data(config, written(kind), split)
+    own = scored_data(config, written("folder"), split)
     held, of_folder = (make_source(d, "validation", 0) for d in (data, own))
     assert len(held) == len(of_folder) == COUNT // 4
     for n in (0, 5):
         assert held[n]["caption"] == of_folder[n]["caption"]
         np.testing.assert_array_equal(held[n]["image"], of_folder[n]["image"])
     by_field = [f"--config.data.{small_records.FIELD[kind]}={written(kind)}"]
-    assert scored_data(config, overrides=by_field) == data
+    assert scored_data(config, overrides=[*by_field, *split]) == data
+    assert not is_own(config, data) and is_own(config, scored_data(config, "", split))
     assert config.data.folder == "elsewhere"
 
 
@@ -65,9 +72,50 @@ def test_runs_that_are_older_than_a_source_are_scored_on_it(written):
     kept = ("source", "folder", "image_size", "crop", "captions")
     fields = small.config_of("paella:folder32", data__folder="gone").data.to_dict()
     old = ConfigDict({"data": {name: fields[name] for name in kept}})
-    data = scored_data(old, written("webdataset"), ["--config.data.caption_field=caption"])
+    fields = ["--config.data.caption_field=caption", "--config.data.split=0.05"]
+    data = scored_data(old, written("webdataset"), fields)
     assert make_source(data, "validation", 0)[0]["caption"] == f"caption {COUNT - 5}"
     assert scored_data(old).folder == "gone"
+
+
+def test_a_place_that_is_the_run_s_own_keeps_its_split(written, monkeypatch):
+    """However it is written: its training images are none that the run never saw."""
+    folder = Path(written("folder"))
+    config = small.config_of("paella:folder32", data__folder=folder, data__split=0.25)
+    monkeypatch.chdir(folder.parent)
+    for place, overrides in (
+        (str(folder), []),
+        (f"{folder}/", []),
+        (folder.name, []),
+        ("", [f"--config.data.folder={folder.name}"]),
+    ):
+        data = scored_data(config, place, overrides)
+        assert is_own(config, data) and len(make_source(data, "validation", 0)) == COUNT // 4
+
+
+def test_a_place_with_splits_of_its_own_is_scored_by_those(tmp_path):
+    for part, count in (("train", 5), ("val", 3)):
+        small_records.write("folder", tmp_path / part, count)
+    config = small.config_of("paella:folder32", data__folder="elsewhere")
+    data = scored_data(config, str(tmp_path))
+    assert len(make_source(data, "validation", 0)) == 3
+
+
+def test_too_few_images_are_told_with_what_holds_them_back(written):
+    config = small.config_of("paella:folder32", data__folder=written("folder"), data__split=0.1)
+    own, other = scored_data(config), scored_data(config, written("webdataset"))
+    match = r"at least 20 images, data\.split 0\.1 holds 2 of 24 back: give .*\(--data PLACE\)"
+    with pytest.raises(ScoreError, match=match):
+        check_enough(own, 2, 256, 0, own=True)
+    other.split = 0.1
+    match = r"data\.split 0\.1 holds 2 of 24 back: leave --config\.data\.split out"
+    with pytest.raises(ScoreError, match=match):
+        check_enough(other, 2, 256, 0, own=False)
+    other.split = 0.0
+    check_enough(other, COUNT, 256, 0, own=False)
+    for held, wanted, there in ((3, 256, 3), (COUNT, 7, 7)):  # the split has no part in it
+        with pytest.raises(ValueError, match=f"at least 20 images .*there are {there}: draw or"):
+            check_enough(other, held, wanted, 0, own=False)
 
 
 def test_settings_that_do_not_fit(written, tmp_path):

@@ -17,27 +17,44 @@ NVIDIA = """#!/usr/bin/env bash
 [ -n "$DRIVER" ] || exit 9
 echo "$DRIVER"
 """
+# Vendor and device of PCI cards, as /sys has them.
+INTEL, GOOGLES_NETWORK = ("0x8086", "0x1237"), ("0x1ae0", "0x0042")
+TPU_V5P, TPU_V6E = ("0x1ae0", "0x0062"), ("0x1ae0", "0x006f")
+
+
+def put_card(folder, vendor, device):
+    folder.mkdir(parents=True)
+    (folder / "vendor").write_text(f"{vendor}\n")
+    (folder / "device").write_text(f"{device}\n")
 
 
 @pytest.mark.parametrize(
-    "environment, devices, extras",
+    "environment, devices, cards, extras",
     [
-        ({"DRIVER": ""}, (), "[test]"),
-        ({"DRIVER": "580.65.06"}, (), "[test,cuda13]"),
-        ({"DRIVER": "550.54.15"}, (), "[test,cuda12]"),
-        ({"DRIVER": ""}, ("accel0",), "[test,tpu]"),
-        ({"DRIVER": "", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}, (), "[test,tpu]"),
-        ({"DRIVER": "580.65.06", "PAELLA_EXTRA": ""}, (), "[test]"),
-        ({"DRIVER": "", "PAELLA_EXTRA": "cuda12"}, (), "[test,cuda12]"),
+        ({"DRIVER": ""}, (), (), "[test]"),
+        ({"DRIVER": "580.65.06"}, (), (), "[test,cuda13]"),
+        ({"DRIVER": "550.54.15"}, (), (), "[test,cuda12]"),
+        ({"DRIVER": ""}, ("accel0",), (), "[test,tpu]"),
+        ({"DRIVER": ""}, ("vfio",), (), "[test]"),  # another machine's passed-through card
+        ({"DRIVER": ""}, ("vfio",), (INTEL, TPU_V5P), "[test,tpu]"),
+        ({"DRIVER": ""}, (), (TPU_V6E,), "[test,tpu]"),
+        ({"DRIVER": ""}, (), (INTEL, GOOGLES_NETWORK), "[test]"),  # a VM of Google without a TPU
+        ({"DRIVER": "550.54.15"}, (), (GOOGLES_NETWORK,), "[test,cuda12]"),
+        ({"DRIVER": "", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}, (), (), "[test,tpu]"),
+        ({"DRIVER": "580.65.06", "PAELLA_EXTRA": ""}, (), (), "[test]"),
+        ({"DRIVER": "", "PAELLA_EXTRA": "cuda12"}, (), (), "[test,cuda12]"),
     ],
 )
-def test_jax_fits_the_machine(tmp_path, environment, devices, extras):
+def test_jax_fits_the_machine(tmp_path, environment, devices, cards, extras):
     fakes = Fakes(tmp_path / "fakes", **{"python3.11": PYTHON, "nvidia-smi": NVIDIA})
     (tmp_path / "dev").mkdir()
     for name in devices:
         (tmp_path / "dev" / name).touch()
+    for number, ids in enumerate(cards):
+        put_card(tmp_path / "pci" / f"0000:00:0{number}.0", *ids)
     root = small_checkout(tmp_path / "checkout")
     plain = {"PAELLA_DEVICES": str(tmp_path / "dev"), "PAELLA_VENV": str(root / ".venv")}
+    plain["PAELLA_PCI"] = str(tmp_path / "pci")
     for _ in range(2):  # the second time there is nothing to do
         done = fakes.run("bash", root / "launch" / "setup.sh", **plain | environment)
         assert done.returncode == 0, done.stderr

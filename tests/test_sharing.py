@@ -294,11 +294,22 @@ def test_what_cannot_be_saved(run, pipe, tmp_path, monkeypatch):
         made.save(tmp_path / "x")
     with pytest.raises(ConversionError, match="dtype must be one of keep, float32, bfloat16"):
         pipe.save(tmp_path / "x", dtype="int8")
+    with pytest.raises(ConversionError, match="report nope is not a folder; give one that"):
+        pipe.save(tmp_path / "x", report="nope")
+    with pytest.raises(ConversionError, match="report nope is not a folder"):
+        write_shared(tmp_path / "x", {}, report="nope")  # before the runs are looked at
+    for given, words in (
+        ({"folder": 3}, "folder=3 must be a path, as a text or a Path"),
+        ({"folder": None}, "folder=None must be a path"),
+        ({"folder": tmp_path / "x", "report": 3}, "report=3 must be a path"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            pipe.save(**given)
     flags = ["--checkpoint", run, "--out", tmp_path / "x"]
     for more, words in (
         (["--private"], "--private belongs to --push"),
         (["--push", "a/b/c"], "no name of a repository"),
-        (["--report", "/nowhere"], "--report /nowhere is not a folder"),
+        (["--report", "/nowhere"], "report /nowhere is not a folder; give one that evaluate"),
         (["--super_resolution", run], "enlarges nothing"),
     ):
         with pytest.raises((ValueError, RuntimeError), match=words):

@@ -62,6 +62,17 @@ def test_folders_of_splits_in_usual_names(tmp_path, capsys, train, other):
     assert f"(its folder {train}/)" in capsys.readouterr().out
 
 
+def test_a_column_without_training_images_is_named(tmp_path):
+    fill(tmp_path, 4, captions=False)
+    rows = [{"file_name": f"{i}.png", "text": "x", "part": "foo" if i else "val"} for i in range(4)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    match = r"metadata\.jsonl, column 'part': no image is in split 'train'; found 'foo' \(3\), "
+    with pytest.raises(ValueError, match=match):
+        both(tmp_path, column="part")
+    trained, held = both(tmp_path, column="", fraction=0.25)  # as the advice has it
+    assert (len(trained), len(held)) == (3, 1)
+
+
 def test_names_that_are_not_used_are_told(tmp_path, capsys):
     for part in ("train2014", "train2017", "val2017"):  # which of two is not for us to say
         fill(tmp_path / "coco" / part)

@@ -11,6 +11,7 @@ import small_records
 from paella_jax.data.captions import list_captioned
 from paella_jax.data.folder import FolderRecords
 from paella_jax.data.tables import read_rows
+from paella_jax.files.digests import is_inside
 
 HEAD = "file_name,text\n0.png,first\n"
 
@@ -56,6 +57,13 @@ def test_csv_with_quotes_commas_lines_and_short_rows(tmp_path):
         rows_of(tmp_path, "prompt\na\tb\n", "p.tsv")
 
 
+def test_what_is_wrong_with_a_row_is_told_in_letters_that_a_terminal_may_show(tmp_path):
+    with pytest.raises(ValueError, match=r"damaged: '\\t' expected after"):
+        rows_of(tmp_path, 'prompt\tnote\n"a"b\t\n', "p.tsv")
+    with pytest.raises(ValueError, match=r'not a JSON object: "red \\u202e'):
+        rows_of(tmp_path, '"red \u202eball"\n', "metadata.jsonl")
+
+
 def with_images(place, names):
     for name in names:
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -86,3 +94,13 @@ def test_an_image_that_is_named_in_two_ways_is_one(tmp_path):
         (place / "a.png", ("t0", "t1")), (place / "b" / "c.png", ("t2", "t3")),
     ]  # fmt: skip
     assert not +left_out
+
+
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path):
+    """Half a surrogate pair, which JSON can hold; bytes that are no UTF-8 are a name on Linux."""
+    with_images(tmp_path, ["0.png"])
+    rows_of_table = [{"file_name": "0.png", "text": "a"}, {"file_name": "\ud800.png", "text": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows_of_table)))
+    with pytest.raises(ValueError, match=r"metadata\.jsonl, row 2: file_name '\\+ud800\.png'"):
+        list_captioned(tmp_path, Counter())
+    assert is_inside("\udc80.png") and not is_inside("\ud800.png")

@@ -104,7 +104,8 @@ def test_every_task_from_the_command_line(pipe, files, monkeypatch, tmp_path, ta
         (["--to", "a blue square"], "--to has no effect with --super_resolution"),
         (["--emphasis", "red=2"], "--emphasis has no effect"),
         (["--image", "IMAGE", "--mask", "MASK", "--prompt", "another"], "one --prompt, got 2"),
-        (["--image", "PART", "--edit", "2"], "the image is 24x32 pixels"),
+        (["--image", "PART", "--edit", "2", "--width", "24"], "width is 24; these runs draw"),
+        (["--image", "PART", "--outpaint", "16,16,0,0"], "leaves nothing of the image"),
         (["--image", "IMAGE", "--edit", "0"], "--edit must be from 1"),
     ],
 )

@@ -40,7 +40,8 @@ def test_prompts_are_texts_or_lists_of_them(pipe, prompts):
     [
         ({"sampler": "nonsense"}, "no sampler; use stepper"),
         ({"height": 0}, "height 0 must be a positive multiple"),
-        ({"stage_b_step": 3}, "no option 'stage_b_step'"),
+        ({"stage_b_step": 3}, "no argument 'stage_b_step' .did you mean 'stage_b_step"),
+        ({"stage_b_speed": 3}, "no option 'stage_b_speed'"),
     ],
 )
 def test_options_that_do_nothing_are_refused(pipe, options, message):

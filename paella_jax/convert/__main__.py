@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.cli import Parser, path, run
+from paella_jax.outside import say
 
 CARRIED = ("tokenizer", "text", "clip", "stage_b")  # options that name networks to take along
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -127,13 +128,13 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
         files = engine.described(parts.files, report)
         card = engine.model_card(plan, files, source=parts.source, dtype=stored, out=out.name)
         engine.write_run_folder(plan, out, card, dtype, report)
-    print(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
+    say(f"{arguments.weights}: {parts.source}, {len(parts.weights)} tensors")
     for origin in dict.fromkeys(origin for _, origin in fields.values()):
         shown = [f"{name}={value}" for name, (value, o) in fields.items() if o == origin]
-        print(f"from {origin}: {', '.join(shown)}")
-    print(f"{out}: {family}, {plan.parameter_count():,} parameters as {stored}")
+        say(f"from {origin}: {', '.join(shown)}")
+    say(f"{out}: {family}, {plan.parameter_count():,} parameters as {stored}")
     if missing:
-        print(missing)
+        say(missing)
     return 0
 
 
@@ -149,17 +150,17 @@ def export(arguments: argparse.Namespace) -> int:
     tensors, left = plan.tensors, plan.left
     with _progress(tensors.values(), dtype) as report:
         missing = plan.write(out, dtype, report)
-    print(f"{out}: {len(tensors)} tensors as {_stored(tensors, dtype)}")
+    say(f"{out}: {len(tensors)} tensors as {_stored(tensors, dtype)}")
     along = {n.removeprefix(PREFIX).partition("/")[0] for n in tensors if n.startswith(PREFIX)}
     if along:
         told = f"not in the published network, under names that begin with {PREFIX}"
-        print(f"{told}: {', '.join(sorted(along))}")
+        say(f"{told}: {', '.join(sorted(along))}")
     if left:
-        print(f"left out, the format has no place for them: {', '.join(left)}")
+        say(f"left out, the format has no place for them: {', '.join(left)}")
     if missing:
-        print(f"not carried by this run, so not in the folder: {', '.join(missing)}")
+        say(f"not carried by this run, so not in the folder: {', '.join(missing)}")
     if "compressor" in left:
-        print("write the compressor with --export compressor")
+        say("write the compressor with --export compressor")
     return 0
 
 
@@ -174,12 +175,12 @@ def combine(arguments: argparse.Namespace) -> int:
     if arguments.interpolate:
         first, second = arguments.interpolate
         count = interpolate_runs(first, second, share, out)
-        print(f"{out}: {count} arrays, {1 - share:g} of {first} + {share:g} of {second}")
+        say(f"{out}: {count} arrays, {1 - share:g} of {first} + {share:g} of {second}")
         return 0
     rank = value_of(read_config(arguments.merge), "lora.rank")
     save_merged(arguments.merge, out)
     merged = f"adapters of rank {rank} merged" if rank else "it has no adapters to merge"
-    print(f"{out}: {arguments.merge} without optimiser state, {merged}")
+    say(f"{out}: {arguments.merge} without optimiser state, {merged}")
     return 0
 
 

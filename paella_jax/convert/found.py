@@ -11,10 +11,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from paella_jax.convert.released_files import INDEX, RELEASED, is_published
-from paella_jax.outside import parse_object
+from paella_jax.outside import expanded, parse_object
 from paella_jax.runs.folder import CONFIG_FILE
 from paella_jax.runs.manifest import MANIFEST
-from paella_jax.sharing.hub import HubError, Stages, download, is_name
+from paella_jax.sharing.hub import HubError, Stages, check_flag, check_path, download, is_name
 
 # Networks whose released files make a whole repository.
 WHOLE = ({"paella", "tokenizer"}, {"stage_b", "stage_c", "tokenizer"})
@@ -35,13 +35,16 @@ def run_folder(
       options: of `paella_jax.load`; those of a conversion are taken out.
 
     Raises:
-      ValueError: a revision of a folder, or one that is no text.
+      ValueError: an argument of another type, or a revision of a folder.
       HubError: a repository that cannot be read.
       ConversionError: a published folder that cannot be converted.
     """
+    check_path("directory", directory, ": a run folder, or OWNER/NAME on the hub")
+    check_flag("offline", offline)
     if not isinstance(revision, str | None):
         raise ValueError(f"revision={revision!r} must be a text: a branch, tag or commit")
-    place, left = Path(directory).expanduser(), dict(options or {})
+    place = expanded(directory)
+    left = {name: _at_home(value) for name, value in (options or {}).items()}
     of_hub = is_name(directory)
     if of_hub:
         name = str(directory)
@@ -55,6 +58,12 @@ def run_folder(
 
     given = {name: left.pop(name) for name in OPTIONS if name in left}
     return converted(place, offline or not of_hub, **given), left
+
+
+def _at_home(option: Any) -> Any:
+    """Of options those that begin with `~` are folders and files."""
+    is_path = isinstance(option, str | Path) and str(option).startswith("~")
+    return expanded(option) if is_path else option
 
 
 def is_run(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from paella_jax.files import weights_file
 from paella_jax.files.atomic import atomic_path
 from paella_jax.files.layouts import STEMS, SUFFIXES, choose
 from paella_jax.files.tensors import ConversionError
+from paella_jax.outside import say
 from paella_jax.runs.digests import write_noted
 from paella_jax.runs.folder import CONFIG_FILE
 from paella_jax.sharing.hub import HubError, download, is_name
@@ -171,7 +172,7 @@ def converted(folder: Path, offline: bool = True, **given: Any) -> Path:
     out = kept_folder() / _key(*published.sources, *beside.values())
     if (out / CONFIG_FILE).is_file():
         return out
-    print(f"converting {folder} once, into {out}", file=sys.stderr)
+    say(f"converting {folder} once, into {out}", sys.stderr)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(out) as part:
@@ -196,7 +197,7 @@ def _companion(published: Published, option: str, given: Any, offline: bool) -> 
         return download(given or known.name, offline=offline, choose=needed_files)
     except HubError as error:
         if (published.kind, option) in OPTIONAL and not given:
-            print(f"{folder} is loaded without {known.what}: give {option}=FOLDER", file=sys.stderr)
+            say(f"{folder} is loaded without {known.what}: give {option}=FOLDER", sys.stderr)
             return None
         raise ConversionError(
             f"{folder} brings no {known.what}; give {option}=FOLDER ({known.name} of the hub; "

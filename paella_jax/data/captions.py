@@ -1,9 +1,10 @@
 """Which images a folder offers and where their captions are.
 
-Two layouts: `NAME.txt` (or `NAME.caption`) beside every image, or one `metadata.jsonl` or
-`metadata.csv` in the folder with the columns `file_name` and `text` (or `caption`), as the Hugging
-Face imagefolder has it. An image has several captions where the table names it in several rows or
-its text is a list, or, with `lines`, where its text file has several lines.
+Two layouts: `NAME.txt` (or `NAME.caption`, in any case) beside every image, or one
+`metadata.jsonl` or `metadata.csv` in the folder with the columns `file_name` and `text` (or
+`caption`), as the Hugging Face imagefolder has it. An image has several captions where the table
+names it in several rows or its text is a list, or, with `lines`, where its text file has several
+lines.
 """
 
 from __future__ import annotations
@@ -154,14 +155,14 @@ def find_table(folder: Path) -> Path | None:
 
 def _from_text_files(folder: Path, left_out: Counter[str], lines: bool) -> list[CaptionedFile]:
     files = list_files(folder, left_out)
-    known = set(map(str, files))  # one listing instead of a look at the disk per caption
+    suffixes_of = _caption_suffixes(files)
     samples, texts = [], set()
     for file in files:
         if is_image(file):
-            beside = {suffix: str(file.with_suffix(suffix)) for suffix in CAPTION_SUFFIXES}
-            suffix = next((suffix for suffix, text in beside.items() if text in known), None)
+            stem, _ = os.path.splitext(file)
+            suffix = min(suffixes_of.get(stem, ()), key=_rank, default=None)
             samples.append(CaptionedFile(file, suffix, lines=lines))
-            texts.add(beside[suffix] if suffix else "")
+            texts.add(f"{stem}{suffix}")
     count_others(files, lambda file: str(file) in texts, left_out)
     if samples and all(sample.caption is None for sample in samples):
         raise ValueError(
@@ -170,6 +171,21 @@ def _from_text_files(folder: Path, left_out: Counter[str], lines: bool) -> list[
             "needs none: --config.data.captions=False)"
         )
     return samples
+
+
+def _caption_suffixes(files: list[Path]) -> dict[str, list[str]]:
+    """Of every text file's name the suffixes that are there: one listing serves all images."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower() in CAPTION_SUFFIXES:
+            found.setdefault(stem, []).append(suffix)
+    return found
+
+
+def _rank(suffix: str) -> tuple[int, bool]:
+    """Which caption of an image counts: .txt before .caption, as it is usual before .TXT."""
+    return CAPTION_SUFFIXES.index(suffix.lower()), suffix != suffix.lower()
 
 
 def _from_table(

@@ -24,6 +24,7 @@ from paella_jax.outside import parse_object
 VERSION = 1
 MOST_SHARDS = 10**6
 MANIFEST, EMPTY = "manifest.json", "empty.safetensors"
+TOLD = "told_when_encoded"  # in a manifest's data: lines on its captions and its tokenizer
 # Rows of padding are not stored: the mask beside them says how many are text.
 ROWS_OF = {"text_states": "text_mask"}
 PROBES = (
@@ -87,7 +88,8 @@ class Manifest:
       networks: digests of the weights of the networks it was made with.
       tokenizers: digests of what the tokenizers of texts make of `PROBES`.
       settings: config fields, and other numbers, that the arrays depend on.
-      data: the config's data block: where the images came from, and how they were cropped.
+      data: the config's data block: where the images came from, and how they were cropped; and
+        what was told of them when they were encoded (`TOLD`).
       seed: of crops, flips and drawn captions.
       empty: digest of what the encoders make of the empty text.
       splits: "train", and "validation" where there is one.

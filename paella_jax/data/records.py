@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from paella_jax.data.split import Held, held_back
+from paella_jax.data.split import Held, held_back, none_held
 from paella_jax.images.decode import Encoded
 from paella_jax.outside import say
 
@@ -91,7 +91,7 @@ def hold_back(records: Records, held: Held, training: bool) -> tuple[Records, st
     count = len(records)
     chosen = held_back(count, held, records.name)
     if not chosen or len(chosen) == count:
-        return records, "none is held back: validation shows images of the training"
+        return records, none_held(training)
     kept = np.zeros(count, bool)
     kept[list(chosen)] = True
     part = Part(records, np.flatnonzero(kept != training))

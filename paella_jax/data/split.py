@@ -18,6 +18,7 @@ from pathlib import Path
 from paella_jax.data.captions import CaptionedFile, find_table
 from paella_jax.data.listing import is_image, list_files
 from paella_jax.data.split_names import TEST, TRAIN, VALIDATION, find_pair, split_of, tell_unused
+from paella_jax.outside import listed
 
 USUAL_COLUMN = "split"
 
@@ -95,7 +96,9 @@ def choose(
         return Chosen(samples, f"its folder {pair[0] if training else pair[1]}/")
     labels = _labels(samples, folder, held)
     if labels:
-        samples, other = _by_label(samples, labels, left_out)
+        # Labels by folders are only taken where some are for training.
+        where = f"{find_table(folder)}, column {held.column!r}"
+        samples, other = _by_label(samples, labels, where, left_out)
         if other or held.folder:
             return Chosen(samples if training else other, "by the table's splits")
     unused = tell_unused(folder, (sample.image for sample in samples))
@@ -159,9 +162,13 @@ def _labels(samples: Samples, folder: Path, held: Held) -> list[str]:
 
 
 def _by_label(
-    samples: Samples, labels: list[str], left_out: Counter[str]
+    samples: Samples, labels: list[str], where: str, left_out: Counter[str]
 ) -> tuple[Samples, Samples]:
-    """Those labelled for training, or not at all, and those for validation."""
+    """Those labelled for training, or not at all, and those for validation.
+
+    Raises:
+      ValueError: none is for training; `where` says what that was read from.
+    """
     known = VALIDATION if any(label in VALIDATION for label in labels) else TEST
     train = [s for s, label in zip(samples, labels, strict=True) if label in ("", *TRAIN)]
     other = [s for s, label in zip(samples, labels, strict=True) if label in known]
@@ -169,8 +176,17 @@ def _by_label(
         if label not in ("", *TRAIN, *known):
             left_out[f"of split {label!r}"] += 1
     if not train:
-        raise ValueError(f"no image is in split {TRAIN[0]!r}; found {sorted(set(labels))}")
+        raise ValueError(
+            f"{where}: no image is in split {TRAIN[0]!r}; found {_counted(labels)}. Call the "
+            f"training images {TRAIN[0]!r} there, or read no splits (--config.data.split_column=)"
+        )
     return train, other
+
+
+def _counted(labels: list[str]) -> str:
+    """Each label with its number of images."""
+    counts = Counter(labels).most_common()
+    return listed(f"{label!r} ({count})" for label, count in counts)
 
 
 def _by_fraction(samples: Samples, folder: Path, held: Held, training: bool) -> Chosen:
@@ -181,9 +197,14 @@ def _by_fraction(samples: Samples, folder: Path, held: Held, training: bool) -> 
     count = len(samples)
     chosen = held_back(count, held, name)
     if not chosen or len(chosen) == count:
-        return Chosen(samples, "none is held back: validation shows images of the training")
+        return Chosen(samples, none_held(training))
     part = [s for i, s in enumerate(samples) if (i in chosen) != training]
     return Chosen(part, f"{len(chosen)} of {count} are held back, {held.way}")
+
+
+def none_held(training: bool) -> str:
+    """How all images were chosen where none is held back, in words."""
+    return "none is held back" + (": validation shows images of the training" if training else "")
 
 
 def held_back(count: int, held: Held, name: Callable[[int], str]) -> set[int]:

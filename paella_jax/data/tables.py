@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paella_jax.outside import escaped, shortened
+
 TABLES = ("metadata.jsonl", "metadata.csv")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LONGEST_FIELD = 2**24  # characters in CSV: tables may hold more than captions, such as thumbnails
@@ -64,7 +66,7 @@ def _checked(table: Path, reader: csv.DictReader[str]) -> Iterator[tuple[int, di
         where, reason = f"{table}, line {began}", str(error)
         if "field limit" in reason:
             raise ValueError(f"{where}: {reason}") from error
-        reason = reason.replace("unexpected end of data", "a quote does not end")
+        reason = escaped(reason.replace("unexpected end of data", "a quote does not end"))
         raise ValueError(
             f"{where}: row {number + 1} is damaged: {reason}; put its text in quotes and double "
             "each quote that is in it"
@@ -81,5 +83,6 @@ def _json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{table}, row {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{table}, row {number} is not a JSON object: {line.strip()[:80]}")
+                shown = shortened(line.strip(), 80)
+                raise ValueError(f"{table}, row {number} is not a JSON object: {shown}")
             yield number, row

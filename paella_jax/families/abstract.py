@@ -25,6 +25,7 @@ from paella_jax.encoders.clip_vision import ClipVision
 from paella_jax.encoders.published import TEXT, VISION
 from paella_jax.encoders.t5 import T5Encoder
 from paella_jax.encoders.text import joint_text_encoder, make_tokenizer
+from paella_jax.families.cells import check_network
 from paella_jax.families.clip_prior import clip_prior_method
 from paella_jax.families.direct_decoder import decoding_method
 from paella_jax.families.image_encoder import JOINT, ImageEncoder, joint_image_encoder
@@ -115,6 +116,7 @@ def abstract_tokens(config: ConfigDict) -> Method:
 
 def token_networks(config: ConfigDict) -> tuple[TokenNetworks, Tree]:
     """The networks of `abstract_tokens`, and the shapes of the frozen ones' parameters."""
+    check_network(config)
     network = NETWORKS[config.cell.network]
     vqgan, low = network.tokenizer(config), None
     frozen = {"vqgan": _shapes_of(vqgan)}

@@ -39,7 +39,7 @@ def check_cell(config: ConfigDict) -> None:
     """
     cell = config.cell
     _choice("corruption", cell.corruption, CORRUPTIONS)
-    _choice("network", cell.network, NETWORKS)
+    check_network(config)
     _choice("sampler", cell.sampler, SAMPLERS)
     network = NETWORKS[cell.network]
     untold = network.untold(config)
@@ -90,6 +90,11 @@ def _check_conditions(config: ConfigDict, network: Network) -> None:
             f"cell.network={able} needs --config.low_tokenizer=RUN, the tokenizer of the "
             "small pictures, and no other network takes one"
         )
+
+
+def check_network(config: ConfigDict) -> None:
+    """Raises ConfigError for a network that there is not."""
+    _choice("network", config.cell.network, NETWORKS)
 
 
 def sampler_fields(config: ConfigDict) -> dict[str, Any]:

@@ -44,7 +44,13 @@ def make_vqgan(config: ConfigDict) -> VQGAN | VQModel:
         raise ConfigError(f"architecture must be one of {sorted(ARCHITECTURES)}, got {name!r}")
     dtype = jnp.dtype(config.precision)
     if name == "paella":
-        return VQGAN(**config.model, dtype=dtype)
+        model, least = config.model, 2 ** (config.model.levels - 1)
+        if model.width < least:
+            raise ConfigError(
+                f"model.width must be at least {least}, got {model.width}: it is halved from each "
+                f"of the {model.levels} levels to the next (model.levels)"
+            )
+        return VQGAN(**model, dtype=dtype)
     # Imported here: a run with Paella's tokenizer does without.
     from paella_jax.models.vqmodel import VQModel
 

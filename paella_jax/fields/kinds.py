@@ -10,21 +10,46 @@ from typing import Any, NamedTuple
 MANY = 2**20  # of widths, batches and images
 LONG = 10**9  # of steps and samples
 WHOLE, NUMBER, TRUTH, TEXT = "whole number", "number", "True or False", "text"
-DEEPEST = 4  # rows of rows
+STAGES = "rows (kind, expansion, kernel, stride, inputs, outputs, repeats), or ()"
+STAGE_LENGTH = 7
+
+
+class Rows(NamedTuple):
+    """Which rows of values a field may be.
+
+    Attributes:
+      words: after what one value may be.
+      forms: the lengths from outside to inside, ANY or SOME (at least one) where they are free; the
+        empty form is one value.
+    """
+
+    words: str
+    forms: frozenset[tuple[int, ...]]
+
+
+ANY, SOME, PAIR = 0, -1, 2
+ONE = Rows("", frozenset({()}))
+SEVERAL = Rows(", or several such in (...)", frozenset({(SOME,)}))
+SEVERAL_OR_NONE = Rows(", or several such in (...), or ()", frozenset({(ANY,)}))
+ONE_OR_SEVERAL = Rows(", or several such in (...)", frozenset({(), (SOME,)}))
+ONE_OR_PAIR = Rows(", or a pair of such in (...)", frozenset({(), (PAIR,)}))
+ONE_PAIR = Rows(", a pair of such in (...)", frozenset({(PAIR,)}))
+PAIRS = Rows(", in pairs as ((1, 2), (3, 4)), or ()", frozenset({(ANY, PAIR)}))
+ONES_OR_PAIRS = Rows(", several, or pairs, as (1, (2, 3))", frozenset({(ANY,), (ANY, PAIR)}))
 
 
 class Field(NamedTuple):
     """A field of a config.
 
     Attributes:
-      kind: WHOLE, NUMBER, TRUTH or TEXT.
+      kind: WHOLE, NUMBER, TRUTH, TEXT, or STAGES of models/compressor.py.
       meaning: with its unit.
       least: smallest number, itself allowed unless `above`.
       most: largest number.
       above: whether a number must be more than `least`.
       below: whether a number must be less than `most`.
       choices: all texts that are allowed; empty for any.
-      rows: whether it is a row of such values, or rows of them.
+      rows: whether it is one such value, or which rows of them.
       none: what None means; empty where only presets that leave a field open may hold it.
       is_path: whether a text is a file or folder, where `~` is the home folder.
       is_pattern: whether a text is a regular expression.
@@ -37,7 +62,7 @@ class Field(NamedTuple):
     above: bool = False
     below: bool = False
     choices: tuple[str, ...] = ()
-    rows: bool = False
+    rows: Rows = ONE
     none: str = ""
     is_path: bool = False
     is_pattern: bool = False
@@ -45,8 +70,8 @@ class Field(NamedTuple):
     @property
     def range(self) -> str:
         """What its values may be, in words."""
-        if self.kind == TRUTH:
-            words = TRUTH
+        if self.kind in (TRUTH, STAGES):
+            words = self.kind
         elif self.kind == TEXT:
             words = f"one of {', '.join(self.choices)}" if self.choices else self._text
         else:
@@ -54,9 +79,7 @@ class Field(NamedTuple):
             high = "below" if self.below else "at most"
             words = f"{low} {_shown(self.least)} and {high} {_shown(self.most)}"
             words = f"a whole number, {words}" if self.kind == WHOLE else words
-        if self.rows:
-            words = f"{words}, or several such in (...)"
-        return words + (f", or None ({self.none})" if self.none else "")
+        return words + self.rows.words + (f", or None ({self.none})" if self.none else "")
 
     @property
     def _text(self) -> str:
@@ -64,10 +87,33 @@ class Field(NamedTuple):
         return next((words for is_so, words in known if is_so), "a text")
 
 
-def wrong(field: Field, value: Any, depth: int = 0) -> bool:
+def wrong(field: Field, value: Any) -> bool:
     """Whether a value is none of the field's. None is for the caller to judge."""
-    if field.rows and isinstance(value, tuple | list) and depth < DEEPEST:
-        return any(wrong(field, part, depth + 1) for part in value)
+    if field.kind == STAGES:
+        return not (isinstance(value, tuple | list) and all(map(_is_stage, value)))
+    return not _fits(field, value, field.rows.forms)
+
+
+def _is_stage(row: Any) -> bool:
+    if not isinstance(row, tuple | list) or len(row) != STAGE_LENGTH:
+        return False
+    kind, *sizes = row
+    return isinstance(kind, str) and not any(wrong(whole(1, ""), size) for size in sizes)
+
+
+def _fits(field: Field, value: Any, forms: Iterable[tuple[int, ...]]) -> bool:
+    """Whether a value, or a row of them, is of one of the forms, and each value in its range."""
+    if not isinstance(value, tuple | list):
+        return () in forms and not _is_wrong_value(field, value)
+    inner = [form[1:] for form in forms if form and _is_length(len(value), form[0])]
+    return bool(inner) and all(_fits(field, part, inner) for part in value)
+
+
+def _is_length(count: int, wanted: int) -> bool:
+    return wanted in (ANY, count) or (wanted == SOME and count > 0)
+
+
+def _is_wrong_value(field: Field, value: Any) -> bool:
     if field.kind == TRUTH:
         return not isinstance(value, bool)
     if field.kind == TEXT:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from paella_jax.fields.kinds import LONG, Field, fraction, number, path, share, text, truth, whole
+from paella_jax.fields.kinds import (
+    LONG,
+    ONE_OR_PAIR,
+    ONE_OR_SEVERAL,
+    ONE_PAIR,
+    SEVERAL,
+    SEVERAL_OR_NONE,
+    STAGES,
+    Field,
+    fraction,
+    number,
+    path,
+    share,
+    text,
+    truth,
+    whole,
+)
 
 REMAT = "recompute activations in the backward pass: less memory"
 LOOP = "repeated blocks as one loop: compiles faster"
@@ -16,10 +32,10 @@ MODEL: dict[str, Field] = {
     "model.patch_size": whole(1, "tokens or latents a side"),
     "model.time_width": whole(1, "of the noise level's embedding"),
     "model.cond_width": whole(1, "of the conditioning sequence"),
-    "model.widths": whole(1, "channels, per level", rows=True),
-    "model.depths": whole(1, "repetitions of a level's pattern", DEEP, rows=True),
-    "model.num_heads": whole(0, "of attention, per level; 0: none there", rows=True),
-    "model.patterns": text("C conv, T timestep, A attention, F MLP, per level", rows=True),
+    "model.widths": whole(1, "channels, per level", rows=SEVERAL),
+    "model.depths": whole(1, "repetitions of a level's pattern", DEEP, rows=SEVERAL),
+    "model.num_heads": whole(0, "of attention, per level; 0: none there", rows=ONE_OR_SEVERAL),
+    "model.patterns": text("C conv, T timestep, A attention, F MLP, per level", rows=SEVERAL),
     "model.clip_tokens": whole(1, "of CLIP's embedding"),
     "model.num_classes": whole(0, "labels to condition on; 0: none"),
     "model.num_segments": whole(0, "classes of segmentation maps; 0: none"),
@@ -33,7 +49,7 @@ MODEL: dict[str, Field] = {
     "model.attention": text(ATTENTION, KERNELS),
     "model.attention_dropout": text("what it sets to zero", ("probabilities", "output")),
     "model.depthwise": text(DEPTHWISE, CONVOLUTIONS),
-    "model.inject": truth("levels that see the compressor's latents", rows=True),
+    "model.inject": truth("levels that see the compressor's latents", rows=SEVERAL),
     "model.guide_channels": whole(1, "the compressor's"),
     "model.latent_channels": whole(1, "of the tokenizer's latents"),
     "model.channels": whole(1, "the compressor's"),
@@ -50,9 +66,11 @@ MODEL: dict[str, Field] = {
     "model.code_channels": whole(1, "of the codes"),
     "model.norm_groups": whole(1, "of group norms"),
     "model.middle_attention": truth("in the middle of encoder and decoder"),
-    "model.encoder_attention": truth("per level", rows=True),
-    "model.decoder_attention": truth("per level", rows=True),
-    "model.decoder_widths": whole(1, "channels, per level; empty: the encoder's", rows=True),
+    "model.encoder_attention": truth("per level", rows=SEVERAL),
+    "model.decoder_attention": truth("per level", rows=SEVERAL),
+    "model.decoder_widths": whole(
+        1, "channels, per level; empty: the encoder's", rows=SEVERAL_OR_NONE
+    ),
     "model.decoder_blocks_per_level": whole(0, "0: one more than the encoder's", DEEP),
 }
 
@@ -104,7 +122,7 @@ NETWORKS: dict[str, Field] = {
     "uvit.attention": text(ATTENTION, KERNELS),
     "uvit.depthwise": text(DEPTHWISE, CONVOLUTIONS),
     "compressor.variant": text("of EfficientNetV2", ("s", "l")),
-    "compressor.stages": Field("any", "rows of models/compressor.py's Stage; empty: the variant"),
+    "compressor.stages": Field(STAGES, "of the backbone; empty: the variant"),
     "compressor.head_channels": whole(1, "of the last layer"),
     "compressor.stochastic_depth": fraction("chance of leaving a block out"),
     "compressor.ratio": number(0, "compressor pixels per image pixel", 64.0, above=True),
@@ -160,10 +178,10 @@ OBJECTIVES: dict[str, Field] = {
 
 SAMPLERS: dict[str, Field] = {
     "sampler.num_steps": whole(1, "predictions made", 100_000),
-    "sampler.temperature": number(0, "first and last step's", rows=True, above=True),
-    "sampler.guidance_scale": number(0, "first and last step's; 1 is off", 1e4, rows=True),
+    "sampler.temperature": number(0, "first and last step's", rows=ONE_OR_PAIR, above=True),
+    "sampler.guidance_scale": number(0, "first and last step's; 1 is off", 1e4, rows=ONE_OR_PAIR),
     "sampler.image_guidance": number(
-        0, "of image to image below strength 1", 1e4, rows=True, none="guidance_scale"
+        0, "of image to image below strength 1", 1e4, rows=ONE_PAIR, none="guidance_scale"
     ),
     "sampler.guided_steps": whole(0, "guidance stops after them", none="never"),
     "sampler.renoise_steps": whole(0, "followed by renoising", none="all but the last"),
@@ -171,10 +189,10 @@ SAMPLERS: dict[str, Field] = {
     "sampler.typical_mass": fraction("of tokens kept", above=True, none="all"),
     "sampler.schedule": text("fraction still masked", ("cosine", "linear", "power")),
     "sampler.exponent": number(0, "of the power schedule", 100.0, above=True),
-    "sampler.choice_temperature": number(0, "noise on the confidences", rows=True),
+    "sampler.choice_temperature": number(0, "noise on the confidences", rows=ONE_OR_PAIR),
     "sampler.joint_guidance": truth("one doubled batch per guided step", none="where it is faster"),
     "sampler.stepper": text("of diffusion", ("ddpm", "ddim", "dpm++")),
     "sampler.evaluate_at_one": truth("the first prediction is made at t = 1"),
-    "sampler.edges": share("noise levels at the ends of ranges", rows=True),
-    "sampler.segments": whole(1, "steps in each range", 100_000, rows=True),
+    "sampler.edges": share("noise levels at the ends of ranges", rows=SEVERAL),
+    "sampler.segments": whole(1, "steps in each range", 100_000, rows=SEVERAL),
 }

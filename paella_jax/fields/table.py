@@ -30,7 +30,7 @@ def problem(name: str, value: Any, left_open: bool = False) -> str:
     field = FIELDS.get(name)
     if field is None or (value is None and (left_open or field.none)):
         return ""
-    if value is not None and (field.kind == "any" or not wrong(field, value)):
+    if value is not None and not wrong(field, value):
         return ""
     shown = shortened(repr(value))
     return f"config field {name} must be {field.range}, got {shown} ({field.meaning})"

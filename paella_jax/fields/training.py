@@ -5,6 +5,7 @@ from __future__ import annotations
 from paella_jax.fields.kinds import (
     LONG,
     MANY,
+    PAIRS,
     Field,
     fraction,
     number,
@@ -53,7 +54,9 @@ DATA: dict[str, Field] = {
     "data.group_field": text("that says what an image is of"),
     "data.caption": text("of image_file"),
     "data.image_size": whole(1, "pixels, square", 2**16),
-    "data.buckets": whole(1, "pixels: (height, width) pairs that keep an aspect", 2**16, rows=True),
+    "data.buckets": whole(
+        1, "pixels: (height, width) pairs that keep an aspect", 2**16, rows=PAIRS
+    ),
     "data.crop": text("of images in training", ("center", "random")),
     "data.resize": whole(0, "pixels of the short side before the crop; 0: image_size", 2**16),
     "data.flip": truth("mirror half of the images"),

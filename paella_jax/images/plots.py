@@ -9,6 +9,7 @@ from typing import Any
 
 from paella_jax.config import ConfigError
 from paella_jax.files.atomic import atomic_path
+from paella_jax.outside import expanded
 
 
 def check_plots() -> None:
@@ -47,5 +48,5 @@ def save_curves(
 
 def save_figure(file: str | Path, figure: Any) -> None:
     """Writes a matplotlib figure as PNG."""
-    with atomic_path(Path(file), durable=False) as part:
+    with atomic_path(expanded(file), durable=False) as part:
         figure.savefig(part, format="png", dpi=110)

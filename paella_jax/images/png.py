@@ -10,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from paella_jax.files.atomic import atomic_path
+from paella_jax.outside import expanded
 
 
 def save_png(file: str | Path, image: np.ndarray, texts: Mapping[str, str] | None = None) -> None:
@@ -23,13 +24,14 @@ def save_png(file: str | Path, image: np.ndarray, texts: Mapping[str, str] | Non
     info = PngInfo()
     for keyword, text in (texts or {}).items():
         info.add_itxt(keyword, text)
-    with atomic_path(Path(file), durable=False) as part:
+    with atomic_path(expanded(file), durable=False) as part:
         Image.fromarray(image).save(part, format="PNG", pnginfo=info)
 
 
 def read_png_texts(file: str | Path) -> dict[str, str]:
     """The texts in a PNG file by their keywords; empty for a file that is no whole PNG."""
-    if not Path(file).is_file():
+    file = expanded(file)
+    if not file.is_file():
         return {}  # opening a pipe would wait for ever
     try:
         with Image.open(file, formats=["PNG"]) as image:

@@ -16,6 +16,7 @@ from paella_jax.files.finite import is_finite
 from paella_jax.images.decode import Encoded, ImageError, decode, readable
 from paella_jax.images.modes import WHITE, parse_colour, to_marked, to_rgb
 from paella_jax.images.notes import SINGLE, Notes
+from paella_jax.outside import expanded
 
 ImageLike = str | Path | Image.Image | np.ndarray
 GIVEN = "an image given"  # one without a name, in messages
@@ -40,8 +41,8 @@ def read_rgb(
       ValueError: no such colour.
     """
     colour, name = parse_colour(background), GIVEN
-    if isinstance(image, str):
-        image = Path(image)
+    if isinstance(image, str | Path):
+        image = expanded(image)
     if isinstance(image, Path | Encoded):
         name = str(image)
         image = decode(image, notes, at_least=at_least)
@@ -99,7 +100,7 @@ def read_mask(mask: ImageLike) -> np.ndarray:
       ImageError: as `read_rgb`, or an array of another shape or without finite values.
     """
     if isinstance(mask, str | Path):
-        mask = decode(Path(mask), SINGLE, deep=True)
+        mask = decode(expanded(mask), SINGLE, deep=True)
     if isinstance(mask, Image.Image):
         with readable(GIVEN):
             return to_marked(mask)
@@ -123,7 +124,7 @@ def read_classes(file: str | Path) -> np.ndarray:
     Raises:
       ImageError: no such file, damaged, or neither of the two.
     """
-    file = Path(file)
+    file = expanded(file)
     if file.suffix.lower() == ".npy" or _starts_as_array(file):
         return _read_array(file)
     image = decode(file, SINGLE, deep=True)

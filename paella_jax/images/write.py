@@ -12,6 +12,7 @@ from PIL import Image
 
 from paella_jax.files.atomic import atomic_path
 from paella_jax.images.png import save_png, tiled
+from paella_jax.outside import expanded
 
 MIN_SIDE = 96  # small images are enlarged to at least this many pixels
 
@@ -103,7 +104,7 @@ def save_table(
         place = (left_side + column * step_x, top_side + row * step_y)
         mark = None if correct is None else correct[row][column]
         _paste(canvas, to_uint8(images[row, column]), place, zoom, mark)
-    with atomic_path(Path(file), durable=False) as part:
+    with atomic_path(expanded(file), durable=False) as part:
         canvas.save(part, format="PNG")
 
 
@@ -142,7 +143,7 @@ def save_gif(file: str | Path, images: np.ndarray, milliseconds: int = 120) -> N
     frames = [Image.fromarray(i).resize(size, Image.Resampling.NEAREST) for i in to_uint8(images)]
     frames += frames[-2:0:-1]
     options: dict[str, Any] = {"append_images": frames[1:], "duration": milliseconds, "loop": 0}
-    with atomic_path(Path(file), durable=False) as part:
+    with atomic_path(expanded(file), durable=False) as part:
         frames[0].save(part, format="GIF", save_all=True, **options)
 
 

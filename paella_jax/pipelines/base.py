@@ -148,7 +148,11 @@ class Pipeline(ABC):
 
     @abstractmethod
     def embed(self, prompts: Any, negative_prompt: str | Sequence[str] | None = "") -> PromptEmbeds:
-        """What the text encoders make of prompts, for `prompt_embeds` of any number of calls."""
+        """What the text encoders make of prompts, for `prompt_embeds` of any number of calls.
+
+        Example:
+          >>> pipe(prompt_embeds=pipe.embed(["a red circle", "a blue square"]))
+        """
 
     @abstractmethod
     def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
@@ -172,10 +176,7 @@ class Pipeline(ABC):
     def steps_of(self, generation: Any, prompt: Any, options: Mapping[str, Any]) -> np.ndarray:
         """The images after every step of a call with a trace, float32 [steps, count, H, W, 3].
 
-        Args:
-          generation: what `generate` drew.
-          prompt: what it was given to draw.
-          options: its other arguments.
+        `generation` is what `generate` drew of the prompt with these options.
         """
 
     def drawn_with(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,13 +208,18 @@ class Pipeline(ABC):
 
     def __repr__(self) -> str:
         own = self.defaults
-        size = f"{own.pop('height')}x{own.pop('width')}"
-        told = ("num_steps", "super_resolution_steps", "guidance_scale", "temperature", "stepper")
-        settings = ", ".join(f"{name}={own[name]!r}" for name in told if name in own)
         count = sum(x.size for _, tree in self.parts().values() for x in jax.tree.leaves(tree))
         return (
             f"{type(self).__name__}: {self.config.method} run, {count / 1e6:.1f}M parameters, "
-            f"images of {size} pixels\n  draws by default with {settings}\n  "
+            f"images of {own['height']}x{own['width']} pixels\n  {self._use(own)}"
+        )
+
+    def _use(self, own: Mapping[str, Any]) -> str:
+        """What its repr says of use."""
+        told = ("num_steps", "super_resolution_steps", "guidance_scale", "temperature", "stepper")
+        settings = ", ".join(f"{name}={own[name]!r}" for name in told if name in own)
+        return (
+            f"draws by default with {settings}\n  "
             "pipe(prompt, num_images_per_prompt=4, seed=None), pipe.embed, pipe.encode, "
             "pipe.decode, pipe.defaults, pipe.warm_up; help(pipe.__call__) says more"
         )
@@ -261,13 +267,10 @@ class Pipeline(ABC):
           prompt: one text or several; for token predictors also `Condition`s (prompts.py).
           negative_prompt: what to steer away from; one text, or one per prompt. None is none.
           prompt_embeds: from `embed`, instead of the two.
-          image: to start from, or with a mask to keep: a file, a PIL image or an array
-            [height, width, 3] of any size. It is scaled to cover the size that is drawn and cut
-            to its middle.
-          mask: of the image; white or True is drawn anew. Every other pixel of the result is the
-            scaled image's own.
-          strength: how far the image is noised, in (0, 1]; 1 forgets it. Default 0.6; with a mask
-            1, which forgets what is marked.
+          image: to start from, or with a mask to keep: a file, PIL image or array [height, width,
+            3] of any size, which is scaled to cover the size that is drawn and cut to its middle.
+          mask: white or True is drawn anew; every other pixel is the scaled image's own.
+          strength: how far the image is noised, in (0, 1]; 1 forgets it. Default 0.6, with mask 1.
           height: pixels; default the training size.
           width: pixels; default the training size.
           num_steps: predictions; fewer is faster.
@@ -279,9 +282,8 @@ class Pipeline(ABC):
           output_type: "pil", "np" (float32 [count, height, width, 3] in [0, 1]; also "array"),
             "tokens" of a token predictor or "latents" of Würstchen's Stage C.
           progress: shows a bar.
-          callback: called while it samples as (steps done, of all steps, images so far as a list
-            of PIL images). Where it returns False or raises `StopSampling`, sampling ends and the
-            call returns what there is.
+          callback: called while it samples as (steps done, of all steps, PIL images so far).
+            Where it returns False or raises `StopSampling`, the call ends with what there is.
           callback_every: steps between two calls of it; the last step is always told.
           **options: further arguments of `generate`: batch_size, and settings of the sampler.
 
@@ -289,8 +291,7 @@ class Pipeline(ABC):
           `Images`, a list of PIL images that shows itself in a notebook, or an array.
 
         Raises:
-          PromptError, ImageError, ValueError: naming the value and the fix, before anything is
-            compiled.
+          PromptError, ImageError, ValueError: naming value and fix, before anything is compiled.
 
         Example:
           >>> pipe = paella_jax.load("RUN")

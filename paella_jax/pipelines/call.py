@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import secrets
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from paella_jax.pipelines.presets import STRENGTH
 from paella_jax.pipelines.prompt_embeds import PromptEmbeds
 from paella_jax.pipelines.records import is_whole, records
 from paella_jax.pipelines.watch import Watch
+from paella_jax.sampling.parallel_decode import ParallelDecodeSettings
+from paella_jax.sampling.renoise_settings import RenoiseSettings
 
 # What other libraries call an argument -> ours.
 OTHER_NAMES = {
@@ -31,6 +36,8 @@ NOT_HERE = {
     "return_dict": "the result is always a list of images with .prompts, .seeds and .settings",
 }
 OUTPUT_TYPES = ("pil", "np", "tokens", "latents")
+FURTHER = ("batch_size", "trace", "sampler")  # of every `generate`, without a place in a call
+LIKE = 0.8  # as a typing error is; arguments of other kinds of runs are alike by 0.7
 MOST_IMAGES = 65_536
 MOST_STEPS = 10_000
 LARGEST_SIDE = 16_384
@@ -67,6 +74,7 @@ def answer(
       rehearse: compiles everything and runs no step.
     """
     asked, options = rename(asked, options)
+    check_names(pipe, options)
     check(asked | {"batch_size": 1, "trace": False} | dict(options))
     kind = asked["output_type"]
     if kind in ("tokens", "latents") and kind != pipe.beside:
@@ -97,9 +105,11 @@ def answer(
             asked["guidance_scale"] = start.get("guidance_scale")
         drawing |= start | {"guidance_scale": asked["guidance_scale"]}
         asked["strength"] = strength
+    keeps = given is not None and given.marked is not None
+    draw = getattr(pipe, "generate_around", pipe.generate) if keeps else pipe.generate
     watch = Watch(asked["callback"], asked["callback_every"], asked["progress"], rehearse)
     with watch:
-        result = pipe.generate(prompt, watch=watch, **drawing)
+        result = draw(prompt, watch=watch, **drawing)
     if kind == pipe.beside:
         return pipe.arrays(result)
     images = result.images if given is None else given.keep(result.images)
@@ -111,7 +121,7 @@ def answer(
     def steps() -> np.ndarray:
         """The images after every step; drawn again where the result has no trace."""
         again = {**drawing, "trace": True}
-        traced = result if result.trace is not None else pipe.generate(prompt, **again)
+        traced = result if result.trace is not None else draw(prompt, **again)
         shown = pipe.steps_of(traced, prompt, drawing)
         return shown if given is None else np.stack([given.keep(images) for images in shown])
 
@@ -134,6 +144,17 @@ def rename(
         if name in left:
             raise ValueError(f"there is no argument {name!r}: {instead}")
     return asked, left
+
+
+def check_names(pipe: Any, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a further argument that is mistyped; of others `generate` decides."""
+    of_samplers = (*fields(RenoiseSettings), *fields(ParallelDecodeSettings))
+    known = {*DEFAULTS, *OTHER_NAMES, *FURTHER, *(field.name for field in of_samplers)}
+    known |= {*pipe.defaults, *inspect.signature(pipe.generate).parameters}
+    for name in options:
+        close = [] if name in known else difflib.get_close_matches(name, sorted(known), 1, LIKE)
+        if close:
+            raise ValueError(f"there is no argument {name!r} (did you mean {close[0]!r}?)")
 
 
 def check(asked: Mapping[str, Any]) -> None:

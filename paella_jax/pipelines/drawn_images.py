@@ -14,6 +14,7 @@ from PIL import Image
 
 from paella_jax.images.png import save_png, tiled
 from paella_jax.images.write import to_uint8
+from paella_jax.outside import expanded
 from paella_jax.pipelines.gallery import png_texts
 from paella_jax.pipelines.records import is_whole
 
@@ -107,7 +108,7 @@ class Images(list[Image.Image]):
         Example:
           >>> pipe("a red circle", seed=None).save("circles")
         """
-        folder = Path(folder)
+        folder = expanded(folder)
         files = [folder / f"{number:05d}.png" for number in range(len(self))]
         there = [file.name for file in files if file.exists()]
         if there and not overwrite:

@@ -3,6 +3,10 @@
 Tokens to keep, a start level and resampling settings are all there is; nothing here loops over
 steps (docs/models/paella.md 4.2). The functions that take any pipeline work on two scales as well:
 the same pixels are drawn anew in both, and everything else stays (docs/models/muse.md 1.7).
+
+Images are of a size that the run draws, and what is returned is what was decoded. The call
+`pipe(prompt, image=..., mask=...)` and the flags of `sample` fit images of any size and put the
+pixels back that are kept (given_image.py).
 """
 
 from __future__ import annotations
@@ -74,6 +78,9 @@ def image_to_image(
 
     Raises:
       ImageError, ValueError: unusable image, strength outside [0, 1].
+
+    Example:
+      >>> image_to_image(pipe, "photo.png", "a red circle", strength=0.4).images
     """
     needs_tokens(pipe, "image_to_image")
     if not 0.0 <= strength <= 1.0:
@@ -105,6 +112,9 @@ def inpaint(
 
     Raises:
       ImageError: unusable image, a mask of another size, one that marks nothing or everything.
+
+    Example:
+      >>> inpaint(pipe, "photo.png", "mask.png", "a red circle").images
     """
     needs_tokens(pipe, "inpaint", two_scales=True)
     return pipe.generate([prompt], **keep_unmasked(pipe, image, mask), **options)
@@ -146,6 +156,9 @@ def outpaint(
 
     Raises:
       ImageError, ValueError: unusable image or sizes.
+
+    Example:
+      >>> outpaint(pipe, "photo.png", "a red circle at the left", right=16).images
     """
     needs_tokens(pipe, "outpaint", two_scales=True)
     token = pipe.sizes.token
@@ -197,6 +210,9 @@ def edit(
 
     Raises:
       ImageError, ValueError: unusable image, mask or setting.
+
+    Example:
+      >>> edit(pipe, "photo.png", "a blue circle", rounds=50).images
     """
     needs_tokens(pipe, "edit", two_scales=True)
     own = {name: options.pop(name) for name in ROUNDS if name in options}
@@ -244,6 +260,9 @@ def morph(
     Raises:
       ImageError, ValueError: unusable image, a start outside the run, or a network trained with
         masks, whose noise has no structure.
+
+    Example:
+      >>> morph(pipe, "photo.png", Condition(label=2)).images
     """
     needs_tokens(pipe, "morph")
     if pipe.networks.predictor.mask_token is not None:

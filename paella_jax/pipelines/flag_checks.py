@@ -46,11 +46,13 @@ STREAM = ("prompts", "best_of")  # flags of text-to-image alone
 
 
 def check_flags(flags: Any) -> None:
-    """Checks all that needs no weights: numbers, files, outputs, and flags that go together.
+    """Checks all that needs no run: numbers, files, outputs, and flags that go together.
+
+    A run may have to be downloaded or converted first; `check_run` does the rest.
 
     Raises:
       ValueError: (or a class of it) naming the flag and the fix.
-      CheckpointError: a run folder is none.
+      CheckpointError: a further run's folder is none.
     """
     check_numbers(flags)
     check_out(flags)
@@ -68,13 +70,22 @@ def check_flags(flags: Any) -> None:
         raise ValueError("--best_of keeps one image per prompt; leave --num_images_per_prompt out")
     if flags.strip:
         refuse(flags, ("best_of",), "keeps no steps; leave --strip out")
-    check_kind(flags, read_config(flags.checkpoint).method)
     has_other = any(is_given(flags, n) for n in ("like", "between", "label", "segmentation"))
     if not (flags.prompt or flags.prompts or flags.image or has_other):
         raise ValueError('nothing to draw: give --prompt "..." or --prompts FILE')
     for number, prompt in enumerate(flags.prompt):
         if not prompt.strip() and not has_other:
             raise ValueError(f"prompt {number} is empty; give a text to draw")
+
+
+def check_run(flags: Any) -> None:
+    """Checks the flags against the run that --checkpoint names, a folder by now.
+
+    Raises:
+      ValueError: a flag that this kind of run has no use for.
+      CheckpointError: the folder is no run's.
+    """
+    check_kind(flags, read_config(flags.checkpoint).method)
 
 
 def check_numbers(flags: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from paella_jax.outside import expanded
 from paella_jax.pipelines.run_digests import content_digest
 
 # Arguments of a token pipeline's `generate` that are no settings of its sampler.
@@ -119,6 +120,7 @@ def _said(condition: Any, with_text: bool = False) -> dict[str, Any]:
 def name_of(given: Any) -> str:
     """A file's name and a digest of its bytes, or a digest of an array's or an image's."""
     if isinstance(given, str | Path):
-        return f"{Path(given).name} {content_digest(given)}"
+        file = expanded(given)
+        return f"{file.name} {content_digest(file)}"
     values = np.ascontiguousarray(np.asarray(given))
     return hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()

@@ -18,6 +18,7 @@ from paella_jax.encoders.byte_tokenizer import PromptError
 from paella_jax.encoders.clip_judge import load_clip_judge
 from paella_jax.images.png import save_png, tiled
 from paella_jax.images.write import pad_to_same_size, save_images
+from paella_jax.outside import say
 from paella_jax.pipelines.flag_checks import MOST_IN_ONE_FILE, is_one_file
 from paella_jax.pipelines.gallery import Gallery, png_texts
 from paella_jax.pipelines.prompt_file import (
@@ -68,7 +69,7 @@ def check_rows(flags: Any) -> int:
         count, own = check_prompt_file(file, defaults_of(flags))
         ignored = ignored_columns(file)
         if ignored:
-            print(f"{file}: columns without effect: {', '.join(ignored)}", file=sys.stderr)
+            say(f"{file}: columns without effect: {', '.join(ignored)}", sys.stderr)
         if own and flags.strip:
             raise ValueError(f"{file} has settings of its own, which --strip cannot draw")
     images = count * flags.num_images_per_prompt
@@ -145,7 +146,7 @@ def check_rows_of(
         more = f" (and {long - 1} more)" if long > 1 else ""
         raise PromptError(f"{first}{more}, or give --cut_long_prompts")
     if long:
-        print(f"{long} prompts are longer than this run reads and were cut", file=sys.stderr)
+        say(f"{long} prompts are longer than this run reads and were cut", sys.stderr)
 
 
 def too_long(pipe: Any, row: Row) -> str:
@@ -208,7 +209,7 @@ def fill_gallery(
     missing = lambda row: not all(gallery.has(record.of(row, n)) for n in range(record.copies))
     lacking = sum(missing(row) for row in rows())  # refuses a folder of something else at once
     if lacking < count:
-        print(f"{count - lacking} of {count} prompts are drawn already", file=sys.stderr)
+        say(f"{count - lacking} of {count} prompts are drawn already", sys.stderr)
     if not lacking:
         return 0
     new, seldom = 0, 1.0 if sys.stderr.isatty() else 30.0

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from paella_jax.families.clip_prior import load_clip_prior
 from paella_jax.pipelines import editing, variations
+from paella_jax.pipelines.given_image import GivenImage, fit_image, read_given
 from paella_jax.pipelines.presets import STRENGTH
 from paella_jax.pipelines.prompts import Condition
 
@@ -26,6 +29,7 @@ class Asked(NamedTuple):
       prompts: the texts.
       conditions: the same with what flags add to them.
       options: of `generate`, without the size.
+      given: the image in the size that is drawn, of a task over one (`given_image`).
     """
 
     pipe: Any
@@ -33,6 +37,7 @@ class Asked(NamedTuple):
     prompts: list[str]
     conditions: list[Condition]
     options: dict[str, Any]
+    given: Any = None  # a GivenImage where the task is over one
 
     @property
     def size(self) -> dict[str, Any]:
@@ -46,7 +51,7 @@ class Asked(NamedTuple):
         return {name: x for name, x in options.items() if name != "num_images_per_prompt"}
 
     @property
-    def given(self) -> dict[str, Any]:
+    def chosen(self) -> dict[str, Any]:
         """The options that are not left to the task's defaults."""
         return {name: value for name, value in self.options.items() if value is not None}
 
@@ -72,51 +77,52 @@ def text_to_image(asked: Asked) -> Drawn:
 
 def image_to_image(asked: Asked) -> Drawn:
     """Draws over the image."""
-    pipe, flags, prompts, (condition,), options = asked
+    pipe, flags, prompts, (condition,), options, given = asked
     strength = STRENGTH if flags.strength is None else flags.strength
-    drawn = editing.image_to_image(pipe, flags.image, condition, strength=strength, **options)
+    drawn = editing.image_to_image(pipe, given.pixels, condition, strength=strength, **options)
     return drawn, asked.copies(prompts)
 
 
 def inpaint(asked: Asked) -> Drawn:
     """Draws the masked part anew."""
-    pipe, flags, prompts, (condition,), options = asked
-    drawn = editing.inpaint(pipe, flags.image, flags.mask, condition, **options)
+    pipe, _, prompts, (condition,), options, given = asked
+    drawn = editing.inpaint(pipe, given.pixels, given.marked, condition, **options)
     return drawn, asked.copies(prompts)
 
 
 def outpaint(asked: Asked) -> Drawn:
     """Draws around the image."""
-    pipe, flags, prompts, (condition,), options = asked
+    pipe, flags, prompts, (condition,), options, given = asked
     margins = numbers(flags.outpaint, "outpaint", int)
     sides = dict(zip(("top", "bottom", "left", "right"), margins, strict=True))
-    drawn = editing.outpaint(pipe, flags.image, condition, **sides, **options)
+    image = given.pixels[np.ix_(*((~given.marked).any(axis) for axis in (1, 0)))]
+    drawn = editing.outpaint(pipe, image, condition, **sides, **options)
     return drawn, asked.copies(prompts)
 
 
 def morph(asked: Asked) -> Drawn:
     """Keeps the layout, from step --morph of twice the run's steps on, or of --num_steps."""
-    pipe, flags, prompts, (condition,), _ = asked
-    drawn = editing.morph(pipe, flags.image, condition, start_step=flags.morph, **asked.given)
+    pipe, flags, prompts, (condition,), _, given = asked
+    drawn = editing.morph(pipe, given.pixels, condition, start_step=flags.morph, **asked.chosen)
     return drawn, asked.copies(prompts)
 
 
 def edit(asked: Asked) -> Drawn:
     """Draws some tokens again in each of --edit rounds, where --mask allows it."""
-    pipe, flags, prompts, (condition,), _ = asked
-    options = asked.given
+    pipe, flags, prompts, (condition,), _, given = asked
+    options = asked.chosen | {"mask": given.marked}
     if options.pop("trace", False):
         options["frames"] = min(flags.frames, flags.edit)
-    for name in ("mask", "share", "top_k"):
+    for name in ("share", "top_k"):
         if getattr(flags, name) is not None:
             options[name] = getattr(flags, name)
-    drawn = editing.edit(pipe, flags.image, condition, rounds=flags.edit, **options)
+    drawn = editing.edit(pipe, given.pixels, condition, rounds=flags.edit, **options)
     return drawn, asked.copies(prompts)
 
 
 def vary(asked: Asked) -> Drawn:
     """Draws what has the content of the images --like."""
-    pipe, flags, prompts, (condition,), options = asked
+    pipe, flags, prompts, (condition,), options, _ = asked
     drawn = variations.variations(pipe, flags.like, condition, **asked.size, **options)
     names = ", ".join(Path(file).name for file in flags.like)
     return drawn, asked.copies([f"like {names} {' '.join(prompts)}"])
@@ -133,14 +139,14 @@ def between(asked: Asked) -> Drawn:
 
 def towards(asked: Asked) -> Drawn:
     """A strip from the prompt to another."""
-    pipe, flags, _, (first,), _ = asked
+    pipe, flags, _, (first,), *_ = asked
     drawn = variations.interpolate(pipe, first, flags.to, **asked.size, **asked.strip)
     return drawn, [first.prompt or "the condition", *[""] * (flags.frames - 2), flags.to]
 
 
 def mix(asked: Asked) -> Drawn:
     """Mixes further prompts in."""
-    pipe, flags, prompts, (first,), options = asked
+    pipe, flags, prompts, (first,), options, _ = asked
     conditions = [first, *flags.mix]
     if flags.weights in variations.PARTS:
         parts = {"along": flags.weights} | asked.size | options
@@ -172,7 +178,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "image": Task(image_to_image, unused=("height", "width", "prior"), two_scales=True),
+    "image": Task(image_to_image, unused=("prior",), two_scales=True),
     "like": Task(vary, unused=("prior",)),
     "between": Task(between, unused=("height", "width", *CONDITIONS), one_prompt=False),
     "to": Task(towards, unused=("prior",)),
@@ -192,6 +198,8 @@ ONE_SCALE = (*(name for name, task in TASKS.items() if not task.two_scales), *CO
 def draw_task(asked: Asked, two_scales: bool) -> Drawn:
     """Does what the flags ask for; returns a generation and its images' titles.
 
+    Every pixel of an image that a mask or the margins do not mark is put back, as a call does.
+
     Raises:
       ValueError: flags that do not go together, or not with this pipeline.
     """
@@ -203,7 +211,43 @@ def draw_task(asked: Asked, two_scales: bool) -> Drawn:
         raise ValueError(f"this task takes one --prompt, got {count}")
     if two_scales and name == "image":
         raise ValueError("--image with --super_resolution needs --mask, --outpaint or --edit")
-    return TASKS[name].draw(asked)
+    given = given_image(asked.pipe, asked.flags)
+    drawn, titles = TASKS[name].draw(asked._replace(given=given))
+    images = drawn.images if given is None else given.keep(drawn.images)
+    return drawn._replace(images=images), titles
+
+
+def given_image(pipe: Any, flags: Any) -> GivenImage | None:
+    """--image and --mask in the size that is drawn, as a call fits them; None without an image.
+
+    With --outpaint the canvas, of which the margins are marked.
+
+    Raises:
+      ImageError, ValueError: an unusable image or mask, or a size that is not drawn.
+    """
+    if not flags.image:
+        return None
+    if not flags.outpaint:
+        size = pipe.size_of(flags.height, flags.width)
+        return read_given(pipe, flags.image, flags.mask, size)
+    margins = numbers(flags.outpaint, "outpaint", int)
+    top, bottom, left, right = (max(margin, 0) for margin in margins)  # `outpaint` refuses others
+    border = ((top, bottom), (left, right))
+    image = fit_image(pipe.read(flags.image), _size_inside(pipe, flags, border))
+    marked = np.pad(np.zeros(image.shape[:2], bool), border, constant_values=True)
+    return GivenImage(np.pad(image, (*border, (0, 0)), mode="edge"), marked)
+
+
+def _size_inside(pipe: Any, flags: Any, border: Any) -> tuple[int, int]:
+    """Of the image that --outpaint puts on a canvas: --height and --width, the size that the run
+    draws, or of two scales, which draw canvases of that size alone, what the margins leave."""
+    default = pipe.size_of(None, None)
+    if hasattr(pipe, "base"):
+        default = tuple(side - sum(both) for side, both in zip(default, border, strict=True))
+    size = (flags.height or default[0], flags.width or default[1])
+    if min(size) < 1:
+        raise ValueError(f"--outpaint {flags.outpaint} leaves nothing of the image: add less")
+    return size
 
 
 def chosen_task(flags: Any) -> str | None:

@@ -85,8 +85,7 @@ class TokenPipeline(TokenCoder, Pipeline):
         self._make_coders()
         # Batches stay as they are cut: what another layout came in would be compiled again.
         out, advance = batch_sharding(self.mesh), partial(advance_request, networks)
-        encode_all = partial(encode, networks)
-        self._condition = Program("the text encoder", encode_all, out_shardings=out)
+        self._condition = Program("the text encoder", partial(encode, networks), out_shardings=out)
         self._advance = Program("the sampler", advance, static_argnames="form", out_shardings=out)
 
     def set_params(self, params: Tree, frozen: Tree) -> None:
@@ -173,13 +172,18 @@ class TokenPipeline(TokenCoder, Pipeline):
         total, repeat = len(images.seeds), lambda x: np.repeat(x, len(images.seeds) // count, 0)
         request = jax.tree.map(repeat, request).replace(images=images)
         positions = piece_size(total, job.batch_size, self.mesh) * grid[0] * grid[1]
-        asked = self.config.sampler.get("joint_guidance")
-        joint = runs_jointly(asked, positions / self.mesh.size)
+        joint = runs_jointly(self.config.sampler.get("joint_guidance"), positions / self.mesh.size)
         form = Form(settings.program(), grid, joint)
         job.expect(len(settings.shown_after()) * num_pieces(total, job.batch_size, self.mesh))
         run = lambda piece, rows: self._draw(piece, rows, settings, form, job)
         pixels, tokens, *history = in_batches(run, request, total, job, self.mesh)
         return Generation(pixels, tokens, np.moveaxis(history[0], 1, 0) if job.trace else None)
+
+    def generate_around(self, prompt: Prompt, **options: Any) -> Generation:
+        """As `generate` of what a mask leaves, in windows where they are needed (windows.py)."""
+        from paella_jax.pipelines.windows import generate_around  # few calls need it
+
+        return generate_around(self, prompt, **options)
 
     def _conditions(
         self, prompt: Prompt, job: Job, grid: tuple[int, int], low_tokens: np.ndarray | None

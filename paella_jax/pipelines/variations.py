@@ -32,6 +32,9 @@ def variations(
 
     Raises:
       ImageError, ValueError: unusable images, or a run without an image encoder.
+
+    Example:
+      >>> variations(pipe, ["photo.png"], num_images_per_prompt=4).images
     """
     needs_tokens(pipe, "variations", two_scales=True)
     base = prompt if isinstance(prompt, Condition) else Condition(prompt=prompt)
@@ -60,6 +63,9 @@ def with_prior(
 
     Raises:
       ValueError: a run without CLIP, or a prior of another width.
+
+    Example:
+      >>> pipe(with_prior(pipe, load_clip_prior("PRIOR_RUN"), ["a red circle"]))
     """
     given = [c if isinstance(c, Condition) else Condition(prompt=c) for c in conditions]
     keys = image_keys(one_per_prompt(seed, len(given), "seed"), 1)
@@ -99,6 +105,9 @@ def interpolate(
 
     Raises:
       PromptError, ValueError: fewer frames, another `by`, or what `generate` refuses.
+
+    Example:
+      >>> interpolate(pipe, "a red circle", "a blue square", frames=5).images
     """
     needs_tokens(pipe, "interpolate", two_scales=True)
     check_frames(frames)
@@ -147,6 +156,9 @@ def mix_parts(
     Raises:
       PromptError, ValueError: fewer than two conditions, more than there are tokens, or another
         `along`.
+
+    Example:
+      >>> mix_parts(pipe, ["a red circle at the left", "a blue square at the right"]).images
     """
     needs_tokens(pipe, "mix_parts", two_scales=True)
     # Of two scales the base's map has the parts; it has one size.
@@ -193,7 +205,11 @@ def interpolate_images(
     seed: int = 0,
     **options: Any,
 ) -> Generation:
-    """A strip between two images by spherical interpolation of their embeddings."""
+    """A strip between two images by spherical interpolation of their embeddings.
+
+    Example:
+      >>> interpolate_images(pipe, "first.png", "second.png", frames=5).images
+    """
     needs_tokens(pipe, "interpolate_images")
     check_frames(frames)
     options = between_options(pipe) | _given(options)

@@ -202,6 +202,9 @@ class WuerstchenPipeline(Stages, Pipeline):
 
         Raises:
           PromptError, ValueError: an unusable text, or a run without Stage C.
+
+        Example:
+          >>> pipe(prompt_embeds=pipe.embed(["a red circle", "a blue square"]))
         """
         job = Job(negative_prompt)
         count, texts = self._texts_of(prompts, job)
@@ -217,6 +220,10 @@ class WuerstchenPipeline(Stages, Pipeline):
         listed = [prompts] if isinstance(prompts, str) else list(prompts)
         made_for = {name: self._made_for(name) for name in parts}
         return PromptEmbeds(tuple(listed), tuple(negatives), parts, made_for)
+
+    def _use(self, own: Mapping[str, Any]) -> str:
+        back = "reconstructs, and draws nothing from text: pipe.reconstruct(images), pipe.encode, "
+        return super()._use(own) if self.stage_c else f"{back}pipe.decode, pipe.defaults"
 
     @property
     def defaults(self) -> dict[str, Any]:

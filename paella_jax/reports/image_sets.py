@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from paella_jax.data.captions import (
     list_images,
     read_text,
 )
+from paella_jax.data.listing import list_files
 from paella_jax.data.places import field_at, records_at
 from paella_jax.data.records import UNREADABLE, Record, Records
 from paella_jax.data.tables import read_rows
 from paella_jax.images.notes import Notes
 from paella_jax.images.read import read_rgb
+from paella_jax.outside import say
 from paella_jax.reports.gathered import ScoreError, first
 
 
@@ -101,7 +104,7 @@ class ImageSet:
                 record = self.records.read(position)
                 image = np.asarray(read_rgb(record.image, notes=notes))
             except UNREADABLE as error:
-                print(f"skipping {error}", flush=True)
+                say(f"skipping {error}")
                 self.unreadable.append(number)
                 if len(self.unreadable) > most_broken(len(self)):
                     count = len(self.unreadable)
@@ -194,8 +197,9 @@ def _captioned(root: Path, files: Sequence[Path]) -> dict[Path, CaptionedFile]:
     if table:
         there = any(row.get(column) for _, row in read_rows(table) for column in CAPTION_COLUMNS)
     else:
-        beside = (file.with_suffix(suffix) for file in files for suffix in CAPTION_SUFFIXES)
-        there = any(text.is_file() for text in beside)
+        names = {os.path.splitext(file)[0] for file in files}
+        texts = (os.path.splitext(file) for file in list_files(root, Counter()))
+        there = any(s.lower() in CAPTION_SUFFIXES and name in names for name, s in texts)
     return {s.image: s for s in list_captioned(root, Counter())} if there else {}
 
 

@@ -20,6 +20,7 @@ from paella_jax.evaluation.distances import frechet_estimate, kernel_estimate
 from paella_jax.evaluation.estimates import Estimate, mean_of, need
 from paella_jax.evaluation.image_measures import psnr
 from paella_jax.files.atomic import write_atomically
+from paella_jax.outside import say
 from paella_jax.reports.gathered import as_json
 from paella_jax.reports.image_sets import ImageSet, open_images
 
@@ -109,7 +110,7 @@ def measure_manipulations(
                 kernel_estimate(vectors, clean, paired=True).whole,
             )
             rows.append(Measured(shown, fid, kid, mean_of(likeness)))
-            print(f"{shown}: FID {fid.show(2)}", flush=True)
+            say(f"{shown}: FID {fid.show(2)}")
     halves = clean[::2], clean[1::2]
     fid, kid = frechet_estimate(*halves), kernel_estimate(*halves).whole
     rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from paella_jax.data.build import make_source
 from paella_jax.data.loader import RandomSource, image_transform, make_iterator
 
+WAIT = 60.0  # seconds for a batch that is being read
 PHOTOS = 16  # made-up ones
 OCTAVES = 6
 QUALITY = 90
@@ -24,6 +26,7 @@ def reading_cost(config: ConfigDict, seconds: float) -> dict[str, Any]:
 
     Images per second of CPU time say what a core reads, also while other work shares the machine.
     A file is read for the first time in the first part, and from memory where it comes again.
+    Nothing is read any more when it returns.
 
     Args:
       config: its data block, batch size and seed count.
@@ -41,6 +44,7 @@ def reading_cost(config: ConfigDict, seconds: float) -> dict[str, Any]:
     order = np.random.default_rng(config.seed)
     draw = source.draw if isinstance(source, RandomSource) else lambda i, _: source[i]
     alone = _rate(lambda: draw(int(order.integers(len(source))), order), 1, seconds)
+    others = set(threading.enumerate())
     batches = make_iterator(
         source,
         image_transform,
@@ -51,7 +55,9 @@ def reading_cost(config: ConfigDict, seconds: float) -> dict[str, Any]:
     )
     next(batches)  # the threads start
     together = _rate(lambda: next(batches), config.batch_size, seconds)
-    batches.close()  # its threads would read on
+    batches.close()  # its threads would read on; each ends with the batch it is at
+    for thread in set(threading.enumerate()) - others:
+        thread.join(WAIT)
     name = f"{config.data.threads} threads"
     return report | {"one thread": alone, name: together, "megabytes": round(_megabytes(), 1)}
 

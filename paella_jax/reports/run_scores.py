@@ -9,11 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from paella_jax.data.build import make_source
 from paella_jax.data.loader import Source
-from paella_jax.evaluation.distances import LEAST, check_counts
 from paella_jax.images.write import save_table
-from paella_jax.outside import say
 from paella_jax.pipelines.load import load
 from paella_jax.reports.gathered import (
     Gathered,
@@ -23,10 +20,8 @@ from paella_jax.reports.gathered import (
     gather,
     keeping,
 )
-from paella_jax.reports.group_scores import Grouping, Said, grouping, learn_groups
-from paella_jax.reports.image_sets import read_prompts
+from paella_jax.reports.group_scores import Said, learn_groups
 from paella_jax.reports.score_curves import draw_curves
-from paella_jax.reports.scored_data import is_own, note_on_other_data, scored_data
 from paella_jax.reports.scored_run import (
     AXES,
     Asked,
@@ -36,6 +31,7 @@ from paella_jax.reports.scored_run import (
     rebuild,
     shown_of,
 )
+from paella_jax.reports.scored_subject import DIRECT, DRAWING, REBUILDING, make_subject
 from paella_jax.reports.scores import (
     Row,
     distances,
@@ -49,9 +45,6 @@ from paella_jax.reports.scores import (
 from paella_jax.reports.tokenizer_scores import score_rebuilding
 from paella_jax.runs.folder import read_config
 
-DRAWING = ("tokens", "stage_c")
-REBUILDING = ("vqgan", "stage_b")
-USUAL = 256  # images, where a config does not say how many
 TRAINING_SEED = 2**20  # of the first training image that is rebuilt; drawn ones have 0, 1, ...
 
 
@@ -65,88 +58,36 @@ def score_run(asked: Asked, judges: Judges) -> str:
       ValueError: a run that draws and rebuilds nothing, no data, or too few images for a score.
     """
     config = read_config(asked.checkpoint)
+    check_method(asked.checkpoint, config.method)
     _check(asked, config.method)
-    subject = _subject(asked, config)
+    subject = make_subject(asked, config)
     if config.method in REBUILDING:
         return score_rebuilding(asked, subject, judges)
     return _score_drawing(asked, subject, judges)
 
 
-def _check(asked: Asked, method: str) -> None:
+def check_method(checkpoint: str | Path, method: str) -> None:
+    """Raises ScoreError where a run cannot be scored by itself."""
+    if method == DIRECT:
+        raise ScoreError(
+            f"{checkpoint} holds a run of method {method!r}, which decodes what a Stage C draws "
+            "and is scored beside one: give a Stage C run on the embedded data, and this one with "
+            f"it (--checkpoint STAGE_C --direct {checkpoint})"
+        )
     if method not in (*DRAWING, *REBUILDING):
         raise ScoreError(
-            f"{asked.checkpoint} holds a run of method {method!r}, which makes no images; give one "
-            f"of {', '.join((*DRAWING, *REBUILDING))}"
+            f"{checkpoint} holds a run of method {method!r}, which makes no images; give one of "
+            f"{', '.join((*DRAWING, *REBUILDING))}"
         )
+
+
+def _check(asked: Asked, method: str) -> None:
     if unknown := sorted(set(asked.axes) - set(AXES)):
         raise ScoreError(f"--curve knows {' and '.join(AXES)}, not {', '.join(unknown)}")
     if method in REBUILDING and (asked.axes or asked.prompts):
         raise ScoreError(f"--curve and --prompts are for runs that draw, this is a {method!r}")
     if method in DRAWING and asked.perceptual:
         raise ScoreError("--perceptual compares reconstructions; this run draws")
-
-
-def _subject(asked: Asked, config: ConfigDict) -> Subject:
-    own = config.get("evaluation", ConfigDict())
-    grouped = _grouping(asked, own.get("groups", ""), config.method)
-    prompts = _prompts(asked)
-    data = scored_data(config, asked.data, asked.overrides, grouped.by)
-    data.buckets = ()  # held-back images are squares; training images beside them have to be too
-    held, training = (make_source(data, split, config.seed) for split in ("validation", "train"))
-    wanted = asked.num_images or own.get("num_images", USUAL)
-    batch = min(own.get("batch_size", 64), wanted)
-    check_counts(count := min(wanted, len(held)))
-    notes = _notes_on_data(asked, len(held), len(training))
-    return Subject(config, held, training, count, batch, grouped, notes, prompts)
-
-
-def _prompts(asked: Asked) -> list[str]:
-    """The prompts to draw instead of the held-back captions, evenly spaced where fewer are asked.
-
-    Raises:
-      ScoreError: too few for a score, which is better known before they are drawn.
-    """
-    if not asked.prompts:
-        return []
-    prompts = read_prompts(asked.prompts)
-    chosen = first(prompts, asked.num_images or len(prompts))
-    cut = len(chosen) < len(prompts)
-    if cut:
-        say(f"{len(chosen)} of the {len(prompts)} prompts of {asked.prompts} are drawn")
-    if len(chosen) < LEAST:
-        raise ScoreError(
-            f"--prompts {asked.prompts}: FID and KID need at least {LEAST} prompts, there are "
-            f"{len(chosen)} to draw; give more lines" + " or a larger --num_images" * cut
-        )
-    return list(chosen)
-
-
-def _notes_on_data(asked: Asked, held: int, training: int) -> list[str]:
-    """What a reader has to know of the data; told at once too, before hours of drawing."""
-    notes = []
-    if asked.num_images and asked.num_images > held:
-        notes.append(f"{asked.num_images} images were asked for; the data holds {held} back.")
-    if is_own(asked.data, asked.overrides):
-        notes.append(note_on_other_data(asked.checkpoint, training))
-    notes = [note for note in notes if note]
-    for note in notes:
-        say(f"warning: {note}")
-    return notes
-
-
-def _grouping(asked: Asked, usual: str, method: str) -> Grouping:
-    """What images are marked by: what was asked for, or what the run says where that can be."""
-    grouped = grouping(asked.groups or usual)
-    wrong = ""
-    if method in REBUILDING:
-        wrong = f"is for runs that draw, this is a {method!r}"
-    elif not asked.training_images:
-        wrong = "learns from training images; leave --training_images 0 out"
-    elif grouped.by and asked.prompts:
-        wrong = "is a field, which --prompts have not; give words of the prompts, as --groups a,b"
-    if asked.groups and wrong:
-        raise ScoreError(f"--groups {asked.groups} {wrong}")
-    return Grouping() if wrong else grouped
 
 
 class _Known(NamedTuple):
@@ -163,6 +104,13 @@ def _look_at(source: Source, places: list[int], judges: Judges, kept: list[np.nd
     return _Known(places, images, said)
 
 
+def _look_at_some(source: Source | None, count: int, judges: Judges) -> _Known | None:
+    """As many images of a source, evenly spaced; None where there are none, or 0 were asked for."""
+    if source is None or not count:
+        return None
+    return _look_at(source, first(range(len(source)), count), judges, [])
+
+
 def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     options = {"super_resolution": asked.super_resolution} if asked.super_resolution else {}
     pipe = load(asked.checkpoint, **options)
@@ -176,13 +124,16 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     captions = [one.caption for one in wanted]
     if blank := [n for n, text in enumerate(captions) if not text.strip()]:
         raise ScoreError(f"{len(blank)} captions are empty, the first is number {blank[0]}")
-    training, marks = None, None
-    if asked.training_images:
-        places = first(range(len(subject.training)), asked.training_images)
-        training = _look_at(subject.training, places, judges, [])
+    source, marks = subject.own.training, None
+    training = _look_at_some(source, asked.training_images, judges)
+    others = training
+    if subject.others is not source:
+        others = _look_at_some(subject.others, asked.training_images, judges)
     if subject.grouping:
-        assert training is not None  # or there is no grouping
-        known, sides = training, (subject.training, TRAINING_SEED)
+        teacher = source if subject.others is None else subject.others
+        known = training if others is None else others
+        assert known is not None and teacher is not None  # or there is no grouping
+        sides = (teacher, TRAINING_SEED)
         rebuild_all = lambda: _rebuilt(pipe, subject, *sides, known, Judges(judges.network))
         marks = learn_groups(subject.grouping, known.images, known.said, wanted, rebuild_all)
     mark = (lambda *_: {}) if marks is None else marks.mark
@@ -196,15 +147,20 @@ def _score_drawing(asked: Asked, subject: Subject, judges: Judges) -> str:
     row |= of_the_pairs(ours, real.images) if paired else {}
     row |= mark("drawn", ours, wanted)
     rows, nearest = [row], None
-    if training is not None:
-        copies, found = of_copies(ours, training.images, real.images)
+    if training is not None and source is not None:
+        # What is usual, images of the run's own data say: others may all be farther away.
+        usual = real
+        if subject.own.held is not None:
+            places = first(range(len(subject.own.held)), subject.count)
+            usual = _look_at(subject.own.held, places, judges, [])
+        copies, found = of_copies(ours, training.images, usual.images)
         row |= copies
-        nearest = [subject.training[training.places[n]]["image"] for n in found[seen]]
+        nearest = [source[training.places[n]]["image"] for n in found[seen]]
     ceiling = _rebuilt(pipe, subject, subject.held, 0, real, judges) if paired else None
     if ceiling is not None:
         scores = _of_a_perfect_predictor(ceiling, real.images, judges)
         rows.append(scores | mark("encoded and decoded", ceiling, real.said))
-    floor = real_against_real(real.images, training and training.images, len(ours))
+    floor = real_against_real(real.images, others and others.images, len(ours))
     floor |= of_the_images(real.images, judges, own_captions)
     rows.append(floor | mark("real", real.images, real.said))
     columns = {"drawn": drawn, "true": shown if paired else None, "nearest training": nearest}

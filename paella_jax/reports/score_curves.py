@@ -9,6 +9,7 @@ from typing import Any
 from paella_jax.evaluation.estimates import Estimate
 from paella_jax.files.atomic import write_atomically
 from paella_jax.images.plots import save_curves
+from paella_jax.outside import say
 from paella_jax.reports.gathered import Gathered, Judges, as_json, gather
 from paella_jax.reports.scored_run import Asked, Subject, draw
 from paella_jax.reports.scores import Row, distances, of_the_images, of_the_pairs
@@ -47,7 +48,7 @@ def draw_curves(
         row: Row = {"name": name} | said
         row |= of_the_images(drawn, judges, captions) | distances(drawn, real, not asked.prompts)
         rows.append(row | (of_the_pairs(drawn, real) if not asked.prompts else {}))
-        print(f"{row['name']}: FID {row['fid'].show(1)}", flush=True)
+        say(f"{row['name']}: FID {row['fid'].show(1)}")
     write_atomically(asked.out / "curves.json", as_json(rows))
     panels = {title: _lines(rows, key, asked.axes) for key, title in PANELS.items()
               if all(key in row for row in rows)}  # fmt: skip

@@ -15,6 +15,7 @@ from paella_jax.images.write import to_uint8
 from paella_jax.reports.flags import LEAST
 from paella_jax.reports.gathered import ScoreError, first
 from paella_jax.reports.group_scores import Grouping, Said
+from paella_jax.reports.scored_data import OwnImages
 
 SHOWN = 12  # images in scores.png
 AXES = ("steps", "guidance")
@@ -34,7 +35,7 @@ class Asked:
       prompts: file of captions to draw instead of the held-back ones.
       num_images: at most so many, of the prompts as well; None is the config's number, and all
         prompts.
-      training_images: searched for copies; 0 leaves them out.
+      training_images: of the run's own, searched for copies; 0 leaves them out.
       super_resolution: run that enlarges what the checkpoint draws.
       perceptual: file of VGG weights, for LPIPS.
       axes: of the curves, among `AXES`.
@@ -71,8 +72,9 @@ class Subject:
 
     Attributes:
       config: of the run.
-      held: the validation part of the data.
-      training: the rest.
+      held: the images that are scored: the validation part of the run's own, or others.
+      others: images of the same place that are not scored; None where all are.
+      own: the run's own training images, and where others are scored what it holds back of them.
       count: of images to score.
       batch: images drawn at a time.
       grouping: what drawn images are marked by.
@@ -82,7 +84,8 @@ class Subject:
 
     config: ConfigDict
     held: Source
-    training: Source
+    others: Source | None
+    own: OwnImages
     count: int
     batch: int
     grouping: Grouping

@@ -53,8 +53,10 @@ def score_rebuilding(asked: Asked, subject: Subject, judges: Judges) -> str:
         usage = code_usage(counts)
         row |= {"codes_used": f"{usage.used} of {usage.codes}", "perplexity": usage.perplexity}
     row |= of_the_images(ours, judges, ()) | distances(ours, real, True) | of_the_pairs(ours, real)
-    others = first(range(len(subject.training)), len(chosen))
-    training = gather((subject.training[n]["image"] for n in others), judges)
+    training, source = None, subject.others
+    if source is not None:
+        others = first(range(len(source)), len(chosen))
+        training = gather((source[n]["image"] for n in others), judges)
     floor = real_against_real(real, training, len(ours)) | of_the_images(real, judges, ())
     asked.out.mkdir(parents=True, exist_ok=True)
     true = [subject.held[chosen[n]]["image"] for n in seen]

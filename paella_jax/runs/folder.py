@@ -26,7 +26,7 @@ from paella_jax.config import (
     to_json,
 )
 from paella_jax.files.atomic import naming
-from paella_jax.outside import listed
+from paella_jax.outside import listed, say
 from paella_jax.runs.checked_lines import metrics_line, scan_metrics
 from paella_jax.runs.digests import (
     check_noted,
@@ -179,7 +179,7 @@ def _note_changes(workdir: Path, config: ConfigDict, told: tuple[str, ...]) -> N
         told = (*told, "num_steps:")  # at which the curve's rate is zero
     shown = [change for change in changes if change.startswith(told)] if told else []
     if shown:
-        print(f"{workdir} goes on from step {step} with {', '.join(shown)}", flush=True)
+        say(f"{workdir} goes on from step {step} with {', '.join(shown)}")
 
 
 def has_progress(workdir: str | Path) -> bool:

@@ -34,6 +34,18 @@ CREATE TABLE votes (
   choice TEXT NOT NULL CHECK (choice IN ('left', 'right', 'same')), voted_at TEXT NOT NULL,
   UNIQUE (study, visitor, prompt));
 """
+# What SQLite says of a disk, and what to do.
+DISK = (
+    ("readonly", ": let this user write there, then try again"),
+    ("I/O", ": look at its disk, whether there is room too, then try again"),
+    ("unable to open", ": give another --study, in a folder that this user may write to"),
+)
+# Votes that nobody could have given: what is in the file twice must be the same both times.
+IMPOSSIBLE = """
+SELECT count(*) FROM votes LEFT JOIN showings ON showing = id
+WHERE (votes.study, votes.visitor, votes.prompt)
+  IS NOT (showings.study, showings.visitor, showings.prompt)
+  OR a_is_left NOT IN (0, 1) OR typeof(seed) != 'integer'"""
 
 
 class StudyError(UserError, ValueError):
@@ -88,7 +100,8 @@ class Store:
           patience: seconds to wait while another program writes.
 
         Raises:
-          StudyError: a file of something else or of another version, or one that cannot be written.
+          StudyError: a file of something else or of another version, one that is damaged, or one
+            that cannot be written.
         """
         self.file, self.patience = Path(file), patience
         with self._transaction() as connection:
@@ -156,7 +169,7 @@ class Store:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # the second of damaged texts
             raise StudyError(self._told(error)) from error
         finally:
             if connection is not None:
@@ -172,6 +185,7 @@ class Store:
         pragma = lambda name: connection.execute(f"PRAGMA {name}").fetchone()[0]
         application, version = pragma("application_id"), pragma("user_version")
         if (application, version) == (APPLICATION, VERSION):
+            self._check(connection)
             return
         if application == APPLICATION:
             raise StudyError(
@@ -186,7 +200,24 @@ class Store:
         connection.execute(f"PRAGMA application_id = {APPLICATION}")
         connection.execute(f"PRAGMA user_version = {VERSION}")
 
-    def _told(self, error: sqlite3.Error) -> str:
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raises StudyError for a damaged file, which could be read with fewer votes, or others."""
+        rows = connection.execute("PRAGMA integrity_check(1)").fetchall()
+        wrong = "" if rows == [("ok",)] else str(rows[0][0] if rows else "no answer")
+        if not wrong and connection.execute("PRAGMA foreign_key_check").fetchone():
+            wrong = "a vote is of images that nobody was shown"
+        if not wrong and (count := connection.execute(IMPOSSIBLE).fetchone()[0]):
+            wrong = f"{count} votes differ from what their visitors were shown"
+        if wrong:
+            raise StudyError(self._told_damage(wrong))
+
+    def _told_damage(self, reason: str) -> str:
+        return (
+            f"the study {self.file} is damaged ({reason}), so that votes may be lost or wrong; "
+            "nothing was read or stored: put a copy in its place, or give another --study"
+        )
+
+    def _told(self, error: sqlite3.Error | UnicodeDecodeError) -> str:
         """What went wrong with the file, and what to do."""
         reason = str(error)
         if "locked" in reason or "busy" in reason:
@@ -199,9 +230,12 @@ class Store:
                 f"there is no room left for the study {self.file}; nothing was stored: make room "
                 "on its disk, then try again"
             )
+        if isinstance(error, UnicodeDecodeError) or "Could not decode" in reason:
+            return self._told_damage("a text is not UTF-8")
         if "not a database" in reason or "malformed" in reason:
             return f"{self.file} is no study, or a damaged one: give another --study"
-        return f"the study {self.file} cannot be used ({reason}); nothing was stored"
+        advice = next((do for words, do in DISK if words in reason), "")
+        return f"the study {self.file} cannot be used ({reason}); nothing was stored{advice}"
 
 
 def _now() -> str:

@@ -101,13 +101,14 @@ def write_shared(
       `out`, absolute.
 
     Raises:
-      ConversionError: `out` holds something else, cannot be written, or an unknown dtype.
+      ConversionError: `out` holds something else, cannot be written, an unknown dtype, or a report
+        that is no folder.
       ConfigError: `decoder` of a run is no tokenizer.
     """
     from paella_jax.sharing.card import PICTURES, SCORES, Told, write_card
 
     out = Path(out).absolute()
-    check_out(out, dtype)
+    check_out(out, dtype, report)
     first = runs[""]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,11 +136,13 @@ def inside(folder: str | Path) -> list[str]:
     return list(manifest.get("inside", ())) if manifest else []
 
 
-def check_out(out: str | Path, dtype: str = KEEP) -> None:
+def check_out(out: str | Path, dtype: str = KEEP, report: str | Path = "") -> None:
     """Raises ConversionError where `write_shared` would, before any work."""
     out = Path(out)
     if dtype not in DTYPES:
         raise ConversionError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if report and not Path(report).is_dir():
+        raise ConversionError(f"report {report} is not a folder; give one that evaluate wrote")
     if out.exists() and not out.is_dir():
         raise ConversionError(f"{out} is a file; give a folder")
     above = out.absolute().parent

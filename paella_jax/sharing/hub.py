@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paella_jax.config import UserError
+from paella_jax.outside import expanded, say
 from paella_jax.runs.manifest import MANIFEST, check_files, read_manifest
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -47,9 +48,21 @@ def is_name(text: str | Path) -> bool:
     return bool(NAME.fullmatch(str(text))) and not os.path.lexists(text)
 
 
+def check_path(argument: str, value: Any, or_else: str = "") -> None:
+    """Raises ValueError, which names the argument, for what is neither a text nor a `Path`."""
+    if not isinstance(value, str | Path):
+        raise ValueError(f"{argument}={value!r} must be a path, as a text or a Path{or_else}")
+
+
+def check_flag(argument: str, value: Any) -> None:
+    """Raises ValueError, which names the argument, for anything but True and False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}={value!r} must be True or False")
+
+
 def check_name(name: str) -> None:
     """Raises HubError for what is no repository's name."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise HubError(f"{name!r} is no name of a repository on the hub; give OWNER/NAME")
 
 
@@ -85,7 +98,7 @@ def download(
             return _download(api, name, revision, choose)
     except _NoNetwork as error:
         folder = _cached(name, revision, str(error))
-        print(f"{error}: {name} is taken from the hub's cache", file=sys.stderr)
+        say(f"{error}: {name} is taken from the hub's cache", sys.stderr)
         return folder
 
 
@@ -182,15 +195,24 @@ def push_to_hub(
       The address of the repository.
 
     Raises:
+      ValueError: a source, `private` or `message` of another type.
       HubError: no such folder, no name, no network, not logged in, or not allowed.
       CheckpointError: files of the folder are missing or changed.
+
+    Example:
+      >>> push_to_hub("FOLDER", "OWNER/NAME", private=True)
+      'https://huggingface.co/OWNER/NAME'
     """
     check_name(name)
+    check_flag("private", private)
+    if not isinstance(message, str):
+        raise ValueError(f"message={message!r} must be a text")
     if hasattr(source, "save"):
         with tempfile.TemporaryDirectory() as place:
             saved = source.save(Path(place) / name.rpartition("/")[2])
             return push_to_hub(saved, name, private=private, message=message, api=api)
-    folder = Path(source)
+    check_path("source", source, ", or a loaded pipeline")
+    folder = expanded(source)
     if read_manifest(folder) is None:
         raise HubError(
             f"{folder} is no shared folder; write one: python -m paella_jax.export --checkpoint "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paella_jax.config import ConfigError
+from paella_jax.outside import expanded
 from paella_jax.runs.derive import restore_all
 from paella_jax.runs.folder import CheckpointError, read_config
 from paella_jax.runs.frozen import COMPRESSOR
@@ -19,6 +20,7 @@ from paella_jax.sharing.folder import (
     step_of,
     write_shared,
 )
+from paella_jax.sharing.hub import check_path
 
 WITH_STATE = "stage_b"  # the method whose runs hold more than their pipeline's own parameters
 
@@ -51,16 +53,20 @@ def save_pipeline(
     """Writes a pipeline that `paella_jax.load` gave; see `write_shared`.
 
     Raises:
+      ValueError: a folder or a report that is no path.
       ConfigError: it was made otherwise, so that no run folder has its frozen networks.
       ConversionError, CheckpointError: as `write_shared`, or the run's folder is gone.
     """
+    check_path("folder", folder)
+    check_path("report", report)
     origin: Origin | None = getattr(pipe, "origin", None)
     if origin is None:
         raise ConfigError(
             "this pipeline was not made by paella_jax.load; save its run instead: "
             "python -m paella_jax.export --checkpoint RUN --out FOLDER"
         )
-    check_out(folder, dtype)
+    folder, report = expanded(folder), str(expanded(report)) if report else ""
+    check_out(folder, dtype, report)
     parts, second = pipe.parts(), origin.options.get(SUPER_RESOLUTION)
     decoder = str(origin.options.get("decoder", ""))
     params = {name: weights[0] for name, (_, weights) in parts.items()}

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import UserError, differing_fields, from_json, to_json
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.disk import describe_disk, is_outage
+from paella_jax.outside import say
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 from paella_jax.training.lifeline import CRASHED, Lifeline
 
@@ -110,7 +111,7 @@ def _end(error: BaseException, cluster: Cluster, lifeline: Lifeline | None) -> N
         else f"error on process {number}: {first_line[:300]}"
     )
     sys.stdout.flush()
-    print(shown, file=sys.stderr, flush=True)
+    say(shown, sys.stderr)
     os._exit(code)
 
 

@@ -19,6 +19,7 @@ from paella_jax.data.encoded import HOW_READ
 from paella_jax.data.encoded_format import (
     EMPTY,
     MANIFEST,
+    TOLD,
     Manifest,
     Split,
     Stored,
@@ -31,6 +32,7 @@ from paella_jax.data.shapes_maps import ShapesWithMaps
 from paella_jax.data.sources import ShapesSource
 from paella_jax.files.atomic import write_atomically
 from paella_jax.files.safetensors_file import write_safetensors
+from paella_jax.outside import say
 from paella_jax.training.distributed import first_alone
 from paella_jax.training.encode_shards import (
     IMAGE,
@@ -46,7 +48,9 @@ from paella_jax.training.from_encoded import (
     nothing_to_encode,
     tokenizer_digests,
 )
+from paella_jax.training.looked_at import told_of_data
 from paella_jax.training.method import Encoding, Method
+from paella_jax.training.metrics import report
 
 TEXT_DTYPES = ("float32", "float16", "bfloat16")
 NAMES = "names_of_samples"  # in a manifest's data, beside the fields of the config's
@@ -114,26 +118,60 @@ def check_folder(config: ConfigDict, out: Path, options: EncodeOptions) -> None:
     _refuse(out, changes)
 
 
-def encode_data(
-    config: ConfigDict,
-    out: Path,
-    method: Method,
-    options: EncodeOptions,
-    share: tuple[int, int] = (0, 1),
-) -> Manifest:
-    """Writes a process's shards; returns the manifest that they belong to.
+@dataclass(frozen=True)
+class Planned:
+    """A data set that can be encoded, and whose manifest is written: its shards are left to do.
+
+    Attributes:
+      out: its folder.
+      manifest: what it is.
+      sources: of its splits.
+      encoder: what runs the networks.
+      method: of the config, on its images.
+      threads: that read samples.
+    """
+
+    out: Path
+    manifest: Manifest
+    sources: Mapping[str, Source]
+    encoder: Encoder
+    method: Method
+    threads: int
+
+    def write(self, share: tuple[int, int] = (0, 1)) -> Manifest:
+        """Writes a process's shards; returns the manifest that they belong to.
+
+        Args:
+          share: which process this is, of how many.
+
+        Raises:
+          EncodedDataError: a shard that is there is damaged.
+        """
+        began, (index, count) = time.monotonic(), share
+        splits = self.manifest.splits
+        own = [(name, s) for name, split in splits.items() for s in range(split.shards)]
+        own = own[index::count]
+        for number, (name, shard) in enumerate(own, 1):
+            source, transform = self.sources[name], self.method.transform
+            parts = (self.out, self.manifest, name, source, transform, self.encoder, self.threads)
+            line = ShardWriter(*parts).write(shard)
+            minutes = (time.monotonic() - began) / 60
+            say(f"[{number}/{len(own)}, {minutes:.1f} min] {line}")
+        return self.manifest
+
+
+def plan_data(config: ConfigDict, out: Path, method: Method, options: EncodeOptions) -> Planned:
+    """Checks what is to be encoded, tells how its captions and its tokenizer fit, and begins.
 
     Args:
       config: of a run.
-      out: the folder, which exists.
+      out: the folder, which exists; gets the manifest, or has it.
       method: of the config, on its images.
       options: checked.
-      share: which process this is, of how many.
 
     Raises:
       ConfigError: nothing can be encoded for the method, its variants would all be the same, or
         the folder holds another data set.
-      EncodedDataError: a shard that is there is damaged.
     """
     encoding = encoding_of(config, method)
     _check_source(method.source, config.seed, options.variants)
@@ -142,19 +180,10 @@ def encode_data(
         sources["validation"] = _validation_source(config, method)
     encoder = Encoder(encoding, method.frozen, options.batch_size)
     wanted = _manifest(config, method, encoding, sources, options)
+    for line in wanted.data.get(TOLD, ()):
+        report(line)
     first_alone("manifest", lambda: _begin(out, wanted, encoder, method))
-    manifest = read_manifest(out)
-    began, (index, count) = time.monotonic(), share
-    shards = [(name, s) for name, split in manifest.splits.items() for s in range(split.shards)]
-    own = shards[index::count]
-    for number, (name, shard) in enumerate(own, 1):
-        writer = ShardWriter(
-            out, manifest, name, sources[name], method.transform, encoder, config.data.threads
-        )
-        line = writer.write(shard)
-        minutes = (time.monotonic() - began) / 60
-        print(f"[{number}/{len(own)}, {minutes:.1f} min] {line}", flush=True)
-    return manifest
+    return Planned(out, read_manifest(out), sources, encoder, method, config.data.threads)
 
 
 def _check_source(source: Source, seed: int, variants: int) -> None:
@@ -195,12 +224,15 @@ def _manifest(
         shown = fields | {IMAGE: Stored("uint8", image.shape, "uint8")}
         count = min(len(sources["validation"]), options.validation)
         splits["validation"] = Split(count, 1, size, shown)
+    told = told_of_data(method)
     return Manifest(
         method=config.method,
         networks=network_digests(encoding),
         tokenizers=tokenizer_digests(encoding),
         settings=dict(encoding.settings),
-        data=_data_block(config) | _names_of_samples(sources, splits),
+        data=_data_block(config)
+        | _names_of_samples(sources, splits)
+        | ({TOLD: told} if told else {}),
         seed=config.seed,
         empty="",
         splits=splits,
@@ -246,21 +278,24 @@ def _begin(out: Path, wanted: Manifest, encoder: Encoder, method: Method) -> Non
     write_atomically(out / MANIFEST, replace(wanted, empty=tree_digest(empty)).to_json())
     for name, split in wanted.splits.items():
         sizes = [np.prod(f.shape) * dtype_of(f.dtype).itemsize for f in split.fields.values()]
-        print(
+        say(
             f"{out}: {split.count} x {split.variants} samples for {name}, {int(sum(sizes))} bytes "
-            f"each before compression, in {split.shards} shards: {', '.join(split.fields)}",
-            flush=True,
+            f"each before compression, in {split.shards} shards: {', '.join(split.fields)}"
         )
 
 
 def _all_changes(found: Manifest, wanted: Manifest) -> list[str]:
-    """What a folder's manifest has otherwise than this call's, but for its empty text.
+    """What a folder's manifest has otherwise than this call's, but for its empty text and what was
+    told of it.
 
     One that was written before the samples' names were has to go without them.
     """
     if NAMES not in found.data:
         wanted = replace(wanted, data={n: v for n, v in wanted.data.items() if n != NAMES})
-    flat = [flatten_config(asdict(replace(manifest, empty=""))) for manifest in (found, wanted)]
+    flat = []
+    for manifest in (found, wanted):
+        data = {name: value for name, value in manifest.data.items() if name != TOLD}
+        flat.append(flatten_config(asdict(replace(manifest, empty="", data=data))))
     return _changes(*flat)
 
 

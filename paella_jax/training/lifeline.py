@@ -16,6 +16,7 @@ import threading
 import time
 from typing import Any
 
+from paella_jax.outside import say
 from paella_jax.training.cluster import Cluster, ClusterError, LateError
 
 RETRY_SECONDS = 0.3
@@ -86,7 +87,7 @@ class Lifeline:
             self._tell(news)
         number, count = self.cluster.process_id, self.cluster.num_processes
         sys.stdout.flush()
-        print(f"process {number} of {count} stops: {news['failed']}", file=sys.stderr, flush=True)
+        say(f"process {number} of {count} stops: {news['failed']}", sys.stderr)
         os._exit(news["code"])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import jax
 import numpy as np
 
 from paella_jax.config import ConfigError
+from paella_jax.data.encoded import EncodedSource
+from paella_jax.data.encoded_format import TOLD
 from paella_jax.outside import parse_object
 from paella_jax.runs.digests import check_noted, write_noted
 from paella_jax.runs.folder import DATA_FILE
@@ -76,6 +77,14 @@ def marks_of_data(source: Any) -> dict[str, Any]:
     return told
 
 
+def told_of_data(method: Method) -> list[str]:
+    """The lines below; of data that was encoded, those that `encode` kept in its manifest."""
+    if isinstance(method.source, EncodedSource):
+        told = method.source.manifest.data.get(TOLD, ())
+        return [f"when it was encoded: {line}" for line in told]
+    return [*describe_cut(method), *describe_rebuilt(method)]
+
+
 def describe_cut(method: Method) -> list[str]:
     """A line for each tokenizer of a run that cuts captions of its data; none if nothing is cut.
 
@@ -88,6 +97,7 @@ def describe_cut(method: Method) -> list[str]:
 def describe_rebuilt(method: Method) -> list[str]:
     """A line on how well a frozen tokenizer gives a user's images back; none where there is none.
 
+    It is the mean of the images' PSNRs, as in a table of scores: that of their mean error is lower.
     The embedded data, and arrays that were made beforehand, are not looked at.
     """
     if method.rebuild is None or not hasattr(method.source, "some_captions"):
@@ -98,9 +108,12 @@ def describe_rebuilt(method: Method) -> list[str]:
     size = images[0].shape  # with buckets, those of the first one's
     batch = np.stack([image for image in images if image.shape == size]).astype(np.float32) / 255.0
     rebuilt = np.asarray(jax.jit(method.rebuild)(method.frozen, batch), np.float32)
-    error = float(np.mean(np.square(np.clip(rebuilt, 0.0, 1.0) - batch)))
-    psnr = -10.0 * math.log10(max(error, 1e-10))
-    line = f"the frozen tokenizer gives {len(batch)} of these images back at {psnr:.1f} dB (PSNR)"
+    errors = np.square(np.clip(rebuilt, 0.0, 1.0) - batch).mean((1, 2, 3), dtype=np.float64)
+    psnr = float(np.mean(-10.0 * np.log10(np.maximum(errors, 1e-10))))
+    line = (
+        f"the frozen tokenizer gives {len(batch)} of these images back at {psnr:.1f} dB (the mean "
+        "of their PSNRs)"
+    )
     if psnr >= ENOUGH:
         return [line]
     return [

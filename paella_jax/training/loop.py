@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from paella_jax.config import ConfigError, StoppedAtOnce, UserError, WriteError
 from paella_jax.data.loader import make_iterator
 from paella_jax.files.compile_cache import keep_programs
+from paella_jax.files.interrupts import raise_what_came
 from paella_jax.runs.checkpoint import Checkpointer
 from paella_jax.runs.digests import note_files
 from paella_jax.runs.durable import check_renames
@@ -33,9 +34,8 @@ from paella_jax.training.compiled_step import StepPrograms
 from paella_jax.training.distributed import check_same_start, first_alone
 from paella_jax.training.looked_at import (
     check_length,
-    describe_cut,
-    describe_rebuilt,
     marks_of_data,
+    told_of_data,
 )
 from paella_jax.training.method import Method
 from paella_jax.training.metrics import MetricWriter, Progress, report
@@ -120,7 +120,7 @@ def _train(
     check_same_start(newest, marks_of_data(method.source))
     resumed = newest is not None
     check_length(workdir, len(method.source), resumed)
-    for line in [*describe_cut(method), *describe_rebuilt(method)]:
+    for line in told_of_data(method):
         report(line)
     if resumed:
         state = checkpointer.restore(abstract)
@@ -190,7 +190,8 @@ def _stop_signals() -> Iterator[list[str]]:
 
     The process does not die of them, but a second SIGINT ends it at once, without waiting for a
     save that is being written. Where there are several processes signals are left to JAX, which
-    agrees on a step for all.
+    agrees on a step for all. Raises KeyboardInterrupt at once for one that came before, and was
+    lost.
     """
     came: list[str] = []
 
@@ -210,6 +211,7 @@ def _stop_signals() -> Iterator[list[str]]:
     except ValueError:  # not in the main thread (a notebook server, some tests)
         pass
     try:
+        raise_what_came()
         yield came
     finally:
         for number, handler in before.items():

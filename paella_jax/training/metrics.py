@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from paella_jax.config import ConfigError, StoppedAtOnce, flatten_config
 from paella_jax.files.atomic import naming, sync, write_atomically
+from paella_jax.outside import escaped_lines
 from paella_jax.runs.checked_lines import metrics_line
 from paella_jax.runs.folder import METRICS_FILE, read_metrics
 from paella_jax.training.trackers import Tracker, trackers
@@ -21,7 +22,7 @@ from paella_jax.training.trackers import Tracker, trackers
 def report(message: str) -> None:
     """One line for the person watching, on process 0."""
     if jax.process_index() == 0:
-        tqdm.write(message)
+        tqdm.write(escaped_lines(message))
 
 
 class MetricWriter:
