@@ -206,3 +206,11 @@ def test_a_frozen_network_s_config_is_named(tmp_path, change, words):
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=words):
         paella_jax.load(run)
+
+
+@pytest.mark.parametrize("preset", ["paella:tiny", "muse:tiny"])
+def test_an_image_smaller_than_a_code_is_refused_by_its_size(preset):
+    """A network for a fixed grid would divide by the grid of no tokens."""
+    config = load_config(preset, ["--config.data.image_size=3"])
+    with pytest.raises(ConfigError, match=r"image size 3x3 .* multiple of 4"):
+        abstract_method(config)

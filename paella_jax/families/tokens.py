@@ -71,6 +71,7 @@ def assemble(
     states = text.clip if text.encoder is None else text.encoder
     assert states is not None
     pooled = states.width if text.clip is None else text.clip.projection
+    check_sizes(config.data, vqgan.downsampling, f"tokenizer {vqgan.downsampling}")
     grid = config.data.image_size // vqgan.downsampling
     predictor = make_predictor(config, Around(grid, states.width, pooled or states.width, low))
     network = NETWORKS[config.cell.network]
