@@ -327,6 +327,5 @@ def load_stage_b(
         config, params, _ = stage_b_run(folder)
         if has_compressor(folder) or not without_compressor:
             compressor = compressor_variables(folder)
-    config = form_of_here(config)
-    networks, frozen = make_stage_b(config, folder)
+    networks, frozen = make_stage_b(config := form_of_here(config), folder)
     return config, networks, params, frozen | {COMPRESSOR: compressor}
