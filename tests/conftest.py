@@ -133,3 +133,18 @@ def keys_used_once():
     """
     with jax.debug_key_reuse(True):
         yield
+
+
+@pytest.fixture
+def votes_not_waited_for(monkeypatch):
+    """A vote waits for the disk, a test need not: it took most of the time."""
+    from paella_jax.serving.store import Store
+
+    connect = Store._connect
+
+    def fast(store):
+        connection = connect(store)
+        connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    monkeypatch.setattr(Store, "_connect", fast)

@@ -16,6 +16,7 @@ from paella_jax.serving.store import APPLICATION, VERSION, Showing, Store, Study
 from paella_jax.serving.study import Study
 from paella_jax.serving.tally import in_words, over_prompts, tally, to_csv, wilson
 
+pytestmark = pytest.mark.usefixtures("votes_not_waited_for")
 PROMPTS = ["a cat", "a dog", "a red circle"]
 RUNS = {0: (255, 0, 0), 1: (0, 0, 255)}  # what the runs draw
 
@@ -30,19 +31,6 @@ def make(file, digests=("aa", "bb"), prompts=PROMPTS, draw=draw_one, seed=0, cha
 
 def is_first(image):
     return image.getpixel((0, 0)) == RUNS[0]
-
-
-@pytest.fixture(autouse=True)
-def disk_is_not_waited_for(monkeypatch):
-    """A vote waits for the disk, a test need not: it took most of the time."""
-    connect = Store._connect
-
-    def fast(store):
-        connection = connect(store)
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
-
-    monkeypatch.setattr(Store, "_connect", fast)
 
 
 @pytest.fixture

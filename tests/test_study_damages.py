@@ -9,17 +9,7 @@ import pytest
 
 from paella_jax.serving.store import CHOICES, Showing, Store, StudyError
 
-
-@pytest.fixture(autouse=True)
-def disk_is_not_waited_for(monkeypatch):
-    connect = Store._connect
-
-    def fast(store):
-        connection = connect(store)
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
-
-    monkeypatch.setattr(Store, "_connect", fast)
+pytestmark = pytest.mark.usefixtures("votes_not_waited_for")
 
 
 @pytest.fixture

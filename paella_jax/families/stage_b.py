@@ -317,8 +317,7 @@ def load_stage_b(
     Raises:
       CheckpointError: not such a run, damaged, or without the networks it needs.
     """
-    folder = Path(workdir)
-    compressor = None
+    folder, compressor = Path(workdir), None
     if place_of("stage_b", folder).is_file() or read_config(folder).method == "stage_c":
         config, params = load_carried("stage_b", folder)
         if place_of(COMPRESSOR, folder).is_file() or not without_compressor:
