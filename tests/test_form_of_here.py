@@ -12,6 +12,7 @@ import small
 import paella_jax
 from paella_jax.config import ConfigError, to_json
 from paella_jax.families.form_of_here import form_of_here, without_form
+from paella_jax.pipelines.run_digests import run_digest
 from paella_jax.runs import digests
 from paella_jax.runs.digests import note_files
 from paella_jax.runs.folder import prepare_workdir, read_config
@@ -45,6 +46,14 @@ def test_a_kernel_that_is_not_here_is_replaced_and_told_when_drawing(run, capsys
     np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
     assert read_config(run).model.attention == config.model.attention == "cudnn"
     assert paella_jax.load(run).run_name() == name
+
+
+def test_a_run_has_one_name_on_all_machines():
+    configs = small.small_paella(), small.small_paella(**KERNELS)
+    names = {run_digest({"": (config, {"x": np.ones(3)})}) for config in configs}
+    assert len(names) == 1
+    other = small.small_paella(model__dropout=0.5)
+    assert run_digest({"": (other, {"x": np.ones(3)})}) not in names
 
 
 def test_frozen_encoders_take_the_kernel_that_all_machines_have():

@@ -73,7 +73,8 @@ def test_lines_that_were_there_at_the_newest_save_are_missed(run, kept):
 
 def test_another_runs_metrics_are_told(run, tmp_path):
     other = new_run(tmp_path / "other", rate=2.0)
-    (run / FILE).write_bytes((other / FILE).read_bytes())
+    longer = metrics_line({"step": 10, "loss": 0.1})  # by its size it could be the run's own
+    (run / FILE).write_text((other / FILE).read_text() + longer)
     assert told(run) == CHANGED
 
 
